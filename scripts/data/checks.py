@@ -1,0 +1,177 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of the data before long work starts: each fault found here costs seconds instead of hours.
+
+A workflow's ``run`` list begins with ``check_cases``. Constructing a workflow does not call it, so that a bundle can be
+loaded, inspected and given other data where there is none.
+"""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import os
+import sys
+import zlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from rich.console import Console
+from rich.progress import track
+
+from scripts.data.datalist import LOOKED_FOR, find_cases
+from scripts.data.phantom import PHANTOM_DESCRIPTION
+from scripts.errors import InputError
+from scripts.transforms import check_label_values
+
+logger = logging.getLogger(__name__)
+
+# The BraTS preprocessing resamples to this grid; a network trained on it knows no other scale.
+EXPECTED_SPACING_MM = 1.0
+# Below this difference (mm) two affines describe the same grid; headers store float32.
+AFFINE_TOLERANCE_MM = 1e-3
+
+
+def read_header(path: str | Path) -> nib.Nifti1Image:
+    """Open a NIfTI image without reading its voxels.
+
+    Raises:
+        InputError: the file is absent, no NIfTI image, not three-dimensional, or cut off.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; check the datalist or --dataset_dir.")
+    try:
+        image = nib.nifti1.Nifti1Image.from_filename(path)
+    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
+        raise InputError(f"{path}: not a readable NIfTI image ({error}); copy it again.") from error
+    if len(image.shape) != 3:
+        raise InputError(f"{path}: {len(image.shape)} dimensions instead of 3; give one file per sequence.")
+    expected = int(image.dataobj.offset) + int(np.prod(image.shape)) * image.get_data_dtype().itemsize
+    if _uncompressed_size(path, expected) < expected % 2**32:
+        raise InputError(f"{path}: cut off or damaged (fewer bytes than its header announces); copy it again.")
+    return image
+
+
+def _uncompressed_size(path: Path, expected: int) -> int:
+    if path.suffix != ".gz":
+        return min(path.stat().st_size, expected) % 2**32 if path.stat().st_size >= expected else -1
+    with path.open("rb") as file:
+        file.seek(-4, os.SEEK_END)
+        # A gzip file ends with its content's length modulo 2^32; in a cut-off file other bytes stand there.
+        size = int.from_bytes(file.read(4), "little")
+    return size if size <= expected % 2**32 + 2**20 else -1
+
+
+def check_grid(item: Mapping[str, Any]) -> bool:
+    """Check that a case's files share one grid, reading headers only.
+
+    Returns:
+        Whether the case is a synthetic phantom.
+
+    Raises:
+        InputError: two files differ in shape or affine, or one cannot be read.
+    """
+    files = [*item["image"], *([item["label"]] if "label" in item else [])]
+    first = read_header(files[0])
+    for file in files[1:]:
+        other = read_header(file)
+        if other.shape != first.shape or not np.allclose(other.affine, first.affine, atol=AFFINE_TOLERANCE_MM):
+            raise InputError(
+                f"{file}: its grid (shape {other.shape}) differs from that of {files[0]} (shape {first.shape}), "
+                "or lies elsewhere; co-register and resample all sequences to one grid."
+            )
+    spacing = first.header.get_zooms()
+    if not np.allclose(spacing, EXPECTED_SPACING_MM, atol=0.05):
+        logger.warning(
+            "%s: voxels of %s mm; the network expects BraTS preprocessing (1 mm, skull-stripped).",
+            files[0],
+            " x ".join(f"{mm:g}" for mm in spacing),
+        )
+    return bytes(first.header["descrip"].item()).decode("latin-1").startswith(PHANTOM_DESCRIPTION)
+
+
+def check_label(item: Mapping[str, Any]) -> None:
+    """Check that a case's label map holds its release's values and no other.
+
+    Raises:
+        InputError: another value occurs, or the file is damaged.
+    """
+    try:
+        values = np.unique(np.asanyarray(nib.load(item["label"]).dataobj))
+    except (OSError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{item['label']}: damaged ({error}); copy it again.") from error
+    check_label_values(values, int(item["et_label"]), item["label"], bool(item.get("resection_cavity", 0)))
+
+
+def check_cases(
+    items: Sequence[Mapping[str, Any]],
+    dataset_dir: str | Path,
+    cases: str = "cases",
+    datalist_file: str | Path | None = None,
+) -> bool:
+    """Refuse data that a workflow would stumble over later.
+
+    Args:
+        items: the datalist that the workflow will read.
+        dataset_dir: the folder it came from. A case in it that lacks a sequence is refused too, since leaving it out
+            in silence would change the cohort; unless the user chose the cases by ``datalist_file``.
+        cases: what the items are, for the messages.
+        datalist_file: the file that the items came from, if there was one.
+
+    Returns:
+        Whether any case is a synthetic phantom.
+
+    Raises:
+        InputError: there is no case, one is incomplete, two have one name, or a file is absent, damaged, of another
+            grid than the rest of its case, or a label map with unexpected values. The message names it.
+    """
+    dataset_dir = Path(dataset_dir)
+    found = find_cases(dataset_dir) if datalist_file is None else []
+    for case in found:
+        if case.missing:
+            raise InputError(
+                f"{case.folder}: incomplete, there is no {' and no '.join(case.missing)}; "
+                "add it, or move the folder away."
+            )
+    if not items:
+        raise InputError(_nothing_found(dataset_dir, cases, len(found)))
+    names: dict[str, Any] = {}
+    for item in items:
+        if item["case"] in names:
+            raise InputError(
+                f"{item['image'][0]}: the case {item['case']} is also in {Path(names[item['case']]).parent}; "
+                "results are named after cases, so keep only one of them below --dataset_dir."
+            )
+        names[item["case"]] = item["image"][0]
+    # Without a terminal a bar would only leave empty lines in the log.
+    quiet = not sys.stderr.isatty()
+    console = Console(stderr=True)
+    step = f"Checking {len(items)} {cases}"
+    phantoms = [check_grid(i) for i in track(items, step, console=console, transient=True, disable=quiet)]
+    labeled = [item for item in items if "label" in item]
+    if labeled:
+        # Decompression releases the interpreter's lock, so threads use all cores.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            done = pool.map(check_label, labeled)
+            step = f"Checking {len(labeled)} label maps"
+            for _ in track(done, step, len(labeled), console=console, transient=True, disable=quiet):
+                pass
+    logger.info("%s: %s %d, checked", dataset_dir, cases, len(items))
+    if any(phantoms):
+        logger.warning("%d of %d %s are synthetic phantoms, not patients.", sum(phantoms), len(items), cases)
+    return any(phantoms)
+
+
+def _nothing_found(dataset_dir: Path, cases: str, found: int) -> str:
+    if not dataset_dir.is_dir():
+        return f"{dataset_dir}: no such folder; set --dataset_dir to a folder of {LOOKED_FOR}."
+    if found:
+        return f"{dataset_dir}: {found} cases, but no {cases}; those need a segmentation (seg) beside the sequences."
+    return f"{dataset_dir}: no {cases} found; looked for {LOOKED_FOR}, at any depth."

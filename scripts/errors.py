@@ -1,0 +1,40 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""The error for wrong input, and its display as one line.
+
+MONAI runs a bundle's parts inside its own code, which wraps an error several times; a traceback of fifty lines then
+buries the cause. With this module imported, an uncaught error that goes back to an ``InputError`` is shown as the
+``InputError``'s own line. Code that catches exceptions, such as a server, sees nothing different.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+
+class InputError(ValueError):
+    """Wrong input from the user: the message is one line that names the file or setting and the remedy."""
+
+
+def input_error_behind(error: BaseException | None) -> InputError | None:
+    """The ``InputError`` in the chain of causes of ``error``, if there is one."""
+    while error is not None:
+        if isinstance(error, InputError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+_default_hook = sys.excepthook
+
+
+def _show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    cause = input_error_behind(error)
+    if cause is None:
+        _default_hook(kind, error, traceback)
+    else:
+        print(f"error: {cause}", file=sys.stderr)
+
+
+sys.excepthook = _show

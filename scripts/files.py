@@ -1,0 +1,88 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are either whole or absent: each is written beside its place and then moved there."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scripts.errors import InputError
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; on success it replaces ``path``, on failure it is removed.
+
+    The temporary name keeps ``path``'s own name at its end, so that writers that go by the extension are content.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = Path(folder) / path.name
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+        os.rmdir(folder)
+
+
+def save_torch(value: Any, path: str | Path) -> None:
+    """``torch.save`` into place."""
+    with replacing(path) as temporary:
+        torch.save(value, temporary)
+
+
+def save_text(text: str, path: str | Path) -> None:
+    """Write UTF-8 text into place."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def save_json(value: Any, path: str | Path) -> None:
+    """Write indented JSON into place."""
+    save_text(json.dumps(value, indent=2) + "\n", path)
+
+
+def load_torch(path: str | Path) -> Any:
+    """``torch.load`` to the CPU with ``weights_only=True``.
+
+    Raises:
+        InputError: the file is absent, truncated, or holds more than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give the path of a model file (.pt).")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{path}: not a readable file of tensors ({reason}); copy or train it again. "
+            "Files that hold other objects are not loaded, since they could run code."
+        ) from error
+
+
+def keep_earlier(path: str | Path) -> Path | None:
+    """Rename an existing ``path`` to a dated name beside it, and return that name (None if nothing was there)."""
+    path = Path(path)
+    if not path.exists():
+        return None
+    changed = datetime.fromtimestamp(path.stat().st_mtime)
+    kept = path.with_name(f"{path.stem}_{changed:%Y%m%d_%H%M%S}{path.suffix}")
+    number = 1
+    while kept.exists():
+        number += 1
+        kept = path.with_name(f"{path.stem}_{changed:%Y%m%d_%H%M%S}_{number}{path.suffix}")
+    path.rename(kept)
+    return kept

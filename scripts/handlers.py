@@ -1,0 +1,325 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Ignite handlers for what MONAI's do not cover: time left, files that are never half written, a report by case."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.tensorboard import SummaryWriter
+
+from scripts.files import save_text, save_torch
+from scripts.losses import PriorAttentionLoss
+from scripts.transforms import REGIONS
+
+logger = logging.getLogger(__name__)
+
+# Where there is no terminal, progress goes to the log, at most this often (seconds).
+LOG_INTERVAL_S = 30.0
+
+
+class ProgressHandler:
+    """Progress of a whole run with the time left: a bar on a terminal, else a line in the log now and then.
+
+    Args:
+        description: what is going on, such as "Training".
+        unit: what an iteration is, such as "case".
+        loss: show the loss, which waits for the device; so only when the display is refreshed, once a second at most.
+    """
+
+    def __init__(self, description: str, unit: str = "iteration", loss: bool = False) -> None:
+        self.description = description
+        self.unit = unit
+        self.loss = loss
+        self._progress: Progress | None = None
+        self._task: Any = None
+        self._start = 0.0
+        self._first = 0
+        self._shown = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Follow ``engine``."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.advance)
+        engine.add_event_handler(Events.COMPLETED, self.stop)
+        engine.add_event_handler(Events.TERMINATE, self.stop)
+
+    def start(self, engine: Engine) -> None:
+        """Open the display."""
+        self._start = self._shown = time.monotonic()
+        self._first = engine.state.iteration
+        if sys.stderr.isatty():
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+            )
+            # Validation makes the pace uneven, so the estimate looks back over ten minutes.
+            self._progress = Progress(*columns, console=Console(stderr=True), speed_estimate_period=600)
+            self._task = self._progress.add_task(self.description, total=self._total(engine), completed=self._first)
+            self._progress.start()
+
+    def advance(self, engine: Engine) -> None:
+        """Show one more iteration."""
+        now = time.monotonic()
+        done, total = engine.state.iteration, self._total(engine)
+        if now - self._shown < (1.0 if self._progress else LOG_INTERVAL_S) and done < total:
+            return
+        self._shown = now
+        text = self.description
+        if engine.state.max_epochs > 1:
+            text += f", epoch {engine.state.epoch}/{engine.state.max_epochs}"
+        if self.loss:
+            text += f", loss {_mean_loss(engine.state.output):.3f}"
+        if self._progress is not None:
+            self._progress.update(self._task, completed=done, description=text)
+        else:
+            left = (now - self._start) / max(done - self._first, 1) * (total - done)
+            logger.info("%s: %s %d of %d, %s left", text, self.unit, done, total, _duration(left))
+
+    def stop(self, engine: Engine) -> None:
+        """Close the display."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    @staticmethod
+    def _total(engine: Engine) -> int:
+        # MONAI's evaluator counts a training's epochs, but its iterations from 0 each time.
+        epochs = 1 if hasattr(engine, "mode") else engine.state.max_epochs
+        return int(epochs * engine.state.epoch_length)
+
+
+class LazySummaryWriter:
+    """TensorBoard writer that opens its file with the first value, so that constructing a workflow leaves no files.
+
+    Args:
+        log_dir: folder of the event file.
+    """
+
+    def __init__(self, log_dir: str) -> None:
+        self.log_dir = log_dir
+
+    @functools.cached_property
+    def _writer(self) -> SummaryWriter:
+        return SummaryWriter(log_dir=self.log_dir)
+
+    def add_scalar(self, tag: str, value: Any, step: int) -> None:
+        """Write one value."""
+        self._writer.add_scalar(tag, value, step)
+
+    def flush(self) -> None:
+        """Bring what was written to the disk."""
+        if "_writer" in self.__dict__:
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        if "_writer" in self.__dict__:
+            self._writer.close()
+
+
+class TrainingScalars:
+    """What a training iteration leaves in TensorBoard: the loss, its terms by level, and the learning rate.
+
+    For ``TensorBoardStatsHandler(iteration_event_writer=...)``.
+
+    Args:
+        loss_function: keeps its terms in ``last_terms``.
+        optimizer: holds the learning rate.
+    """
+
+    def __init__(self, loss_function: PriorAttentionLoss, optimizer: torch.optim.Optimizer) -> None:
+        self.loss_function = loss_function
+        self.optimizer = optimizer
+
+    def __call__(self, engine: Engine, writer: LazySummaryWriter) -> None:
+        """Write the values of the iteration that ``engine`` has finished."""
+        step = engine.state.iteration
+        writer.add_scalar("train/loss", _mean_loss(engine.state.output), step)
+        for name, term in self.loss_function.last_terms.items():
+            writer.add_scalar(f"train/loss_{name}", float(term), step)
+        writer.add_scalar("train/learning_rate", self.optimizer.param_groups[0]["lr"], step)
+
+
+def _mean_loss(output: Any) -> float:
+    items = output if isinstance(output, list) else [output]
+    return float(np.mean([float(torch.as_tensor(item["loss"]).detach()) for item in items]))
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = round(seconds / 60), round(seconds / 3600, 1)
+    return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{hours} h"
+
+
+class TrainingFiles:
+    """Keep a training's weights and state on disk, each file whole at any moment.
+
+    In ``output_dir``: ``model.pt``, the bare weights of the best validation so far (without validation, the newest);
+    ``model_last.pt``, the newest; ``trainer_state.pt``, all it takes to go on: tensors and plain values only.
+
+    Args:
+        output_dir: folder of the run.
+        network: what is trained.
+        optimizer, lr_scheduler: part of the trainer's state.
+        evaluator: the validation; None trains without.
+        interval: epochs between two writes; the last epoch is always written.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        network: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: LRScheduler,
+        evaluator: Engine | None = None,
+        interval: int = 1,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.network = network
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.evaluator = evaluator
+        self.interval = interval
+
+    def attach(self, engine: Engine) -> None:
+        """Write after the epochs of ``engine``; attach after the validation."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+
+    def epoch_completed(self, engine: Engine) -> None:
+        """Write what is due after this epoch."""
+        epoch, last = engine.state.epoch, engine.state.epoch == engine.state.max_epochs
+        if self.evaluator is not None and self.evaluator.state.best_metric_epoch == epoch:
+            save_torch(self._weights(), self.output_dir / "model.pt")
+            logger.info("Best validation so far: %.4f, after epoch %d", self.evaluator.state.best_metric, epoch)
+        if epoch % self.interval and not last:
+            return
+        if self.evaluator is None:
+            save_torch(self._weights(), self.output_dir / "model.pt")
+        save_torch(self._weights(), self.output_dir / "model_last.pt")
+        save_torch(self._state(engine), self.output_dir / "trainer_state.pt")
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        network = getattr(self.network, "module", self.network)
+        return {name: value.cpu() for name, value in network.state_dict().items()}
+
+    def _state(self, engine: Engine) -> dict[str, Any]:
+        scaler = getattr(engine, "scaler", None)
+        best = self.evaluator.state if self.evaluator is not None else None
+        return {
+            "network": self._weights(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": {k: v for k, v in self.lr_scheduler.state_dict().items() if k != "lr_lambdas"},
+            "scaler": scaler.state_dict() if scaler is not None else {},
+            "epoch": engine.state.epoch,
+            "iteration": engine.state.iteration,
+            "max_epochs": engine.state.max_epochs,
+            "best_metric": float(best.best_metric) if best is not None else None,
+            "best_metric_epoch": int(best.best_metric_epoch) if best is not None else None,
+        }
+
+
+class EvaluationReport:
+    """Scores and volumes of every case as a table on disk, and their summary on disk and on the screen.
+
+    ``scores.csv`` has one row a case: Dice, HD95 (mm), and the volumes (mm^3) of prediction and reference, for each of
+    ET, TC and WT. ``summary.csv`` has mean, standard deviation, median and quartiles of each column.
+
+    Args:
+        output_dir: folder of the two files.
+        metrics: column name by the name of a metric attached to the evaluator, which gives one score for each region.
+    """
+
+    def __init__(self, output_dir: str | Path, metrics: dict[str, str]) -> None:
+        self.output_dir = Path(output_dir)
+        self.metrics = metrics
+        self.cases: list[str] = []
+        self.volumes: list[list[float]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Follow the evaluator ``engine``, which leaves regions in ``pred`` and ``label`` of each output."""
+        engine.add_event_handler(Events.STARTED, self.started)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
+        engine.add_event_handler(Events.COMPLETED, self.completed)
+
+    def started(self, engine: Engine) -> None:
+        """Forget an earlier evaluation."""
+        self.cases, self.volumes = [], []
+
+    def iteration_completed(self, engine: Engine) -> None:
+        """Note the case's name and volumes."""
+        for item, output in zip(engine.state.batch, engine.state.output, strict=True):
+            self.cases.append(item["case"])
+            row = []
+            for regions in (output["pred"], output["label"]):
+                # The affine's determinant is a voxel's volume.
+                voxel = abs(float(np.linalg.det(np.asarray(regions.affine)[:3, :3])))
+                row += [float((regions[channel] > 0).sum()) * voxel for channel in range(1, 1 + len(REGIONS))]
+            self.volumes.append(row)
+
+    def completed(self, engine: Engine) -> None:
+        """Write and print the report."""
+        columns: dict[str, np.ndarray] = {}
+        for name, column in self.metrics.items():
+            scores = np.asarray(engine.state.metric_details[name].cpu(), dtype=float)
+            columns |= {f"{column}_{region}": scores[:, i] for i, region in enumerate(REGIONS)}
+        volumes = np.asarray(self.volumes)
+        for i, of in enumerate(("volume", "reference_volume")):
+            columns |= {f"{of}_{region}": volumes[:, i * len(REGIONS) + j] for j, region in enumerate(REGIONS)}
+
+        rows = [[case, *(f"{values[i]:.4f}" for values in columns.values())] for i, case in enumerate(self.cases)]
+        _save_csv(self.output_dir / "scores.csv", ["case", *columns], rows)
+        summary = {name: summarize(values) for name, values in columns.items()}
+        statistics = list(next(iter(summary.values())))
+        rows = [[s, *(f"{values[s]:.4f}" for values in summary.values())] for s in statistics]
+        _save_csv(self.output_dir / "summary.csv", ["statistic", *columns], rows)
+        self._print(summary, statistics)
+
+    def _print(self, summary: dict[str, dict[str, float]], statistics: list[str]) -> None:
+        table = Table(title=f"{len(self.cases)} cases; HD95 in mm, volumes in mm^3 (BraTS 2020 rules for empty regions)")
+        table.add_column("")
+        for statistic in statistics:
+            table.add_column(statistic, justify="right")
+        for name, values in summary.items():
+            digits = 0 if "volume" in name else 2 if name.startswith("hd95") else 3
+            table.add_row(name, *(f"{values[s]:.{digits}f}" for s in statistics))
+        Console().print(table)
+        logger.info("Scores by case: %s", self.output_dir / "scores.csv")
+
+
+def summarize(values: np.ndarray) -> dict[str, float]:
+    """Mean, standard deviation (of a sample; 0 for one value), median and quartiles of a column."""
+    low, median, high = np.percentile(values, [25, 50, 75])
+    return {
+        "mean": float(np.mean(values)),
+        "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
+        "median": float(median),
+        "quartile1": float(low),
+        "quartile3": float(high),
+    }
+
+
+def _save_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    save_text(text.getvalue(), path)

@@ -1,0 +1,183 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Turn a checkpoint of the PANet authors' program into a model file of this bundle.
+
+    python -m scripts.import_checkpoint AUTHORS.pkl models/model.pt
+
+The network is read off the tensors' names and shapes, so any width, both heads, both ways of upsampling and all
+switches are recognised. What the authors' code stores but never uses (activations of layers that do not activate,
+shortcuts beside an identity) is dropped; everything else must fit exactly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scripts.errors import InputError
+from scripts.files import load_torch, save_torch
+from scripts.networks import PriorAttentionNet
+
+# The authors' module names, left, and this bundle's, right. Order matters: the first that fits is taken.
+_HEAD_NAMES = {
+    "fcn": {"conv5_4": "reduce4", "conv4_0": "fuse3", "conv4_3": "reduce3", "conv3_0": "fuse2", "conv_out": "output"},
+    "parallel": {
+        "conv3_0": "reduce2",
+        "conv4_0": "reduce3",
+        "conv5_0": "reduce4",
+        "conv4_5": "join_deep",
+        "conv3_4": "join_shallow",
+        "conv_out": "output",
+    },
+}
+_DECODER_BLOCKS = ("conv3_1", "conv2_2", "conv1_3", "conv0_4")
+_DECONVOLUTIONS = ("up4_3", "up3_2", "up2_1", "up1_0")
+# Stored by the authors' code in every block that does not activate there; read by nothing.
+_DEAD_ACTIVATION = re.compile(r"\.(conv2|conv3|identity_mapping)\.act\.")
+
+
+def read_state_dict(checkpoint: Any, path: str | Path) -> dict[str, torch.Tensor]:
+    """The weights of a loaded checkpoint, which keeps them under ``net`` or is the state dict itself.
+
+    Raises:
+        InputError: there is no state dict in it.
+    """
+    state = checkpoint.get("net", checkpoint) if isinstance(checkpoint, Mapping) else None
+    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise InputError(f"{path}: no state dict under 'net'; expected a checkpoint of the PANet authors' program.")
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def network_arguments(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Arguments of ``PriorAttentionNet`` read off a state dict in the authors' layout.
+
+    Raises:
+        KeyError: a tensor that every such network has is missing; its name is the error's argument.
+    """
+    bottleneck = "backbone.conv0_0.conv3.conv.weight" in state
+    last = "conv3" if bottleneck else "conv2"
+    widths = [state[f"backbone.conv{i}_0.{last}.conv.weight"].shape[0] for i in range(5)]
+    first = state["backbone.conv0_0.conv1.conv.weight"]
+    norm = "instance"
+    if "backbone.conv0_0.conv1.norm.running_mean" in state:
+        norm = "batch"
+    elif "backbone.conv0_0.conv1.norm.weight" in state:
+        norm = "group"
+    arguments: dict[str, Any] = {
+        "spatial_dims": first.dim() - 2,
+        "in_channels": first.shape[1],
+        "out_channels": state["convds0.weight"].shape[0],
+        "channels": widths,
+        "norm": norm,
+        "act": ("prelu", {"init": 0.25}) if "backbone.conv0_0.act.weight" in state else "relu",
+        "upsample": "deconv" if "up4_3.trans_conv.weight" in state else "interpolate",
+        "prior_attention": "one_stage.conv_out.weight" in state,
+        "deep_supervision": "convds1.weight" in state,
+        "bottleneck": bottleneck,
+    }
+    if arguments["prior_attention"]:
+        arguments["head"] = "parallel" if "one_stage.conv3_4.conv.weight" in state else "fcn"
+    return arguments
+
+
+def rename(name: str, head: str) -> str:
+    """This bundle's name for a tensor of the authors' network; a name that is not theirs comes back unchanged."""
+    parts = name.split(".")
+    top = parts[0]
+    if top == "backbone":
+        found = re.fullmatch(r"conv([0-4])_0", parts[1]) if len(parts) > 1 else None
+        return _block_name(f"encoder.{found[1]}", parts[2:]) if found else name
+    if top == "one_stage" and len(parts) > 1 and parts[1] in _HEAD_NAMES[head]:
+        return ".".join(["head", _HEAD_NAMES[head][parts[1]], *parts[2:]])
+    if top in _DECODER_BLOCKS:
+        return _block_name(f"decoder.{_DECODER_BLOCKS.index(top)}.block", parts[1:])
+    if top in _DECONVOLUTIONS and parts[1:2] == ["trans_conv"]:
+        return ".".join([f"decoder.{_DECONVOLUTIONS.index(top)}.upsample", *parts[2:]])
+    if top == "conv_down":
+        return ".".join(["prior_downsample", *parts[1:]])
+    if found := re.fullmatch(r"skip_([0-3])\.param", name):
+        return f"decoder.{3 - int(found[1])}.skip_weight"
+    return name
+
+
+def _block_name(prefix: str, rest: list[str]) -> str:
+    if found := re.fullmatch(r"conv([123])", rest[0]):
+        return ".".join([prefix, "body", str(int(found[1]) - 1), *rest[1:]])
+    if rest[0] == "identity_mapping":
+        return ".".join([prefix, "shortcut", *rest[1:]])
+    return ".".join([prefix, *rest])
+
+
+def convert(
+    state: Mapping[str, torch.Tensor], path: str | Path = "checkpoint"
+) -> tuple[PriorAttentionNet, list[str]]:
+    """Build the network that a state dict in the authors' layout belongs to, with its weights.
+
+    Args:
+        state: the authors' state dict.
+        path: what the error messages name.
+
+    Returns:
+        The network, and the authors' names of the dead tensors that were dropped.
+
+    Raises:
+        InputError: a tensor is missing or unexpected, or has another shape; the message names it.
+    """
+    try:
+        arguments = network_arguments(state)
+    except KeyError as error:
+        raise InputError(f"{path}: no tensor {error.args[0]}; expected the layout of the PANet authors.") from error
+    network = PriorAttentionNet(**arguments)
+    wanted = network.state_dict()
+    levels = (3, 2, 1, 0) if arguments["deep_supervision"] else (0,)
+    outputs = {f"convds{level}": f"outputs.{position}" for position, level in enumerate(levels)}
+
+    converted: dict[str, torch.Tensor] = {}
+    dropped: list[str] = []
+    unexpected: list[str] = []
+    for name, value in state.items():
+        top = name.split(".")[0]
+        ours = name.replace(top, outputs[top], 1) if top in outputs else rename(name, arguments.get("head", "fcn"))
+        if ours in wanted:
+            converted[ours] = value
+        elif _DEAD_ACTIVATION.search(name) or ".identity_mapping." in name:
+            dropped.append(name)
+        else:
+            unexpected.append(name)
+    missing = sorted(set(wanted) - set(converted))
+    misshapen = [n for n, v in converted.items() if v.shape != wanted[n].shape]
+    for what, names in (("unexpected", unexpected), ("missing", missing), ("of another shape", misshapen)):
+        if names:
+            raise InputError(f"{path}: tensors {what}: {', '.join(names)}; nothing was written.")
+    network.load_state_dict(converted)
+    return network, dropped
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.import_checkpoint", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("checkpoint", type=Path, help="checkpoint of the authors' program (.pkl)")
+    parser.add_argument("model_file", type=Path, help="model file to write, such as models/model.pt")
+    args = parser.parse_args(argv)
+
+    if args.model_file.exists():
+        raise InputError(f"{args.model_file}: exists already; move it away or choose another name.")
+    state = read_state_dict(load_torch(args.checkpoint), args.checkpoint)
+    network, dropped = convert(state, args.checkpoint)
+    save_torch(network.state_dict(), args.model_file)
+    print(f"{args.model_file}: {len(network.state_dict())} tensors; dropped {len(dropped)} that nothing reads")
+    shown = {k: list(v) if isinstance(v, tuple) else v for k, v in network_arguments(state).items()}
+    print("network_def: " + ", ".join(f"{name} {value}" for name, value in shown.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

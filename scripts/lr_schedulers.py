@@ -1,0 +1,52 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""The authors' learning-rate schedule, which neither torch nor MONAI has in one piece."""
+
+from __future__ import annotations
+
+import math
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+class WarmupFlatCosineLR(LambdaLR):
+    """Linear warm-up, a flat stretch, then half a cosine down; stepped once an iteration.
+
+    Starts and ends at ``floor`` times the optimiser's learning rate. The cosine takes the epochs that the other two
+    leave; where they leave none, the rate stays flat to the end.
+
+    Args:
+        optimizer: its learning rate is the flat stretch's.
+        max_epochs: length of the training.
+        iterations_per_epoch: steps in an epoch.
+        warmup_epochs, flat_epochs: lengths of the first two stretches.
+        floor: first and last factor (the authors' 1/1000).
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        max_epochs: int,
+        iterations_per_epoch: int,
+        warmup_epochs: float = 5,
+        flat_epochs: float = 35,
+        floor: float = 1e-3,
+    ) -> None:
+        self.max_epochs = max_epochs
+        self.iterations_per_epoch = max(iterations_per_epoch, 1)
+        self.warmup_epochs = warmup_epochs
+        self.flat_epochs = flat_epochs
+        self.floor = floor
+        super().__init__(optimizer, self.factor)
+
+    def factor(self, iteration: int) -> float:
+        """Factor of the learning rate in the given iteration, counted from 0."""
+        epoch = iteration / self.iterations_per_epoch
+        cosine_start = self.warmup_epochs + self.flat_epochs
+        if epoch < self.warmup_epochs:
+            return self.floor + (1 - self.floor) * epoch / self.warmup_epochs
+        if epoch < cosine_start or cosine_start >= self.max_epochs:
+            return 1.0
+        progress = min((epoch - cosine_start) / (self.max_epochs - cosine_start), 1.0)
+        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2

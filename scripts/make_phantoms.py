@@ -1,0 +1,73 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Write a cohort of synthetic patients in the layout of BraTS 2020: `python -m scripts.make_phantoms OUT`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from scripts.data.phantom import COHORT_FOLDER, DIFFICULTIES, CohortError, check_cohort, missing_cases, write_cohort
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line; exits with status 2 and a line on stderr where it is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.make_phantoms", description=__doc__)
+    parser.add_argument("out", type=Path, metavar="OUT", help="new or empty folder, or a cohort to be completed")
+    parser.add_argument("--cases", type=int, default=10, help="number of patients (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the whole cohort (default: %(default)s)")
+    parser.add_argument("--difficulty", choices=list(DIFFICULTIES), default="demo", help="default: %(default)s")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=min(2, os.cpu_count() or 1),
+        help="processes; each needs about 0.5 GB (default: %(default)s)",
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    args = parse(argv)
+    for option, least in (("cases", 1), ("seed", 0), ("workers", 1)):
+        if getattr(args, option) < least:
+            print(f"--{option} must be {least} or more, not {getattr(args, option)}.", file=sys.stderr)
+            return 2
+    screen = Console(stderr=True)
+    try:
+        check_cohort(args.out, args.seed, args.difficulty)
+        todo = len(missing_cases(args.out, args.cases))
+        if todo < args.cases:
+            print(f"Reusing {args.cases - todo} complete case(s) of {args.cases} in {args.out}.")
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
+            task = progress.add_task("phantoms", total=todo)
+            for _ in write_cohort(args.out, args.cases, args.seed, args.difficulty, args.workers):
+                progress.advance(task)
+    except CohortError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"Cannot write the phantoms to {args.out}: {error}", file=sys.stderr)
+        return 1
+    except BrokenProcessPool:  # most often for want of memory
+        print("A worker was killed; repeat the command with --workers 1 to complete the cohort.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"Stopped; the same command completes the cohort in {args.out}.", file=sys.stderr)
+        return 130
+    cohort = args.out / COHORT_FOLDER
+    size = sum(path.stat().st_size for path in cohort.rglob("*.nii.gz"))
+    count = sum(path.is_dir() for path in cohort.iterdir())
+    print(f"{count} synthetic patients ({args.difficulty}, seed {args.seed}) in {cohort}, {size / 1e6:.0f} MB.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

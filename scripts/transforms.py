@@ -1,0 +1,245 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Transforms for the BraTS rules that MONAI has no exact counterpart of.
+
+Regions are the channels (background, ET, TC, WT); they overlap: ET (enhancing tumour) lies in TC (tumour core = ET and
+necrotic or non-enhancing core), TC in WT (whole tumour = TC and oedema). BraTS label maps hold 1 for necrotic and
+non-enhancing core, 2 for oedema, and for ET 4 (releases 2018 to 2021) or 3 (from 2023 on).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+from scipy import ndimage
+from skimage.morphology import remove_small_objects
+
+from scripts.errors import InputError
+
+REGIONS = ("ET", "TC", "WT")
+BACKGROUND_CHANNEL, ET_CHANNEL, TC_CHANNEL, WT_CHANNEL = range(4)
+ET_LABELS = (3, 4)
+
+
+def check_et_label(et_label: int) -> int:
+    """Return ``et_label`` if a BraTS release uses it for the enhancing tumour.
+
+    Raises:
+        ValueError: it is neither 3 nor 4.
+    """
+    if et_label not in ET_LABELS:
+        raise ValueError(f"et_label must be 4 (BraTS 2018 to 2021) or 3 (from 2023 on), got {et_label!r}.")
+    return et_label
+
+
+def labels_to_regions(labels: torch.Tensor, et_label: int) -> torch.Tensor:
+    """Regions, uint8 of shape (4, *size), from a label map of shape (*size)."""
+    check_et_label(et_label)
+    et = labels == et_label
+    tc = et | (labels == 1)
+    wt = tc | (labels == 2)
+    return torch.stack([~wt, et, tc, wt]).to(torch.uint8)
+
+
+def regions_to_labels(regions: torch.Tensor, et_label: int = 4, oedema_last: bool = False) -> torch.Tensor:
+    """Label map, uint8 of shape (1, *size), from regions of shape (4, *size).
+
+    Args:
+        regions: non-zero where a voxel is in the region; the background channel is not read.
+        et_label: value of the enhancing tumour, 4 or 3.
+        oedema_last: let oedema (in WT, not in TC) overrule ET, as the authors' program does. They differ only where
+            ET lies outside TC.
+    """
+    check_et_label(et_label)
+    et, tc, wt = (regions[c] > 0 for c in (ET_CHANNEL, TC_CHANNEL, WT_CHANNEL))
+    labels = torch.zeros_like(et, dtype=torch.uint8)
+    labels[wt] = 2
+    labels[tc] = 1
+    labels[et & ~(wt & ~tc) if oedema_last else et] = et_label
+    return labels[None]
+
+
+class LabelsToRegionsd(MapTransform):
+    """Turn a BraTS label map, (1, *size), into the four regions, uint8 of shape (4, *size).
+
+    Args:
+        keys: keys of label maps.
+        et_label: the enhancing tumour's value, where it is known beforehand.
+        et_label_key: else, key of the value it has in the case's release (3 or 4).
+        cavity_key: key of whether 4 may occur beside an ET label of 3, as resection cavity (then background). That
+            is the user's explicit choice, never inferred.
+
+    Raises:
+        InputError: the map holds a value that its release does not use; the message names the file.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        et_label: int | None = None,
+        et_label_key: str = "et_label",
+        cavity_key: str = "resection_cavity",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.et_label = et_label
+        self.et_label_key = et_label_key
+        self.cavity_key = cavity_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Convert the label maps of one case."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            labels = item[key]
+            et_label = int(item[self.et_label_key]) if self.et_label is None else self.et_label
+            name = str(getattr(labels, "meta", {}).get("filename_or_obj", key))
+            cavity = self.et_label is None and bool(item[self.cavity_key])
+            check_label_values(np.unique(labels.cpu()), et_label, name, cavity)
+            item[key] = labels_to_regions(labels[0], et_label)
+        return item
+
+
+def check_label_values(values: np.ndarray, et_label: int, name: str, cavity: bool = False) -> None:
+    """Refuse label values that a release with this ET label does not use.
+
+    Args:
+        values: the distinct values of a label map.
+        et_label: the release's ET label.
+        name: file that the message names.
+        cavity: accept 4 as resection cavity in a release whose ET label is 3.
+
+    Raises:
+        InputError: another value occurs.
+    """
+    unknown = sorted({float(v) for v in values} - {0.0, 1.0, 2.0, float(et_label)} - ({4.0} if cavity else set()))
+    if not unknown:
+        return
+    shown = ", ".join(f"{v:g}" for v in unknown)
+    if et_label == 3 and unknown == [4.0]:
+        remedy = "in BraTS 2024 label 4 is the resection cavity, in BraTS 2018 to 2021 ET: set --et_label 3 or 4"
+    elif et_label == 4 and unknown == [3.0]:
+        remedy = "files of BraTS 2023 and later have ET as 3: set --et_label 3"
+    else:
+        remedy = "check the file"
+    raise InputError(f"{name}: unexpected label {shown} beside 0, 1, 2, {et_label}; {remedy}.")
+
+
+class RemoveSmallComponentsd(MapTransform):
+    """Clear connected components of fewer than ``min_voxels`` voxels, in each channel for itself.
+
+    MONAI's ``RemoveSmallObjects`` labels all channels together, so that a speck of ET inside TC would count as part of
+    TC. Neighbours share a face (6-connectivity), as in the authors' testing.
+
+    Args:
+        keys: keys of regions, non-zero inside, of shape (channel, *size).
+        min_voxels: the smallest component that stays.
+        channels: the channels to clean; the background's is left alone.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        min_voxels: int = 10,
+        channels: tuple[int, ...] = (ET_CHANNEL, TC_CHANNEL, WT_CHANNEL),
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.min_voxels = min_voxels
+        self.channels = channels
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Clean the regions of one case."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            regions = item[key].clone()
+            for channel in self.channels:
+                mask = np.asarray(regions[channel].cpu()) > 0
+                if not mask.any():
+                    continue
+                # The lesion's box is a small part of the grid, and holds all components whole.
+                box = ndimage.find_objects(mask.astype(np.uint8))[0]
+                # skimage removes components up to and including max_size.
+                kept = remove_small_objects(mask[box], max_size=self.min_voxels - 1, connectivity=1)
+                regions[channel][box] = torch.as_tensor(kept, device=regions.device).to(regions.dtype)
+            item[key] = regions
+        return item
+
+
+class SuppressSmallEnhancingTumord(MapTransform):
+    """Clear an enhancing tumour too small to be believed; its voxels become core (set in TC and WT).
+
+    A false ET in a patient without one scores Dice 0 (BraTS 2020 rules), hence the authors' threshold.
+
+    Args:
+        keys: keys of regions, non-zero inside, of shape (4, *size).
+        min_voxels: the smallest ET that stays.
+        per_component: judge each 6-connected component for itself instead of the whole volume.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        min_voxels: int = 300,
+        per_component: bool = False,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.min_voxels = min_voxels
+        self.per_component = per_component
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Suppress in one case."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            regions = item[key].clone()
+            et = np.asarray(regions[ET_CHANNEL].cpu()) > 0
+            if self.per_component:
+                components, _ = ndimage.label(et)
+                small = et & (np.bincount(components.ravel())[components] < self.min_voxels)
+            else:
+                small = et if et.sum() < self.min_voxels else np.zeros_like(et)
+            if small.any():
+                cleared = torch.as_tensor(small, device=regions.device)
+                regions[ET_CHANNEL][cleared] = 0
+                regions[TC_CHANNEL][cleared] = 1
+                regions[WT_CHANNEL][cleared] = 1
+            item[key] = regions
+        return item
+
+
+class RegionsToLabelsd(MapTransform):
+    """Turn regions, (4, *size), into a BraTS label map, uint8 of shape (1, *size).
+
+    A voxel is ET's label where ET, else 1 where TC, else 2 where WT, else 0.
+
+    Args:
+        keys: keys of regions, non-zero inside.
+        et_label: value of the enhancing tumour, 4 or 3.
+        oedema_last: the authors' order, in which a voxel in ET and WT but not in TC becomes oedema.
+
+    Raises:
+        ValueError: another ``et_label``.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        et_label: int = 4,
+        oedema_last: bool = False,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.et_label = check_et_label(et_label)
+        self.oedema_last = oedema_last
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Convert the regions of one case."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            item[key] = regions_to_labels(item[key], self.et_label, self.oedema_last)
+        return item
