@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Events
+from monai.engines.workflow import Workflow
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -52,14 +53,14 @@ class ProgressHandler:
         self._first = 0
         self._shown = 0.0
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Workflow) -> None:
         """Follow ``engine``."""
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.advance)
         engine.add_event_handler(Events.COMPLETED, self.stop)
         engine.add_event_handler(Events.TERMINATE, self.stop)
 
-    def start(self, engine: Engine) -> None:
+    def start(self, engine: Workflow) -> None:
         """Open the display."""
         self._start = self._shown = time.monotonic()
         self._first = engine.state.iteration
@@ -77,7 +78,7 @@ class ProgressHandler:
             self._task = self._progress.add_task(self.description, total=self._total(engine), completed=self._first)
             self._progress.start()
 
-    def advance(self, engine: Engine) -> None:
+    def advance(self, engine: Workflow) -> None:
         """Show one more iteration."""
         now = time.monotonic()
         done, total = engine.state.iteration, self._total(engine)
@@ -95,14 +96,14 @@ class ProgressHandler:
             left = (now - self._start) / max(done - self._first, 1) * (total - done)
             logger.info("%s: %s %d of %d, %s left", text, self.unit, done, total, _duration(left))
 
-    def stop(self, engine: Engine) -> None:
+    def stop(self, engine: Workflow) -> None:
         """Close the display."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
 
     @staticmethod
-    def _total(engine: Engine) -> int:
+    def _total(engine: Workflow) -> int:
         # MONAI's evaluator counts a training's epochs, but its iterations from 0 each time.
         epochs = 1 if hasattr(engine, "mode") else engine.state.max_epochs
         return int(epochs * engine.state.epoch_length)
@@ -151,7 +152,7 @@ class TrainingScalars:
         self.loss_function = loss_function
         self.optimizer = optimizer
 
-    def __call__(self, engine: Engine, writer: LazySummaryWriter) -> None:
+    def __call__(self, engine: Workflow, writer: LazySummaryWriter) -> None:
         """Write the values of the iteration that ``engine`` has finished."""
         step = engine.state.iteration
         writer.add_scalar("train/loss", _mean_loss(engine.state.output), step)
@@ -190,7 +191,7 @@ class TrainingFiles:
         network: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
         lr_scheduler: LRScheduler,
-        evaluator: Engine | None = None,
+        evaluator: Workflow | None = None,
         interval: int = 1,
     ) -> None:
         self.output_dir = Path(output_dir)
@@ -200,11 +201,11 @@ class TrainingFiles:
         self.evaluator = evaluator
         self.interval = interval
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Workflow) -> None:
         """Write after the epochs of ``engine``; attach after the validation."""
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
 
-    def epoch_completed(self, engine: Engine) -> None:
+    def epoch_completed(self, engine: Workflow) -> None:
         """Write what is due after this epoch."""
         epoch, last = engine.state.epoch, engine.state.epoch == engine.state.max_epochs
         if self.evaluator is not None and self.evaluator.state.best_metric_epoch == epoch:
@@ -221,7 +222,7 @@ class TrainingFiles:
         network = getattr(self.network, "module", self.network)
         return {name: value.cpu() for name, value in network.state_dict().items()}
 
-    def _state(self, engine: Engine) -> dict[str, Any]:
+    def _state(self, engine: Workflow) -> dict[str, Any]:
         scaler = getattr(engine, "scaler", None)
         best = self.evaluator.state if self.evaluator is not None else None
         return {
@@ -254,17 +255,17 @@ class EvaluationReport:
         self.cases: list[str] = []
         self.volumes: list[list[float]] = []
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Workflow) -> None:
         """Follow the evaluator ``engine``, which leaves regions in ``pred`` and ``label`` of each output."""
         engine.add_event_handler(Events.STARTED, self.started)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
         engine.add_event_handler(Events.COMPLETED, self.completed)
 
-    def started(self, engine: Engine) -> None:
+    def started(self, engine: Workflow) -> None:
         """Forget an earlier evaluation."""
         self.cases, self.volumes = [], []
 
-    def iteration_completed(self, engine: Engine) -> None:
+    def iteration_completed(self, engine: Workflow) -> None:
         """Note the case's name and volumes."""
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
             self.cases.append(item["case"])
@@ -275,7 +276,7 @@ class EvaluationReport:
                 row += [float((regions[channel] > 0).sum()) * voxel for channel in range(1, 1 + len(REGIONS))]
             self.volumes.append(row)
 
-    def completed(self, engine: Engine) -> None:
+    def completed(self, engine: Workflow) -> None:
         """Write and print the report."""
         columns: dict[str, np.ndarray] = {}
         for name, column in self.metrics.items():
@@ -294,7 +295,8 @@ class EvaluationReport:
         self._print(summary, statistics)
 
     def _print(self, summary: dict[str, dict[str, float]], statistics: list[str]) -> None:
-        table = Table(title=f"{len(self.cases)} cases; HD95 in mm, volumes in mm^3 (BraTS 2020 rules for empty regions)")
+        rules = "HD95 in mm, volumes in mm^3; BraTS 2020 rules for empty regions"
+        table = Table(title=f"{len(self.cases)} case{'s' * (len(self.cases) != 1)}; {rules}")
         table.add_column("")
         for statistic in statistics:
             table.add_column(statistic, justify="right")

@@ -114,9 +114,7 @@ def _block_name(prefix: str, rest: list[str]) -> str:
     return ".".join([prefix, *rest])
 
 
-def convert(
-    state: Mapping[str, torch.Tensor], path: str | Path = "checkpoint"
-) -> tuple[PriorAttentionNet, list[str]]:
+def convert(state: Mapping[str, torch.Tensor], path: str | Path = "checkpoint") -> tuple[PriorAttentionNet, list[str]]:
     """Build the network that a state dict in the authors' layout belongs to, with its weights.
 
     Args:

@@ -22,9 +22,9 @@ class PriorAttentionLoss(nn.Module):
     cross-entropy. The result is their weighted sum (paper, section III-D).
 
     The regions overlap (ET lies in TC, TC in WT), so the cross-entropy is BINARY, per channel. MONAI's
-    ``DiceCELoss(sigmoid=True)`` takes a softmax cross-entropy on several channels, whatever ``sigmoid`` says, on targets
-    that here sum to up to 3. The authors' program did so on the argmax of the targets, which leaves each voxel its
-    smallest region, and on the one-channel prior that term is 0; ``cross_entropy="authors"`` is that form.
+    ``DiceCELoss(sigmoid=True)`` takes a softmax cross-entropy on several channels, whatever ``sigmoid`` says, on
+    targets that here sum to up to 3. The authors' program did so on the argmax of the targets, which leaves each voxel
+    its smallest region, and on the one-channel prior that term is 0; ``cross_entropy="authors"`` is that form.
 
     Args:
         level_weights: weights of out, level1, level2, level3.

@@ -13,7 +13,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from scripts.data.phantom import COHORT_FOLDER, DIFFICULTIES, CohortError, check_cohort, missing_cases, write_cohort
+from scripts.data.phantom import COHORT_FOLDER, DIFFICULTIES, check_cohort, missing_cases, write_cohort
+from scripts.errors import InputError
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -37,8 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     for option, least in (("cases", 1), ("seed", 0), ("workers", 1)):
         if getattr(args, option) < least:
-            print(f"--{option} must be {least} or more, not {getattr(args, option)}.", file=sys.stderr)
-            return 2
+            raise InputError(f"--{option} must be {least} or more, not {getattr(args, option)}.")
     screen = Console(stderr=True)
     try:
         check_cohort(args.out, args.seed, args.difficulty)
@@ -50,15 +50,10 @@ def main(argv: list[str] | None = None) -> int:
             task = progress.add_task("phantoms", total=todo)
             for _ in write_cohort(args.out, args.cases, args.seed, args.difficulty, args.workers):
                 progress.advance(task)
-    except CohortError as error:
-        print(error, file=sys.stderr)
-        return 2
     except OSError as error:
-        print(f"Cannot write the phantoms to {args.out}: {error}", file=sys.stderr)
-        return 1
-    except BrokenProcessPool:  # most often for want of memory
-        print("A worker was killed; repeat the command with --workers 1 to complete the cohort.", file=sys.stderr)
-        return 1
+        raise InputError(f"{args.out}: cannot write the phantoms ({error}).") from error
+    except BrokenProcessPool as error:  # most often for want of memory
+        raise InputError("A worker was killed; repeat the command with --workers 1 to go on.") from error
     except KeyboardInterrupt:
         print(f"Stopped; the same command completes the cohort in {args.out}.", file=sys.stderr)
         return 130

@@ -51,7 +51,7 @@ def write_record(output_dir: str | Path, phantoms: bool, **facts: Any) -> None:
 
     Args:
         output_dir: folder of the run.
-        phantoms: whether synthetic phantoms are among the data, or the weights come from them.
+        phantoms: whether synthetic phantoms are among the data.
         facts: what else to note.
     """
     config = running_config()

@@ -78,7 +78,7 @@ def prepare_evaluation(
     if phantom_weights:
         logger.warning("%s was trained on synthetic phantoms: its results say nothing about patients.", model_file)
     _refuse_used(output_dir, [f"{item['case']}.nii.gz" for item in items], "segmentation", overwrite)
-    write_record(output_dir, phantoms or phantom_weights, model_file=str(model_file), cases=len(items))
+    write_record(output_dir, phantoms, phantom_weights=phantom_weights, model_file=str(model_file), cases=len(items))
 
 
 def flag(value: bool | str) -> bool:

@@ -26,7 +26,7 @@ class CaseLayout(FolderLayoutBase):
 
     def filename(self, subject: PathLike = "subject", **kwargs: Any) -> Path:
         """Path of the result for the image file ``subject``."""
-        return self.output_dir / f"{case_name(subject)}.nii.gz"
+        return self.output_dir / f"{case_name(Path(subject))}.nii.gz"
 
 
 class WholeFileWriter(NibabelWriter):

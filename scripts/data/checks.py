@@ -53,7 +53,8 @@ def read_header(path: str | Path) -> nib.Nifti1Image:
         raise InputError(f"{path}: not a readable NIfTI image ({error}); copy it again.") from error
     if len(image.shape) != 3:
         raise InputError(f"{path}: {len(image.shape)} dimensions instead of 3; give one file per sequence.")
-    expected = int(image.dataobj.offset) + int(np.prod(image.shape)) * image.get_data_dtype().itemsize
+    proxy: Any = image.dataobj
+    expected = int(proxy.offset) + int(np.prod(image.shape)) * image.get_data_dtype().itemsize
     if _uncompressed_size(path, expected) < expected % 2**32:
         raise InputError(f"{path}: cut off or damaged (fewer bytes than its header announces); copy it again.")
     return image
@@ -104,7 +105,7 @@ def check_label(item: Mapping[str, Any]) -> None:
         InputError: another value occurs, or the file is damaged.
     """
     try:
-        values = np.unique(np.asanyarray(nib.load(item["label"]).dataobj))
+        values = np.unique(np.asanyarray(nib.nifti1.Nifti1Image.from_filename(item["label"]).dataobj))
     except (OSError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{item['label']}: damaged ({error}); copy it again.") from error
     check_label_values(values, int(item["et_label"]), item["label"], bool(item.get("resection_cavity", 0)))

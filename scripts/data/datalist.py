@@ -47,7 +47,7 @@ class Release:
 
     def file_pattern(self) -> re.Pattern[str]:
         """Match ``<case><separator><sequence>.nii[.gz]``; groups: case, sequence."""
-        names = "|".join(self.suffixes + ("seg",))
+        names = "|".join((*self.suffixes, "seg"))
         return re.compile(rf"(?P<case>[^.].*){re.escape(self.separator)}(?P<sequence>{names})\.nii(\.gz)?")
 
 
@@ -58,7 +58,10 @@ RELEASES = (
 _PATTERNS = [(release, release.file_pattern()) for release in RELEASES]
 # BraTS20_Training_355 ships its segmentation under the name it had before the release: W39_1998.09.19_Segm.nii.
 _UNRELEASED_LABEL = re.compile(r"[^.].*_segm\.nii(\.gz)?", re.IGNORECASE)
-LOOKED_FOR = "case folders with <case>_{t1,t1ce,t2,flair}.nii.gz (BraTS 2018 to 2021) or <case>-{t1n,t1c,t2w,t2f}.nii.gz (2023 on)"
+LOOKED_FOR = (
+    "case folders with <case>_{t1,t1ce,t2,flair}.nii.gz (BraTS 2018 to 2021) or "
+    "<case>-{t1n,t1c,t2w,t2f}.nii.gz (2023 on)"
+)
 
 
 @dataclass
@@ -240,7 +243,8 @@ def read_datalist(path: str | Path, dataset_dir: str | Path) -> dict[str, list[d
 
 
 def _resolve(entry: Any, path: Path, dataset_dir: str | Path) -> dict[str, Any]:
-    if not isinstance(entry, dict) or not isinstance(entry.get("image"), list) or not isinstance(entry.get("label"), str):
+    is_dict = isinstance(entry, dict)
+    if not (is_dict and isinstance(entry.get("image"), list) and isinstance(entry.get("label"), str)):
         raise InputError(f"{path}: an entry lacks 'image' (list of four files) or 'label' (file): {entry}")
     if len(entry["image"]) != len(SEQUENCES):
         raise InputError(f"{path}: 'image' must list {', '.join(SEQUENCES)}, in this order: {entry}")

@@ -32,6 +32,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft, ndimage
 
+from scripts.data.datalist import SEQUENCES
+from scripts.errors import InputError
+
 Float = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 Int16 = npt.NDArray[np.int16]
@@ -39,7 +42,6 @@ Images = dict[str, Int16]  # by modality
 
 GENERATOR_VERSION = 1
 PHANTOM_DESCRIPTION = "synthetic brain tumour phantom, not a patient"
-MODALITIES = ("t1", "t1ce", "t2", "flair")
 GRID = (240, 240, 155)
 AFFINE: npt.NDArray[np.float64] = np.array(
     [[-1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 239.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
@@ -73,10 +75,6 @@ DIFFICULTIES = {
     "demo": Difficulty("demo", (15.0, 150.0), 1.0, 0.035, 0.09, 0.7, 0.9, 3, 0.45),
     "hard": Difficulty("hard", (10.0, 90.0), 0.8, 0.07, 0.14, 1.1, 1.3, 2, 0.45),
 }
-
-
-class CohortError(Exception):
-    """A folder that cannot take the cohort asked for; the message is one line with the remedy."""
 
 
 # ---------------------------------------------------------------------------------------------------- smooth fields
@@ -579,7 +577,7 @@ def render(rng: np.random.Generator, tissue: Tissue, labels: npt.NDArray[np.uint
     coil = smooth_noise(rng, 150.0)  # the part of the bias field that all modalities share
     whole: Mask = (labels > 0)[tissue.brain]
     images: Images = {}
-    for name in MODALITIES:
+    for name in SEQUENCES:
         mean = {key: np.float32(value * rng.normal(1, 0.03)) for key, value in SIGNAL[name].items()}
         normal = tissue.csf * mean["csf"] + tissue.grey * mean["grey"] + tissue.white * mean["white"]
         normal *= 1 + np.float32(0.02) * texture
@@ -652,7 +650,7 @@ def case_name(index: int) -> str:
 
 
 def _case_files(folder: Path) -> dict[str, Path]:
-    return {part: folder / f"{folder.name}_{part}.nii.gz" for part in (*MODALITIES, "seg")}
+    return {part: folder / f"{folder.name}_{part}.nii.gz" for part in (*SEQUENCES, "seg")}
 
 
 def _is_complete(folder: Path) -> bool:
@@ -711,10 +709,10 @@ def check_cohort(out: Path, seed: int, difficulty: str) -> None:
     """Make sure that `out` is new, empty, or holds a cohort of this seed and difficulty.
 
     Raises:
-        CohortError: it is a file, holds something else, or a cohort of other arguments.
+        InputError: it is a file, holds something else, or a cohort of other arguments.
     """
     if out.exists() and not out.is_dir():
-        raise CohortError(f"{out} is a file; name a folder for the phantoms.")
+        raise InputError(f"{out} is a file; name a folder for the phantoms.")
     if not out.exists() or not any(out.iterdir()):
         return
     other = f"{out} is not empty and holds no phantom cohort; name a new or an empty folder."
@@ -722,9 +720,9 @@ def check_cohort(out: Path, seed: int, difficulty: str) -> None:
         found = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
         made = (found["version"], found["seed"], found["difficulty"])
     except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError, ValueError, KeyError, TypeError):
-        raise CohortError(other) from None
+        raise InputError(other) from None
     if made != (GENERATOR_VERSION, seed, difficulty):
-        raise CohortError(
+        raise InputError(
             f"{out} holds phantoms of seed {made[1]}, difficulty {made[2]}, generator version {made[0]}; "
             f"name another folder for seed {seed}, difficulty {difficulty}, version {GENERATOR_VERSION}, or remove it."
         )
@@ -742,7 +740,7 @@ def write_cohort(out: Path, cases: int, seed: int, difficulty: str, workers: int
     Complete cases are kept. Nothing is written until the iterator is first advanced.
 
     Raises:
-        CohortError: `out` cannot take this cohort (see `check_cohort`).
+        InputError: `out` cannot take this cohort (see `check_cohort`).
         OSError: a file cannot be written.
         ValueError: fewer than one case or worker, or as `make_patient`.
     """

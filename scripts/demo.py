@@ -1,0 +1,145 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""The whole bundle on synthetic patients, by the commands that a user would give: `python -m scripts.demo`.
+
+Makes a cohort of phantoms, trains a small network, evaluates it on unseen patients, segments one, exports TorchScript
+and draws a picture. Each command is printed before it runs. What a former run has finished is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from scripts.errors import InputError
+from scripts.files import load_torch
+from scripts.transforms import REGIONS
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs"
+
+
+def configs(*names: str) -> str:
+    """The value of MONAI's ``--config_file`` for some of the bundle's configurations."""
+    return str([str(CONFIGS / name) for name in names])
+
+
+def run(title: str, *arguments: str) -> None:
+    """Run ``python -m ...`` and wait.
+
+    Raises:
+        InputError: it failed; what it printed says why.
+    """
+    print(f"\n== {title}\n$ {shlex.join(['python', '-m', *arguments])}", flush=True)
+    start = time.monotonic()
+    status = subprocess.run([sys.executable, "-m", *arguments], check=False).returncode
+    if status != 0:
+        raise InputError(f"the step '{title}' ended with status {status}; what it printed above says why.")
+    print(f"-- {title}: {time.monotonic() - start:.0f} s", flush=True)
+
+
+def trained_epochs(training: Path) -> int:
+    """How many epochs of the training in this folder are done."""
+    state = training / "trainer_state.pt"
+    return int(load_torch(state)["epoch"]) if state.is_file() else 0
+
+
+def newer(result: Path, source: Path) -> bool:
+    """Whether ``result`` exists and was made after ``source``."""
+    return result.is_file() and result.stat().st_mtime >= source.stat().st_mtime
+
+
+def demo(run_dir: Path, cases: int, epochs: int, seed: int) -> None:
+    """Run all steps that are not done yet; everything lands below ``run_dir``."""
+    cohort, training, segmentation = run_dir / "phantoms", run_dir / "train", run_dir / "segmentation"
+    evaluation, model = training / "evaluation_validation", training / "model.pt"
+    common = ["--bundle_root", str(ROOT), "--dataset_dir", str(cohort), "--output_dir", str(training)]
+    again = ["--overwrite", "true"]
+
+    run("synthetic patients", "scripts.make_phantoms", str(cohort), "--cases", str(cases), "--seed", str(seed))
+
+    if trained_epochs(training) == epochs:
+        print(f"\n== training: done already, {model}")
+    else:
+        files = configs("train.json", "train_demo.yaml")
+        options = [*common, "--max_epochs", str(epochs), "--validation_fraction", "0.25", *again]
+        run("training", "monai.bundle", "run", "--config_file", files, *options)
+
+    if newer(evaluation / "summary.csv", model):
+        print(f"\n== evaluation: done already, {evaluation}")
+    else:
+        files = configs("train.json", "train_demo.yaml", "evaluate.json")
+        run("evaluation on unseen patients", "monai.bundle", "run", "--config_file", files, *common, *again)
+
+    split = json.loads((training / "datalist.json").read_text(encoding="utf-8"))
+    unseen = split["validation"][0]
+    case_dir = (cohort / unseen["image"][0]).parent
+    label_map = segmentation / f"{unseen['case']}.nii.gz"
+    if newer(label_map, model):
+        print(f"\n== segmentation: done already, {label_map}")
+    else:
+        files = configs("inference.json", "inference_demo.yaml")
+        options = ["--bundle_root", str(ROOT), "--dataset_dir", str(case_dir), "--output_dir", str(segmentation)]
+        options += ["--model_file", str(model), *again]
+        run("one patient", "monai.bundle", "run", "--config_file", files, *options)
+
+    exported = training / "model.ts"
+    if newer(exported, model):
+        print(f"\n== TorchScript: done already, {exported}")
+    else:
+        files = configs("inference.json", "inference_demo.yaml")
+        options = ["--bundle_root", str(ROOT), "--ckpt_file", str(model), "--filepath", str(exported)]
+        run("TorchScript", "monai.bundle", "ckpt_export", "--config_file", files, *options)
+
+    picture = run_dir / "picture.png"
+    run("picture", "scripts.render_case", str(case_dir), str(picture), "--prediction", str(label_map))
+    report(evaluation, [evaluation / "scores.csv", label_map, exported, picture])
+
+
+def report(evaluation: Path, paths: Sequence[Path]) -> None:
+    """Print the mean scores and where everything lies."""
+    with (evaluation / "scores.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    table = Table(title=f"{len(rows)} unseen synthetic patients, mean")
+    table.add_column("region")
+    table.add_column("Dice", justify="right")
+    table.add_column("HD95 (mm)", justify="right")
+    dice = {region: sum(float(row[f"dice_{region}"]) for row in rows) / len(rows) for region in REGIONS}
+    for region in REGIONS:
+        distance = sum(float(row[f"hd95_{region}"]) for row in rows) / len(rows)
+        table.add_row(region, f"{dice[region]:.3f}", f"{distance:.1f}")
+    table.add_row("mean", f"{sum(dice.values()) / len(dice):.3f}", "")
+    console = Console()
+    console.print(table)
+    for path in paths:
+        console.print(str(path), highlight=False, soft_wrap=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.demo", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--run_dir", type=Path, default=ROOT / "runs" / "demo", help="default: %(default)s")
+    parser.add_argument("--cases", type=int, default=16, help="synthetic patients (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=20, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of the cohort (default: %(default)s)")
+    args = parser.parse_args(argv)
+    if args.cases < 2 or args.epochs < 1:
+        raise InputError("--cases must be 2 or more (training and validation), --epochs 1 or more.")
+    start = time.monotonic()
+    demo(args.run_dir.resolve(), args.cases, args.epochs, args.seed)
+    print(f"Done in {(time.monotonic() - start) / 60:.1f} minutes.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
