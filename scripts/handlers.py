@@ -213,7 +213,11 @@ class TrainingFiles:
             logger.info("Best validation so far: %.4f, after epoch %d", self.evaluator.state.best_metric, epoch)
         if epoch % self.interval and not last:
             return
-        if self.evaluator is None:
+        if self.evaluator is None or (last and self.evaluator.state.best_metric_epoch < 0):
+            if self.evaluator is not None:
+                logger.warning(
+                    "No epoch was validated (val_interval is longer than the training): model.pt is the last."
+                )
             save_torch(self._weights(), self.output_dir / "model.pt")
         save_torch(self._weights(), self.output_dir / "model_last.pt")
         save_torch(self._state(engine), self.output_dir / "trainer_state.pt")

@@ -131,11 +131,10 @@ def test_full_size_has_the_authors_parameters_without_their_18_dead_slopes():
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("head", ["fcn", "parallel"])
 @pytest.mark.parametrize("upsample", ["interpolate", "deconv"])
-@pytest.mark.parametrize(("attention", "supervision"), itertools.product([True, False], repeat=2))
+@pytest.mark.parametrize("attention", [True, False])
+@pytest.mark.parametrize("supervision", [True, False])
 def test_parameter_count_follows_from_the_layer_table(dims, head, upsample, attention, supervision):
-    network = small_network(
-        dims, head=head, upsample=upsample, prior_attention=attention, deep_supervision=supervision
-    )
+    network = small_network(dims, head=head, upsample=upsample, prior_attention=attention, deep_supervision=supervision)
     wanted = expected_parameters(dims, SMALL, head, upsample, attention, supervision)
     assert sum(p.numel() for p in network.parameters()) == wanted
 
@@ -343,7 +342,6 @@ def test_training_gives_named_maps_and_evaluation_one_tensor(dims, attention, su
         (3, (1, 4, 32, 32, 40), ["multiple of 16", "at least 32", "[32, 32, 40]", "Pad"]),
         (3, (1, 4, 24, 32, 32), ["multiple of 16", "[24, 32, 32]"]),
         (3, (1, 4, 16, 16, 16), ["at least 32", "[16, 16, 16]"]),
-        (3, (1, 4, 0, 16, 16), ["[0, 16, 16]"]),
         (3, (1, 3, 32, 32, 32), ["4 channels", "3 spatial dimensions", "[1, 3, 32, 32, 32]"]),
         (3, (1, 4, 32, 32), ["4 channels", "3 spatial dimensions", "[1, 4, 32, 32]"]),
         (2, (1, 4, 32, 40), ["multiple of 16", "[32, 40]"]),
@@ -353,8 +351,6 @@ def test_training_gives_named_maps_and_evaluation_one_tensor(dims, attention, su
 )
 @pytest.mark.parametrize("form", ["training", "evaluation", "script"])
 def test_inputs_it_cannot_take_are_refused_with_rule_and_size(dims, shape, said, form):
-    if form == "script" and shape[2] == 0:
-        pytest.skip("TorchScript words it the same; an empty input need be tried once only")
     network = small_network(dims).train(form == "training")
     if form == "script":
         network = torch.jit.script(network)
@@ -433,7 +429,11 @@ def test_full_width_2d_gives_the_same_scripted_traced_and_exported(switches):
     assert_all_forms_equal_eager(PriorAttentionNet(spatial_dims=2, **switches), x)
 
 
-@pytest.mark.parametrize("switches", VARIATIONS, ids=variation_name)
+# The switches outside the head work alike with both heads; their combination is tried with both.
+DEPLOYED = [v for v in VARIATIONS if v["head"] == "fcn" or "prior_attention" in v or "head_norm" in v or len(v) > 2]
+
+
+@pytest.mark.parametrize("switches", DEPLOYED, ids=variation_name)
 def test_every_switch_gives_the_same_scripted_traced_and_exported(switches):
     assert_all_forms_equal_eager(small_network(2, **switches), small_input(2))
 

@@ -1,0 +1,326 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Every fault of the data is found before the work begins, and said with the file and the remedy."""
+
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from scripts.data.checks import check_cases, check_grid, check_label, read_header
+from scripts.data.datalist import labeled_items, split_datalist, unlabeled_items, write_datalist
+from scripts.data.phantom import PHANTOM_DESCRIPTION
+from scripts.errors import InputError
+
+SHAPE = (8, 9, 7)
+AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
+OLD, NEW = ("t1", "t1ce", "t2", "flair"), ("t1n", "t1c", "t2w", "t2f")
+
+
+def write(path, values, affine=AFFINE, description=""):
+    image = nib.Nifti1Image(values, affine)
+    image.header["descrip"] = description.encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(image, path)
+    return path
+
+
+def make_case(root, name="BraTS20_Training_001", labels=(0, 1, 2, 4), extension=".nii.gz", description=""):
+    """A case of noise that does not compress, so that a file can be cut off anywhere."""
+    rng = np.random.default_rng(len(name))
+    separator, suffixes = ("-", NEW) if "-GLI-" in name else ("_", OLD)
+    for suffix in suffixes:
+        values = rng.integers(-100, 1000, SHAPE).astype(np.int16)
+        write(root / name / f"{name}{separator}{suffix}{extension}", values, description=description)
+    if labels is not None:
+        values = np.resize(np.asarray(labels, np.uint8), SHAPE)
+        write(root / name / f"{name}{separator}seg{extension}", values, description=description)
+    return root
+
+
+def file_of(root, suffix, name="BraTS20_Training_001", extension=".nii.gz"):
+    return root / name / f"{name}_{suffix}{extension}"
+
+
+def refusal(root, items=None, **arguments):
+    with pytest.raises(InputError) as caught:
+        check_cases(labeled_items(root) if items is None else items, root, "labelled cases", **arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# What passes.
+
+
+@pytest.mark.parametrize("extension", [".nii", ".nii.gz"])
+def test_sound_cases_pass(tmp_path, extension, caplog):
+    make_case(tmp_path, extension=extension)
+    make_case(tmp_path, "BraTS20_Training_002", labels=(0,), extension=extension)
+    make_case(tmp_path, "BraTS-GLI-00000-000", labels=(0, 1, 2, 3), extension=extension)
+    with caplog.at_level(logging.INFO):
+        assert check_cases(labeled_items(tmp_path), tmp_path) is False
+    assert caplog.messages == [f"{tmp_path}: cases 3, checked"]
+
+
+def test_cases_without_labels_pass_as_cases_for_inference(tmp_path):
+    make_case(tmp_path, labels=None)
+    assert check_cases(unlabeled_items(tmp_path), tmp_path) is False
+
+
+def test_labels_of_cases_for_inference_are_not_read(tmp_path):
+    make_case(tmp_path, labels=(0, 9))
+    assert check_cases(unlabeled_items(tmp_path), tmp_path) is False
+
+
+@pytest.mark.parametrize(
+    ("descriptions", "phantoms"),
+    [(("", ""), False), ((PHANTOM_DESCRIPTION, PHANTOM_DESCRIPTION), True), (("", PHANTOM_DESCRIPTION), True)],
+)
+def test_phantoms_are_known_by_their_headers_and_said(tmp_path, descriptions, phantoms, caplog):
+    for index, description in enumerate(descriptions, 1):
+        make_case(tmp_path, f"BraTS20_Training_00{index}", description=description)
+    items = labeled_items(tmp_path)
+    assert [check_grid(item) for item in items] == [bool(d) for d in descriptions]
+    assert check_cases(items, tmp_path) is phantoms
+    count = sum(map(bool, descriptions))
+    assert (f"{count} of 2 cases are synthetic phantoms, not patients." in caplog.text) is phantoms
+
+
+def test_another_voxel_size_is_warned_of_and_passes(tmp_path, caplog):
+    make_case(tmp_path)
+    for file in (tmp_path / "BraTS20_Training_001").iterdir():
+        write(file, np.asanyarray(nib.load(file).dataobj), np.diag([1.0, 1.0, 3.0, 1.0]))
+    assert check_cases(labeled_items(tmp_path), tmp_path) is False
+    warnings = [r.message for r in caplog.records if r.levelno == logging.WARNING]
+    assert warnings == [
+        f"{file_of(tmp_path, 't1')}: voxels of 1 x 1 x 3 mm; "
+        "the network expects BraTS preprocessing (1 mm, skull-stripped)."
+    ]
+
+
+def test_affines_that_differ_by_rounding_are_one_grid(tmp_path):
+    make_case(tmp_path)
+    shifted = AFFINE.copy()
+    shifted[0, 3] += 5e-4
+    write(file_of(tmp_path, "t2"), np.zeros(SHAPE, np.int16), shifted)
+    assert check_cases(labeled_items(tmp_path), tmp_path) is False
+
+
+def test_the_header_alone_is_read(tmp_path):
+    path = write(tmp_path / "a.nii.gz", np.zeros(SHAPE, np.int16))
+    image = read_header(path)
+    assert image.shape == SHAPE
+    assert not image.in_memory
+
+
+# Grids.
+
+
+@pytest.mark.parametrize("suffix", ["t1ce", "flair", "seg"])
+def test_a_file_of_another_shape_is_named(tmp_path, suffix):
+    make_case(tmp_path)
+    write(file_of(tmp_path, suffix), np.zeros((8, 9, 6), np.uint8))
+    message = refusal(tmp_path)
+    assert message.startswith(f"{file_of(tmp_path, suffix)}: its grid (shape (8, 9, 6)) differs")
+    assert str(file_of(tmp_path, "t1")) in message and "(8, 9, 7)" in message
+    assert "resample all sequences to one grid" in message
+
+
+@pytest.mark.parametrize("suffix", ["t2", "seg"])
+@pytest.mark.parametrize("change", [(0, 3, 0.5), (0, 0, 1.0), (2, 2, 1.2)], ids=["shifted", "flipped", "stretched"])
+def test_a_file_elsewhere_is_named(tmp_path, suffix, change):
+    make_case(tmp_path)
+    affine = AFFINE.copy()
+    affine[change[:2]] = change[2]
+    write(file_of(tmp_path, suffix), np.zeros(SHAPE, np.uint8), affine)
+    message = refusal(tmp_path)
+    assert message.startswith(f"{file_of(tmp_path, suffix)}: its grid")
+    assert "lies elsewhere" in message and "co-register" in message
+
+
+# Files.
+
+
+@pytest.mark.parametrize("suffix", ["t1", "t2", "seg"])
+@pytest.mark.parametrize("extension", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("kept", [0.0, 0.2, 0.6, 0.97])
+def test_a_cut_off_file_is_named(tmp_path, suffix, extension, kept):
+    make_case(tmp_path, extension=extension)
+    path = file_of(tmp_path, suffix, extension=extension)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * kept)])
+    message = refusal(tmp_path)
+    assert message.startswith(f"{path}: ")
+    assert "copy it again" in message
+
+
+def test_an_uncompressed_file_that_lacks_its_last_byte_is_named(tmp_path):
+    make_case(tmp_path, extension=".nii")
+    path = file_of(tmp_path, "flair", extension=".nii")
+    os.truncate(path, path.stat().st_size - 1)
+    assert refusal(tmp_path).startswith(f"{path}: cut off or damaged")
+
+
+def test_a_label_map_with_damaged_content_is_named(tmp_path):
+    """Its length is right, so only reading it shows the damage."""
+    make_case(tmp_path)
+    path = file_of(tmp_path, "seg")
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 255  # of the checksum
+    path.write_bytes(content)
+    message = refusal(tmp_path)
+    assert message.startswith(f"{path}: damaged (") and "copy it again" in message
+
+
+@pytest.mark.parametrize("suffix", ["t1ce", "seg"])
+def test_a_file_that_is_no_nifti_image_is_named(tmp_path, suffix):
+    for extension, content in ((".nii.gz", b"<html>404</html>" * 50), (".nii", os.urandom(2000))):
+        root = make_case(tmp_path / extension.strip("."), extension=extension)
+        path = file_of(root, suffix, extension=extension)
+        path.write_bytes(content)
+        message = refusal(root)
+        assert message.startswith(f"{path}: not a readable NIfTI image (") and "copy it again" in message
+
+
+@pytest.mark.parametrize("shape", [(8, 9, 7, 4), (8, 9)])
+def test_a_file_that_is_not_three_dimensional_is_named(tmp_path, shape):
+    make_case(tmp_path)
+    write(file_of(tmp_path, "flair"), np.zeros(shape, np.int16))
+    message = refusal(tmp_path)
+    assert message.startswith(f"{file_of(tmp_path, 'flair')}: {len(shape)} dimensions instead of 3")
+    assert "one file per sequence" in message
+
+
+def test_a_file_of_the_datalist_that_is_absent_is_named(tmp_path):
+    root = make_case(make_case(tmp_path / "data"), "BraTS20_Training_002")
+    write_datalist(split_datalist(root), root, tmp_path / "list.json")
+    file_of(root, "t2").unlink()
+    items = split_datalist(root, tmp_path / "list.json")["all"]
+    message = refusal(root, items, datalist_file=tmp_path / "list.json")
+    assert message.startswith(f"{file_of(root, 't2')}: no such file; check the datalist")
+
+
+# Cases.
+
+
+@pytest.mark.parametrize("missing", [["t1ce"], ["t1", "flair"]])
+def test_an_incomplete_case_is_named_with_what_it_lacks(tmp_path, missing):
+    make_case(tmp_path)
+    make_case(tmp_path, "BraTS20_Training_002")
+    for suffix in missing:
+        file_of(tmp_path, suffix).unlink()
+    message = refusal(tmp_path)
+    absent = " and no ".join(f"BraTS20_Training_001_{s}.nii.gz" for s in missing)
+    assert message == (
+        f"{tmp_path / 'BraTS20_Training_001'}: incomplete, there is no {absent}; add it, or move the folder away."
+    )
+
+
+def test_an_incomplete_case_that_the_datalist_leaves_out_is_no_fault(tmp_path):
+    make_case(tmp_path)
+    make_case(tmp_path, "BraTS20_Training_002")
+    items = [item for item in labeled_items(tmp_path) if item["case"].endswith("1")]
+    file_of(tmp_path, "t1", "BraTS20_Training_002").unlink()
+    assert check_cases(items, tmp_path, datalist_file="list.json") is False
+    assert "incomplete" in refusal(tmp_path, items)
+
+
+def test_two_cases_of_one_name_are_refused_with_both_places(tmp_path):
+    make_case(tmp_path / "a")
+    make_case(tmp_path / "b")
+    message = refusal(tmp_path)
+    assert message.startswith(f"{file_of(tmp_path / 'b', 't1')}: the case BraTS20_Training_001 is also in ")
+    assert str(tmp_path / "a" / "BraTS20_Training_001") in message and "keep only one" in message
+
+
+def test_no_folder_no_case_and_no_label_are_told_apart(tmp_path):
+    message = refusal(tmp_path / "absent")
+    assert message.startswith(f"{tmp_path / 'absent'}: no such folder; set --dataset_dir")
+    message = refusal(tmp_path)
+    assert message.startswith(f"{tmp_path}: no labelled cases found; looked for ") and "t1ce" in message
+    make_case(tmp_path, labels=None)
+    message = refusal(tmp_path)
+    assert message.startswith(f"{tmp_path}: 1 cases, but no labelled cases; ") and "seg" in message
+
+
+# Labels.
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "et_label", "said"),
+    [
+        ("BraTS20_Training_001", (0, 1, 2, 3), None, ["unexpected label 3", "set --et_label 3"]),
+        ("BraTS-GLI-00000-000", (0, 1, 2, 3, 4), None, ["unexpected label 4", "resection cavity", "--et_label 3 or 4"]),
+        ("BraTS-GLI-00000-000", (0, 1, 2, 4), None, ["unexpected label 4", "--et_label 3 or 4"]),
+        ("BraTS-GLI-00000-000", (0, 1, 2, 3, 4), 4, ["unexpected label 3", "--et_label 3"]),
+        ("BraTS20_Training_001", (0, 1, 2, 4, 9), None, ["unexpected label 9", "check the file"]),
+        ("BraTS-GLI-00000-000", (0, 1, 2, 3, 5), 3, ["unexpected label 5", "check the file"]),
+    ],
+)
+def test_label_values_of_another_release_are_named(tmp_path, name, labels, et_label, said):
+    make_case(tmp_path, name, labels)
+    message = refusal(tmp_path, labeled_items(tmp_path, et_label))
+    (path,) = (tmp_path / name).glob("*seg.nii.gz")
+    assert message.startswith(f"{path}: ")
+    assert all(words in message for words in said)
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "et_label"),
+    [
+        ("BraTS20_Training_001", (0, 1, 2, 3), 3),
+        ("BraTS-GLI-00000-000", (0, 1, 2, 4), 4),
+        ("BraTS-GLI-00000-000", (0, 1, 2, 3, 4), 3),
+        ("BraTS20_Training_001", (0, 2), None),
+        ("BraTS20_Training_001", (0,), None),
+    ],
+)
+def test_an_explicit_et_label_settles_what_the_values_mean(tmp_path, name, labels, et_label):
+    make_case(tmp_path, name, labels)
+    assert check_cases(labeled_items(tmp_path, et_label), tmp_path) is False
+
+
+def test_the_faulty_case_among_many_is_named(tmp_path):
+    for index in range(1, 8):
+        make_case(tmp_path, f"BraTS20_Training_00{index}", labels=(0, 1, 2, 7) if index == 5 else (0, 1, 2, 4))
+    assert refusal(tmp_path).startswith(f"{file_of(tmp_path, 'seg', 'BraTS20_Training_005')}: unexpected label 7")
+
+
+def test_one_label_map_can_be_checked_alone(tmp_path):
+    make_case(tmp_path, labels=(0, 3))
+    (item,) = labeled_items(tmp_path)
+    with pytest.raises(InputError, match=re.escape("unexpected label 3")):
+        check_label(item)
+    check_label({**item, "et_label": 3, "resection_cavity": 0})
+
+
+# Patients.
+
+
+def test_two_real_patients_pass_and_their_labels_are_as_published(tmp_path):
+    shared = os.environ.get("BRATS_PANET_SHARED")
+    if not shared or not (Path(shared) / "data").is_dir():
+        pytest.skip("BRATS_PANET_SHARED is not the path of a folder with data/ of two real cases")
+    root = Path(shared) / "data"
+    items = labeled_items(root)
+    assert [item["case"] for item in items] == ["TCGA-DU-7294", "TCGA-FG-6692"]
+    assert check_cases(items, root, "labelled cases") is False
+    assert [item["et_label"] for item in items] == [4, 4]
+    voxels = {}
+    for item in items:
+        labels = np.asanyarray(nib.load(item["label"]).dataobj)
+        voxels[item["case"]] = tuple(int(np.isin(labels, part).sum()) for part in ((1, 2, 4), (1, 4), (4,)))
+    assert voxels == {"TCGA-FG-6692": (30179, 9317, 6840), "TCGA-DU-7294": (24188, 9281, 0)}
+    # Damage to a copy of one is found.
+    copy = tmp_path / "TCGA-DU-7294"
+    copy.mkdir()
+    for file in (root / "TCGA-DU-7294").iterdir():
+        shutil.copyfile(file, copy / file.name)
+    os.truncate(copy / "TCGA-DU-7294_flair.nii.gz", 1_000_000)
+    assert refusal(tmp_path).startswith(f"{copy / 'TCGA-DU-7294_flair.nii.gz'}: cut off")

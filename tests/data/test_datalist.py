@@ -1,0 +1,418 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Cases are found in every release's layout, split without loss, and recorded so that the split can be taken again."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from scripts.data.datalist import (
+    SEQUENCES,
+    case_name,
+    find_cases,
+    labeled_items,
+    read_datalist,
+    select,
+    split_datalist,
+    unlabeled_items,
+    write_datalist,
+)
+from scripts.errors import InputError
+
+OLD = ("t1", "t1ce", "t2", "flair")
+NEW = ("t1n", "t1c", "t2w", "t2f")
+
+
+def make_case(folder, old=True, label=True, extension=".nii.gz", leave_out=()):
+    """A case folder of empty files: finding cases must not read them."""
+    separator, suffixes = ("_", OLD) if old else ("-", NEW)
+    folder.mkdir(parents=True)
+    for suffix in (*suffixes, *(["seg"] if label else [])):
+        if suffix not in leave_out:
+            (folder / f"{folder.name}{separator}{suffix}{extension}").touch()
+    return folder
+
+
+def cohort(root, count, **arguments):
+    for index in range(1, count + 1):
+        make_case(root / f"BraTS20_Training_{index:03}", **arguments)
+    return root
+
+
+def found(root):
+    return [case.name for case in find_cases(root)]
+
+
+def contents(path):
+    return json.loads(path.read_text())
+
+
+# Layouts.
+
+
+def test_brats_2018_below_hgg_and_lgg(tmp_path):
+    root = tmp_path / "MICCAI_BraTS_2018_Data_Training"
+    high, low = "Brats18_CBICA_AAM_1", "Brats18_2013_0_1"
+    make_case(root / "HGG" / high)
+    make_case(root / "LGG" / low)
+    (root / "survival_data.csv").touch()
+    items = labeled_items(tmp_path)
+    assert [item["case"] for item in items] == [low, high]
+    assert items[1] == {
+        "case": high,
+        "image": [str(root / "HGG" / high / f"{high}_{s}.nii.gz") for s in ("t1", "t1ce", "t2", "flair")],
+        "label": str(root / "HGG" / high / f"{high}_seg.nii.gz"),
+        "et_label": 4,
+        "resection_cavity": 0,
+    }
+
+
+def test_brats_2020_beside_tables_and_hidden_files(tmp_path):
+    root = cohort(tmp_path / "MICCAI_BraTS2020_TrainingData", 2)
+    make_case(root / "BraTS20_Training_003", extension=".nii")
+    for stray in ("name_mapping.csv", "survival_info.csv", ".DS_Store", "README_t1.txt", "notes_t1.nii.gz.part"):
+        (root / stray).touch()
+    inside = root / "BraTS20_Training_001"
+    for stray in (
+        "._BraTS20_Training_001_t1.nii.gz",
+        ".BraTS20_Training_009_t1.nii.gz",
+        "BraTS20_Training_001_t1.json",
+    ):
+        (inside / stray).touch()
+    make_case(root / ".trash" / "BraTS20_Training_004")
+    (root / "empty").mkdir()
+    assert found(tmp_path) == ["BraTS20_Training_001", "BraTS20_Training_002", "BraTS20_Training_003"]
+    items = labeled_items(tmp_path)
+    assert [Path(p).name for p in items[2]["image"]] == [f"BraTS20_Training_003_{s}.nii" for s in OLD]
+    assert {item["et_label"] for item in items} == {4}
+
+
+def test_brats_2020_case_355_has_its_segmentation_under_an_older_name(tmp_path):
+    folder = make_case(tmp_path / "BraTS20_Training_355", label=False, extension=".nii")
+    (folder / "W39_1998.09.19_Segm.nii").touch()
+    (folder / "._W39_1998.09.19_Segm.nii").touch()
+    (item,) = labeled_items(tmp_path)
+    assert item["case"] == "BraTS20_Training_355"
+    assert item["label"] == str(folder / "W39_1998.09.19_Segm.nii")
+    assert [Path(p).name for p in item["image"]] == [f"BraTS20_Training_355_{s}.nii" for s in OLD]
+
+
+def test_the_older_name_does_not_overrule_the_released_one_and_is_not_guessed_between_two(tmp_path):
+    released = make_case(tmp_path / "BraTS20_Training_001")
+    (released / "W1_Segm.nii").touch()
+    ambiguous = make_case(tmp_path / "BraTS20_Training_002", label=False)
+    for name in ("W1_Segm.nii", "W2_Segm.nii"):
+        (ambiguous / name).touch()
+    (item,) = labeled_items(tmp_path)
+    assert item["label"] == str(released / "BraTS20_Training_001_seg.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("folder", "old", "et_label"),
+    [("BraTS2021_00000", True, 4), ("BraTS19_TMC_06290_1", True, 4), ("BraTS-GLI-00000-000", False, 3)],
+)
+def test_releases_are_known_by_their_names_and_channels_ordered_by_them(tmp_path, folder, old, et_label):
+    make_case(tmp_path / folder, old)
+    (item,) = labeled_items(tmp_path)
+    separator, suffixes = ("_", OLD) if old else ("-", NEW)
+    assert item["case"] == folder
+    assert [Path(p).name for p in item["image"]] == [f"{folder}{separator}{s}.nii.gz" for s in suffixes]
+    assert (item["et_label"], item["resection_cavity"]) == (et_label, 0)
+    assert SEQUENCES == ("t1", "t1ce", "t2", "flair")
+
+
+def test_visits_of_one_patient_are_cases_of_their_own(tmp_path):
+    for visit in ("BraTS-GLI-00005-100", "BraTS-GLI-00005-101"):
+        make_case(tmp_path / visit, old=False)
+    assert found(tmp_path) == ["BraTS-GLI-00005-100", "BraTS-GLI-00005-101"]
+
+
+def test_two_releases_in_one_folder_keep_their_own_labels(tmp_path):
+    make_case(tmp_path / "a" / "BraTS2021_00000")
+    make_case(tmp_path / "b" / "BraTS-GLI-00000-000", old=False)
+    assert {item["case"]: item["et_label"] for item in labeled_items(tmp_path)} == {
+        "BraTS-GLI-00000-000": 3,
+        "BraTS2021_00000": 4,
+    }
+
+
+def test_cases_of_one_flat_folder_are_told_apart_by_their_names(tmp_path):
+    for name in ("BraTS2021_00000", "BraTS2021_00001"):
+        for suffix in (*OLD, "seg"):
+            (tmp_path / f"{name}_{suffix}.nii.gz").touch()
+    items = labeled_items(tmp_path)
+    assert [item["case"] for item in items] == ["BraTS2021_00000", "BraTS2021_00001"]
+    assert all(Path(p).name.startswith(item["case"]) for item in items for p in [*item["image"], item["label"]])
+
+
+def test_the_folder_of_one_case_is_a_dataset_too(tmp_path):
+    folder = make_case(tmp_path / "BraTS20_Training_007")
+    assert found(folder) == ["BraTS20_Training_007"]
+    assert labeled_items(folder) == labeled_items(tmp_path)
+
+
+def test_unlabelled_cases_serve_inference_only(tmp_path):
+    make_case(tmp_path / "BraTS20_Validation_001", label=False)
+    make_case(tmp_path / "BraTS20_Validation_002")
+    items = unlabeled_items(tmp_path)
+    assert [item["case"] for item in items] == ["BraTS20_Validation_001", "BraTS20_Validation_002"]
+    assert all(sorted(item) == ["case", "image"] for item in items)
+    assert [item["case"] for item in labeled_items(tmp_path)] == ["BraTS20_Validation_002"]
+
+
+def test_incomplete_cases_are_found_with_what_they_lack_and_not_listed(tmp_path):
+    make_case(tmp_path / "BraTS20_Training_001", leave_out=("t1ce", "flair"))
+    make_case(tmp_path / "BraTS-GLI-00001-000", old=False, leave_out=("t2w",))
+    missing = {case.name: case.missing for case in find_cases(tmp_path)}
+    assert missing == {
+        "BraTS20_Training_001": ["BraTS20_Training_001_t1ce.nii.gz", "BraTS20_Training_001_flair.nii.gz"],
+        "BraTS-GLI-00001-000": ["BraTS-GLI-00001-000-t2w.nii.gz"],
+    }
+    assert labeled_items(tmp_path) == unlabeled_items(tmp_path) == []
+
+
+def test_predictions_below_the_cases_are_no_cases(tmp_path):
+    cohort(tmp_path, 1)
+    predictions = tmp_path / "predictions"
+    predictions.mkdir()
+    for name in ("BraTS20_Training_001.nii.gz", "BraTS20_Training_001_seg.nii.gz", "BraTS20_Training_002_seg.nii"):
+        (predictions / name).touch()
+    assert [str(case.folder) for case in find_cases(tmp_path)] == [str(tmp_path / "BraTS20_Training_001")]
+
+
+def test_links_are_followed_once_and_never_in_a_circle(tmp_path):
+    elsewhere = make_case(tmp_path / "disk2" / "BraTS20_Training_002")
+    root = cohort(tmp_path / "cohort", 1)
+    (root / "BraTS20_Training_002").symlink_to(elsewhere)
+    (root / "again").symlink_to(elsewhere)
+    (root / "BraTS20_Training_001" / "up").symlink_to(root)
+    (root / "self").symlink_to(root / "self")
+    (root / "dangling").symlink_to(tmp_path / "absent")
+    assert found(root) == ["BraTS20_Training_001", "BraTS20_Training_002"]
+
+
+def test_an_absent_or_empty_folder_has_no_cases(tmp_path):
+    for root in (tmp_path, tmp_path / "absent"):
+        assert find_cases(root) == labeled_items(root) == unlabeled_items(root) == []
+        assert split_datalist(root) == {"training": [], "validation": [], "all": []}
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("/d/BraTS20_Training_001/BraTS20_Training_001_t1ce.nii.gz", "BraTS20_Training_001"),
+        ("BraTS20_Training_001_flair.nii", "BraTS20_Training_001"),
+        ("BraTS-GLI-00000-000-t2f.nii.gz", "BraTS-GLI-00000-000"),
+        ("patient_t1_t1.nii.gz", "patient_t1"),
+        ("scan.nii.gz", "scan"),
+        ("BraTS20_Training_001.nii.gz", "BraTS20_Training_001"),
+    ],
+)
+def test_case_names_come_from_file_names(file, name):
+    assert case_name(file) == case_name(Path(file)) == name
+
+
+# The ET label.
+
+
+@pytest.mark.parametrize(("et_label", "cavity"), [(3, 1), (4, 0)])
+def test_an_explicit_et_label_counts_for_all_and_makes_4_beside_3_a_cavity(tmp_path, et_label, cavity):
+    make_case(tmp_path / "BraTS2021_00000")
+    make_case(tmp_path / "BraTS-GLI-00000-000", old=False)
+    for items in (labeled_items(tmp_path, et_label), split_datalist(tmp_path, et_label=et_label)["all"]):
+        assert [(i["et_label"], i["resection_cavity"]) for i in items] == [(et_label, cavity)] * 2
+
+
+# The split.
+
+
+@pytest.mark.parametrize(
+    ("count", "fraction", "held_out"),
+    [(10, 0.2, 2), (11, 0.2, 2), (13, 0.2, 3), (2, 0.2, 1), (3, 0.01, 1), (4, 0.99, 3), (5, 0.4, 2), (369, 0.2, 74)],
+)
+def test_split_has_the_share_asked_for_and_at_least_one_each(tmp_path, count, fraction, held_out):
+    split = split_datalist(cohort(tmp_path, count), validation_fraction=fraction)
+    assert len(split["validation"]) == held_out
+    assert len(split["training"]) == count - held_out
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_split_is_disjoint_complete_and_repeatable(tmp_path, seed):
+    cohort(tmp_path, 20)
+    split = split_datalist(tmp_path, seed=seed)
+    assert split == split_datalist(tmp_path, seed=seed)
+    assert split["all"] == split["training"] + split["validation"]
+    everything = sorted(split["all"], key=lambda item: item["case"])
+    assert everything == labeled_items(tmp_path)
+    for part in ("training", "validation"):
+        cases = [item["case"] for item in split[part]]
+        assert cases == sorted(cases)
+
+
+def test_seeds_give_different_splits_that_hold_out_every_case_at_some_time(tmp_path):
+    cohort(tmp_path, 10)
+    held_out = [tuple(i["case"] for i in split_datalist(tmp_path, seed=s)["validation"]) for s in range(40)]
+    assert len(set(held_out)) > 10
+    assert {case for cases in held_out for case in cases} == set(found(tmp_path))
+
+
+def test_split_does_not_depend_on_where_the_cohort_lies(tmp_path):
+    splits = [split_datalist(cohort(tmp_path / place, 10)) for place in ("a", "b/c")]
+    names = [[item["case"] for item in split["validation"]] for split in splits]
+    assert names[0] == names[1]
+
+
+def test_a_single_case_is_for_training(tmp_path):
+    split = split_datalist(cohort(tmp_path, 1))
+    assert (len(split["training"]), len(split["validation"]), len(split["all"])) == (1, 0, 1)
+
+
+def test_lists_are_selected_by_name(tmp_path):
+    split = split_datalist(cohort(tmp_path, 5))
+    for name in ("training", "validation", "all"):
+        assert select(split, name) is split[name]
+    with pytest.raises(InputError, match="--cases test: unknown; choose one of training, validation, all"):
+        select(split, "test")
+
+
+# Datalist files.
+
+
+def test_a_written_split_is_read_back_as_it_was(tmp_path):
+    root = cohort(tmp_path / "data", 6)
+    split = split_datalist(root, seed=3, et_label=3)
+    write_datalist(split, root, tmp_path / "out" / "datalist.json")
+    assert read_datalist(tmp_path / "out" / "datalist.json", root) == {
+        "training": split["training"],
+        "validation": split["validation"],
+    }
+    # Also as the datalist of a run, for which a new seed and share are of no account.
+    again = split_datalist(root, tmp_path / "out" / "datalist.json", validation_fraction=0.5, seed=9)
+    assert again == split
+
+
+def test_a_datalist_names_the_order_of_channels_and_relative_paths(tmp_path):
+    root = cohort(tmp_path / "data", 2)
+    write_datalist(split_datalist(root), root, tmp_path / "datalist.json")
+    written = contents(tmp_path / "datalist.json")
+    assert written["sequences"] == ["t1", "t1ce", "t2", "flair"]
+    files = [p for name in ("training", "validation") for i in written[name] for p in [*i["image"], i["label"]]]
+    assert len(files) == 10 and not any(os.path.isabs(p) for p in files)
+
+
+def test_a_datalist_survives_moving_the_cohort(tmp_path):
+    root = cohort(tmp_path / "data", 4)
+    split = split_datalist(root)
+    write_datalist(split, root, tmp_path / "datalist.json")
+    moved = root.rename(tmp_path / "moved")
+    lists = read_datalist(tmp_path / "datalist.json", moved)
+    for name in ("training", "validation"):
+        assert [i["case"] for i in lists[name]] == [i["case"] for i in split[name]]
+        assert all(Path(p).is_file() and Path(p).is_relative_to(moved) for i in lists[name] for p in i["image"])
+
+
+def test_a_relative_dataset_folder_gives_the_same_datalist(tmp_path, monkeypatch):
+    root = cohort(tmp_path / "data", 3)
+    monkeypatch.chdir(tmp_path)
+    write_datalist(split_datalist(root), root, tmp_path / "a.json")
+    write_datalist(split_datalist("data"), "./data", tmp_path / "b.json")
+    assert contents(tmp_path / "a.json") == contents(tmp_path / "b.json")
+
+
+def test_files_outside_the_dataset_folder_keep_their_full_path(tmp_path):
+    split = split_datalist(cohort(tmp_path / "data", 2))
+    write_datalist(split, tmp_path / "other", tmp_path / "datalist.json")
+    assert read_datalist(tmp_path / "datalist.json", tmp_path / "third")["training"] == split["training"]
+
+
+def minimal(**changes):
+    return {"image": [f"a/a_{s}.nii.gz" for s in OLD], "label": "a/a_seg.nii.gz", **changes}
+
+
+def test_a_datalist_by_hand_needs_images_and_label_only(tmp_path):
+    new = {"image": [f"b/b-{s}.nii.gz" for s in NEW], "label": "b/b-seg.nii.gz"}
+    other = minimal(image=["x.nii", "y.nii", "z.nii", "w.nii"], et_label=3, resection_cavity=1, case="mine", fold=2)
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps({"training": [minimal(), new], "validation": [other]}))
+    lists = read_datalist(path, "/data")
+    assert lists["training"] == [
+        {
+            "case": "a",
+            "image": [f"/data/a/a_{s}.nii.gz" for s in OLD],
+            "label": "/data/a/a_seg.nii.gz",
+            "et_label": 4,
+            "resection_cavity": 0,
+        },
+        {
+            "case": "b",
+            "image": [f"/data/b/b-{s}.nii.gz" for s in NEW],
+            "label": "/data/b/b-seg.nii.gz",
+            "et_label": 3,
+            "resection_cavity": 0,
+        },
+    ]
+    (item,) = lists["validation"]
+    assert (item["case"], item["et_label"], item["resection_cavity"]) == ("mine", 3, 1)
+    assert item["image"] == ["/data/x.nii", "/data/y.nii", "/data/z.nii", "/data/w.nii"]
+
+
+def test_an_explicit_et_label_overrules_the_datalists(tmp_path):
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps({"training": [minimal()], "validation": [minimal(case="b", et_label=4)]}))
+    split = split_datalist("/data", path, et_label=3)
+    assert [(i["et_label"], i["resection_cavity"]) for i in split["all"]] == [(3, 1), (3, 1)]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "not JSON"),
+        ("training: []", "not JSON"),
+        ("\xff\xfe", "not JSON"),
+        ("[]", "no list 'training'"),
+        ("3", "no list 'training'"),
+        ('{"training": []}', "no list 'validation'"),
+        ('{"training": {}, "validation": []}', "no list 'training'"),
+        ('{"training": ["a"], "validation": []}', "lacks 'image'"),
+        ('{"training": [{"image": "a", "label": "b"}], "validation": []}', "lacks 'image'"),
+        ('{"training": [], "validation": [{"image": ["a", "b", "c", "d"]}]}', "'label' (file)"),
+        (
+            '{"training": [{"image": ["a_t1.nii"], "label": "b"}], "validation": []}',
+            "t1, t1ce, t2, flair, in this order",
+        ),
+        ('{"training": [{"image": ["a", "b", "c", "d"], "label": "b"}], "validation": []}', "'et_label' (3 or 4)"),
+    ],
+)
+def test_a_malformed_datalist_is_refused_by_name(tmp_path, content, said):
+    path = tmp_path / "list.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(InputError, match=re.escape(said)) as caught:
+        split_datalist(tmp_path, path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_an_absent_datalist_is_refused_by_name(tmp_path):
+    for path in (tmp_path / "absent.json", tmp_path):
+        with pytest.raises(InputError, match="give an existing --datalist_file") as caught:
+            split_datalist(tmp_path, path)
+        assert str(caught.value).startswith(f"{path}: cannot be read")
+
+
+def test_the_trainings_split_is_taken_before_a_new_one_but_not_before_a_chosen_one(tmp_path):
+    root = cohort(tmp_path / "data", 10)
+    trained, chosen = split_datalist(root, seed=1), split_datalist(root, seed=2)
+    fresh = split_datalist(root, seed=3)
+    assert len({str(s["validation"]) for s in (trained, chosen, fresh)}) == 3
+    recorded, file = tmp_path / "datalist.json", tmp_path / "chosen.json"
+    # None was recorded yet.
+    assert split_datalist(root, recorded=recorded, seed=3) == fresh
+    write_datalist(trained, root, recorded)
+    write_datalist(chosen, root, file)
+    assert split_datalist(root, recorded=recorded, seed=3) == trained
+    assert split_datalist(root, file, recorded, seed=3) == chosen
+    # Cases that came later stay out of it: none may slip into what was held out.
+    make_case(root / "BraTS20_Training_999")
+    assert split_datalist(root, recorded=recorded, seed=3) == trained

@@ -1,0 +1,136 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""The configurations as they lie: nothing dead, nothing defined twice unequally, loadable with and without data."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from monai.bundle import ConfigWorkflow
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
+# Read by MONAI or by programs that use the bundle, not by another key.
+READ_BY_MONAI = {"imports", "initialize", "run", "train", "validate", "handlers", "evaluator", "network", "tensorboard"}
+
+
+def read(name: str) -> dict:
+    text = (CONFIGS / name).read_text(encoding="utf-8")
+    return json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
+
+
+def workflow(names: list[str], kind: str, **override) -> ConfigWorkflow:
+    made = ConfigWorkflow([str(CONFIGS / name) for name in names], workflow_type=kind, logging_file=False, **override)
+    made.initialize()
+    return made
+
+
+@pytest.mark.parametrize("name", ["train.json", "inference.json"])
+def test_every_top_level_key_is_read(name):
+    config = read(name)
+    text = json.dumps([config, read("evaluate.json") if name == "train.json" else {}])
+    unread = [key for key in config if key not in READ_BY_MONAI and not re.search(rf"@{key}\b", text)]
+    assert unread == []
+
+
+@pytest.mark.parametrize("overlay", sorted(path.name for path in CONFIGS.glob("*.yaml")))
+def test_overlays_change_what_exists_and_only_that(overlay):
+    base = read(overlay.split("_")[0] + ".json")
+    for flat, value in read(overlay).items():
+        node = base
+        for part in flat.split("#"):
+            assert part in node, f"{overlay}: {flat} is not in the configuration below it"
+            node = node[part]
+        assert value != node, f"{overlay}: {flat} states what is so anyway"
+        # YAML takes 1e-2 for text.
+        assert not (isinstance(value, str) and re.fullmatch(r"[\d.]+e[-+]?\d+", value)), flat
+
+
+def test_training_and_inference_define_one_network_and_one_set_of_parameters():
+    train, inference = read("train.json"), read("inference.json")
+    described = {k: v for k, v in train["network_def"].items() if k != "_desc_"}
+    assert described == inference["network_def"]
+    for key in ("spacing", "overlap", "min_component_voxels", "min_et_voxels", "saved_et_label", "amp", "amp_dtype"):
+        assert train[key] == inference[key], key
+    assert train["roi_size"] == "@patch_size"
+    assert train["patch_size"] == inference["roi_size"]
+
+
+def test_demo_overlays_agree():
+    train, inference = read("train_demo.yaml"), read("inference_demo.yaml")
+    assert {key: train[key] for key in inference} == inference
+
+
+def test_recipe_is_the_authors():
+    config = read("train.json")
+    assert (config["max_epochs"], config["warmup_epochs"], config["flat_epochs"]) == (100, 5, 35)
+    assert (config["learning_rate"], config["optimizer"]["weight_decay"], config["seed"]) == (1e-3, 1e-5, 512)
+    assert (config["batch_size"], config["patch_size"], config["val_interval"]) == (1, [128] * 3, 2)
+    by_name = {step["_target_"]: step for step in config["train"]["preprocessing"]["transforms"]}
+    assert by_name["RandAxisFlipd"]["prob"] == by_name["RandScaleIntensityd"]["prob"] == 0.5
+    assert by_name["RandScaleIntensityd"]["factors"] == by_name["RandShiftIntensityd"]["offsets"] == 0.1
+    elastic = by_name["Rand3DElasticd"]
+    assert (elastic["sigma_range"], elastic["magnitude_range"], elastic["prob"]) == ([1, 20], [0.3, 2.3], 0.5)
+    assert elastic["mode"] == ["bilinear", "nearest"]
+    assert elastic["rotate_range"] == pytest.approx([0.5236] * 3)
+
+
+def test_metadata_has_what_the_specification_asks_for_and_the_pinned_versions():
+    metadata = read("metadata.json")
+    for key in ("version", "changelog", "monai_version", "pytorch_version", "numpy_version", "task", "description"):
+        assert metadata[key], key
+    for key in ("required_packages_version", "authors", "copyright", "network_data_format", "name", "schema"):
+        assert metadata[key], key
+    assert "optional_packages_version" not in metadata
+    assert metadata["version"] in metadata["changelog"]
+    for side, name in (("inputs", "image"), ("outputs", "pred")):
+        block = metadata["network_data_format"][side][name]
+        keys = {"type", "format", "num_channels", "spatial_shape", "dtype", "value_range", "is_patch_data"}
+        assert keys | {"channel_def"} <= set(block)
+        assert len(block["channel_def"]) == block["num_channels"] == 4
+    pins = dict(re.findall(r"^([\w-]+)==([\w.]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
+    assert metadata["monai_version"] == pins["monai"]
+    assert metadata["pytorch_version"] == pins["torch"]
+    assert metadata["numpy_version"] == pins["numpy"]
+    for package, version in metadata["required_packages_version"].items():
+        assert pins[package] == version
+    assert json.loads((ROOT / "metadata.json").read_text()) == metadata
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [(["train.json"], "train"), (["train.json", "evaluate.json"], "train"), (["inference.json"], "infer")],
+)
+@pytest.mark.parametrize("with_data", [True, False])
+def test_properties_are_complete_with_and_without_data(names, kind, with_data, cohort, tmp_path):
+    data = cohort if with_data else tmp_path / "absent"
+    made = workflow(names, kind, bundle_root=str(ROOT), dataset_dir=str(data), output_dir=str(tmp_path / "out"))
+    assert made.check_properties() == []
+    if kind == "train":
+        expected = {"train.json": (2, 1), "evaluate.json": (2, 1)}[names[-1]] if with_data else (0, 0)
+        assert (len(made.train_dataset_data), len(made.val_dataset_data)) == expected
+    else:
+        assert len(made.dataset) == (3 if with_data else 0)
+    # Constructing leaves nothing behind: no folder, no event file.
+    assert not (tmp_path / "out").exists()
+
+
+def test_properties_can_be_set():
+    made = workflow(["train.json"], "train", bundle_root=str(ROOT), num_workers=0)
+    made.max_epochs = 7
+    made.initialize()
+    assert made.trainer.state.max_epochs == 7
+    assert made.parser.get_parsed_content("lr_scheduler").max_epochs == 7
+
+
+def test_configurations_run_no_shell_and_reach_no_network():
+    for path in CONFIGS.glob("*.*"):
+        text = path.read_text(encoding="utf-8")
+        expressions = re.findall(r'"(\$[^"]*)"', text)
+        for expression in expressions:
+            assert not re.search(r"\b(os|subprocess|socket|urllib|requests|open|eval|exec)\b", expression), expression
+        assert "import scripts" not in text

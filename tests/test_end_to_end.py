@@ -1,0 +1,356 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""The workflows from case folders to label maps, by MONAI's commands, at test size: tiny widths, few iterations."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import itk
+import monai
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+from monai.data import load_net_with_metadata
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from scripts.networks import PriorAttentionNet
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
+CHANNELS = [4, 4, 8, 8, 8]
+# At 4 mm a brain is about 36 x 44 x 33 voxels: one window.
+SIZE = {
+    "network_def#channels": CHANNELS,
+    "spacing": [4.0, 4.0, 4.0],
+    "roi_size": [48, 48, 48],
+    "num_workers": 0,
+}
+TRAINING_SIZE = {**SIZE, "patch_size": [32, 32, 32], "max_epochs": 3, "val_interval": 2, "warmup_epochs": 1}
+REGIONS = {"ET": (4,), "TC": (1, 4), "WT": (1, 2, 4)}
+
+
+def files(*names: str) -> list[str]:
+    return [str(CONFIGS / name) for name in names]
+
+
+def bundle_run(*names: str, **override) -> None:
+    override.setdefault("bundle_root", str(ROOT))
+    monai.bundle.run(config_file=files(*names), logging_file=False, **override)
+
+
+def command(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def voxels(path: Path) -> np.ndarray:
+    return np.asanyarray(nib.load(path).dataobj)
+
+
+def rows(path: Path) -> dict[str, dict[str, str]]:
+    with path.open(newline="") as file:
+        return {next(iter(row.values())): row for row in csv.DictReader(file)}
+
+
+@pytest.fixture(scope="session")
+def training(cohort, tmp_path_factory) -> Path:
+    """Output folder of a tiny training on two phantoms, with one to validate on."""
+    output = tmp_path_factory.mktemp("training") / "run"
+    bundle_run("train.json", dataset_dir=str(cohort), output_dir=str(output), **TRAINING_SIZE)
+    return output
+
+
+@pytest.fixture(scope="session")
+def evaluation(cohort, training) -> Path:
+    """Folder of the evaluation of all three phantoms with the tiny training's weights."""
+    names = ("train.json", "evaluate.json")
+    size = {key: value for key, value in TRAINING_SIZE.items() if key != "max_epochs"}
+    bundle_run(*names, dataset_dir=str(cohort), output_dir=str(training), cases="all", **size)
+    return training / "evaluation_all"
+
+
+@pytest.fixture(scope="session")
+def segmentation(cohort, training, tmp_path_factory) -> Path:
+    """Folder of label maps that inference wrote for the three phantoms."""
+    output = tmp_path_factory.mktemp("inference") / "maps"
+    model = str(training / "model.pt")
+    bundle_run("inference.json", dataset_dir=str(cohort), output_dir=str(output), model_file=model, **SIZE)
+    return output
+
+
+def test_training_leaves_its_files(training, cohort):
+    names = {path.name for path in training.iterdir()}
+    wanted = {"model.pt", "model_last.pt", "trainer_state.pt", "config.json", "run.json", "datalist.json"}
+    assert names == wanted | {"tensorboard"}
+    state = torch.load(training / "trainer_state.pt", weights_only=True)
+    assert (state["epoch"], state["iteration"], state["best_metric_epoch"]) == (3, 6, 2)
+    PriorAttentionNet(channels=CHANNELS).load_state_dict(torch.load(training / "model.pt", weights_only=True))
+    last = torch.load(training / "model_last.pt", weights_only=True)
+    assert all(torch.equal(last[name], value) for name, value in state["network"].items())
+    best = torch.load(training / "model.pt", weights_only=True)
+    assert not torch.equal(best["outputs.3.weight"], last["outputs.3.weight"])  # validated after epoch 2 of 3
+
+    config = json.loads((training / "config.json").read_text())
+    assert config["max_epochs"] == 3
+    assert config["network_def"]["channels"] == CHANNELS
+    record = json.loads((training / "run.json").read_text())
+    assert record["phantoms"] is True
+    assert record["cases"] == {"training": 2, "validation": 1}
+    assert record["versions"]["torch"] == torch.__version__
+    split = json.loads((training / "datalist.json").read_text())
+    assert len(split["training"]) == 2
+    assert all((cohort / file).is_file() for item in split["validation"] for file in item["image"])
+
+
+def test_training_logs_loss_rate_and_dice_by_region(training):
+    events = EventAccumulator(str(training / "tensorboard"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    levels = {f"train/loss_{name}" for name in ("out", "level1", "level2", "level3", "prior")}
+    assert levels | {"train/loss", "train/learning_rate"} <= tags
+    assert {"val_mean_dice", "val_dice_ET", "val_dice_TC", "val_dice_WT"} <= tags
+    # Two iterations an epoch, one epoch of warm-up from 1/1000, then flat; logged after the scheduler's step.
+    rates = [event.value for event in events.Scalars("train/learning_rate")]
+    assert rates == pytest.approx([1e-3 * (1 + 999 * 0.5) / 1000, *[1e-3] * 5], rel=1e-5)
+    for step, total in enumerate(event.value for event in events.Scalars("train/loss")):
+        assert total == pytest.approx(sum(events.Scalars(level)[step].value for level in levels), rel=1e-5)
+
+
+def test_phantom_weights_are_not_published(training, evaluation, segmentation):
+    assert not (ROOT / "models" / "model.pt").exists()
+    assert json.loads((segmentation / "run.json").read_text())["phantom_weights"] is True
+
+
+def test_evaluation_scores_are_those_of_the_saved_label_maps(evaluation, cohort):
+    scores = rows(evaluation / "scores.csv")
+    assert len(scores) == 3
+    for case, row in scores.items():
+        predicted = voxels(evaluation / f"{case}.nii.gz")
+        reference = voxels(next(cohort.rglob(f"{case}_seg.nii.gz")))
+        for region, labels in REGIONS.items():
+            a, b = np.isin(predicted, labels), np.isin(reference, labels)
+            dice = 2 * (a & b).sum() / (a.sum() + b.sum()) if (a | b).any() else 1.0
+            assert float(row[f"dice_{region}"]) == pytest.approx(dice, abs=1e-4)
+            assert float(row[f"volume_{region}"]) == a.sum()
+            assert float(row[f"reference_volume_{region}"]) == b.sum()
+            if not b.any() and not a.any():
+                assert float(row[f"hd95_{region}"]) == 0
+            elif a.any() != b.any():
+                assert float(row[f"hd95_{region}"]) == pytest.approx(373.12866, abs=1e-3)
+
+
+def test_summary_is_of_the_rows(evaluation):
+    scores, summary = rows(evaluation / "scores.csv"), rows(evaluation / "summary.csv")
+    for column in next(iter(scores.values())):
+        if column == "case":
+            continue
+        values = [float(row[column]) for row in scores.values()]
+        assert float(summary["mean"][column]) == pytest.approx(np.mean(values), abs=2e-4)
+        assert float(summary["std"][column]) == pytest.approx(np.std(values, ddof=1), abs=2e-4)
+        assert float(summary["median"][column]) == pytest.approx(np.median(values), abs=2e-4)
+        assert float(summary["quartile3"][column]) == pytest.approx(np.percentile(values, 75), abs=2e-4)
+
+
+def test_label_maps_have_the_input_grid(segmentation, cohort):
+    maps = sorted(segmentation.glob("*.nii.gz"))
+    assert [path.name.removesuffix(".nii.gz") for path in maps] == [f"BraTS20_Training_{i:03d}" for i in (1, 2, 3)]
+    for path in maps:
+        image, source = nib.load(path), nib.load(next(cohort.rglob(path.name.replace(".nii.gz", "_t1.nii.gz"))))
+        assert image.shape == source.shape == (240, 240, 155)
+        assert np.array_equal(image.affine, source.affine)
+        assert image.get_data_dtype() == np.uint8
+        assert set(np.unique(voxels(path))) <= {0, 1, 2, 4}
+        # A second reader sees the same grid.
+        ours, theirs = itk.imread(str(path)), itk.imread(str(next(cohort.rglob(f"{path.name[:-7]}_t1.nii.gz"))))
+        assert np.allclose(ours.GetOrigin(), theirs.GetOrigin())
+        assert np.allclose(itk.array_from_matrix(ours.GetDirection()), itk.array_from_matrix(theirs.GetDirection()))
+
+
+def test_inference_gives_what_evaluation_scored(segmentation, evaluation):
+    """Preprocessing, network, windows and post-processing of train.json and inference.json, by their outputs."""
+    for path in segmentation.glob("*.nii.gz"):
+        assert np.array_equal(voxels(path), voxels(evaluation / path.name))
+        assert voxels(path).any(), "an empty map would prove nothing"
+
+
+def test_training_and_validation_preprocess_alike(cohort):
+    made = ConfigWorkflow(
+        files("train.json"), workflow_type="train", logging_file=False, bundle_root=str(ROOT), dataset_dir=str(cohort)
+    )
+    made.initialize()
+    item = made.train_dataset_data[0]
+    inference = ConfigWorkflow(
+        files("inference.json"), workflow_type="infer", logging_file=False, bundle_root=str(ROOT)
+    )
+    inference.initialize()
+    deterministic = made.train_preprocessing.transforms[:5]
+    trained = item
+    for step in deterministic:
+        trained = step(trained)
+    wanted = inference.preprocessing({"image": item["image"]})["image"]
+    assert torch.equal(trained["image"], wanted)
+    assert torch.equal(made.val_preprocessing(item)["image"], wanted)
+    # The label is cut to the same box, and loses nothing by it.
+    assert trained["label"].shape[1:] == wanted.shape[1:]
+    assert int((trained["label"] > 0).sum()) == int((voxels(Path(item["label"])) > 0).sum())
+
+
+def test_enhancing_tumour_as_3(training, cohort, segmentation, tmp_path):
+    case = next(cohort.rglob("BraTS20_Training_001"))
+    model = str(training / "model.pt")
+    output = tmp_path / "maps"
+    bundle_run(
+        "inference.json",
+        dataset_dir=str(case),
+        output_dir=str(output),
+        model_file=model,
+        saved_et_label=3,
+        min_et_voxels=0,
+        **SIZE,
+    )
+    fours = tmp_path / "fours"
+    bundle_run(
+        "inference.json", dataset_dir=str(case), output_dir=str(fours), model_file=model, min_et_voxels=0, **SIZE
+    )
+    three, four = voxels(output / f"{case.name}.nii.gz"), voxels(fours / f"{case.name}.nii.gz")
+    assert (three == 3).any()
+    assert np.array_equal(np.where(three == 3, 4, three), four)
+
+
+def test_verify_and_export_with_default_arguments(tmp_path):
+    """In the bundle's root, and from elsewhere with --bundle_root; the export equals eager at full width to 1e-5."""
+    root = tmp_path / "bundle"
+    shutil.copytree(CONFIGS, root / "configs")
+    (root / "models").mkdir()
+    torch.manual_seed(0)
+    network = PriorAttentionNet().eval()
+    torch.save(network.state_dict(), root / "models" / "model.pt")
+    config, meta = "configs/inference.json", "configs/metadata.json"
+
+    verify = ("verify_net_in_out", "network_def", "--config_file")
+    done = command("monai.bundle", *verify, config, "--meta_file", meta, cwd=root)
+    assert "data shape of network is verified with no error" in done.stdout + done.stderr
+    away = ("--bundle_root", str(root), "--meta_file", str(root / meta))
+    assert command("monai.bundle", *verify, str(root / config), *away, cwd=tmp_path).returncode == 0
+
+    assert command("monai.bundle", "ckpt_export", "--config_file", config, cwd=root).returncode == 0
+    exported = root / "models" / "model.ts"
+    scripted, metadata, extra = load_net_with_metadata(str(exported), more_extra_files=("inference.json",))
+    assert metadata["network_data_format"]["outputs"]["pred"]["num_channels"] == 4
+    assert json.loads(extra["inference.json"])["network_def"]["channels"] == [32, 64, 128, 256, 320]
+    x = torch.randn(1, 4, 32, 48, 32)
+    with torch.no_grad():
+        assert torch.allclose(scripted(x), network(x), rtol=1e-5, atol=1e-5)
+
+    exported.unlink()
+    arguments = ("ckpt_export", "--bundle_root", str(root), "--config_file", str(root / config))
+    assert command("monai.bundle", *arguments, cwd=tmp_path).returncode == 0
+    assert exported.is_file()
+
+
+def test_load_returns_the_network_with_its_weights(tmp_path):
+    root = tmp_path / "bundle"
+    shutil.copytree(CONFIGS, root / "configs")
+    (root / "models").mkdir()
+    torch.manual_seed(1)
+    network = PriorAttentionNet()
+    torch.save(network.state_dict(), root / "models" / "model.pt")
+    loaded = monai.bundle.load("bundle", bundle_dir=str(tmp_path), source="github", repo="no/such/repo", device="cpu")
+    assert type(loaded) is PriorAttentionNet
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+def incomplete(folder: Path) -> Path:
+    case = folder / "cohort" / "Case_1"
+    case.mkdir(parents=True)
+    for sequence in ("t1", "t2", "flair"):
+        (case / f"Case_1_{sequence}.nii.gz").touch()
+    return folder / "cohort"
+
+
+def empty(folder: Path) -> Path:
+    (folder / "notes.txt").touch()
+    return folder
+
+
+BAD_INPUT = {
+    "absent folder": (("train.json",), {"dataset_dir": lambda tmp: tmp / "nowhere"}, "no such folder"),
+    "folder without cases": (("train.json",), {"dataset_dir": empty}, "looked for case folders"),
+    "no case for inference": (("inference.json",), {"dataset_dir": empty, "model_file": "MODEL"}, "looked for"),
+    "missing sequence": (("train.json",), {"dataset_dir": incomplete}, "there is no Case_1_t1ce.nii.gz"),
+    "absent datalist": (("train.json",), {"datalist_file": lambda tmp: tmp / "list.json"}, "--datalist_file"),
+    "absent weights": (("inference.json",), {"model_file": lambda tmp: tmp / "model.pt"}, "no such file; train first"),
+    "another network": (
+        ("inference.json",),
+        {"model_file": "MODEL", "network_def#channels": [4, 4, 4, 4, 4]},
+        "weights of another network",
+    ),
+    "unknown selection": (("train.json", "evaluate.json"), {"cases": "test"}, "choose one of training, validation"),
+    "unclear switch": (("inference.json",), {"overwrite": "maybe", "model_file": "MODEL"}, "a switch is true or false"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_INPUT)
+def test_bad_input_gets_one_line_and_leaves_nothing(kind, cohort, training, segmentation, tmp_path):
+    names, changes, said = BAD_INPUT[kind]
+    folder = tmp_path / "input"
+    folder.mkdir()
+    output = segmentation if kind == "unclear switch" else tmp_path / "output"
+    arguments = {"bundle_root": ROOT, "dataset_dir": cohort, "output_dir": output, **SIZE}
+    for key, value in changes.items():
+        arguments[key] = training / "model.pt" if value == "MODEL" else value(folder) if callable(value) else value
+    flat = [text for key, value in arguments.items() for text in (f"--{key}", str(value))]
+    done = command("monai.bundle", "run", "--config_file", str(files(*names)), *flat, cwd=tmp_path)
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr[-2000:]
+    assert said in lines[0]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "output").exists()
+
+
+def test_results_are_not_overwritten_in_silence(cohort, training, segmentation, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in segmentation.iterdir()}
+    arguments = {"dataset_dir": str(cohort), "model_file": str(training / "model.pt"), **SIZE}
+    with pytest.raises(RuntimeError) as caught:
+        bundle_run("inference.json", output_dir=str(segmentation), **arguments)
+    assert "exists from an earlier segmentation" in str(caught.value.__cause__)
+    with pytest.raises(RuntimeError) as caught:
+        bundle_run("train.json", dataset_dir=str(cohort), output_dir=str(training), **TRAINING_SIZE)
+    assert "exists from an earlier training" in str(caught.value.__cause__)
+    assert {path: path.stat().st_mtime_ns for path in segmentation.iterdir()} == before
+
+
+def test_demo_command_end_to_end(cohort, tmp_path):
+    """The demo's steps on two phantoms and one epoch; a second call finds everything done."""
+    arguments = ("--run_dir", str(tmp_path / "demo"), "--cases", "2", "--epochs", "1", "--seed", "2")
+    # The phantoms are those of the fixture.
+    shutil.copytree(cohort, tmp_path / "demo" / "phantoms")
+    done = command("scripts.demo", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    picture = tmp_path / "demo" / "picture.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "demo" / "train" / "model.ts").is_file()
+    assert not (ROOT / "models" / "model.pt").exists()
+    assert "mean" in done.stdout
+    model = (tmp_path / "demo" / "train" / "model.pt").stat().st_mtime_ns
+    again = command("scripts.demo", *arguments, cwd=tmp_path)
+    assert again.returncode == 0
+    assert again.stdout.count("done already") == 4
+    assert (tmp_path / "demo" / "train" / "model.pt").stat().st_mtime_ns == model

@@ -1,0 +1,258 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Dice and HD95 as the configurations use them: the rules for empty regions, closed forms, ITK and KD-trees."""
+
+import itertools
+
+import itk
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.metrics import DiceMetric
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from scripts.metrics import WORST_HD95_MM, BratsHausdorffDistance95
+
+SIZE = (22, 18, 20)
+SPACINGS = [(1.0, 1.0, 1.0), (1.0, 2.0, 3.5), (0.7, 0.4, 5.0)]
+
+
+def dice_metric(**arguments):
+    """As in train.json."""
+    return DiceMetric(include_background=False, ignore_empty=False, **arguments)
+
+
+def affine(spacing):
+    """Axes in an unusual order and direction, so that reading a diagonal would give other spacings."""
+    matrix = np.zeros((4, 4))
+    for column, row in enumerate((2, 0, 1)):
+        matrix[row, column] = -spacing[column] if column == 1 else spacing[column]
+    matrix[:, 3] = (11, -7, 3, 1)
+    return torch.as_tensor(matrix)
+
+
+def regions(*masks, spacing=None, size=SIZE):
+    """Background and the given regions, with a batch axis; a MetaTensor where a spacing is given."""
+    stacked = np.stack([np.zeros(size, bool), *masks])[None].astype(np.float32)
+    if spacing is None:
+        return torch.as_tensor(stacked)
+    return MetaTensor(stacked[0], affine=affine(spacing))[None]
+
+
+def blob(seed, size=SIZE):
+    """A random, bumpy region, which may touch the border and fall into several parts."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=size), 2.5, mode="constant")
+    return noise > np.quantile(noise, 0.85)
+
+
+def box(start, edges, size=SIZE):
+    mask = np.zeros(size, bool)
+    mask[tuple(slice(s, s + n) for s, n in zip(start, edges, strict=True))] = True
+    return mask
+
+
+def surface(mask):
+    """MONAI's definition: what one erosion with the 6-neighbourhood takes away, the border counting as outside."""
+    return mask & ~ndimage.binary_erosion(mask, ndimage.generate_binary_structure(3, 1))
+
+
+def kd_tree_hd95(a, b, spacing):
+    a, b = (np.argwhere(surface(mask)) * spacing for mask in (a, b))
+    return max(np.percentile(cKDTree(b).query(a)[0], 95), np.percentile(cKDTree(a).query(b)[0], 95))
+
+
+def itk_distances(of, to, spacing):
+    """Distances in mm from the surface voxels of ``of`` to the nearest of ``to``, by ITK's exact distance map."""
+    image = itk.image_view_from_array(np.ascontiguousarray(surface(to).astype(np.uint8)))
+    image.SetSpacing([float(s) for s in reversed(spacing)])  # ITK counts axes from the last
+    distances = itk.signed_maurer_distance_map_image_filter(image, squared_distance=False, use_image_spacing=True)
+    return np.abs(itk.array_from_image(distances))[surface(of)]
+
+
+def itk_dice(a, b):
+    kind = itk.Image[itk.UC, 3]
+    overlap = itk.LabelOverlapMeasuresImageFilter[kind].New()
+    overlap.SetSourceImage(itk.image_from_array(a.astype(np.uint8)))
+    overlap.SetTargetImage(itk.image_from_array(b.astype(np.uint8)))
+    overlap.Update()
+    return overlap.GetDiceCoefficient(1)
+
+
+def hd95(pred, label, **arguments):
+    metric = BratsHausdorffDistance95(reduction="none", **arguments)
+    metric(pred, label)
+    return metric.aggregate().tolist()
+
+
+def dice(pred, label):
+    metric = dice_metric(reduction="none")
+    metric(pred, label)
+    return metric.aggregate().tolist()
+
+
+# Empty regions.
+
+EMPTY, SOME, OTHER = np.zeros(SIZE, bool), box((3, 3, 3), (4, 4, 4)), box((10, 9, 9), (2, 2, 2))
+
+
+def test_worst_distance_is_the_diagonal_of_the_brats_grid():
+    # From the first voxel to one past the last along the longer sides, as BraTS has it.
+    assert WORST_HD95_MM == 373.12866
+    assert pytest.approx(np.sqrt(240**2 + 240**2 + 155**2), abs=1e-4) == WORST_HD95_MM
+
+
+@pytest.mark.parametrize(
+    ("pred", "label", "dice_score", "distance"),
+    [
+        (EMPTY, EMPTY, 1.0, 0.0),
+        (EMPTY, SOME, 0.0, 373.12866),
+        (SOME, EMPTY, 0.0, 373.12866),
+        (SOME, SOME, 1.0, 0.0),
+        (OTHER, box((10, 9, 10), (2, 2, 2)), 0.5, 1.0),
+    ],
+    ids=["both empty", "missed", "invented", "equal", "shifted"],
+)
+@pytest.mark.parametrize("spacing", [None, (1.0, 1.0, 1.0)])
+def test_empty_regions_are_scored_by_the_brats_2020_rules(pred, label, dice_score, distance, spacing):
+    pred, label = regions(pred, spacing=spacing), regions(label, spacing=spacing)
+    assert dice(pred, label) == [[dice_score]]
+    assert hd95(pred, label) == [[pytest.approx(distance, rel=1e-6)]]
+
+
+def test_worst_distance_does_not_depend_on_spacing_and_size():
+    size = (5, 4, 3)
+    pred = regions(np.ones(size), spacing=(1, 2, 7), size=size)
+    assert hd95(pred, torch.zeros_like(pred)) == [[pytest.approx(373.12866)]]
+
+
+def test_means_count_every_case_empty_ones_included():
+    cases = [(SOME, SOME), (EMPTY, EMPTY), (SOME, EMPTY), (EMPTY, SOME)]
+    distance = BratsHausdorffDistance95()
+    overlap = dice_metric(reduction="mean")
+    for pred, label in cases:
+        for metric in (distance, overlap):
+            metric(regions(pred), regions(label))
+    assert float(distance.aggregate()) == pytest.approx(2 * 373.12866 / 4)
+    assert float(overlap.aggregate()) == pytest.approx(0.5)
+
+
+# Closed forms.
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_shifted_cube_is_off_by_its_shift_in_mm(spacing, axis):
+    start = [4, 4, 4]
+    pred = box(start, (6, 6, 6))
+    start[axis] += 2
+    label = box(start, (6, 6, 6))
+    # One face, 36 of the 152 surface voxels and so beyond the 95th percentile, is two steps from the other cube.
+    wanted = [[pytest.approx(2 * spacing[axis], rel=1e-6)]]
+    assert hd95(regions(pred, spacing=spacing), regions(label, spacing=spacing)) == wanted
+    assert dice(regions(pred), regions(label)) == [[pytest.approx(4 / 6)]]
+
+
+def test_two_voxels_are_apart_by_their_distance_in_mm():
+    spacing = (1.0, 2.0, 3.5)
+    pred, label = box((2, 3, 4), (1, 1, 1)), box((5, 7, 6), (1, 1, 1))
+    wanted = np.sqrt(3**2 + (4 * 2.0) ** 2 + (2 * 3.5) ** 2)
+    assert hd95(regions(pred, spacing=spacing), regions(label, spacing=spacing)) == [[pytest.approx(wanted, rel=1e-6)]]
+    assert hd95(regions(pred), regions(label)) == [[pytest.approx(np.sqrt(9 + 16 + 4), rel=1e-6)]]
+
+
+def test_the_larger_direction_counts_and_the_95th_percentile_is_interpolated():
+    """A line of 30 voxels against its first: one way the distances are 0 to 29, the other way 0."""
+    line, point = box((0, 0, 0), (1, 1, 30), (3, 3, 31)), box((0, 0, 0), (1, 1, 1), (3, 3, 31))
+    for pred, label in ((line, point), (point, line)):
+        pred, label = regions(pred, size=(3, 3, 31)), regions(label, size=(3, 3, 31))
+        assert hd95(pred, label) == [[pytest.approx(0.95 * 29)]]
+    # Pooled, as medpy does it, the distances would give less.
+    assert np.percentile([*range(30), 0], 95) == 27.5 < 0.95 * 29 - 1e-3
+
+
+# Against other libraries.
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_dice_of_random_regions_is_itks(seed):
+    pred, label = blob(seed), blob(seed + 100)
+    expected = itk_dice(pred, label)
+    assert 0.01 < expected < 0.99
+    assert dice(regions(pred), regions(label)) == [[pytest.approx(expected, rel=1e-6)]]
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("seed", range(4))
+def test_hd95_of_random_regions_is_that_of_itk_and_of_kd_trees(seed, spacing):
+    pred, label = blob(seed), blob(seed + 100)
+    ours = hd95(regions(pred, spacing=spacing), regions(label, spacing=spacing))
+    by_itk = max(np.percentile(itk_distances(*pair, spacing), 95) for pair in ((pred, label), (label, pred)))
+    assert by_itk > 1
+    assert ours == [[pytest.approx(by_itk, rel=1e-4)]]
+    assert ours == [[pytest.approx(kd_tree_hd95(pred, label, spacing), rel=1e-5)]]
+
+
+def test_spacing_changes_the_distance_and_comes_from_the_affine():
+    pred, label = blob(1), blob(101)
+    found = [hd95(regions(pred, spacing=s), regions(label, spacing=s))[0][0] for s in SPACINGS]
+    assert len({round(value, 3) for value in found}) == 3
+    # Without geometry a voxel counts as 1 mm.
+    assert hd95(regions(pred), regions(label))[0][0] == pytest.approx(found[0])
+
+
+# As the handlers use it.
+
+
+def test_regions_and_cases_are_scored_one_by_one():
+    spacing = (1.0, 2.0, 3.5)
+    masks = [(blob(i), blob(i + 50)) for i in range(5)] + [(EMPTY, blob(9))]
+    preds = [regions(*(p for p, _ in masks[i : i + 3]), spacing=spacing)[0] for i in (0, 3)]
+    labels = [regions(*(m for _, m in masks[i : i + 3]), spacing=spacing)[0] for i in (0, 3)]
+    metric = BratsHausdorffDistance95(reduction="mean_batch", return_with_label=["ET", "TC", "WT"])
+    wanted = [kd_tree_hd95(p, m, spacing) if p.any() else WORST_HD95_MM for p, m in masks]
+    # As lists of cases without a batch axis, which is what MONAI's handler passes after decollating.
+    scores = metric(preds, labels)
+    np.testing.assert_allclose(torch.as_tensor(scores).numpy().ravel(), wanted, rtol=1e-5)
+    means = metric.aggregate()
+    assert list(means) == ["ET", "TC", "WT"]
+    np.testing.assert_allclose(list(means.values()), np.mean(np.reshape(wanted, (2, 3)), axis=0), rtol=1e-5)
+    # The same cases stacked to a batch.
+    stacked = BratsHausdorffDistance95(reduction="none")
+    stacked(torch.stack(preds), torch.stack(labels))
+    np.testing.assert_allclose(stacked.aggregate().numpy().ravel(), wanted, rtol=1e-5)
+
+
+def test_background_is_scored_only_on_request():
+    pred, label = regions(SOME), regions(OTHER)
+    pred[:, 0], label[:, 0] = 1 - pred[:, 1], 1 - label[:, 1]
+    assert [len(row) for row in hd95(pred, label)] == [1]
+    assert len(hd95(pred, label, include_background=True)[0]) == 2
+    assert hd95(pred, label, include_background=True)[0][1] == hd95(pred, label)[0][0]
+
+
+def test_a_reset_forgets_and_an_aggregate_without_cases_is_refused():
+    metric = BratsHausdorffDistance95()
+    metric(regions(SOME), regions(EMPTY))
+    metric.reset()
+    with pytest.raises(ValueError, match="No case"):
+        metric.aggregate()
+    metric(regions(SOME), regions(SOME))
+    assert float(metric.aggregate()) == 0.0
+
+
+def test_reduction_can_be_chosen_at_the_end():
+    metric = BratsHausdorffDistance95()
+    for pred, label in itertools.product((SOME, EMPTY), repeat=2):
+        metric(regions(pred), regions(label))
+    assert metric.aggregate("none").flatten().tolist() == pytest.approx([0, WORST_HD95_MM, WORST_HD95_MM, 0])
+    assert float(metric.aggregate("sum")) == pytest.approx(2 * WORST_HD95_MM)
+
+
+def test_tensors_of_two_shapes_or_one_alone_are_refused():
+    metric = BratsHausdorffDistance95()
+    with pytest.raises(ValueError, match="one shape"):
+        metric(regions(SOME), regions(SOME, SOME))
+    with pytest.raises(ValueError, match="one shape"):
+        metric(regions(SOME))

@@ -1,0 +1,306 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Label maps and regions, small components, small enhancing tumours: values, and what is left untouched."""
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from monai.data import MetaTensor
+from scipy import ndimage
+
+from scripts.errors import InputError
+from scripts.transforms import (
+    LabelsToRegionsd,
+    RegionsToLabelsd,
+    RemoveSmallComponentsd,
+    SuppressSmallEnhancingTumord,
+    check_label_values,
+    labels_to_regions,
+    regions_to_labels,
+)
+
+QUICK = settings(max_examples=40, deadline=None, derandomize=True)
+AFFINE = torch.tensor([[-1.0, 0, 0, 5], [0, -2.0, 0, 7], [0, 0, 3.0, -4], [0, 0, 0, 1]], dtype=torch.float64)
+SHAPES = hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=6)
+ET, TC, WT = 1, 2, 3
+
+
+def meta(values, name="case_seg.nii.gz", dtype=torch.float32):
+    return MetaTensor(torch.as_tensor(values, dtype=dtype), affine=AFFINE, meta={"filename_or_obj": name})
+
+
+def regions_of(et, tc, wt, dtype=torch.uint8):
+    et, tc, wt = (np.asarray(mask, bool) for mask in (et, tc, wt))
+    return meta(np.stack([~wt, et, tc, wt]), dtype=dtype)
+
+
+def box(size, start, shape=(20, 20, 20)):
+    mask = np.zeros(shape, bool)
+    mask[tuple(slice(s, s + n) for s, n in zip(start, size, strict=True))] = True
+    return mask
+
+
+# Label maps and regions.
+
+
+@pytest.mark.parametrize("et_label", [3, 4])
+def test_each_label_is_in_these_regions(et_label):
+    labels = torch.tensor([[[0, 1, 2, et_label]]])
+    wanted = [[1, 0, 0, 0], [0, 0, 0, 1], [0, 1, 0, 1], [0, 1, 1, 1]]
+    regions = labels_to_regions(labels, et_label)
+    assert regions.dtype == torch.uint8
+    assert regions.reshape(4, 4).tolist() == wanted
+
+
+@pytest.mark.parametrize("et_label", [3, 4])
+def test_each_combination_of_regions_has_this_label(et_label):
+    # ET, TC, WT and the label, by the rule "ET's where ET, else 1 where TC, else 2 where WT".
+    table = {
+        (0, 0, 0): 0, (0, 0, 1): 2, (0, 1, 0): 1, (0, 1, 1): 1,
+        (1, 0, 0): et_label, (1, 0, 1): et_label, (1, 1, 0): et_label, (1, 1, 1): et_label,
+    }  # fmt: skip
+    masks = torch.tensor(list(table)).T.reshape(3, 2, 2, 2)
+    for background in (0, 1):
+        regions = torch.cat([torch.full((1, 2, 2, 2), background), masks])
+        labels = regions_to_labels(regions, et_label)
+        assert labels.shape == (1, 2, 2, 2) and labels.dtype == torch.uint8
+        assert labels.flatten().tolist() == list(table.values())
+        # The authors write oedema last: ET and WT without TC becomes oedema, and nothing else changes.
+        last = regions_to_labels(regions, et_label, oedema_last=True)
+        assert last.flatten().tolist() == list({**table, (1, 0, 1): 2}.values())
+
+
+@QUICK
+@given(data=st.data(), et_label=st.sampled_from([3, 4]), oedema_last=st.booleans())
+def test_label_maps_survive_the_way_to_regions_and_back(data, et_label, oedema_last):
+    values = st.sampled_from([0, 1, 2, et_label])
+    labels = data.draw(hnp.arrays(np.uint8, SHAPES, elements=values))
+    item = {"label": meta(labels[None]), "et_label": et_label, "resection_cavity": 0}
+    there = LabelsToRegionsd("label")(item)
+    back = RegionsToLabelsd("label", et_label, oedema_last)(there)["label"]
+    np.testing.assert_array_equal(np.asarray(back), labels[None])
+    et, tc, wt = np.asarray(there["label"][1:], bool)
+    assert not (et & ~tc).any() and not (tc & ~wt).any()
+    np.testing.assert_array_equal(np.asarray(there["label"][0], bool), ~wt)
+
+
+@pytest.mark.parametrize("et_label", [0, 1, 2, 5, None])
+def test_other_et_labels_are_refused(et_label):
+    for call in (
+        lambda: labels_to_regions(torch.zeros(2, 2), et_label),
+        lambda: regions_to_labels(torch.zeros(4, 2, 2), et_label),
+        lambda: RegionsToLabelsd("pred", et_label),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"4 (BraTS 2018 to 2021) or 3 (from 2023 on), got {et_label}")):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("values", "et_label", "shown", "remedy"),
+    [
+        ([0, 1, 2, 3], 4, "3", "set --et_label 3"),
+        ([0, 1, 2, 3, 4], 3, "4", "resection cavity"),
+        ([0, 4], 3, "4", "set --et_label 3 or 4"),
+        ([0, 1, 2, 5], 4, "5", "check the file"),
+        ([0, 3, 4, 7], 4, "3, 7", "check the file"),
+        ([0, 0.5, 1], 4, "0.5", "check the file"),
+        ([-1, 0], 3, "-1", "check the file"),
+        ([0, float("nan")], 4, "nan", "check the file"),
+    ],
+)
+def test_unexpected_labels_are_refused_with_file_values_and_remedy(values, et_label, shown, remedy):
+    labels = meta(np.asarray(values, np.float32).reshape(1, 1, 1, -1), name="/data/a/a_seg.nii.gz")
+    item = {"label": labels, "et_label": et_label, "resection_cavity": 0}
+    with pytest.raises(InputError) as caught:
+        LabelsToRegionsd("label")(item)
+    message = str(caught.value)
+    assert message.startswith(f"/data/a/a_seg.nii.gz: unexpected label {shown} beside 0, 1, 2, {et_label}; ")
+    assert remedy in message and "\n" not in message
+
+
+def test_resection_cavity_becomes_background_by_explicit_choice_only():
+    labels = meta(np.array([0, 1, 2, 3, 4], np.float32).reshape(1, 1, 1, 5))
+    chosen = {"label": labels, "et_label": 3, "resection_cavity": 1}
+    regions = LabelsToRegionsd("label")(chosen)["label"].reshape(4, 5).tolist()
+    assert regions == [[1, 0, 0, 0, 1], [0, 0, 0, 1, 0], [0, 1, 0, 1, 0], [0, 1, 1, 1, 0]]
+    with pytest.raises(InputError, match="resection cavity"):
+        LabelsToRegionsd("label")({**chosen, "resection_cavity": 0})
+    # Nor is the choice taken from the item where the value is given to the transform, as for predictions.
+    with pytest.raises(InputError, match="resection cavity"):
+        LabelsToRegionsd("label", et_label=3)(chosen)
+    # Nothing but 4 is excused by it, and only beside an ET label of 3.
+    with pytest.raises(InputError, match="unexpected label 5"):
+        check_label_values(np.array([0, 3, 4, 5]), 3, "x", cavity=True)
+    with pytest.raises(InputError, match="unexpected label 3"):
+        check_label_values(np.array([0, 3, 4]), 4, "x", cavity=True)
+
+
+def test_a_fixed_et_label_overrules_the_items():
+    item = {"pred": meta(np.full((1, 1, 1, 1), 4.0)), "et_label": 3}
+    assert LabelsToRegionsd("pred", et_label=4)(item)["pred"].flatten().tolist() == [0, 1, 1, 1]
+
+
+# Small components.
+
+
+def test_a_speck_of_et_inside_tc_goes_and_tc_stays():
+    tc = box((6, 6, 6), (4, 4, 4))
+    et = box((1, 1, 3), (6, 6, 6))
+    out = RemoveSmallComponentsd("pred", 10)({"pred": regions_of(et, tc, tc)})["pred"]
+    assert int(out[ET].sum()) == 0
+    np.testing.assert_array_equal(np.asarray(out[TC]), tc)
+    np.testing.assert_array_equal(np.asarray(out[WT]), tc)
+
+
+@pytest.mark.parametrize("channel", [ET, TC, WT])
+@pytest.mark.parametrize(("voxels", "stays"), [(9, False), (10, True), (11, True)])
+def test_a_component_of_exactly_the_minimum_stays(channel, voxels, stays):
+    regions = torch.zeros(4, 20, 20, 20, dtype=torch.uint8)
+    regions[channel, 3, 3, 4 : 4 + voxels] = 1
+    regions[channel, 10:15, 10:15, 10:15] = 1
+    out = RemoveSmallComponentsd("pred", 10)({"pred": regions})["pred"]
+    assert int(out[channel].sum()) == 125 + voxels * stays
+    assert int(out.sum()) == 125 + voxels * stays
+
+
+@pytest.mark.parametrize(
+    ("step", "together"),
+    [((0, 0, 1), True), ((0, 1, 0), True), ((1, 1, 0), False), ((0, 1, 1), False), ((1, 1, 1), False)],
+)
+def test_only_voxels_that_share_a_face_are_one_component(step, together):
+    regions = torch.zeros(4, 20, 20, 20, dtype=torch.uint8)
+    regions[WT, 5, 5, 5:11] = 1
+    # Six voxels, and six more whose first is one step from the others' last: joined they are twelve.
+    i, j, k = (n + s for n, s in zip((5, 5, 10), step, strict=True))
+    regions[WT, i, j, k : k + 6] = 1
+    assert int(regions[WT].sum()) == 12
+    out = RemoveSmallComponentsd("pred", 10)({"pred": regions})["pred"]
+    assert int(out[WT].sum()) == (12 if together else 0)
+
+
+def test_background_and_channels_not_chosen_are_left_alone():
+    regions = torch.zeros(4, 8, 8, 8)
+    regions[:, 2, 2, 2] = 1
+    out = RemoveSmallComponentsd("pred", 10, channels=(ET, WT))({"pred": regions})["pred"]
+    assert out.sum(dim=(1, 2, 3)).tolist() == [1, 0, 1, 0]
+
+
+@QUICK
+@given(
+    regions=hnp.arrays(np.uint8, (4, 5, 6, 4), elements=st.integers(0, 1)),
+    min_voxels=st.integers(1, 12),
+)
+def test_small_components_equal_brute_force(regions, min_voxels):
+    out = RemoveSmallComponentsd("pred", min_voxels)({"pred": torch.as_tensor(regions)})["pred"].numpy()
+    wanted = regions.copy()
+    for channel in (ET, TC, WT):
+        parts, count = ndimage.label(regions[channel], ndimage.generate_binary_structure(3, 1))
+        for part in range(1, count + 1):
+            if (parts == part).sum() < min_voxels:
+                wanted[channel][parts == part] = 0
+    np.testing.assert_array_equal(out, wanted)
+
+
+# Small enhancing tumours.
+
+
+@pytest.mark.parametrize(("voxels", "stays"), [(299, False), (300, True), (301, True)])
+def test_et_below_the_minimum_becomes_core_wherever_it_lies(voxels, stays):
+    et = np.zeros((20, 20, 20), bool)
+    et.flat[np.arange(voxels) * 3] = True
+    tc, wt = box((4, 4, 4), (8, 8, 8)), box((8, 8, 8), (6, 6, 6))
+    out = SuppressSmallEnhancingTumord("pred", 300)({"pred": regions_of(et, tc, wt)})["pred"]
+    np.testing.assert_array_equal(np.asarray(out[ET], bool), et if stays else np.zeros_like(et))
+    np.testing.assert_array_equal(np.asarray(out[TC], bool), tc if stays else tc | et)
+    np.testing.assert_array_equal(np.asarray(out[WT], bool), wt if stays else wt | et)
+
+
+def test_by_component_each_part_of_et_is_judged_for_itself():
+    large, small, diagonal = box((5, 5, 4), (1, 1, 1)), box((3, 3, 3), (12, 12, 12)), box((2, 1, 1), (6, 6, 5))
+    et = large | small | diagonal
+    item = {"pred": regions_of(et, np.zeros_like(et), np.zeros_like(et))}
+    out = SuppressSmallEnhancingTumord("pred", 100, per_component=True)(item)["pred"]
+    np.testing.assert_array_equal(np.asarray(out[ET], bool), large)
+    np.testing.assert_array_equal(np.asarray(out[TC], bool), small | diagonal)
+    np.testing.assert_array_equal(np.asarray(out[WT], bool), small | diagonal)
+    # By volume all of it is large enough.
+    whole = SuppressSmallEnhancingTumord("pred", 100)(item)["pred"]
+    np.testing.assert_array_equal(np.asarray(whole[ET], bool), et)
+    assert not whole[TC].any() and not whole[WT].any()
+
+
+@QUICK
+@given(
+    regions=hnp.arrays(np.uint8, (4, 4, 5, 4), elements=st.integers(0, 1)),
+    min_voxels=st.integers(0, 50),
+    per_component=st.booleans(),
+)
+def test_suppression_equals_brute_force(regions, min_voxels, per_component):
+    out = SuppressSmallEnhancingTumord("pred", min_voxels, per_component)({"pred": torch.as_tensor(regions)})["pred"]
+    wanted = regions.copy()
+    parts, count = ndimage.label(regions[ET]) if per_component else (regions[ET], 1)
+    for part in range(1, count + 1):
+        if (parts == part).sum() < min_voxels:
+            wanted[ET][parts == part] = 0
+            wanted[TC][parts == part] = wanted[WT][parts == part] = 1
+    np.testing.assert_array_equal(out.numpy(), wanted)
+
+
+# What all of them keep.
+
+TRANSFORMS = {
+    "labels to regions": lambda: LabelsToRegionsd("x", et_label=4),
+    "regions to labels": lambda: RegionsToLabelsd("x"),
+    "small components": lambda: RemoveSmallComponentsd("x", 1000),
+    "small ET": lambda: SuppressSmallEnhancingTumord("x", 1000),
+    "small ET by component": lambda: SuppressSmallEnhancingTumord("x", 1000, True),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_geometry_and_other_keys_are_kept_and_the_input_is_not_modified(name, dtype):
+    tc = box((4, 4, 4), (2, 2, 2))
+    et = box((2, 2, 2), (2, 2, 2))
+    values = meta((tc + 3.0 * et)[None], "a_seg.nii.gz", dtype) if name == "labels to regions" else None
+    values = regions_of(et, tc, tc, dtype) if values is None else values
+    before, item = values.clone(), {"x": values, "other": [1, 2]}
+    out = TRANSFORMS[name]()(item)
+    assert item["x"] is values and torch.equal(values.as_tensor(), before.as_tensor())
+    assert out["other"] is item["other"]
+    assert isinstance(out["x"], MetaTensor)
+    assert torch.equal(out["x"].affine, AFFINE)
+    assert out["x"].meta["filename_or_obj"] == values.meta["filename_or_obj"]
+    assert tuple(out["x"].shape[1:]) == (20, 20, 20)
+    assert not np.array_equal(np.asarray(out["x"]), np.asarray(values))
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_missing_key_is_an_error_unless_allowed(name):
+    with pytest.raises(KeyError, match="x"):
+        TRANSFORMS[name]()({"y": 1})
+    transform = type(TRANSFORMS[name]())("x", allow_missing_keys=True)
+    assert transform({"y": 1}) == {"y": 1}
+
+
+@pytest.mark.parametrize("name", [n for n in TRANSFORMS if n != "labels to regions"])
+def test_logical_and_probability_like_values_count_as_inside_above_zero(name):
+    tc, et = box((4, 4, 4), (2, 2, 2)), box((2, 2, 2), (2, 2, 2))
+    whole = regions_of(et, tc, tc)
+    wanted = np.asarray(TRANSFORMS[name]()({"x": whole})["x"]) > 0
+    for values in (whole.bool(), whole.float() * 0.25):
+        assert np.array_equal(np.asarray(TRANSFORMS[name]()({"x": values})["x"]) > 0, wanted)
+
+
+def test_two_dimensional_regions_are_cleaned_too():
+    regions = torch.zeros(4, 12, 12)
+    for channel, (i, j) in itertools.product((ET, WT), ((2, 2), (8, 3))):
+        regions[channel, i, j : j + (2 if channel == ET else 4)] = 1
+    out = RemoveSmallComponentsd("pred", 3)({"pred": regions})["pred"]
+    assert out.sum(dim=(1, 2)).tolist() == [0, 0, 0, 8]
