@@ -8,7 +8,6 @@ loaded, inspected and given other data where there is none.
 
 from __future__ import annotations
 
-import gzip
 import logging
 import os
 import sys
@@ -98,17 +97,33 @@ def check_grid(item: Mapping[str, Any]) -> bool:
     return bytes(first.header["descrip"].item()).decode("latin-1").startswith(PHANTOM_DESCRIPTION)
 
 
-def check_label(item: Mapping[str, Any]) -> None:
-    """Check that a case's label map holds its release's values and no other.
+def read_voxels(path: str | Path) -> np.ndarray:
+    """All voxels of a NIfTI file.
 
     Raises:
-        InputError: another value occurs, or the file is damaged.
+        InputError: the file is damaged.
     """
     try:
-        values = np.unique(np.asanyarray(nib.nifti1.Nifti1Image.from_filename(item["label"]).dataobj))
-    except (OSError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{item['label']}: damaged ({error}); copy it again.") from error
-    check_label_values(values, int(item["et_label"]), item["label"], bool(item.get("resection_cavity", 0)))
+        return np.asanyarray(nib.nifti1.Nifti1Image.from_filename(path).dataobj)
+    except (OSError, EOFError, zlib.error, ImageFileError) as error:
+        raise InputError(f"{path}: damaged ({error}); copy it again.") from error
+
+
+def check_voxels(item: Mapping[str, Any]) -> None:
+    """Read a case whole: each sequence shows something, and the label map holds its release's values and no other.
+
+    Raises:
+        InputError: a file is damaged, an image empty or not finite, or a label unexpected.
+    """
+    for path in item["image"]:
+        voxels = read_voxels(path)
+        if not voxels.any():
+            raise InputError(f"{path}: empty, every voxel is 0; export the sequence again.")
+        if not np.isfinite(voxels).all():
+            raise InputError(f"{path}: holds voxels that are no finite numbers; export the sequence again.")
+    if "label" in item:
+        values = np.unique(read_voxels(item["label"]))
+        check_label_values(values, int(item["et_label"]), item["label"], bool(item.get("resection_cavity", 0)))
 
 
 def check_cases(
@@ -130,8 +145,8 @@ def check_cases(
         Whether any case is a synthetic phantom.
 
     Raises:
-        InputError: there is no case, one is incomplete, two have one name, or a file is absent, damaged, of another
-            grid than the rest of its case, or a label map with unexpected values. The message names it.
+        InputError: there is no case, one is incomplete, two have one name, or a file is absent, damaged, empty, of
+            another grid than the rest of its case, or a label map with unexpected values. The message names it.
     """
     dataset_dir = Path(dataset_dir)
     found = find_cases(dataset_dir) if datalist_file is None else []
@@ -145,7 +160,8 @@ def check_cases(
         raise InputError(_nothing_found(dataset_dir, cases, len(found)))
     names: dict[str, Any] = {}
     for item in items:
-        if item["case"] in names:
+        # A datalist may hold one patient on both sides of the split, to see whether a network can learn it.
+        if names.get(item["case"], item["image"][0]) != item["image"][0]:
             raise InputError(
                 f"{item['image'][0]}: the case {item['case']} is also in {Path(names[item['case']]).parent}; "
                 "results are named after cases, so keep only one of them below --dataset_dir."
@@ -154,16 +170,17 @@ def check_cases(
     # Without a terminal a bar would only leave empty lines in the log.
     quiet = not sys.stderr.isatty()
     console = Console(stderr=True)
-    step = f"Checking {len(items)} {cases}"
-    phantoms = [check_grid(i) for i in track(items, step, console=console, transient=True, disable=quiet)]
-    labeled = [item for item in items if "label" in item]
-    if labeled:
-        # Decompression releases the interpreter's lock, so threads use all cores.
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            done = pool.map(check_label, labeled)
-            step = f"Checking {len(labeled)} label maps"
-            for _ in track(done, step, len(labeled), console=console, transient=True, disable=quiet):
-                pass
+    phantoms = [check_grid(item) for item in items]
+    # Decompression releases the interpreter's lock, so threads use all cores.
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        done = pool.map(check_voxels, items)
+        step = f"Reading {len(items)} {cases}"
+        for _ in track(done, step, len(items), console=console, transient=True, disable=quiet):
+            pass
+    finally:
+        # At the first fault the rest need not be read.
+        pool.shutdown(cancel_futures=True)
     logger.info("%s: %s %d, checked", dataset_dir, cases, len(items))
     if any(phantoms):
         logger.warning("%d of %d %s are synthetic phantoms, not patients.", sum(phantoms), len(items), cases)

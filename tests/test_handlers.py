@@ -1,0 +1,377 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Handlers on small engines: what is written when, and with which values."""
+
+import csv
+import logging
+import re
+import statistics
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from scripts.handlers import (
+    EvaluationReport,
+    LazySummaryWriter,
+    ProgressHandler,
+    TrainingFiles,
+    TrainingScalars,
+    summarize,
+)
+from scripts.losses import PriorAttentionLoss
+from scripts.lr_schedulers import WarmupFlatCosineLR
+
+
+def training(output_dir, scores=None, max_epochs=4, interval=1, steps=3):
+    """A training of one linear layer whose validation gives the listed scores; returns what the files need."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
+    scheduler = WarmupFlatCosineLR(optimizer, max_epochs, steps, warmup_epochs=1, flat_epochs=1)
+
+    def step(engine, batch):
+        optimizer.zero_grad()
+        network(batch).square().mean().backward()
+        optimizer.step()
+        scheduler.step()
+
+    trainer = Engine(step)
+    trainer.scaler = torch.amp.GradScaler("cpu", enabled=False)
+    evaluator = None
+    if scores is not None:
+        evaluator = Engine(lambda engine, batch: None)
+        evaluator.state.best_metric, evaluator.state.best_metric_epoch = -1, -1
+
+        @trainer.on(Events.EPOCH_COMPLETED)
+        def validate(engine):
+            score = scores.get(engine.state.epoch)
+            # As MONAI's evaluator keeps its best, which may be a tensor.
+            if score is not None and score > evaluator.state.best_metric:
+                evaluator.state.best_metric = torch.tensor(score)
+                evaluator.state.best_metric_epoch = engine.state.epoch
+
+    weights = {}
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def remember(engine):
+        weights[engine.state.epoch] = {name: value.clone() for name, value in network.state_dict().items()}
+
+    TrainingFiles(output_dir, network, optimizer, scheduler, evaluator, interval).attach(trainer)
+    batches = list(torch.randn(steps, 8, 3, generator=torch.Generator().manual_seed(1)))
+    return SimpleNamespace(
+        run=lambda: trainer.run(batches, max_epochs=max_epochs),
+        trainer=trainer,
+        network=network,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        weights=weights,
+    )
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def same(a, b):
+    return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def leaves(value):
+    if isinstance(value, dict):
+        yield from (leaf for key, item in value.items() for leaf in (key, *leaves(item)))
+    elif isinstance(value, (list, tuple)):
+        yield from (leaf for item in value for leaf in leaves(item))
+    else:
+        yield value
+
+
+# Files of a training.
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ({1: 0.2, 2: 0.5, 3: 0.4, 4: 0.1}, 2),
+        ({1: 0.2, 2: 0.3, 3: 0.4, 4: 0.5}, 4),
+        ({2: 0.5, 4: 0.5}, 2),
+        ({1: 0.0, 3: 0.0}, 1),
+    ],
+)
+def test_model_is_of_the_best_validation_and_last_of_the_last_epoch(tmp_path, scores, best, caplog):
+    run = training(tmp_path / "new", scores)
+    with caplog.at_level(logging.INFO):
+        run.run()
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["model.pt", "model_last.pt", "trainer_state.pt"]
+    assert same(load(tmp_path / "new" / "model.pt"), run.weights[best])
+    assert same(load(tmp_path / "new" / "model_last.pt"), run.weights[4])
+    assert f"{scores[best]:.4f}, after epoch {best}" in [m for m in caplog.messages if "Best" in m][-1]
+    state = load(tmp_path / "new" / "trainer_state.pt")
+    assert (state["best_metric"], state["best_metric_epoch"]) == (pytest.approx(scores[best]), best)
+
+
+def test_without_validation_the_newest_weights_are_the_model(tmp_path):
+    run = training(tmp_path)
+    run.run()
+    assert same(load(tmp_path / "model.pt"), run.weights[4])
+    assert same(load(tmp_path / "model_last.pt"), run.weights[4])
+    state = load(tmp_path / "trainer_state.pt")
+    assert state["best_metric"] is None and state["best_metric_epoch"] is None
+
+
+def test_a_training_that_never_validates_leaves_its_last_weights_and_says_so(tmp_path, caplog):
+    run = training(tmp_path, scores={})
+    seen = []
+    run.trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: seen.append((tmp_path / "model.pt").exists()))
+    run.run()
+    assert seen == [False, False, False, True]
+    assert same(load(tmp_path / "model.pt"), run.weights[4])
+    assert load(tmp_path / "trainer_state.pt")["best_metric_epoch"] == -1
+    assert "No epoch was validated" in caplog.text
+
+
+def test_state_holds_tensors_and_plain_values_only_and_all_it_takes_to_go_on(tmp_path):
+    run = training(tmp_path, {1: 0.25, 2: 0.5})
+    run.run()
+    state = load(tmp_path / "trainer_state.pt")
+    allowed = (torch.Tensor, str, int, float, bool, type(None))
+    assert not [leaf for leaf in leaves(state) if not isinstance(leaf, allowed)]
+    assert same(state["network"], run.network.state_dict())
+    assert (state["epoch"], state["iteration"], state["max_epochs"]) == (4, 12, 4)
+    assert state["lr_scheduler"]["last_epoch"] == 12
+    assert state["optimizer"]["param_groups"][0]["lr"] == run.optimizer.param_groups[0]["lr"]
+    for index, parameter in enumerate(run.network.parameters()):
+        kept = state["optimizer"]["state"][index]
+        assert torch.equal(kept["exp_avg"], run.optimizer.state[parameter]["exp_avg"])
+        assert float(kept["step"]) == 12
+    assert state["scaler"] == {}
+    # It restores into fresh objects; the scheduler takes its lambdas from its own construction.
+    other = training(tmp_path / "other")
+    other.network.load_state_dict(state["network"])
+    other.optimizer.load_state_dict(state["optimizer"])
+    other.scheduler.load_state_dict({**state["lr_scheduler"], "lr_lambdas": [None]})
+    assert other.scheduler.get_last_lr() == run.scheduler.get_last_lr()
+    assert other.scheduler.factor(7) == run.scheduler.factor(7)
+
+
+def test_between_intervals_only_a_new_best_is_written(tmp_path):
+    run = training(tmp_path, {1: 0.5, 2: 0.6, 5: 0.4}, max_epochs=5, interval=3)
+    seen = {}
+    run.trainer.add_event_handler(
+        Events.EPOCH_COMPLETED,
+        lambda engine: seen.update({engine.state.epoch: {p.name: load(p) for p in sorted(tmp_path.iterdir())}}),
+    )
+    run.run()
+    assert list(seen[1]) == ["model.pt"] and same(seen[1]["model.pt"], run.weights[1])
+    assert list(seen[2]) == ["model.pt"] and same(seen[2]["model.pt"], run.weights[2])
+    assert list(seen[3]) == ["model.pt", "model_last.pt", "trainer_state.pt"]
+    assert seen[3]["trainer_state.pt"]["epoch"] == seen[4]["trainer_state.pt"]["epoch"] == 3
+    # The last epoch is written whatever the interval.
+    assert seen[5]["trainer_state.pt"]["epoch"] == 5
+    assert same(seen[5]["model_last.pt"], run.weights[5])
+    assert same(seen[5]["model.pt"], run.weights[2])
+
+
+def test_weights_of_a_parallel_network_have_the_bare_names(tmp_path):
+    run = training(tmp_path)
+    wrapped = torch.nn.DataParallel(run.network)
+    handler = TrainingFiles(tmp_path, wrapped, run.optimizer, run.scheduler)
+    handler.epoch_completed(SimpleNamespace(state=SimpleNamespace(epoch=1, max_epochs=1, iteration=3)))
+    assert same(load(tmp_path / "model.pt"), run.network.state_dict())
+
+
+def test_a_failed_write_keeps_the_earlier_files(tmp_path, monkeypatch):
+    run = training(tmp_path, {1: 0.5})
+    run.trainer.run(list(torch.randn(3, 8, 3)), max_epochs=1)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+    def full_disk(value, path):
+        path.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    handler = TrainingFiles(tmp_path, run.network, run.optimizer, run.scheduler)
+    with pytest.raises(OSError, match="No space left"):
+        handler.epoch_completed(run.trainer)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+# TensorBoard.
+
+
+def events(folder):
+    accumulator = EventAccumulator(str(folder))
+    accumulator.Reload()
+    return {tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in accumulator.Tags()["scalars"]}
+
+
+def test_no_file_is_made_before_the_first_value(tmp_path):
+    writer = LazySummaryWriter(str(tmp_path / "tensorboard"))
+    writer.flush()
+    writer.close()
+    assert not (tmp_path / "tensorboard").exists()
+    writer.add_scalar("a", 2.5, 7)
+    writer.add_scalar("a", 3.5, 8)
+    writer.flush()
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+    writer.close()
+    assert events(tmp_path / "tensorboard") == {"a": [(7, 2.5), (8, 3.5)]}
+
+
+@pytest.mark.parametrize("output", [{"loss": 1.5}, [{"loss": torch.tensor(1.0)}, {"loss": torch.tensor(2.0)}]])
+def test_an_iteration_leaves_loss_terms_and_learning_rate(tmp_path, output):
+    loss = PriorAttentionLoss()
+    target = torch.ones(1, 4, 2, 2, 2)
+    loss({"out": torch.zeros(1, 4, 2, 2, 2), "prior": torch.zeros(1, 1, 2, 2, 2)}, target)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.125)
+    engine = SimpleNamespace(state=SimpleNamespace(iteration=9, output=output))
+    writer = LazySummaryWriter(str(tmp_path))
+    TrainingScalars(loss, optimizer)(engine, writer)
+    writer.close()
+    # Half everywhere where all is 1: Dice 1 - 8 / (2 + 8) with the squared denominator, cross-entropy log 2.
+    term = pytest.approx(0.2 + np.log(2), rel=1e-4)
+    assert events(tmp_path) == {
+        "train/loss": [(9, 1.5)],
+        "train/loss_out": [(9, term)],
+        "train/loss_prior": [(9, term)],
+        "train/learning_rate": [(9, 0.125)],
+    }
+
+
+# Report.
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ([3.0], {"mean": 3, "std": 0, "median": 3, "quartile1": 3, "quartile3": 3}),
+        (
+            [1.0, 2.0, 3.0, 4.0],
+            {"mean": 2.5, "std": (5 / 3) ** 0.5, "median": 2.5, "quartile1": 1.75, "quartile3": 3.25},
+        ),
+        (
+            [0.0, 0.0, 373.12866],
+            {"mean": 124.37622, "std": 215.42593, "median": 0, "quartile1": 0, "quartile3": 186.56433},
+        ),
+    ],
+)
+def test_summary_of_a_column(values, wanted):
+    assert summarize(np.array(values)) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_summary_is_that_of_the_standard_library():
+    values = np.random.default_rng(0).normal(size=31)
+    found = summarize(values)
+    low, middle, high = statistics.quantiles(values.tolist(), n=4, method="inclusive")
+    assert [found["quartile1"], found["median"], found["quartile3"]] == pytest.approx([low, middle, high])
+    assert found["std"] == pytest.approx(statistics.stdev(values.tolist()))
+
+
+AFFINE = torch.diag(torch.tensor([-1.0, 2.0, 1.5, 1.0], dtype=torch.float64))  # voxels of 3 mm^3
+
+
+def regions(et, tc, wt):
+    values = torch.zeros(4, 4, 4, 4)
+    for channel, count in enumerate((et, tc, wt), 1):
+        values[channel].view(-1)[:count] = 1
+    return MetaTensor(values, affine=AFFINE)
+
+
+CASES = ["b_case", "a_case", "c_case"]
+PREDICTED = [(1, 2, 3), (0, 4, 64), (5, 5, 5)]
+REFERENCE = [(2, 2, 2), (0, 0, 0), (5, 6, 7)]
+DICE = [[0.5, 1.0, 0.8], [1.0, 0.0, 0.0], [0.123456, 0.75, 0.25]]
+HD95 = [[1.0, 0.0, 2.0], [0.0, 373.12866, 373.12866], [10.0, 1.5, 2.5]]
+
+
+def evaluate(report, batches=((0, 1), (2,))):
+    def step(engine, indices):
+        engine.state.batch = [{"case": CASES[i]} for i in indices]
+        return [{"pred": regions(*PREDICTED[i]), "label": regions(*REFERENCE[i])} for i in indices]
+
+    engine = Engine(step)
+    report.attach(engine)
+    done = [i for batch in batches for i in batch]
+    engine.state.metric_details = {
+        "val_dice": torch.tensor([DICE[i] for i in done]),
+        "val_hd95": torch.tensor([HD95[i] for i in done]),
+    }
+    engine.run(list(batches))
+
+
+def read_csv(path):
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+HEADER = [f"{c}_{r}" for c in ("dice", "hd95", "volume", "reference_volume") for r in ("ET", "TC", "WT")]
+
+
+def test_report_has_the_scores_and_volumes_of_every_case(tmp_path, capsys):
+    evaluate(EvaluationReport(tmp_path / "out", {"val_dice": "dice", "val_hd95": "hd95"}))
+    header, *rows = read_csv(tmp_path / "out" / "scores.csv")
+    assert header == ["case", *HEADER]
+    values = [
+        [*dice, *hd95, *(3.0 * n for n in predicted), *(3.0 * n for n in reference)]
+        for dice, hd95, predicted, reference in zip(DICE, HD95, PREDICTED, REFERENCE, strict=True)
+    ]
+    assert [row[0] for row in rows] == CASES
+    assert [row[1:] for row in rows] == [[f"{np.float32(v):.4f}" for v in row] for row in values]
+    header, *rows = read_csv(tmp_path / "out" / "summary.csv")
+    assert header == ["statistic", *HEADER]
+    summary = {row[0]: [float(v) for v in row[1:]] for row in rows}
+    columns = list(zip(*values, strict=True))
+    assert list(summary) == ["mean", "std", "median", "quartile1", "quartile3"]
+    assert summary["mean"] == pytest.approx([statistics.mean(c) for c in columns], abs=1e-4)
+    assert summary["std"] == pytest.approx([statistics.stdev(c) for c in columns], abs=1e-4)
+    assert summary["median"] == pytest.approx([statistics.median(c) for c in columns], abs=1e-4)
+    quartiles = [statistics.quantiles(c, n=4, method="inclusive") for c in columns]
+    assert summary["quartile1"] == pytest.approx([q[0] for q in quartiles], abs=1e-4)
+    assert summary["quartile3"] == pytest.approx([q[2] for q in quartiles], abs=1e-4)
+    shown = capsys.readouterr().out
+    assert "3 cases" in shown and "dice_ET" in shown and f"{(0.5 + 1 + 0.123456) / 3:.3f}" in shown
+
+
+def test_a_second_evaluation_forgets_the_first(tmp_path):
+    report = EvaluationReport(tmp_path, {"val_dice": "dice"})
+    evaluate(report)
+    evaluate(report, batches=((2,), (1,)))
+    rows = read_csv(tmp_path / "scores.csv")[1:]
+    assert [row[0] for row in rows] == ["c_case", "a_case"]
+    assert [row[1:4] for row in rows] == [["0.1235", "0.7500", "0.2500"], ["1.0000", "0.0000", "0.0000"]]
+
+
+# Progress.
+
+
+def test_progress_without_a_terminal_is_a_line_in_the_log_at_the_end(caplog):
+    engine = Engine(lambda engine, batch: {"loss": 0.5})
+    ProgressHandler("Training", loss=True).attach(engine)
+    with caplog.at_level(logging.INFO, "scripts.handlers"):
+        engine.run([0] * 5, max_epochs=2)
+    assert caplog.messages == ["Training, epoch 2/2, loss 0.500: iteration 10 of 10, 0 s left"]
+
+
+def test_progress_of_an_evaluation_counts_one_pass(caplog):
+    engine = Engine(lambda engine, batch: None)
+    engine.mode = "eval"  # as MONAI's evaluators have
+    ProgressHandler("Evaluating", unit="case").attach(engine)
+    with caplog.at_level(logging.INFO, "scripts.handlers"):
+        engine.run([0] * 3)
+    assert caplog.messages == ["Evaluating: case 3 of 3, 0 s left"]
+
+
+def test_progress_is_logged_now_and_then_with_the_time_left(caplog, monkeypatch):
+    clock = iter(range(0, 10_000, 20))  # the start and each iteration take 20 s
+    monkeypatch.setattr("scripts.handlers.time.monotonic", lambda: next(clock))
+    engine = Engine(lambda engine, batch: None)
+    ProgressHandler("Evaluating", unit="case").attach(engine)
+    with caplog.at_level(logging.INFO, "scripts.handlers"):
+        engine.run([0] * 7)
+    found = [re.search(r"case (\d) of 7, (.*) left", m).groups() for m in caplog.messages]
+    # At most every 30 s, so every second iteration of 20 s; and the last.
+    assert found == [("2", "2 min"), ("4", "60 s"), ("6", "20 s"), ("7", "0 s")]
