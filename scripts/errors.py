@@ -22,7 +22,7 @@ def input_error_behind(error: BaseException | None) -> InputError | None:
     while error is not None:
         if isinstance(error, InputError):
             return error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
+import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +19,20 @@ from typing import Any
 import torch
 
 from scripts.errors import InputError
+
+# What torch raises for a file that is none of its own: its unpickler stumbles in as many ways as there are bytes.
+UNREADABLE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+    pickle.UnpicklingError,
+)
 
 
 @contextmanager
@@ -33,8 +49,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
-        os.rmdir(folder)
+        shutil.rmtree(folder)
 
 
 def save_torch(value: Any, path: str | Path) -> None:
@@ -65,7 +80,7 @@ def load_torch(path: str | Path) -> Any:
         raise InputError(f"{path}: no such file; give the path of a model file (.pt).")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"{path}: not a readable file of tensors ({reason}); copy or train it again. "

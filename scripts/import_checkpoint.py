@@ -38,8 +38,9 @@ _HEAD_NAMES = {
 }
 _DECODER_BLOCKS = ("conv3_1", "conv2_2", "conv1_3", "conv0_4")
 _DECONVOLUTIONS = ("up4_3", "up3_2", "up2_1", "up1_0")
-# Stored by the authors' code in every block that does not activate there; read by nothing.
-_DEAD_ACTIVATION = re.compile(r"\.(conv2|conv3|identity_mapping)\.act\.")
+# Stored by the authors' code in every residual block, and read by nothing: activations of what does not activate, and
+# the shortcut where the identity serves.
+_DEAD = re.compile(rf"(backbone\.conv[0-4]_0|{'|'.join(_DECODER_BLOCKS)})\.((conv2|conv3)\.act|identity_mapping)\..+")
 
 
 def read_state_dict(checkpoint: Any, path: str | Path) -> dict[str, torch.Tensor]:
@@ -48,8 +49,9 @@ def read_state_dict(checkpoint: Any, path: str | Path) -> dict[str, torch.Tensor
     Raises:
         InputError: there is no state dict in it.
     """
-    state = checkpoint.get("net", checkpoint) if isinstance(checkpoint, Mapping) else None
-    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    state = checkpoint.get("net", checkpoint) if isinstance(checkpoint, Mapping) else {}
+    named = isinstance(state, Mapping) and all(isinstance(name, str) for name in state)
+    if not state or not named or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f"{path}: no state dict under 'net'; expected a checkpoint of the PANet authors' program.")
     return {name.removeprefix("module."): value for name, value in state.items()}
 
@@ -107,6 +109,8 @@ def rename(name: str, head: str) -> str:
 
 
 def _block_name(prefix: str, rest: list[str]) -> str:
+    if not rest:
+        return prefix
     if found := re.fullmatch(r"conv([123])", rest[0]):
         return ".".join([prefix, "body", str(int(found[1]) - 1), *rest[1:]])
     if rest[0] == "identity_mapping":
@@ -129,9 +133,11 @@ def convert(state: Mapping[str, torch.Tensor], path: str | Path = "checkpoint") 
     """
     try:
         arguments = network_arguments(state)
+        network = PriorAttentionNet(**arguments)
     except KeyError as error:
         raise InputError(f"{path}: no tensor {error.args[0]}; expected the layout of the PANet authors.") from error
-    network = PriorAttentionNet(**arguments)
+    except ValueError as error:
+        raise InputError(f"{path}: weights of no PANet ({error}); expected the layout of the PANet authors.") from error
     wanted = network.state_dict()
     levels = (3, 2, 1, 0) if arguments["deep_supervision"] else (0,)
     outputs = {f"convds{level}": f"outputs.{position}" for position, level in enumerate(levels)}
@@ -144,7 +150,7 @@ def convert(state: Mapping[str, torch.Tensor], path: str | Path = "checkpoint") 
         ours = name.replace(top, outputs[top], 1) if top in outputs else rename(name, arguments.get("head", "fcn"))
         if ours in wanted:
             converted[ours] = value
-        elif _DEAD_ACTIVATION.search(name) or ".identity_mapping." in name:
+        elif _DEAD.fullmatch(name):
             dropped.append(name)
         else:
             unexpected.append(name)

@@ -47,7 +47,11 @@ class BratsHausdorffDistance95(CumulativeIterationMetric):
         """Distances of shape (batch, regions) from regions, 0 or 1, of shape (batch, channel, *size)."""
         if y is None or y_pred.shape != y.shape:
             raise ValueError(f"Expected two tensors of one shape, got {y_pred.shape} and {getattr(y, 'shape', None)}.")
-        spacing = affine_to_spacing(y.affine.reshape(-1, 4, 4)[0]).tolist() if isinstance(y, MetaTensor) else None
+        spacing = None
+        if isinstance(y, MetaTensor):
+            # One affine, or one for each case of a batch, which share their grid.
+            affine = y.affine.reshape(-1, *y.affine.shape[-2:])[0]
+            spacing = affine_to_spacing(affine).tolist()[: y.dim() - 2]
         first = 0 if self.include_background else 1
         y_pred, y = y_pred[:, first:] > 0, y[:, first:] > 0
         distances = torch.zeros(y.shape[:2], device=y.device)

@@ -11,7 +11,6 @@ patient's left is on the right-hand side.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from scripts.data.checks import check_grid
 from scripts.data.datalist import SEQUENCES, Case, find_cases
 from scripts.errors import InputError
 from scripts.files import replacing
-from scripts.run_record import RECORD_FILE
+from scripts.run_record import read_record
 
 matplotlib.use("Agg")
 
@@ -142,9 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"{args.case_dir}: {len(cases)} complete cases; give the folder of one case.")
     note = ""
     if args.prediction is not None:
-        record = args.prediction.parent / RECORD_FILE
-        if record.is_file() and json.loads(record.read_text(encoding="utf-8")).get("phantom_weights"):
-            note = "weights trained on phantoms"
+        record = read_record(args.prediction.parent)
+        note = "weights trained on phantoms" if record.get("phantom_weights") else ""
     render(cases[0], args.picture, args.prediction, note)
     print(args.picture)
     return 0

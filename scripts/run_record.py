@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import platform
 from collections.abc import Mapping
 from datetime import datetime
@@ -14,6 +15,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
+from scripts.errors import InputError
 from scripts.files import save_json
 
 RECORD_FILE = "run.json"
@@ -44,6 +46,24 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "absent"
     return found
+
+
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """What ``write_record`` noted in this folder; empty where it did not.
+
+    Raises:
+        InputError: the file is there, but no record.
+    """
+    path = Path(folder) / RECORD_FILE
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); restore or remove it.") from error
+    if not isinstance(record, dict):
+        raise InputError(f"{path}: not the record of a run; restore or remove it.")
+    return record
 
 
 def write_record(output_dir: str | Path, phantoms: bool, **facts: Any) -> None:

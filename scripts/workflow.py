@@ -8,7 +8,6 @@ workflow calls none of this, so it succeeds with no data and no weights at hand.
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from scripts.data.checks import check_cases
 from scripts.data.datalist import write_datalist
 from scripts.errors import InputError
 from scripts.files import keep_earlier, load_torch, replacing
-from scripts.run_record import RECORD_FILE, write_record
+from scripts.run_record import read_record, write_record
 
 logger = logging.getLogger(__name__)
 
@@ -81,17 +80,16 @@ def prepare_evaluation(
     write_record(output_dir, phantoms, phantom_weights=phantom_weights, model_file=str(model_file), cases=len(items))
 
 
-def flag(value: bool | str) -> bool:
+def flag(value: Any) -> bool:
     """A switch, also where the command line gives it as text: ``--overwrite true`` arrives as a string.
 
     Raises:
         InputError: neither true nor false.
     """
-    if isinstance(value, bool):
-        return value
-    if value.lower() not in ("true", "false"):
-        raise InputError(f"{value!r}: a switch is true or false.")
-    return value.lower() == "true"
+    text = str(value).lower()
+    if text not in ("true", "false"):
+        raise InputError(f"{value}: a switch is true or false.")
+    return text == "true"
 
 
 def _refuse_used(output_dir: str, files: Sequence[str], what: str, overwrite: bool | str) -> None:
@@ -132,8 +130,8 @@ def check_weights(network: torch.nn.Module, model_file: str) -> bool:
         raise InputError(
             f"{model_file}: weights of another network ({difference}); use the configuration it was trained with."
         )
-    record = Path(model_file).parent / RECORD_FILE
-    return record.is_file() and bool(json.loads(record.read_text(encoding="utf-8")).get("phantoms"))
+    record = read_record(Path(model_file).parent)
+    return bool(record.get("phantoms"))
 
 
 def weights_difference(network: torch.nn.Module, state: Any) -> str:
@@ -165,8 +163,7 @@ def publish(output_dir: str, bundle_root: str, enabled: bool | str = True) -> No
     if not flag(enabled):
         logger.info("Weights: %s (not published: a variation of the plain recipe)", best)
         return
-    record = json.loads((Path(output_dir) / RECORD_FILE).read_text(encoding="utf-8"))
-    if record["phantoms"]:
+    if read_record(output_dir).get("phantoms"):
         logger.warning("Weights: %s; not published, since they come from synthetic phantoms.", best)
         return
     parser = ConfigParser()

@@ -118,7 +118,7 @@ def test_an_absent_file_and_a_folder_are_named(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"weights\n", b"\x00" * 100, b"\x80\x02}q\x00.", b"PK\x03\x04garbage", b"<html>not found</html>"],
+    [b"", b"weights\n", b"\x00" * 100, b"\x80\x02}q\x00.", b"PK\x03\x04garbage", b"<html>", b"a", b"(text", b"J"],
 )
 def test_a_file_of_something_else_is_refused_in_one_line(content, tmp_path):
     path = tmp_path / "a.pt"

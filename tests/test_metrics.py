@@ -256,3 +256,13 @@ def test_tensors_of_two_shapes_or_one_alone_are_refused():
         metric(regions(SOME), regions(SOME, SOME))
     with pytest.raises(ValueError, match="one shape"):
         metric(regions(SOME))
+
+
+def test_two_dimensional_distances_in_mm():
+    """Two squares shifted by 3 voxels along an axis of 2 mm: 95 of 100 boundary points lie at most 6 mm away."""
+    pred, label = torch.zeros(1, 2, 20, 20), torch.zeros(1, 2, 20, 20)
+    pred[0, 1, 4:10, 4:10] = 1
+    label[0, 1, 7:13, 4:10] = 1
+    matrix = torch.diag(torch.tensor([2.0, 1.0, 1.0, 1.0]))
+    assert hd95(MetaTensor(pred[0], affine=matrix)[None], MetaTensor(label[0], affine=matrix)[None]) == [[6.0]]
+    assert hd95(pred, label) == [[3.0]]

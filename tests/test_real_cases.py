@@ -51,9 +51,7 @@ def weights(tmp_path) -> str:
 def test_datalist_takes_them(real_cases):
     items = {item["case"]: item for item in labeled_items(real_cases)}
     assert set(items) == set(VOXELS)
-    made = ConfigWorkflow(
-        str(CONFIGS / "train.json"), workflow_type="train", logging_file=False, bundle_root=str(ROOT)
-    )
+    made = ConfigWorkflow(str(CONFIGS / "train.json"), workflow_type="train", logging_file=False, bundle_root=str(ROOT))
     made.initialize()
     for case, (wt, tc, et) in VOXELS.items():
         assert items[case]["et_label"] == 4
@@ -100,9 +98,7 @@ def test_case_without_et_is_scored_by_the_rules(real_cases, weights, tmp_path):
     """Nothing there and nothing predicted: Dice 1, HD95 0; the other case's ET is missed: 0 and 373.12866."""
     names = ("train.json", "evaluate.json")
     output = tmp_path / "run"
-    bundle_run(
-        *names, dataset_dir=str(real_cases), output_dir=str(output), model_file=weights, cases="all", **SIZE
-    )
+    bundle_run(*names, dataset_dir=str(real_cases), output_dir=str(output), model_file=weights, cases="all", **SIZE)
     rows = scores(output / "evaluation_all" / "scores.csv")
     without, with_et = rows["TCGA-DU-7294"], rows["TCGA-FG-6692"]
     assert (float(without["dice_ET"]), float(without["hd95_ET"])) == (1, 0)

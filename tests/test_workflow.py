@@ -75,14 +75,21 @@ def test_switches_may_come_as_text(value, wanted):
     assert flag(value) is wanted
 
 
-@pytest.mark.parametrize("value", ["yes", "", "1", "None"])
+@pytest.mark.parametrize("value", ["yes", "", "1", 1, 0, None])
 def test_other_text_is_no_switch(value):
     with pytest.raises(InputError, match="a switch is true or false") as caught:
         flag(value)
-    assert repr(value) in str(caught.value)
+    assert str(value) in str(caught.value)
 
 
 # Weights.
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_damaged_record_beside_the_weights_is_named(model, content):
+    (model.parent / "run.json").write_text(content)
+    with pytest.raises(InputError, match=r"run\.json: .* restore or remove it"):
+        check_weights(small_network(), str(model))
 
 
 def test_fitting_weights_pass(model):

@@ -8,6 +8,7 @@ loaded, inspected and given other data where there is none.
 
 from __future__ import annotations
 
+import gzip
 import logging
 import os
 import sys
@@ -21,6 +22,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 from rich.console import Console
 from rich.progress import track
 
@@ -30,6 +32,9 @@ from scripts.errors import InputError
 from scripts.transforms import check_label_values
 
 logger = logging.getLogger(__name__)
+
+# What nibabel raises for a file that is no NIfTI image, or only part of one.
+UNREADABLE = (ImageFileError, HeaderDataError, WrapStructError, OSError, EOFError, ValueError, zlib.error)
 
 # The BraTS preprocessing resamples to this grid; a network trained on it knows no other scale.
 EXPECTED_SPACING_MM = 1.0
@@ -48,7 +53,7 @@ def read_header(path: str | Path) -> nib.Nifti1Image:
         raise InputError(f"{path}: no such file; check the datalist or --dataset_dir.")
     try:
         image = nib.nifti1.Nifti1Image.from_filename(path)
-    except (ImageFileError, HeaderDataError, OSError, EOFError, ValueError, zlib.error) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path}: not a readable NIfTI image ({error}); copy it again.") from error
     if len(image.shape) != 3:
         raise InputError(f"{path}: {len(image.shape)} dimensions instead of 3; give one file per sequence.")
@@ -104,8 +109,11 @@ def read_voxels(path: str | Path) -> np.ndarray:
         InputError: the file is damaged.
     """
     try:
-        return np.asanyarray(nib.nifti1.Nifti1Image.from_filename(path).dataobj)
-    except (OSError, EOFError, zlib.error, ImageFileError) as error:
+        # Whole, since nibabel stops at the last voxel, and gzip's checksum comes after it.
+        content = Path(path).read_bytes()
+        content = gzip.decompress(content) if str(path).endswith(".gz") else content
+        return np.asanyarray(nib.nifti1.Nifti1Image.from_bytes(content).dataobj)
+    except UNREADABLE as error:
         raise InputError(f"{path}: damaged ({error}); copy it again.") from error
 
 

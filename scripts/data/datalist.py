@@ -21,6 +21,7 @@ from monai.data import partition_dataset
 
 from scripts.errors import InputError
 from scripts.files import save_json
+from scripts.transforms import ET_LABELS
 
 logger = logging.getLogger(__name__)
 
@@ -188,8 +189,10 @@ def split_datalist(
         et_label: the label value of ET, where it is not the release's own.
 
     Raises:
-        InputError: ``datalist_file`` is absent or is no such file.
+        InputError: ``datalist_file`` is absent or is no such file, or ``et_label`` is neither 3 nor 4.
     """
+    if et_label is not None and et_label not in ET_LABELS:
+        raise InputError(f"--et_label {et_label}: the enhancing tumour is 4 (BraTS 2018 to 2021) or 3 (from 2023 on).")
     if datalist_file is None and recorded is not None and Path(recorded).is_file():
         datalist_file = recorded
         logger.info("Taking the split that the training wrote: %s", recorded)
@@ -246,7 +249,7 @@ def _resolve(entry: Any, path: Path, dataset_dir: str | Path) -> dict[str, Any]:
     is_dict = isinstance(entry, dict)
     if not (is_dict and isinstance(entry.get("image"), list) and isinstance(entry.get("label"), str)):
         raise InputError(f"{path}: an entry lacks 'image' (list of four files) or 'label' (file): {entry}")
-    if len(entry["image"]) != len(SEQUENCES):
+    if len(entry["image"]) != len(SEQUENCES) or not all(isinstance(file, str) for file in entry["image"]):
         raise InputError(f"{path}: 'image' must list {', '.join(SEQUENCES)}, in this order: {entry}")
     image = [str(Path(dataset_dir) / file) for file in entry["image"]]
     et_label = entry.get("et_label")
@@ -254,6 +257,8 @@ def _resolve(entry: Any, path: Path, dataset_dir: str | Path) -> dict[str, Any]:
         et_label = next((r.et_label for r, p in _PATTERNS if p.fullmatch(Path(image[0]).name)), None)
     if et_label is None:
         raise InputError(f"{path}: an entry says no 'et_label' (3 or 4) and its files' names tell no release: {entry}")
+    if et_label not in ET_LABELS:
+        raise InputError(f"{path}: 'et_label' is 3 or 4: {entry}")
     return {
         "case": entry.get("case", case_name(image[0])),
         "image": image,

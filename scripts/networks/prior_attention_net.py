@@ -226,7 +226,7 @@ class PriorAttentionNet(nn.Module):
         divisible = True
         smallest = True
         for n in size:
-            if n % self.size_multiple != 0:
+            if n < self.size_multiple or n % self.size_multiple != 0:
                 divisible = False
             if n != self.size_multiple:
                 smallest = False

@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from scripts.data.checks import check_cases, check_grid, check_label, read_header
+from scripts.data.checks import check_cases, check_grid, check_voxels, read_header, read_voxels
 from scripts.data.datalist import labeled_items, split_datalist, unlabeled_items, write_datalist
 from scripts.data.phantom import PHANTOM_DESCRIPTION
 from scripts.errors import InputError
@@ -110,7 +110,7 @@ def test_affines_that_differ_by_rounding_are_one_grid(tmp_path):
     make_case(tmp_path)
     shifted = AFFINE.copy()
     shifted[0, 3] += 5e-4
-    write(file_of(tmp_path, "t2"), np.zeros(SHAPE, np.int16), shifted)
+    write(file_of(tmp_path, "t2"), np.ones(SHAPE, np.int16), shifted)
     assert check_cases(labeled_items(tmp_path), tmp_path) is False
 
 
@@ -151,7 +151,9 @@ def test_a_file_elsewhere_is_named(tmp_path, suffix, change):
 
 @pytest.mark.parametrize("suffix", ["t1", "t2", "seg"])
 @pytest.mark.parametrize(
-    ("extension", "kept"), [(".nii", 0.45), (".nii", 0.97), (".nii.gz", 0.2), (".nii.gz", 0.6), (".nii.gz", 0.97)]
+    ("extension", "kept"),
+    [(".nii", 0.0), (".nii", 0.2), (".nii", 0.45), (".nii", 0.97)]
+    + [(".nii.gz", 0.0), (".nii.gz", 0.2), (".nii.gz", 0.6), (".nii.gz", 0.97)],
 )
 def test_a_cut_off_file_is_named(tmp_path, suffix, extension, kept):
     make_case(tmp_path, extension=extension)
@@ -163,6 +165,15 @@ def test_a_cut_off_file_is_named(tmp_path, suffix, extension, kept):
     assert "copy it again" in message
 
 
+def test_a_wrong_checksum_is_damage(tmp_path):
+    make_case(tmp_path)
+    path = file_of(tmp_path, "seg")
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 255
+    path.write_bytes(content)
+    assert refusal(tmp_path).startswith(f"{path}: damaged (")
+
+
 def test_an_uncompressed_file_that_lacks_its_last_byte_is_named(tmp_path):
     make_case(tmp_path, extension=".nii")
     path = file_of(tmp_path, "flair", extension=".nii")
@@ -170,12 +181,14 @@ def test_an_uncompressed_file_that_lacks_its_last_byte_is_named(tmp_path):
     assert refusal(tmp_path).startswith(f"{path}: cut off or damaged")
 
 
-def test_a_label_map_with_damaged_content_is_named(tmp_path):
+@pytest.mark.parametrize("suffix", ["t2", "seg"])
+def test_a_file_with_damaged_content_is_named(tmp_path, suffix):
     """Header and length are right, so only reading it shows the damage; far in, since reading ahead is no reading."""
     make_case(tmp_path)
-    for suffix in (*OLD, "seg"):
+    for name in (*OLD, "seg"):
         values = np.random.default_rng(0).choice(np.array([0, 1, 2, 4], np.uint8), (64, 64, 128))
-        path = write(file_of(tmp_path, suffix), values)
+        write(file_of(tmp_path, name), values)
+    path = file_of(tmp_path, suffix)
     content = gzip.decompress(path.read_bytes())
     compressor = zlib.compressobj(wbits=31)
     intact = compressor.compress(content[:400_000]) + compressor.flush(zlib.Z_FULL_FLUSH)
@@ -183,6 +196,30 @@ def test_a_label_map_with_damaged_content_is_named(tmp_path):
     path.write_bytes(intact + b"\x07" * 400 + struct.pack("<II", zlib.crc32(content), len(content)))
     message = refusal(tmp_path)
     assert message.startswith(f"{path}: damaged (") and "copy it again" in message
+
+
+@pytest.mark.parametrize(
+    ("fill", "said"),
+    [(0.0, "empty, every voxel is 0"), (np.nan, "no finite numbers"), (np.inf, "no finite numbers")],
+)
+def test_an_image_that_shows_nothing_or_no_numbers_is_named(tmp_path, fill, said):
+    make_case(tmp_path)
+    values = np.zeros(SHAPE, np.float32)
+    values[0, 0, 0] = fill
+    write(file_of(tmp_path, "t1ce"), values)
+    message = refusal(tmp_path)
+    assert message.startswith(f"{file_of(tmp_path, 't1ce')}: ") and said in message and "export" in message
+    # The same for cases without labels.
+    assert refusal(tmp_path, unlabeled_items(tmp_path)) == message
+
+
+def test_one_voxel_below_zero_is_enough_for_an_image(tmp_path):
+    make_case(tmp_path)
+    values = np.zeros(SHAPE, np.int16)
+    values[3, 4, 5] = -7
+    path = write(file_of(tmp_path, "flair"), values)
+    assert check_cases(labeled_items(tmp_path), tmp_path) is False
+    np.testing.assert_array_equal(read_voxels(path), values)
 
 
 @pytest.mark.parametrize("suffix", ["t1ce", "seg"])
@@ -304,12 +341,12 @@ def test_the_faulty_case_among_many_is_named(tmp_path):
     assert refusal(tmp_path).startswith(f"{file_of(tmp_path, 'seg', 'BraTS20_Training_005')}: unexpected label 7")
 
 
-def test_one_label_map_can_be_checked_alone(tmp_path):
+def test_one_case_can_be_checked_alone(tmp_path):
     make_case(tmp_path, labels=(0, 3))
     (item,) = labeled_items(tmp_path)
     with pytest.raises(InputError, match=re.escape("unexpected label 3")):
-        check_label(item)
-    check_label({**item, "et_label": 3, "resection_cavity": 0})
+        check_voxels(item)
+    check_voxels({**item, "et_label": 3, "resection_cavity": 0})
 
 
 # Patients.

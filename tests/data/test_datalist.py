@@ -384,6 +384,11 @@ def test_an_explicit_et_label_overrules_the_datalists(tmp_path):
             "t1, t1ce, t2, flair, in this order",
         ),
         ('{"training": [{"image": ["a", "b", "c", "d"], "label": "b"}], "validation": []}', "'et_label' (3 or 4)"),
+        ('{"training": [{"image": [1, 2, 3, 4], "label": "b"}], "validation": []}', "'image' must list"),
+        (
+            '{"training": [{"image": ["a", "b", "c", "d"], "label": "b", "et_label": 7}], "validation": []}',
+            "'et_label' is 3 or 4",
+        ),
     ],
 )
 def test_a_malformed_datalist_is_refused_by_name(tmp_path, content, said):

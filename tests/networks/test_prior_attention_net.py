@@ -344,6 +344,7 @@ def test_training_gives_named_maps_and_evaluation_one_tensor(dims, attention, su
         (3, (1, 4, 16, 16, 16), ["at least 32", "[16, 16, 16]"]),
         (3, (1, 3, 32, 32, 32), ["4 channels", "3 spatial dimensions", "[1, 3, 32, 32, 32]"]),
         (3, (1, 4, 32, 32), ["4 channels", "3 spatial dimensions", "[1, 4, 32, 32]"]),
+        (3, (1, 4, 32, 0, 32), ["multiple of 16", "[32, 0, 32]"]),
         (2, (1, 4, 32, 40), ["multiple of 16", "[32, 40]"]),
         (2, (1, 4, 16, 16), ["at least 32", "[16, 16]"]),
         (2, (1, 4, 32, 32, 32), ["2 spatial dimensions", "[1, 4, 32, 32, 32]"]),
