@@ -64,7 +64,7 @@ def demo(run_dir: Path, cases: int, epochs: int, seed: int) -> None:
     cohort, training, segmentation = run_dir / "phantoms", run_dir / "train", run_dir / "segmentation"
     evaluation, model = training / "evaluation_validation", training / "model.pt"
     common = ["--bundle_root", str(ROOT), "--dataset_dir", str(cohort), "--output_dir", str(training)]
-    again = ["--overwrite", "true"]
+    again = ["--overwrite", "True"]
 
     run("synthetic patients", "scripts.make_phantoms", str(cohort), "--cases", str(cases), "--seed", str(seed))
 

@@ -34,7 +34,8 @@ def _show(kind: type[BaseException], error: BaseException, traceback: TracebackT
     if cause is None:
         _default_hook(kind, error, traceback)
     else:
-        print(f"error: {cause}", file=sys.stderr)
+        # A DataLoader's worker passes an error on as the text of its traceback, which ends with the message.
+        print(f"error: {str(cause).splitlines()[-1].split('InputError: ')[-1]}", file=sys.stderr)
 
 
 sys.excepthook = _show

@@ -65,8 +65,8 @@ def save_text(text: str, path: str | Path) -> None:
 
 
 def save_json(value: Any, path: str | Path) -> None:
-    """Write indented JSON into place."""
-    save_text(json.dumps(value, indent=2) + "\n", path)
+    """Write indented JSON into place; what JSON does not know (a path, a device) as its text."""
+    save_text(json.dumps(value, indent=2, default=str) + "\n", path)
 
 
 def load_torch(path: str | Path) -> Any:

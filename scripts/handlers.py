@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import atexit
 import csv
 import functools
 import io
@@ -77,6 +78,8 @@ class ProgressHandler:
             self._progress = Progress(*columns, console=Console(stderr=True), speed_estimate_period=600)
             self._task = self._progress.add_task(self.description, total=self._total(engine), completed=self._first)
             self._progress.start()
+            # An interrupted engine fires no event, and would leave the terminal without its cursor.
+            atexit.register(self._progress.stop)
 
     def advance(self, engine: Workflow) -> None:
         """Show one more iteration."""
@@ -100,6 +103,7 @@ class ProgressHandler:
         """Close the display."""
         if self._progress is not None:
             self._progress.stop()
+            atexit.unregister(self._progress.stop)
             self._progress = None
 
     @staticmethod
@@ -155,9 +159,12 @@ class TrainingScalars:
     def __call__(self, engine: Workflow, writer: LazySummaryWriter) -> None:
         """Write the values of the iteration that ``engine`` has finished."""
         step = engine.state.iteration
-        writer.add_scalar("train/loss", _mean_loss(engine.state.output), step)
-        for name, term in self.loss_function.last_terms.items():
-            writer.add_scalar(f"train/loss_{name}", float(term), step)
+        terms = self.loss_function.last_terms
+        # One transfer from the device for all terms; they sum to the loss.
+        values = torch.stack(list(terms.values())).tolist()
+        writer.add_scalar("train/loss", sum(values), step)
+        for name, value in zip(terms, values, strict=True):
+            writer.add_scalar(f"train/loss_{name}", value, step)
         writer.add_scalar("train/learning_rate", self.optimizer.param_groups[0]["lr"], step)
 
 
@@ -182,7 +189,6 @@ class TrainingFiles:
         network: what is trained.
         optimizer, lr_scheduler: part of the trainer's state.
         evaluator: the validation; None trains without.
-        interval: epochs between two writes; the last epoch is always written.
     """
 
     def __init__(
@@ -192,14 +198,12 @@ class TrainingFiles:
         optimizer: torch.optim.Optimizer,
         lr_scheduler: LRScheduler,
         evaluator: Workflow | None = None,
-        interval: int = 1,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.network = network
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.evaluator = evaluator
-        self.interval = interval
 
     def attach(self, engine: Workflow) -> None:
         """Write after the epochs of ``engine``; attach after the validation."""
@@ -207,12 +211,11 @@ class TrainingFiles:
 
     def epoch_completed(self, engine: Workflow) -> None:
         """Write what is due after this epoch."""
-        epoch, last = engine.state.epoch, engine.state.epoch == engine.state.max_epochs
+        epoch = engine.state.epoch
+        last = epoch == engine.state.max_epochs
         if self.evaluator is not None and self.evaluator.state.best_metric_epoch == epoch:
             save_torch(self._weights(), self.output_dir / "model.pt")
             logger.info("Best validation so far: %.4f, after epoch %d", self.evaluator.state.best_metric, epoch)
-        if epoch % self.interval and not last:
-            return
         if self.evaluator is None or (last and self.evaluator.state.best_metric_epoch < 0):
             if self.evaluator is not None:
                 logger.warning(

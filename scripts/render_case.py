@@ -24,11 +24,12 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from scripts.data.checks import check_grid
+from scripts.data.checks import UNREADABLE, check_grid
 from scripts.data.datalist import SEQUENCES, Case, find_cases
 from scripts.errors import InputError
 from scripts.files import replacing
 from scripts.run_record import read_record
+from scripts.transforms import ET_LABELS
 
 matplotlib.use("Agg")
 
@@ -42,8 +43,8 @@ PLANES = (("axial", 2), ("coronal", 1), ("sagittal", 0))
 Volume = npt.NDArray[Any]
 
 
-def read_labels(path: str | Path, shape: tuple[int, ...]) -> Volume:
-    """A label map with ET as 3, in LPS order.
+def read_labels(path: str | Path, shape: tuple[int, ...], et_labels: Sequence[int]) -> Volume:
+    """A label map with ET as 3, in LPS order; values but 1, 2 and ``et_labels`` are background.
 
     Raises:
         InputError: the file is absent or unreadable, or its shape is another.
@@ -51,7 +52,10 @@ def read_labels(path: str | Path, shape: tuple[int, ...]) -> Volume:
     labels = _read(path)
     if labels.shape != shape:
         raise InputError(f"{path}: shape {labels.shape}, not the case's {shape}; give a label map in its grid.")
-    return np.where(labels == 4, ENHANCING, labels).astype(np.uint8)
+    found = np.zeros(shape, np.uint8)
+    for value, label in ((1, CORE), (2, OEDEMA), *((et_label, ENHANCING) for et_label in et_labels)):
+        found[labels == value] = label
+    return found
 
 
 def _read(path: str | Path) -> Volume:
@@ -60,7 +64,7 @@ def _read(path: str | Path) -> Volume:
         target = nib.orientations.axcodes2ornt("LPS")
         to_lps = nib.orientations.ornt_transform(nib.orientations.io_orientation(image.affine), target)
         return np.asanyarray(image.as_reoriented(to_lps).dataobj)
-    except (OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path}: not a readable NIfTI image ({error}).") from error
 
 
@@ -87,9 +91,10 @@ def render(case: Case, picture: str | Path, prediction: str | Path | None = None
     brain = np.any([image != 0 for image in images], axis=0)
     maps: dict[str, Volume] = {}
     if case.label is not None:
-        maps["reference"] = read_labels(case.label, brain.shape)
+        # In BraTS 2024 a 4 beside ET's 3 is the resection cavity.
+        maps["reference"] = read_labels(case.label, brain.shape, [case.release.et_label])
     if prediction is not None:
-        maps["prediction"] = read_labels(prediction, brain.shape)
+        maps["prediction"] = read_labels(prediction, brain.shape, ET_LABELS)
 
     lesion = next((labels > 0 for labels in maps.values() if labels.any()), brain)
     # The slice that shows most of the lesion, cut to the brain's box.

@@ -30,10 +30,10 @@ def check_et_label(et_label: int) -> int:
     """Return ``et_label`` if a BraTS release uses it for the enhancing tumour.
 
     Raises:
-        ValueError: it is neither 3 nor 4.
+        InputError: it is neither 3 nor 4.
     """
     if et_label not in ET_LABELS:
-        raise ValueError(f"et_label must be 4 (BraTS 2018 to 2021) or 3 (from 2023 on), got {et_label!r}.")
+        raise InputError(f"ET label {et_label!r}: the enhancing tumour is 4 (BraTS 2018 to 2021) or 3 (from 2023 on).")
     return et_label
 
 
@@ -223,7 +223,7 @@ class RegionsToLabelsd(MapTransform):
         oedema_last: the authors' order, in which a voxel in ET and WT but not in TC becomes oedema.
 
     Raises:
-        ValueError: another ``et_label``.
+        InputError: another ``et_label``.
     """
 
     def __init__(

@@ -8,9 +8,12 @@ workflow calls none of this, so it succeeds with no data and no weights at hand.
 
 from __future__ import annotations
 
+import difflib
+import json
 import logging
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,90 +21,163 @@ import torch
 from monai.bundle import ConfigParser
 
 from scripts.data.checks import check_cases
-from scripts.data.datalist import write_datalist
+from scripts.data.datalist import labeled_items, write_datalist
 from scripts.errors import InputError
 from scripts.files import keep_earlier, load_torch, replacing
-from scripts.run_record import read_record, write_record
+from scripts.run_record import RECORD_FILE, read_record, running_config, write_record
 
 logger = logging.getLogger(__name__)
 
 Items = Sequence[Mapping[str, Any]]
 
+# Keys that MONAI reads, not another key.
+READ_BY_MONAI = {"imports", "initialize", "run"}
+# Keys that say where and on what a training runs, not what it is.
+NOT_OF_THE_RECIPE = {
+    "bundle_root",
+    "dataset_dir",
+    "output_dir",
+    "overwrite",
+    "publish",
+    "et_label",
+    "saved_et_label",
+    "num_workers",
+    "cache_rate",
+    "amp",
+    "amp_dtype",
+    "rank",
+    "device",
+}
+
 
 def prepare_training(
-    datalist: dict[str, list[dict[str, Any]]],
+    training: Items,
+    validation: Items,
+    network: torch.nn.Module,
+    patch_size: Sequence[int],
+    roi_size: Sequence[int],
     dataset_dir: str,
     output_dir: str,
     datalist_file: str | None = None,
-    validation: bool = True,
-    overwrite: bool | str = False,
+    overwrite: bool = False,
 ) -> None:
-    """Check the cases, then write split, configuration and versions into ``output_dir``.
+    """Check windows and cases, then write split, configuration and versions into ``output_dir``.
 
     Raises:
-        InputError: there are too few cases or a faulty one, or ``output_dir`` holds an earlier training.
+        InputError: a setting cannot work, there are too few cases or a faulty one, or ``output_dir`` is in use.
     """
-    phantoms = check_cases(datalist["all"], dataset_dir, "labelled cases", datalist_file)
-    needed = ("training", "validation") if validation else ("training",)
-    for name in needed:
-        if not datalist[name]:
+    check_window(network, "patch_size", patch_size)
+    check_window(network, "roi_size", roi_size)
+    # One patient may stand on both sides, to see whether a network can learn it.
+    both = {str(item["image"]): item for item in [*training, *validation]}
+    phantoms = check_cases(list(both.values()), dataset_dir, "labelled cases", datalist_file)
+    for name, items in (("training", training), ("validation", validation)):
+        if not items:
             raise InputError(
                 f"{datalist_file or dataset_dir}: no case for {name}; at least one for training and one for "
                 "validation are needed."
             )
-    _refuse_used(output_dir, ("model.pt", "model_last.pt", "trainer_state.pt"), "training", overwrite)
-    write_datalist(datalist, dataset_dir, Path(output_dir) / "datalist.json")
-    write_record(output_dir, phantoms, cases={name: len(datalist[name]) for name in ("training", "validation")})
+    claim_output(output_dir, dataset_dir, overwrite)
+    lists = {"training": training, "validation": validation}
+    write_datalist(lists, dataset_dir, Path(output_dir) / "datalist.json")
+    write_record(output_dir, phantoms, cases={name: len(items) for name, items in lists.items()})
 
 
 def prepare_evaluation(
     items: Items,
-    dataset_dir: str,
     network: torch.nn.Module,
+    roi_size: Sequence[int],
     model_file: str,
+    dataset_dir: str,
     output_dir: str,
     datalist_file: str | None = None,
-    overwrite: bool | str = False,
+    selection: str | None = None,
+    overwrite: bool = False,
 ) -> None:
-    """Check cases and weights, and write configuration and versions into ``output_dir``.
+    """Check windows, cases and weights, and write configuration and versions into ``output_dir``.
 
-    Serves evaluation (items with labels) and inference (without).
+    Serves evaluation (items with labels, chosen by ``selection``) and inference (without).
 
     Raises:
-        InputError: there is no case or a faulty one, the weights are absent or of another network, or ``output_dir``
-            holds results of the same cases.
+        InputError: a setting cannot work, there is no case or a faulty one, the weights are absent or of another
+            network, or ``output_dir`` is in use.
     """
+    check_window(network, "roi_size", roi_size)
     phantom_weights = check_weights(network, model_file)
-    kind = "labelled cases" if items and "label" in items[0] else "cases"
+    if not items and selection not in (None, "all") and labeled_items(dataset_dir):
+        raise InputError(f"{datalist_file or dataset_dir}: no case for {selection}; choose --cases all.")
+    kind = "cases" if selection is None else "labelled cases"
     phantoms = check_cases(items, dataset_dir, kind, datalist_file)
     if phantom_weights:
         logger.warning("%s was trained on synthetic phantoms: its results say nothing about patients.", model_file)
-    _refuse_used(output_dir, [f"{item['case']}.nii.gz" for item in items], "segmentation", overwrite)
+    claim_output(output_dir, dataset_dir, overwrite)
     write_record(output_dir, phantoms, phantom_weights=phantom_weights, model_file=str(model_file), cases=len(items))
 
 
-def flag(value: Any) -> bool:
-    """A switch, also where the command line gives it as text: ``--overwrite true`` arrives as a string.
+def check_settings(config: Mapping[str, Any] | None = None) -> None:
+    """Refuse what the command line makes of a switch in lower case, and warn of settings that nothing reads.
+
+    Args:
+        config: the configuration to check; by default the running one.
 
     Raises:
-        InputError: neither true nor false.
+        InputError: a value is the text "true" or "false", which Python takes for true, both.
     """
-    text = str(value).lower()
-    if text not in ("true", "false"):
-        raise InputError(f"{value}: a switch is true or false.")
-    return text == "true"
+    config = running_config() or {} if config is None else config
+    for name, value in _leaves(config):
+        if isinstance(value, str) and value in ("true", "false"):
+            raise InputError(f"--{name} {value}: write {value.capitalize()}, with a capital.")
+    text = json.dumps(config, default=str)
+    for name in config:
+        if name not in READ_BY_MONAI and not re.search(rf"@{re.escape(name)}\b", text):
+            close = difflib.get_close_matches(name, list(config), 2)
+            hint = next((f"; did you mean {other}?" for other in close if other != name), ".")
+            logger.warning("Nothing reads the setting %s%s", name, hint)
 
 
-def _refuse_used(output_dir: str, files: Sequence[str], what: str, overwrite: bool | str) -> None:
+def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    children = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else None
+    if children is None:
+        yield name, node
+        return
+    for key, child in children:
+        yield from _leaves(child, f"{name}#{key}" if name else str(key))
+
+
+def check_window(network: torch.nn.Module, name: str, size: Sequence[int]) -> None:
+    """Refuse a patch or window that ``network`` cannot take, before hours of work lead up to it.
+
+    Raises:
+        InputError: a size is not a multiple of the network's, or all are the smallest.
+    """
+    multiple = int(getattr(network, "size_multiple", 1))
+    if any(n < multiple or n % multiple for n in size) or (multiple > 1 and all(n == multiple for n in size)):
+        raise InputError(
+            f"--{name} {list(size)}: each must be a multiple of {multiple}, and one of them at least {2 * multiple}."
+        )
+
+
+def claim_output(output_dir: str, dataset_dir: str, overwrite: bool) -> None:
+    """Make sure that a run's results have a folder of their own.
+
+    With ``overwrite``, the folder of an earlier run is kept under a dated name, so that nothing of two runs mixes.
+
+    Raises:
+        InputError: ``output_dir`` holds an earlier run, or the data, or is a file.
+    """
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: not a folder; choose another --output_dir.")
-    present = [name for name in files if (folder / name).exists()]
-    if present and not flag(overwrite):
+    if Path(dataset_dir).is_dir() and Path(dataset_dir).resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{folder}: holds the data ({dataset_dir}); choose another --output_dir.")
+    if not (folder / RECORD_FILE).exists():
+        return
+    if not overwrite:
         raise InputError(
-            f"{folder / present[0]}: exists from an earlier {what}; choose another --output_dir, "
-            "or add --overwrite true."
+            f"{folder}: holds an earlier run; choose another --output_dir, or add --overwrite True "
+            "(the earlier folder is then kept under a dated name)."
         )
+    logger.info("Kept the earlier run as %s", keep_earlier(folder))
 
 
 def find_model_file(output_dir: str, bundle_root: str) -> str:
@@ -148,11 +224,11 @@ def weights_difference(network: torch.nn.Module, state: Any) -> str:
     return f"unknown {extra[0]}" if extra else ""
 
 
-def publish(output_dir: str, bundle_root: str, enabled: bool | str = True) -> None:
-    """Copy the best weights of a training to ``models/model.pt``, where MONAI's tools look for them.
+def publish(output_dir: str, bundle_root: str, enabled: bool = True) -> None:
+    """Copy the best weights of a plain training to ``models/model.pt``, where MONAI's tools look for them.
 
-    An earlier file there is kept under a dated name. Nothing is published from phantoms, or if inference.json's network
-    is another one.
+    An earlier file there, and a TorchScript made of it, are kept under dated names. Not published are weights from
+    phantoms, and those of a training whose recipe is not that of train.json, since inference.json fits that alone.
 
     Args:
         output_dir: folder of the run.
@@ -160,22 +236,26 @@ def publish(output_dir: str, bundle_root: str, enabled: bool | str = True) -> No
         enabled: false in every variation of the plain recipe.
     """
     best = Path(output_dir) / "model.pt"
-    if not flag(enabled):
-        logger.info("Weights: %s (not published: a variation of the plain recipe)", best)
+    changed = changed_recipe(running_config(), Path(bundle_root) / "configs" / "train.json")
+    if not enabled or changed:
+        what = f" ({', '.join(changed)})" if changed else ""
+        logger.info("Weights: %s; not published, since this is a variation of the plain recipe%s.", best, what)
         return
     if read_record(output_dir).get("phantoms"):
         logger.warning("Weights: %s; not published, since they come from synthetic phantoms.", best)
         return
-    parser = ConfigParser()
-    parser.read_config(str(Path(bundle_root) / "configs" / "inference.json"))
-    difference = weights_difference(parser.get_parsed_content("network_def"), load_torch(best))
-    if difference:
-        logger.warning("Weights: %s; not published, since inference.json has another network (%s).", best, difference)
-        return
     target = Path(bundle_root) / "models" / "model.pt"
-    kept = keep_earlier(target)
-    if kept is not None:
-        logger.info("Kept the earlier weights as %s", kept)
+    for file in (target, target.with_suffix(".ts")):
+        if (kept := keep_earlier(file)) is not None:
+            logger.info("Kept the earlier %s as %s", file, kept)
     with replacing(target) as temporary:
         shutil.copyfile(best, temporary)
     logger.info("Published %s as %s", best, target)
+
+
+def changed_recipe(config: Mapping[str, Any] | None, plain: Path) -> list[str]:
+    """Keys in which ``config`` departs from the configuration file ``plain``, but for those of place and machine."""
+    if config is None:
+        return []
+    wanted = ConfigParser.load_config_file(str(plain))
+    return sorted(k for k in {*config, *wanted} if k not in NOT_OF_THE_RECIPE and config.get(k) != wanted.get(k))

@@ -12,10 +12,10 @@ import pytest
 import yaml
 from monai.bundle import ConfigWorkflow
 
+from scripts.workflow import READ_BY_MONAI
+
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
-# Read by MONAI or by programs that use the bundle, not by another key.
-READ_BY_MONAI = {"imports", "initialize", "run", "train", "validate", "handlers", "evaluator", "network", "tensorboard"}
 
 
 def read(name: str) -> dict:

@@ -68,8 +68,18 @@ def rows(path: Path) -> dict[str, dict[str, str]]:
         return {next(iter(row.values())): row for row in csv.DictReader(file)}
 
 
+def models() -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (ROOT / "models").iterdir()}
+
+
 @pytest.fixture(scope="session")
-def training(cohort, tmp_path_factory) -> Path:
+def models_before() -> dict[str, int]:
+    """What lies in models/ before any workflow has run; a user's own weights may."""
+    return models()
+
+
+@pytest.fixture(scope="session")
+def training(models_before, cohort, tmp_path_factory) -> Path:
     """Output folder of a tiny training on two phantoms, with one to validate on."""
     output = tmp_path_factory.mktemp("training") / "run"
     bundle_run("train.json", dataset_dir=str(cohort), output_dir=str(output), **TRAINING_SIZE)
@@ -132,8 +142,8 @@ def test_training_logs_loss_rate_and_dice_by_region(training):
         assert total == pytest.approx(sum(events.Scalars(level)[step].value for level in levels), rel=1e-5)
 
 
-def test_phantom_weights_are_not_published(training, evaluation, segmentation):
-    assert not (ROOT / "models" / "model.pt").exists()
+def test_phantom_weights_are_not_published(models_before, training, evaluation, segmentation):
+    assert models() == models_before
     assert json.loads((segmentation / "run.json").read_text())["phantom_weights"] is True
 
 
@@ -209,6 +219,54 @@ def test_training_and_validation_preprocess_alike(cohort):
     # The label is cut to the same box, and loses nothing by it.
     assert trained["label"].shape[1:] == wanted.shape[1:]
     assert int((trained["label"] > 0).sum()) == int((voxels(Path(item["label"])) > 0).sum())
+
+
+def test_images_of_another_orientation_come_back_in_their_own_grid(training, segmentation, cohort, tmp_path):
+    """A patient stored with permuted and flipped axes: the same tumour, in that grid."""
+    case = next(cohort.rglob("BraTS20_Training_001"))
+    folder = tmp_path / "sagittal" / case.name
+    folder.mkdir(parents=True)
+    order = np.array([[2, 1], [0, -1], [1, 1]])
+    for sequence in ("t1", "t1ce", "t2", "flair"):
+        image = nib.load(case / f"{case.name}_{sequence}.nii.gz")
+        nib.save(image.as_reoriented(order), folder / f"{case.name}_{sequence}.nii.gz")
+    model = str(training / "model.pt")
+    bundle_run("inference.json", dataset_dir=str(folder), output_dir=str(tmp_path / "maps"), model_file=model, **SIZE)
+    result, source = (
+        nib.load(p) for p in (tmp_path / "maps" / f"{case.name}.nii.gz", folder / f"{case.name}_t1.nii.gz")
+    )
+    assert result.shape == source.shape == (240, 155, 240)
+    assert np.array_equal(result.affine, source.affine)
+    wanted = nib.load(segmentation / f"{case.name}.nii.gz").as_reoriented(order)
+    assert np.array_equal(np.asanyarray(result.dataobj), np.asanyarray(wanted.dataobj))
+
+
+def test_device_and_precision_by_name(training, cohort, tmp_path):
+    case = next(cohort.rglob("BraTS20_Training_002"))
+    model = str(training / "model.pt")
+    place = {"dataset_dir": str(case), "output_dir": str(tmp_path / "maps"), "model_file": model}
+    bundle_run("inference.json", **place, **SIZE, device="cpu", amp_dtype="float16")
+    assert json.loads((tmp_path / "maps" / "config.json").read_text())["device"] == "cpu"
+
+
+def test_cases_of_a_datalist_keep_their_names(training, cohort, tmp_path):
+    """Two entries whose files have one name: two label maps, by the entries' names."""
+    items = json.loads((training / "datalist.json").read_text())["training"]
+    for name, item in zip(("site_a", "site_b"), items, strict=True):
+        for sequence, file in zip(("t1", "t1ce", "t2", "flair"), item["image"], strict=True):
+            target = tmp_path / "data" / name / f"p1_{sequence}.nii.gz"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(cohort / file, target)
+        item["image"] = [f"{name}/p1_{sequence}.nii.gz" for sequence in ("t1", "t1ce", "t2", "flair")]
+        shutil.copy(cohort / item["label"], tmp_path / "data" / name / "p1_seg.nii.gz")
+        item.update(case=name, label=f"{name}/p1_seg.nii.gz")
+    lists = tmp_path / "list.json"
+    lists.write_text(json.dumps({"training": [], "validation": items}))
+    size = {key: value for key, value in TRAINING_SIZE.items() if key != "max_epochs"}
+    place = {"dataset_dir": str(tmp_path / "data"), "output_dir": str(tmp_path / "out"), "datalist_file": str(lists)}
+    bundle_run("train.json", "evaluate.json", **place, **size, model_file=str(training / "model.pt"))
+    written = sorted(path.name for path in (tmp_path / "out" / "evaluation_validation").glob("*.nii.gz"))
+    assert written == ["site_a.nii.gz", "site_b.nii.gz"]
 
 
 def test_enhancing_tumour_as_3(training, cohort, segmentation, tmp_path):
@@ -302,19 +360,26 @@ BAD_INPUT = {
         "weights of another network",
     ),
     "unknown selection": (("train.json", "evaluate.json"), {"cases": "test"}, "choose one of training, validation"),
-    "unclear switch": (("inference.json",), {"overwrite": "maybe", "model_file": "MODEL"}, "a switch is true or false"),
+    "switch in lower case": (
+        ("inference.json",),
+        {"model_file": "MODEL", "network_def#prior_attention": "false"},
+        "--network_def#prior_attention false: write False",
+    ),
+    "window of no multiple": (("train.json",), {"patch_size": [40, 40, 40]}, "must be a multiple of 16"),
+    "ET as 5": (("inference.json",), {"model_file": "MODEL", "saved_et_label": 5}, "the enhancing tumour is 4"),
+    "results among the data": (("inference.json",), {"model_file": "MODEL", "output_dir": "DATA"}, "holds the data"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD_INPUT)
-def test_bad_input_gets_one_line_and_leaves_nothing(kind, cohort, training, segmentation, tmp_path):
+def test_bad_input_gets_one_line_and_leaves_nothing(kind, cohort, training, tmp_path):
     names, changes, said = BAD_INPUT[kind]
     folder = tmp_path / "input"
     folder.mkdir()
-    output = segmentation if kind == "unclear switch" else tmp_path / "output"
-    arguments = {"bundle_root": ROOT, "dataset_dir": cohort, "output_dir": output, **SIZE}
+    arguments = {"bundle_root": ROOT, "dataset_dir": cohort, "output_dir": tmp_path / "output", **SIZE}
+    known = {"MODEL": training / "model.pt", "DATA": cohort}
     for key, value in changes.items():
-        arguments[key] = training / "model.pt" if value == "MODEL" else value(folder) if callable(value) else value
+        arguments[key] = value(folder) if callable(value) else known.get(str(value), value)
     flat = [text for key, value in arguments.items() for text in (f"--{key}", str(value))]
     done = command("monai.bundle", "run", "--config_file", str(files(*names)), *flat, cwd=tmp_path)
     assert done.returncode != 0
@@ -330,14 +395,14 @@ def test_results_are_not_overwritten_in_silence(cohort, training, segmentation, 
     arguments = {"dataset_dir": str(cohort), "model_file": str(training / "model.pt"), **SIZE}
     with pytest.raises(RuntimeError) as caught:
         bundle_run("inference.json", output_dir=str(segmentation), **arguments)
-    assert "exists from an earlier segmentation" in str(caught.value.__cause__)
+    assert "holds an earlier run" in str(caught.value.__cause__)
     with pytest.raises(RuntimeError) as caught:
         bundle_run("train.json", dataset_dir=str(cohort), output_dir=str(training), **TRAINING_SIZE)
-    assert "exists from an earlier training" in str(caught.value.__cause__)
+    assert "holds an earlier run" in str(caught.value.__cause__)
     assert {path: path.stat().st_mtime_ns for path in segmentation.iterdir()} == before
 
 
-def test_demo_command_end_to_end(cohort, tmp_path):
+def test_demo_command_end_to_end(models_before, cohort, tmp_path):
     """The demo's steps on two phantoms and one epoch; a second call finds everything done."""
     arguments = ("--run_dir", str(tmp_path / "demo"), "--cases", "2", "--epochs", "1", "--seed", "2")
     # The phantoms are those of the fixture.
@@ -347,7 +412,7 @@ def test_demo_command_end_to_end(cohort, tmp_path):
     picture = tmp_path / "demo" / "picture.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "demo" / "train" / "model.ts").is_file()
-    assert not (ROOT / "models" / "model.pt").exists()
+    assert models() == models_before
     assert "mean" in done.stdout
     model = (tmp_path / "demo" / "train" / "model.pt").stat().st_mtime_ns
     again = command("scripts.demo", *arguments, cwd=tmp_path)

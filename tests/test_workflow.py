@@ -18,9 +18,12 @@ from scripts.data.phantom import PHANTOM_DESCRIPTION
 from scripts.errors import InputError
 from scripts.networks import PriorAttentionNet
 from scripts.workflow import (
+    changed_recipe,
+    check_settings,
     check_weights,
+    check_window,
+    claim_output,
     find_model_file,
-    flag,
     prepare_evaluation,
     prepare_training,
     publish,
@@ -64,22 +67,89 @@ def record(folder):
     return json.loads((folder / "run.json").read_text())
 
 
-# Switches.
+WINDOW = (32, 32, 32)
 
 
-@pytest.mark.parametrize(
-    ("value", "wanted"),
-    [(True, True), (False, False), ("true", True), ("false", False), ("True", True), ("FALSE", False)],
-)
-def test_switches_may_come_as_text(value, wanted):
-    assert flag(value) is wanted
+def prepare(datalist, dataset_dir, output_dir, **changes):
+    arguments = {"network": small_network(), "patch_size": WINDOW, "roi_size": WINDOW, **changes}
+    lists = (datalist["training"], datalist["validation"])
+    prepare_training(*lists, dataset_dir=str(dataset_dir), output_dir=str(output_dir), **arguments)
 
 
-@pytest.mark.parametrize("value", ["yes", "", "1", 1, 0, None])
-def test_other_text_is_no_switch(value):
-    with pytest.raises(InputError, match="a switch is true or false") as caught:
-        flag(value)
-    assert str(value) in str(caught.value)
+def evaluate(items, dataset_dir, model, output_dir, **changes):
+    arguments = {"network": small_network(), "roi_size": WINDOW, "model_file": str(model), **changes}
+    prepare_evaluation(items, dataset_dir=str(dataset_dir), output_dir=str(output_dir), **arguments)
+
+
+# Settings.
+
+
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_a_switch_in_lower_case_is_refused_wherever_it_stands(value):
+    for config, name in (({"amp": value}, "amp"), ({"a": {"b": [1, {"c": value}]}}, "a#b#1#c")):
+        with pytest.raises(InputError) as caught:
+            check_settings(config)
+        assert str(caught.value) == f"--{name} {value}: write {value.capitalize()}, with a capital."
+
+
+def test_switches_as_they_should_be_pass(caplog):
+    check_settings({"run": [], "a": True, "b": "@a", "initialize": ["@b"], "imports": ["true or false"]})
+    assert caplog.messages == []
+
+
+def test_a_setting_that_nothing_reads_is_warned_of_with_its_neighbour(caplog):
+    check_settings({"min_et_voxels": 300, "min_et_voxel": 0, "run": ["$print(@min_et_voxels)"]})
+    assert caplog.messages == ["Nothing reads the setting min_et_voxel; did you mean min_et_voxels?"]
+
+
+@pytest.mark.parametrize("size", [(32, 32, 16), (16, 48, 128)])
+def test_windows_the_network_takes_pass(size):
+    check_window(small_network(), "patch_size", size)
+    small_network().eval()(torch.zeros(1, 4, *size))
+
+
+@pytest.mark.parametrize("size", [(40, 32, 32), (16, 16, 16), (32, 0, 32), (32, -16, 32)])
+def test_windows_the_network_cannot_take_are_refused(size):
+    with pytest.raises(InputError) as caught:
+        check_window(small_network(), "patch_size", size)
+    assert str(caught.value) == (
+        f"--patch_size {list(size)}: each must be a multiple of 16, and one of them at least 32."
+    )
+
+
+# The folder of results.
+
+
+def test_a_new_folder_and_one_with_other_things_may_be_used(tmp_path):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "notes.txt").write_text("mine")
+    for name in ("new", "used"):
+        claim_output(str(tmp_path / name), str(tmp_path / "data"), overwrite=False)
+    assert (tmp_path / "used" / "notes.txt").read_text() == "mine"
+
+
+def test_the_folder_of_an_earlier_run_is_refused_or_kept_under_its_date(tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / "run.json").write_text("{}")
+    (folder / "model.pt").write_text("earlier")
+    with pytest.raises(InputError, match=r"holds an earlier run; choose another --output_dir, or add --overwrite True"):
+        claim_output(str(folder), str(tmp_path / "data"), overwrite=False)
+    assert (folder / "model.pt").read_text() == "earlier"
+    claim_output(str(folder), str(tmp_path / "data"), overwrite=True)
+    (kept,) = tmp_path.glob("out_*")
+    assert (kept / "model.pt").read_text() == "earlier"
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("below", [".", "cohort", "a/b"])
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_results_never_go_where_the_data_are(tmp_path, below, overwrite):
+    data = tmp_path / "out" / below
+    data.mkdir(parents=True)
+    with pytest.raises(InputError, match="holds the data"):
+        claim_output(str(tmp_path / "out"), str(data), overwrite)
+    assert data.is_dir()
 
 
 # Weights.
@@ -160,76 +230,45 @@ def test_the_runs_own_weights_come_before_the_bundles(tmp_path):
 
 def test_a_training_leaves_its_split_and_record(tmp_path, data):
     split, out = split_datalist(data, seed=4), tmp_path / "out"
-    prepare_training(split, str(data), str(out))
+    prepare(split, data, out)
     lists = read_datalist(out / "datalist.json", data)
     assert lists == {name: split[name] for name in ("training", "validation")}
     assert record(out)["cases"] == {"training": 4, "validation": 1}
     assert record(out)["phantoms"] is False
     assert record(out)["versions"]["torch"] == torch.__version__
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d", record(out)["started"])
-    # Nothing but the split and the record, as long as no weights are there, keeps a second start from beginning.
-    prepare_training(split, str(data), str(out))
 
 
 def test_a_training_on_phantoms_is_recorded_as_such(tmp_path):
     data = make_cases(tmp_path / "data", 2, description=PHANTOM_DESCRIPTION)
-    prepare_training(split_datalist(data), str(data), str(tmp_path / "out"))
+    prepare(split_datalist(data), data, tmp_path / "out")
     assert record(tmp_path / "out")["phantoms"] is True
 
 
-@pytest.mark.parametrize("validation", [True, False])
-def test_a_split_without_validation_is_refused_where_one_is_wanted(tmp_path, validation):
+def test_a_split_without_validation_is_refused(tmp_path):
     data = make_cases(tmp_path / "data", 1)
-    split, out = split_datalist(data), tmp_path / "out"
-    if validation:
-        with pytest.raises(InputError, match=re.escape(f"{data}: no case for validation; at least one")):
-            prepare_training(split, str(data), str(out), validation=True)
-        assert not out.exists()
-    else:
-        prepare_training(split, str(data), str(out), validation=False)
-        assert record(out)["cases"] == {"training": 1, "validation": 0}
+    with pytest.raises(InputError, match=re.escape(f"{data}: no case for validation; at least one")):
+        prepare(split_datalist(data), data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_split_without_training_names_the_datalist(tmp_path, data):
     items = labeled_items(data)
     split = {"training": [], "validation": items, "all": items}
     with pytest.raises(InputError, match=re.escape("my_list.json: no case for training; at least one")):
-        prepare_training(split, str(data), str(tmp_path / "out"), "my_list.json")
+        prepare(split, data, tmp_path / "out", datalist_file="my_list.json")
 
 
 def test_a_folder_without_cases_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(InputError, match="no such folder; set --dataset_dir"):
-        prepare_training(split_datalist(tmp_path / "no"), str(tmp_path / "no"), str(tmp_path / "out"))
+        prepare(split_datalist(tmp_path / "no"), tmp_path / "no", tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("name", ["model.pt", "model_last.pt", "trainer_state.pt"])
-@pytest.mark.parametrize("overwrite", [False, "false"])
-def test_the_folder_of_an_earlier_training_is_refused(tmp_path, data, name, overwrite):
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / name).write_text("earlier")
-    with pytest.raises(InputError) as caught:
-        prepare_training(split_datalist(data), str(data), str(out), overwrite=overwrite)
-    assert str(caught.value) == (
-        f"{out / name}: exists from an earlier training; choose another --output_dir, or add --overwrite true."
-    )
-    assert [p.name for p in out.iterdir()] == [name]
-
-
-@pytest.mark.parametrize("overwrite", [True, "true"])
-def test_overwriting_is_by_request(tmp_path, data, overwrite):
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "model.pt").write_text("earlier")
-    prepare_training(split_datalist(data), str(data), str(out), overwrite=overwrite)
-    assert sorted(p.name for p in out.iterdir()) == ["datalist.json", "model.pt", "run.json"]
 
 
 def test_an_output_that_is_a_file_is_refused(tmp_path, data):
     (tmp_path / "out").write_text("notes")
     with pytest.raises(InputError, match=re.escape(f"{tmp_path / 'out'}: not a folder; choose another --output_dir")):
-        prepare_training(split_datalist(data), str(data), str(tmp_path / "out"), overwrite=True)
+        prepare(split_datalist(data), data, tmp_path / "out", overwrite=True)
     assert (tmp_path / "out").read_text() == "notes"
 
 
@@ -241,7 +280,7 @@ def test_an_evaluation_leaves_its_record(tmp_path, model, label, caplog):
     data = make_cases(tmp_path / "data", 2, label)
     items = labeled_items(data) if label else unlabeled_items(data)
     with caplog.at_level(logging.INFO):
-        prepare_evaluation(items, str(data), small_network(), str(model), str(tmp_path / "out"))
+        evaluate(items, data, model, tmp_path / "out", selection="all" if label else None)
     found = record(tmp_path / "out")
     assert (found["cases"], found["model_file"], found["phantoms"]) == (2, str(model), False)
     assert f"{data}: {'labelled cases' if label else 'cases'} 2, checked" in caplog.messages
@@ -250,31 +289,19 @@ def test_an_evaluation_leaves_its_record(tmp_path, model, label, caplog):
 
 def test_weights_from_phantoms_are_warned_of(tmp_path, data, model, caplog):
     (model.parent / "run.json").write_text('{"phantoms": true}')
-    prepare_evaluation(labeled_items(data), str(data), small_network(), str(model), str(tmp_path / "out"))
+    evaluate(labeled_items(data), data, model, tmp_path / "out")
     assert f"{model} was trained on synthetic phantoms: its results say nothing about patients." in caplog.messages
 
 
 def test_absent_weights_are_refused_before_the_cases_are_read(tmp_path):
     with pytest.raises(InputError, match="train first"):
-        prepare_evaluation([], str(tmp_path), small_network(), str(tmp_path / "model.pt"), str(tmp_path / "out"))
+        evaluate([], tmp_path, tmp_path / "model.pt", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_results_of_the_same_cases_are_refused_and_of_others_are_not(tmp_path, data, model):
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "BraTS20_Training_003.nii.gz").write_text("earlier")
-    call = (str(data), small_network(), str(model), str(out))
-    with pytest.raises(InputError) as caught:
-        prepare_evaluation(labeled_items(data), *call)
-    assert str(caught.value) == (
-        f"{out / 'BraTS20_Training_003.nii.gz'}: exists from an earlier segmentation; choose another --output_dir, "
-        "or add --overwrite true."
-    )
-    assert not (out / "run.json").exists()
-    prepare_evaluation(labeled_items(data)[:2], *call)
-    prepare_evaluation(labeled_items(data), *call, overwrite="true")
-    assert (out / "BraTS20_Training_003.nii.gz").read_text() == "earlier"
+def test_an_empty_side_of_the_split_names_the_other(tmp_path, data, model):
+    with pytest.raises(InputError, match=r"no case for validation; choose --cases all\.$"):
+        evaluate([], data, model, tmp_path / "out", selection="validation")
 
 
 # After a training.
@@ -282,12 +309,11 @@ def test_results_of_the_same_cases_are_refused_and_of_others_are_not(tmp_path, d
 
 @pytest.fixture
 def bundle(tmp_path):
-    """A bundle whose inference.json has the small network, and a finished run of it."""
+    """A bundle with a finished run of its train.json."""
     root, run = tmp_path / "bundle", tmp_path / "run"
     (root / "configs").mkdir(parents=True)
     run.mkdir()
-    definition = {"_target_": "scripts.networks.PriorAttentionNet", **ARGUMENTS}
-    (root / "configs" / "inference.json").write_text(json.dumps({"network_def": definition}))
+    (root / "configs" / "train.json").write_text('{"max_epochs": 100, "device": "cpu"}')
     torch.save(small_network().state_dict(), run / "model.pt")
     (run / "run.json").write_text('{"phantoms": false}')
     return root, run
@@ -298,15 +324,14 @@ def published(root):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())} if folder.exists() else {}
 
 
-@pytest.mark.parametrize("enabled", [True, "true"])
-def test_the_best_weights_are_published(bundle, enabled):
+def test_the_best_weights_are_published(bundle):
     root, run = bundle
-    publish(str(run), str(root), enabled)
+    publish(str(run), str(root))
     assert published(root) == {"model.pt": (run / "model.pt").read_bytes()}
     assert (run / "model.pt").exists()
 
 
-def test_earlier_published_weights_are_kept_under_their_date(bundle):
+def test_earlier_published_weights_and_their_export_are_kept_under_their_date(bundle):
     root, run = bundle
     (root / "models").mkdir()
     earlier = root / "models" / "model.pt"
@@ -315,28 +340,48 @@ def test_earlier_published_weights_are_kept_under_their_date(bundle):
         earlier.write_bytes(content)
         os.utime(earlier, (seconds, seconds))
         publish(str(run), str(root))
+    exported = root / "models" / "model.ts"
+    exported.write_bytes(b"export")
+    os.utime(exported, (seconds, seconds))
+    earlier.unlink()
+    publish(str(run), str(root))
     assert published(root) == {
         "model.pt": (run / "model.pt").read_bytes(),
         "model_20240305_060708.pt": b"first",
         "model_20240305_060708_2.pt": b"second",
+        "model_20240305_060708.ts": b"export",
     }
 
 
+@pytest.mark.parametrize(
+    ("config", "changed"),
+    [
+        ({"max_epochs": 100, "device": "cuda:1", "dataset_dir": "/data"}, []),
+        ({"max_epochs": 7, "device": "cpu"}, ["max_epochs"]),
+        ({"max_epochs": 100, "spacing": [2, 2, 2]}, ["spacing"]),
+        ({}, ["max_epochs"]),
+        (None, []),
+    ],
+)
+def test_the_recipe_is_all_but_place_and_machine(bundle, config, changed):
+    assert changed_recipe(config, bundle[0] / "configs" / "train.json") == changed
+
+
 @pytest.mark.parametrize("earlier", [True, False])
-@pytest.mark.parametrize("case", ["disabled", "disabled as text", "phantoms", "another network"])
-def test_nothing_is_published_of_a_variation_phantoms_or_another_network(bundle, case, earlier, caplog):
+@pytest.mark.parametrize("case", ["disabled", "phantoms", "another recipe"])
+def test_nothing_is_published_of_a_variation_or_phantoms(bundle, case, earlier, caplog, monkeypatch):
     root, run = bundle
     if earlier:
         (root / "models").mkdir()
         (root / "models" / "model.pt").write_bytes(b"earlier")
     if case == "phantoms":
         (run / "run.json").write_text('{"phantoms": true}')
-    if case == "another network":
-        torch.save(small_network(head="parallel").state_dict(), run / "model.pt")
+    if case == "another recipe":
+        monkeypatch.setattr("scripts.workflow.running_config", lambda: {"max_epochs": 1})
     with caplog.at_level(logging.INFO):
-        publish(str(run), str(root), {"disabled": False, "disabled as text": "false"}.get(case, True))
+        publish(str(run), str(root), case != "disabled")
     assert published(root) == ({"model.pt": b"earlier"} if earlier else {})
     (message,) = [m for m in caplog.messages if "not published" in m]
     assert str(run / "model.pt") in message
-    reason = {"phantoms": "synthetic phantoms", "another network": "inference.json has another network (head."}
-    assert reason.get(case, "a variation of the plain recipe") in message
+    reason = {"phantoms": "synthetic phantoms", "another recipe": "of the plain recipe (max_epochs)"}
+    assert reason.get(case, "a variation of the plain recipe.") in message

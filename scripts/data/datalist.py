@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from monai.data import partition_dataset
 
 from scripts.errors import InputError
 from scripts.files import save_json
-from scripts.transforms import ET_LABELS
+from scripts.transforms import ET_LABELS, check_et_label
 
 logger = logging.getLogger(__name__)
 
@@ -191,11 +191,13 @@ def split_datalist(
     Raises:
         InputError: ``datalist_file`` is absent or is no such file, or ``et_label`` is neither 3 nor 4.
     """
-    if et_label is not None and et_label not in ET_LABELS:
-        raise InputError(f"--et_label {et_label}: the enhancing tumour is 4 (BraTS 2018 to 2021) or 3 (from 2023 on).")
+    if et_label is not None:
+        check_et_label(et_label)
     if datalist_file is None and recorded is not None and Path(recorded).is_file():
         datalist_file = recorded
         logger.info("Taking the split that the training wrote: %s", recorded)
+    elif datalist_file is None and recorded is not None:
+        logger.warning("No split in %s: a new one is made, of which the weights may have seen any case.", recorded)
     if datalist_file is not None:
         lists = read_datalist(datalist_file, dataset_dir)
         if et_label is not None:
@@ -268,7 +270,9 @@ def _resolve(entry: Any, path: Path, dataset_dir: str | Path) -> dict[str, Any]:
     }
 
 
-def write_datalist(datalist: dict[str, list[dict[str, Any]]], dataset_dir: str | Path, path: str | Path) -> None:
+def write_datalist(
+    datalist: Mapping[str, Sequence[Mapping[str, Any]]], dataset_dir: str | Path, path: str | Path
+) -> None:
     """Write ``training`` and ``validation`` as JSON, with paths relative to ``dataset_dir`` where they lie below it."""
     root = Path(dataset_dir).absolute()
 

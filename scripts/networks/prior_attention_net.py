@@ -114,6 +114,9 @@ class PriorAttentionNet(nn.Module):
             raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
         if len(channels) != 5 or len(strides) != 5:
             raise ValueError(f"channels and strides must have five values, got {channels} and {strides}.")
+        for name, switch in (("prior_attention", prior_attention), ("deep_supervision", deep_supervision)):
+            if not isinstance(switch, bool):
+                raise ValueError(f"{name} must be True or False, got {switch!r}.")
         if upsample not in UPSAMPLING:
             raise ValueError(f"upsample must be one of {UPSAMPLING}, got {upsample!r}.")
         if head not in HEADS:
