@@ -25,6 +25,7 @@ from scripts.data.datalist import labeled_items, write_datalist
 from scripts.errors import InputError
 from scripts.files import keep_earlier, load_torch, replacing
 from scripts.run_record import RECORD_FILE, read_record, running_config, write_record
+from scripts.transforms import check_et_label
 
 logger = logging.getLogger(__name__)
 
@@ -56,18 +57,20 @@ def prepare_training(
     network: torch.nn.Module,
     patch_size: Sequence[int],
     roi_size: Sequence[int],
+    saved_et_label: int,
     dataset_dir: str,
     output_dir: str,
     datalist_file: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Check windows and cases, then write split, configuration and versions into ``output_dir``.
+    """Check settings and cases, then write split, configuration and versions into ``output_dir``.
 
     Raises:
         InputError: a setting cannot work, there are too few cases or a faulty one, or ``output_dir`` is in use.
     """
     check_window(network, "patch_size", patch_size)
     check_window(network, "roi_size", roi_size)
+    check_et_label(saved_et_label)
     # One patient may stand on both sides, to see whether a network can learn it.
     both = {str(item["image"]): item for item in [*training, *validation]}
     phantoms = check_cases(list(both.values()), dataset_dir, "labelled cases", datalist_file)
@@ -87,6 +90,7 @@ def prepare_evaluation(
     items: Items,
     network: torch.nn.Module,
     roi_size: Sequence[int],
+    saved_et_label: int,
     model_file: str,
     dataset_dir: str,
     output_dir: str,
@@ -94,7 +98,7 @@ def prepare_evaluation(
     selection: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Check windows, cases and weights, and write configuration and versions into ``output_dir``.
+    """Check settings, cases and weights, and write configuration and versions into ``output_dir``.
 
     Serves evaluation (items with labels, chosen by ``selection``) and inference (without).
 
@@ -103,6 +107,7 @@ def prepare_evaluation(
             network, or ``output_dir`` is in use.
     """
     check_window(network, "roi_size", roi_size)
+    check_et_label(saved_et_label)
     phantom_weights = check_weights(network, model_file)
     if not items and selection not in (None, "all") and labeled_items(dataset_dir):
         raise InputError(f"{datalist_file or dataset_dir}: no case for {selection}; choose --cases all.")

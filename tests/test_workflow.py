@@ -71,13 +71,19 @@ WINDOW = (32, 32, 32)
 
 
 def prepare(datalist, dataset_dir, output_dir, **changes):
-    arguments = {"network": small_network(), "patch_size": WINDOW, "roi_size": WINDOW, **changes}
+    arguments = {"network": small_network(), "patch_size": WINDOW, "roi_size": WINDOW, "saved_et_label": 4, **changes}
     lists = (datalist["training"], datalist["validation"])
     prepare_training(*lists, dataset_dir=str(dataset_dir), output_dir=str(output_dir), **arguments)
 
 
 def evaluate(items, dataset_dir, model, output_dir, **changes):
-    arguments = {"network": small_network(), "roi_size": WINDOW, "model_file": str(model), **changes}
+    arguments = {
+        "network": small_network(),
+        "roi_size": WINDOW,
+        "saved_et_label": 4,
+        "model_file": str(model),
+        **changes,
+    }
     prepare_evaluation(items, dataset_dir=str(dataset_dir), output_dir=str(output_dir), **arguments)
 
 
