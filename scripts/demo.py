@@ -110,7 +110,7 @@ def report(evaluation: Path, paths: Sequence[Path]) -> None:
     """Print the mean scores and where everything lies."""
     with (evaluation / "scores.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    table = Table(title=f"{len(rows)} unseen synthetic patients, mean")
+    table = Table(title=f"mean of {len(rows)} unseen phantoms")
     table.add_column("region")
     table.add_column("Dice", justify="right")
     table.add_column("HD95 (mm)", justify="right")
@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.demo", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--run_dir", type=Path, default=ROOT / "runs" / "demo", help="default: %(default)s")
     parser.add_argument("--cases", type=int, default=16, help="synthetic patients (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=15, help="default: %(default)s")
+    parser.add_argument("--epochs", type=int, default=20, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the cohort (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.cases < 2 or args.epochs < 1:
