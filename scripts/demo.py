@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.demo", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--run_dir", type=Path, default=ROOT / "runs" / "demo", help="default: %(default)s")
     parser.add_argument("--cases", type=int, default=16, help="synthetic patients (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=20, help="default: %(default)s")
+    parser.add_argument("--epochs", type=int, default=16, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the cohort (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.cases < 2 or args.epochs < 1:

@@ -62,6 +62,8 @@ def test_training_and_inference_define_one_network_and_one_set_of_parameters():
 
 def test_demo_overlays_agree():
     train, inference = read("train_demo.yaml"), read("inference_demo.yaml")
+    # The window is train.json's @patch_size.
+    train["roi_size"] = train["patch_size"]
     assert {key: train[key] for key in inference} == inference
 
 
