@@ -378,4 +378,4 @@ def test_two_real_patients_pass_and_their_labels_are_as_published(tmp_path, real
     for file in (root / "TCGA-DU-7294").iterdir():
         shutil.copyfile(file, copy / file.name)
     os.truncate(copy / "TCGA-DU-7294_flair.nii.gz", 1_000_000)
-    assert refusal(tmp_path).startswith(f"{copy / 'TCGA-DU-7294_flair.nii.gz'}: cut off")
+    assert refusal(tmp_path).startswith(f"{copy / 'TCGA-DU-7294_flair.nii.gz'}: damaged (")
