@@ -8,10 +8,9 @@ import os
 from pathlib import Path
 
 import pytest
+from workflows import SIZE, TRAINING_SIZE, bundle_run, models
 
 from scripts import make_phantoms
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +29,35 @@ def real_cases() -> Path:
     if not shared or not (Path(shared) / "data").is_dir():
         pytest.skip("the real cases are not here: BRATS_PANET_SHARED names no folder with data/")
     return Path(shared) / "data"
+
+
+@pytest.fixture(scope="session")
+def models_before() -> dict[str, int]:
+    """What lies in models/ before any workflow has run; a user's own weights may."""
+    return models()
+
+
+@pytest.fixture(scope="session")
+def training(models_before, cohort, tmp_path_factory) -> Path:
+    """Output folder of a tiny training on two phantoms, with one to validate on."""
+    output = tmp_path_factory.mktemp("training") / "run"
+    bundle_run("train.json", dataset_dir=str(cohort), output_dir=str(output), **TRAINING_SIZE)
+    return output
+
+
+@pytest.fixture(scope="session")
+def evaluation(cohort, training) -> Path:
+    """Folder of the evaluation of all three phantoms with the tiny training's weights."""
+    names = ("train.json", "evaluate.json")
+    size = {key: value for key, value in TRAINING_SIZE.items() if key != "max_epochs"}
+    bundle_run(*names, dataset_dir=str(cohort), output_dir=str(training), cases="all", **size)
+    return training / "evaluation_all"
+
+
+@pytest.fixture(scope="session")
+def segmentation(cohort, training, tmp_path_factory) -> Path:
+    """Folder of label maps that inference wrote for the three phantoms."""
+    output = tmp_path_factory.mktemp("inference") / "maps"
+    model = str(training / "model.pt")
+    bundle_run("inference.json", dataset_dir=str(cohort), output_dir=str(output), model_file=model, **SIZE)
+    return output

@@ -4,12 +4,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import itk
@@ -21,87 +17,11 @@ import torch
 from monai.bundle import ConfigWorkflow
 from monai.data import load_net_with_metadata
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from workflows import CHANNELS, CONFIGS, ROOT, SIZE, TRAINING_SIZE, bundle_run, command, files, models, rows, voxels
 
 from scripts.networks import PriorAttentionNet
 
-ROOT = Path(__file__).parent.parent
-CONFIGS = ROOT / "configs"
-CHANNELS = [4, 4, 8, 8, 8]
-# At 4 mm a brain is about 36 x 44 x 33 voxels: one window.
-SIZE = {
-    "network_def#channels": CHANNELS,
-    "spacing": [4.0, 4.0, 4.0],
-    "roi_size": [48, 48, 48],
-    "num_workers": 0,
-}
-TRAINING_SIZE = {**SIZE, "patch_size": [32, 32, 32], "max_epochs": 3, "val_interval": 2, "warmup_epochs": 1}
 REGIONS = {"ET": (4,), "TC": (1, 4), "WT": (1, 2, 4)}
-
-
-def files(*names: str) -> list[str]:
-    return [str(CONFIGS / name) for name in names]
-
-
-def bundle_run(*names: str, **override) -> None:
-    override.setdefault("bundle_root", str(ROOT))
-    monai.bundle.run(config_file=files(*names), logging_file=False, **override)
-
-
-def command(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
-    return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def voxels(path: Path) -> np.ndarray:
-    return np.asanyarray(nib.load(path).dataobj)
-
-
-def rows(path: Path) -> dict[str, dict[str, str]]:
-    with path.open(newline="") as file:
-        return {next(iter(row.values())): row for row in csv.DictReader(file)}
-
-
-def models() -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in (ROOT / "models").iterdir()}
-
-
-@pytest.fixture(scope="session")
-def models_before() -> dict[str, int]:
-    """What lies in models/ before any workflow has run; a user's own weights may."""
-    return models()
-
-
-@pytest.fixture(scope="session")
-def training(models_before, cohort, tmp_path_factory) -> Path:
-    """Output folder of a tiny training on two phantoms, with one to validate on."""
-    output = tmp_path_factory.mktemp("training") / "run"
-    bundle_run("train.json", dataset_dir=str(cohort), output_dir=str(output), **TRAINING_SIZE)
-    return output
-
-
-@pytest.fixture(scope="session")
-def evaluation(cohort, training) -> Path:
-    """Folder of the evaluation of all three phantoms with the tiny training's weights."""
-    names = ("train.json", "evaluate.json")
-    size = {key: value for key, value in TRAINING_SIZE.items() if key != "max_epochs"}
-    bundle_run(*names, dataset_dir=str(cohort), output_dir=str(training), cases="all", **size)
-    return training / "evaluation_all"
-
-
-@pytest.fixture(scope="session")
-def segmentation(cohort, training, tmp_path_factory) -> Path:
-    """Folder of label maps that inference wrote for the three phantoms."""
-    output = tmp_path_factory.mktemp("inference") / "maps"
-    model = str(training / "model.pt")
-    bundle_run("inference.json", dataset_dir=str(cohort), output_dir=str(output), model_file=model, **SIZE)
-    return output
 
 
 def test_training_leaves_its_files(training, cohort):

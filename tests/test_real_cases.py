@@ -4,35 +4,19 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from pathlib import Path
 
-import monai
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
+from workflows import CHANNELS, CONFIGS, ROOT, SIZE, bundle_run, rows
 
 from scripts.data.datalist import labeled_items
 from scripts.networks import PriorAttentionNet
 
-ROOT = Path(__file__).parent.parent
-CONFIGS = ROOT / "configs"
-CHANNELS = [4, 4, 8, 8, 8]
-SIZE = {"network_def#channels": CHANNELS, "spacing": [4.0] * 3, "roi_size": [48] * 3, "num_workers": 0}
 VOXELS = {"TCGA-FG-6692": (30179, 9317, 6840), "TCGA-DU-7294": (24188, 9281, 0)}  # WT, TC, ET, by their README
-
-
-def bundle_run(*names: str, **override) -> None:
-    config = [str(CONFIGS / name) for name in names]
-    monai.bundle.run(config_file=config, logging_file=False, bundle_root=str(ROOT), **override)
-
-
-def scores(path: Path) -> dict[str, dict[str, str]]:
-    with path.open(newline="") as file:
-        return {row["case"]: row for row in csv.DictReader(file)}
 
 
 @pytest.fixture
@@ -98,12 +82,12 @@ def test_case_without_et_is_scored_by_the_rules(real_cases, weights, tmp_path):
     names = ("train.json", "evaluate.json")
     output = tmp_path / "run"
     bundle_run(*names, dataset_dir=str(real_cases), output_dir=str(output), model_file=weights, cases="all", **SIZE)
-    rows = scores(output / "evaluation_all" / "scores.csv")
-    without, with_et = rows["TCGA-DU-7294"], rows["TCGA-FG-6692"]
+    scores = rows(output / "evaluation_all" / "scores.csv")
+    without, with_et = scores["TCGA-DU-7294"], scores["TCGA-FG-6692"]
     assert (float(without["dice_ET"]), float(without["hd95_ET"])) == (1, 0)
     assert (float(with_et["dice_ET"]), float(with_et["hd95_ET"])) == (0, pytest.approx(373.12866, abs=1e-3))
     for case, (wt, tc, et) in VOXELS.items():
-        row = rows[case]
+        row = scores[case]
         assert [float(row[f"reference_volume_{region}"]) for region in ("WT", "TC", "ET")] == [wt, tc, et]
         predicted = float(row["volume_WT"])
         assert float(row["dice_WT"]) == pytest.approx(2 * wt / (predicted + wt), abs=1e-4)
@@ -122,6 +106,6 @@ def test_a_small_network_learns_a_real_case(real_cases, tmp_path):
     schedule = {"max_epochs": epochs, "val_interval": epochs, "warmup_epochs": 6, "flat_epochs": 114}
     bundle_run("train.json", "train_demo.yaml", **common, **schedule)
     bundle_run("train.json", "train_demo.yaml", "evaluate.json", **common)
-    row = scores(output / "evaluation_validation" / "scores.csv")["TCGA-FG-6692"]
+    row = rows(output / "evaluation_validation" / "scores.csv")["TCGA-FG-6692"]
     print({region: row[f"dice_{region}"] for region in ("ET", "TC", "WT")})
     assert float(row["dice_WT"]) >= 0.85
