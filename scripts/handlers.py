@@ -1,12 +1,11 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Ignite handlers for what MONAI's do not cover: time left, files that are never half written, a report by case."""
+"""Ignite handlers for what MONAI's do not cover: time left, training curves, a report by case."""
 
 from __future__ import annotations
 
 import atexit
 import csv
-import functools
 import io
 import logging
 import sys
@@ -19,13 +18,14 @@ import numpy as np
 import torch
 from ignite.engine import Events
 from monai.engines.workflow import Workflow
+from monai.utils import evenly_divisible_all_gather, string_list_all_gather
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.tensorboard import SummaryWriter
 
-from scripts.files import save_text, save_torch
+from scripts.distributed import rank
+from scripts.files import save_text
 from scripts.losses import PriorAttentionLoss
 from scripts.transforms import REGIONS
 
@@ -116,6 +116,8 @@ class ProgressHandler:
 class LazySummaryWriter:
     """TensorBoard writer that opens its file with the first value, so that constructing a workflow leaves no files.
 
+    What an earlier file in the folder says of that step and later ones is hidden: a resumed training tells it anew.
+
     Args:
         log_dir: folder of the event file.
     """
@@ -123,22 +125,22 @@ class LazySummaryWriter:
     def __init__(self, log_dir: str) -> None:
         self.log_dir = log_dir
 
-    @functools.cached_property
-    def _writer(self) -> SummaryWriter:
-        return SummaryWriter(log_dir=self.log_dir)
+        self._writer: SummaryWriter | None = None
 
     def add_scalar(self, tag: str, value: Any, step: int) -> None:
         """Write one value."""
+        if self._writer is None:
+            self._writer = SummaryWriter(log_dir=self.log_dir, purge_step=step)
         self._writer.add_scalar(tag, value, step)
 
     def flush(self) -> None:
         """Bring what was written to the disk."""
-        if "_writer" in self.__dict__:
+        if self._writer is not None:
             self._writer.flush()
 
     def close(self) -> None:
         """Close the file."""
-        if "_writer" in self.__dict__:
+        if self._writer is not None:
             self._writer.close()
 
 
@@ -178,78 +180,12 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{hours} h"
 
 
-class TrainingFiles:
-    """Keep a training's weights and state on disk, each file whole at any moment.
-
-    In ``output_dir``: ``model.pt``, the bare weights of the best validation so far (without validation, the newest);
-    ``model_last.pt``, the newest; ``trainer_state.pt``, all it takes to go on: tensors and plain values only.
-
-    Args:
-        output_dir: folder of the run.
-        network: what is trained.
-        optimizer, lr_scheduler: part of the trainer's state.
-        evaluator: the validation; None trains without.
-    """
-
-    def __init__(
-        self,
-        output_dir: str | Path,
-        network: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        lr_scheduler: LRScheduler,
-        evaluator: Workflow | None = None,
-    ) -> None:
-        self.output_dir = Path(output_dir)
-        self.network = network
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
-        self.evaluator = evaluator
-
-    def attach(self, engine: Workflow) -> None:
-        """Write after the epochs of ``engine``; attach after the validation."""
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
-
-    def epoch_completed(self, engine: Workflow) -> None:
-        """Write what is due after this epoch."""
-        epoch = engine.state.epoch
-        last = epoch == engine.state.max_epochs
-        if self.evaluator is not None and self.evaluator.state.best_metric_epoch == epoch:
-            save_torch(self._weights(), self.output_dir / "model.pt")
-            logger.info("Best validation so far: %.4f, after epoch %d", self.evaluator.state.best_metric, epoch)
-        if self.evaluator is None or (last and self.evaluator.state.best_metric_epoch < 0):
-            if self.evaluator is not None:
-                logger.warning(
-                    "No epoch was validated (val_interval is longer than the training): model.pt is the last."
-                )
-            save_torch(self._weights(), self.output_dir / "model.pt")
-        save_torch(self._weights(), self.output_dir / "model_last.pt")
-        save_torch(self._state(engine), self.output_dir / "trainer_state.pt")
-
-    def _weights(self) -> dict[str, torch.Tensor]:
-        network = getattr(self.network, "module", self.network)
-        return {name: value.cpu() for name, value in network.state_dict().items()}
-
-    def _state(self, engine: Workflow) -> dict[str, Any]:
-        scaler = getattr(engine, "scaler", None)
-        best = self.evaluator.state if self.evaluator is not None else None
-        return {
-            "network": self._weights(),
-            "optimizer": self.optimizer.state_dict(),
-            "lr_scheduler": {k: v for k, v in self.lr_scheduler.state_dict().items() if k != "lr_lambdas"},
-            "scaler": scaler.state_dict() if scaler is not None else {},
-            "epoch": engine.state.epoch,
-            "iteration": engine.state.iteration,
-            "max_epochs": engine.state.max_epochs,
-            "best_metric": float(best.best_metric) if best is not None else None,
-            "best_metric_epoch": int(best.best_metric_epoch) if best is not None else None,
-        }
-
-
 class EvaluationReport:
     """Scores and volumes of every case as a table on disk, and their summary on disk and on the screen.
 
     ``scores.csv`` has one row a case: Dice, HD95 (mm), and the volumes (mm^3) of prediction and reference, for each of
-    ET, TC and WT. ``summary.csv`` has mean, standard deviation, median and quartiles of each column.
+    ET, TC and WT. ``summary.csv`` has mean, standard deviation, median and quartiles of each column. With several
+    ranks, each on its share of the cases, rank 0 writes the report of all; so the handler belongs on every rank.
 
     Args:
         output_dir: folder of the two files.
@@ -285,25 +221,30 @@ class EvaluationReport:
 
     def completed(self, engine: Workflow) -> None:
         """Write and print the report."""
+        # Metrics and these gather the ranks' cases in the same order.
+        cases = string_list_all_gather(self.cases)
+        volumes = evenly_divisible_all_gather(torch.tensor(self.volumes, dtype=torch.float64), concat=True).numpy()
+        if rank() != 0:
+            return
+        order = np.argsort(cases, kind="stable")
         columns: dict[str, np.ndarray] = {}
         for name, column in self.metrics.items():
             scores = np.asarray(engine.state.metric_details[name].cpu(), dtype=float)
             columns |= {f"{column}_{region}": scores[:, i] for i, region in enumerate(REGIONS)}
-        volumes = np.asarray(self.volumes)
         for i, of in enumerate(("volume", "reference_volume")):
             columns |= {f"{of}_{region}": volumes[:, i * len(REGIONS) + j] for j, region in enumerate(REGIONS)}
 
-        rows = [[case, *(f"{values[i]:.4f}" for values in columns.values())] for i, case in enumerate(self.cases)]
+        rows = [[cases[i], *(f"{values[i]:.4f}" for values in columns.values())] for i in order]
         _save_csv(self.output_dir / "scores.csv", ["case", *columns], rows)
         summary = {name: summarize(values) for name, values in columns.items()}
         statistics = list(next(iter(summary.values())))
         rows = [[s, *(f"{values[s]:.4f}" for values in summary.values())] for s in statistics]
         _save_csv(self.output_dir / "summary.csv", ["statistic", *columns], rows)
-        self._print(summary, statistics)
+        self._print(summary, statistics, len(cases))
 
-    def _print(self, summary: dict[str, dict[str, float]], statistics: list[str]) -> None:
+    def _print(self, summary: dict[str, dict[str, float]], statistics: list[str], count: int) -> None:
         rules = "HD95 in mm, volumes in mm^3; BraTS 2020 rules for empty regions"
-        table = Table(title=f"{len(self.cases)} case{'s' * (len(self.cases) != 1)}; {rules}")
+        table = Table(title=f"{count} case{'s' * (count != 1)}; {rules}")
         table.add_column("")
         for statistic in statistics:
             table.add_column(statistic, justify="right")

@@ -26,10 +26,15 @@ class PriorAttentionLoss(nn.Module):
     targets that here sum to up to 3. The authors' program did so on the argmax of the targets, which leaves each voxel
     its smallest region, and on the one-channel prior that term is 0; ``cross_entropy="authors"`` is that form.
 
+    With ``exclusive`` the network's channels are classes instead: background, ET, the rest of TC, the rest of WT. The
+    Dice term then takes a softmax, the cross-entropy is that of the softmax, and the prior, which is one region, keeps
+    sigmoid and binary cross-entropy.
+
     Args:
         level_weights: weights of out, level1, level2, level3.
         prior_weight: weight of the prior's term.
-        cross_entropy: "binary" or "authors".
+        cross_entropy: "binary" or "authors"; of no meaning with ``exclusive``.
+        exclusive: learn classes that exclude each other instead of regions that overlap.
         whole_tumor_channel: channel of the target that the prior is compared with.
 
     Raises:
@@ -41,6 +46,7 @@ class PriorAttentionLoss(nn.Module):
         level_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
         prior_weight: float = 1.0,
         cross_entropy: str = "binary",
+        exclusive: bool = False,
         whole_tumor_channel: int = 3,
     ) -> None:
         super().__init__()
@@ -52,7 +58,9 @@ class PriorAttentionLoss(nn.Module):
         self.weights["prior"] = prior_weight
         self.cross_entropy = cross_entropy
         self.whole_tumor_channel = whole_tumor_channel
+        self.exclusive = exclusive
         self.dice = DiceLoss(sigmoid=True, squared_pred=True)
+        self.softmax_dice = DiceLoss(softmax=True, squared_pred=True)
         self.last_terms: dict[str, torch.Tensor] = {}
 
     def forward(self, prediction: torch.Tensor | Mapping[str, torch.Tensor], target: torch.Tensor) -> torch.Tensor:
@@ -75,14 +83,20 @@ class PriorAttentionLoss(nn.Module):
         # Scores and targets in float32: a sum over two million voxels is beyond what 16 bits hold.
         target = target.float()
         tumor = target[:, self.whole_tumor_channel : self.whole_tumor_channel + 1]
+        if self.exclusive:
+            # Each region without the one inside it: background, ET, TC - ET, WT - TC.
+            target = torch.cat([target[:, :2], target[:, 2:] - target[:, 1:-1]], dim=1)
         return {
-            name: self.weights[name] * self._dice_ce(logits.float(), tumor if name == "prior" else target)
+            name: self.weights[name] * self._dice_ce(logits.float(), tumor if name == "prior" else target, name)
             for name, logits in maps.items()
         }
 
-    def _dice_ce(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def _dice_ce(self, logits: torch.Tensor, target: torch.Tensor, name: str) -> torch.Tensor:
+        if self.exclusive and name != "prior":
+            exclusive_dice: torch.Tensor = self.softmax_dice(logits, target)
+            return exclusive_dice + F.cross_entropy(logits, target.argmax(dim=1))
         dice: torch.Tensor = self.dice(logits, target)
-        if self.cross_entropy == "binary":
+        if self.exclusive or self.cross_entropy == "binary":
             return dice + F.binary_cross_entropy_with_logits(logits, target)
         # One channel alone has softmax probability 1 and cross-entropy 0.
         return dice + F.cross_entropy(logits, target.argmax(dim=1))

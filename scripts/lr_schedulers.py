@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -39,6 +40,14 @@ class WarmupFlatCosineLR(LambdaLR):
         self.flat_epochs = flat_epochs
         self.floor = floor
         super().__init__(optimizer, self.factor)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the schedule; its shape is the configuration's, which may lengthen a resumed training."""
+        return {name: getattr(self, name) for name in ("base_lrs", "last_epoch", "_step_count", "_last_lr")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go to a position that ``state_dict`` gave."""
+        self.__dict__.update(state_dict)
 
     def factor(self, iteration: int) -> float:
         """Factor of the learning rate in the given iteration, counted from 0."""

@@ -9,6 +9,7 @@ non-enhancing core, 2 for oedema, and for ET 4 (releases 2018 to 2021) or 3 (fro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -127,6 +128,48 @@ def check_label_values(values: np.ndarray, et_label: int, name: str, cavity: boo
     else:
         remedy = "check the file"
     raise InputError(f"{name}: unexpected label {shown} beside 0, 1, 2, {et_label}; {remedy}.")
+
+
+class ProbabilitiesToRegionsd(MapTransform):
+    """Turn probabilities, (4, *size), into regions, uint8 of the same shape.
+
+    Args:
+        keys: keys of probabilities.
+        exclusive: the channels are classes that exclude each other (background, ET, the rest of TC, the rest of WT),
+            of which each voxel takes the likeliest; otherwise they are the regions, each at 0.5 and above.
+    """
+
+    def __init__(self, keys: KeysCollection, exclusive: bool = False, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.exclusive = exclusive
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Convert the probabilities of one case."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            if self.exclusive:
+                likeliest = item[key].argmax(dim=0)
+                tumor = [(likeliest > 0) & (likeliest <= region) for region in (ET_CHANNEL, TC_CHANNEL, WT_CHANNEL)]
+                item[key] = torch.stack([likeliest == 0, *tumor]).to(torch.uint8)
+            else:
+                item[key] = (item[key] >= 0.5).to(torch.uint8)
+        return item
+
+
+def region_probabilities(probabilities: torch.Tensor, exclusive: bool = False) -> torch.Tensor:
+    """Probabilities of ET, TC and WT, (3, *size), from those of the network's four channels, (4, *size)."""
+    tumor = probabilities[1:]
+    return tumor.cumsum(dim=0).clamp(max=1.0) if exclusive else tumor
+
+
+def uncertainty(probabilities: torch.Tensor) -> torch.Tensor:
+    """Entropy of binary probabilities, from 0 (certain, 0 or 1) to 100 (0.5), of the same shape.
+
+    The scale is the one that BraTS 2020 asked for (QU-BraTS, Mehta et al., MELBA 2022). Of the mean over flips or over
+    an ensemble, entropy grows both where every member is unsure and where they disagree.
+    """
+    p = probabilities.clamp(0, 1)
+    return -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)) * (100 / math.log(2))
 
 
 class RemoveSmallComponentsd(MapTransform):

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""How label maps reach the disk: named after their case, in the input's grid, and never half written."""
+"""How maps reach the disk: named after their case, in the input's grid, and never half written."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from monai.data import NibabelWriter
 from monai.transforms import MapTransform, SaveImage
 
 from scripts.files import replacing
+from scripts.transforms import region_probabilities, uncertainty
 
 
 class LabelMapWriter(NibabelWriter):
@@ -51,4 +52,54 @@ class SaveLabelMapd(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             self.saver(item[key], filename=self.output_dir / item[self.case_key])
+        return item
+
+
+class SaveRegionMapsd(MapTransform):
+    """Save a map for each region beside the label map, named as BraTS 2020 asked: ``<case>_<kind>_whole.nii.gz`` ...
+
+    Of probabilities in the input's grid, (4, *size), either themselves (``prob``, float32) or their uncertainty
+    (``unc``, uint8 from 0 to 100).
+
+    Args:
+        keys: keys of probabilities.
+        output_dir: folder to write to.
+        kind: "prob" or "unc".
+        exclusive: the channels exclude each other; see ``ProbabilitiesToRegionsd``.
+        case_key: key of the case's name.
+
+    Raises:
+        ValueError: another ``kind``.
+    """
+
+    NAMES = ("enhance", "core", "whole")
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        output_dir: PathLike,
+        kind: str = "prob",
+        exclusive: bool = False,
+        case_key: str = "case",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if kind not in ("prob", "unc"):
+            raise ValueError(f"kind must be 'prob' or 'unc', got {kind!r}.")
+        self.output_dir = Path(output_dir)
+        self.kind = kind
+        self.exclusive = exclusive
+        self.case_key = case_key
+        dtype = np.float32 if kind == "prob" else np.uint8
+        self.saver = SaveImage(output_dtype=dtype, writer=LabelMapWriter, print_log=False)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Save the maps of one case."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            maps = region_probabilities(item[key], self.exclusive)
+            if self.kind == "unc":
+                maps = uncertainty(maps).round()
+            for name, region in zip(self.NAMES, maps, strict=True):
+                self.saver(region[None], filename=self.output_dir / f"{item[self.case_key]}_{self.kind}_{name}")
         return item

@@ -5,8 +5,11 @@
 from __future__ import annotations
 
 import os
+from itertools import product
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 from workflows import SIZE, TRAINING_SIZE, bundle_run, models
 
@@ -19,6 +22,23 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("phantoms") / "cohort"
     assert make_phantoms.main([str(out), "--cases", "1", "--seed", "2", "--workers", "1"]) == 0
     assert make_phantoms.main([str(out), "--cases", "3", "--seed", "2", "--workers", "2"]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def small_cohort(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six cases of 60 x 60 x 39 voxels of 4 mm: every fourth voxel of the phantoms, and their mirror images."""
+    out = tmp_path_factory.mktemp("small") / "cohort"
+    folders = sorted(path for path in cohort.rglob("BraTS20_*") if path.is_dir())
+    for number, (folder, mirror) in enumerate(product(folders, (1, -1)), 1):
+        name = f"BraTS20_Training_{number:03d}"
+        (out / name).mkdir(parents=True)
+        for file in folder.glob("*.nii.gz"):
+            image = nib.load(file)
+            affine = image.affine @ np.diag([4, 4, 4, 1])
+            small = nib.Nifti1Image(np.asanyarray(image.dataobj)[::4, ::4, ::4][::mirror], affine)
+            small.header["descrip"] = image.header["descrip"]
+            nib.save(small, out / name / file.name.replace(folder.name, name))
     return out
 
 

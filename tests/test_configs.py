@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from scripts.workflow import READ_BY_MONAI
 
@@ -37,27 +37,106 @@ def test_every_top_level_key_is_read(name):
     assert unread == []
 
 
-@pytest.mark.parametrize("overlay", sorted(path.name for path in CONFIGS.glob("*.yaml")))
+# What an overlay lies over, by the beginning of its name.
+BASES = {
+    "train": [["train.json"]],
+    "evaluate": [["train.json", "evaluate.json"]],
+    "inference": [["inference.json"]],
+    "network": [["train.json"], ["train.json", "evaluate.json"], ["inference.json"]],
+    "multi_gpu_train": [["train.json"]],
+    "multi_gpu_evaluate": [["train.json", "evaluate.json"]],
+    "multi_gpu_inference": [["inference.json"]],
+}
+OVERLAYS = sorted(
+    path.name for path in CONFIGS.iterdir() if path.suffix == ".yaml" or path.name.startswith("multi_gpu")
+)
+
+
+def bases(overlay: str) -> list[list[str]]:
+    stem = overlay.rsplit(".", 1)[0]
+    return BASES[stem if stem in BASES else stem.split("_")[0]]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_overlays_change_what_exists_and_only_that(overlay):
-    base = read(overlay.split("_")[0] + ".json")
-    for flat, value in read(overlay).items():
-        node = base
-        for part in flat.split("#"):
-            assert part in node, f"{overlay}: {flat} is not in the configuration below it"
-            node = node[part]
-        assert value != node, f"{overlay}: {flat} states what is so anyway"
-        # YAML takes 1e-2 for text.
-        assert not (isinstance(value, str) and re.fullmatch(r"[\d.]+e[-+]?\d+", value)), flat
+    content = read(overlay)
+    text = json.dumps(content)
+    for names in bases(overlay):
+        base = ConfigParser.load_config_files([str(CONFIGS / name) for name in names])
+        for flat, value in content.items():
+            *parents, last = flat.split("#")
+            node = base
+            for part in parents:
+                assert part in node, f"{overlay}: {flat} is not in the configuration below it"
+                node = node[part]
+            # New are only arguments of another target, and what this overlay itself reads or MONAI does.
+            other_target = "#".join([*parents, "_target_"]) in content
+            new = other_target or re.search(rf"@{re.escape(flat)}\b", text) or flat in READ_BY_MONAI
+            assert last in node or new, f"{overlay}: {flat} is not in the configuration below it"
+            assert value != node.get(last), f"{overlay}: {flat} states what is so anyway"
+            # YAML takes 1e-2 for text.
+            assert not (isinstance(value, str) and re.fullmatch(r"[\d.]+e[-+]?\d+", value)), flat
+
+
+@pytest.mark.parametrize("overlay", [name for name in OVERLAYS if name.endswith(".yaml")])
+def test_overlays_begin_with_their_reason(overlay):
+    assert (CONFIGS / overlay).read_text(encoding="utf-8").startswith("# ")
+
+
+@pytest.mark.parametrize("name", ["whole_brain", "tta", "ensemble", "authors"])
+def test_evaluation_and_inference_overlays_agree(name):
+    """The same under both workflows' names, but for where results go and for reading the label."""
+    flat = {key.removeprefix("validate#"): value for key, value in read(f"evaluate_{name}.yaml").items()}
+    text = json.dumps(flat).replace("@validate#", "@")
+    evaluation, inference = json.loads(text), read(f"inference_{name}.yaml")
+    for key in ("output_dir", "handlers"):
+        evaluation.pop(key, None), inference.pop(key, None)
+    if "preprocessing#transforms" in evaluation:
+        steps = evaluation["preprocessing#transforms"]
+        assert steps.pop() == {"_target_": "scripts.transforms.LabelsToRegionsd", "keys": "label"}
+        assert steps[0].pop("keys") == ["image", "label"] and inference["preprocessing#transforms"][0].pop("keys")
+    if "evaluator" in evaluation:
+        for key in ("key_val_metric", "additional_metrics"):
+            evaluation["evaluator"].pop(key)
+    assert evaluation == inference
+
+
+def test_the_table_of_configurations_is_complete():
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| `([\w.]+)`(?:, `([\w.]+)`)* \|", text, re.MULTILINE)
+    named = set(
+        re.findall(r"`([a-z_0-9]+\.(?:json|yaml|conf))`", "".join(re.findall(r"^\|[^|]*\|", text, re.MULTILINE)))
+    )
+    assert table and named == {path.name for path in CONFIGS.iterdir()}
+
+
+def test_the_table_of_keys_is_complete():
+    """Every key at the top of the configurations that holds a plain value is explained, and no other."""
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    section = text.split("## Keys for the command line")[1].split("\n## ")[0]
+    named = set(re.findall(r"`([a-z_]+)`", "".join(re.findall(r"^\|[^|]*\|", section, re.MULTILINE))))
+    plain = {}
+    for name in ("train.json", "evaluate.json", "inference.json"):
+        plain |= {k: v for k, v in read(name).items() if "#" not in k and not isinstance(v, dict)}
+    # Neither an expression nor a list of components.
+    keys = {k for k, v in plain.items() if not (isinstance(v, str) and v[0] in "$@") and "_target_" not in str(v)}
+    keys |= {"dataset_dir", "output_dir", "device", "amp", "roi_size", "model_file"}
+    internal = READ_BY_MONAI | {"bundle_root", "rank", "world_size", "label_map_dir", "save_label_maps"}
+    assert named == keys - internal
 
 
 def test_training_and_inference_define_one_network_and_one_set_of_parameters():
     train, inference = read("train.json"), read("inference.json")
     described = {k: v for k, v in train["network_def"].items() if k != "_desc_"}
     assert described == inference["network_def"]
-    for key in ("spacing", "overlap", "min_component_voxels", "min_et_voxels", "saved_et_label", "amp", "amp_dtype"):
+    shared = (
+        "spacing overlap window_weighting exclusive min_component_voxels min_et_voxels et_per_component oedema_last"
+    )
+    for key in (*shared.split(), "saved_et_label", "amp", "amp_dtype", "rank", "world_size"):
         assert train[key] == inference[key], key
     assert train["roi_size"] == "@patch_size"
     assert train["patch_size"] == inference["roi_size"]
+    assert train["validate"]["activation"] == inference["activation"]
 
 
 def test_demo_overlays_agree():

@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from workflows import CHANNELS, CONFIGS, ROOT, SIZE, TRAINING_SIZE, bundle_run, command, files, models, rows, voxels
 
 from scripts.networks import PriorAttentionNet
+from scripts.workflow import changed_recipe
 
 REGIONS = {"ET": (4,), "TC": (1, 4), "WT": (1, 2, 4)}
 
@@ -46,6 +47,14 @@ def test_training_leaves_its_files(training, cohort):
     split = json.loads((training / "datalist.json").read_text())
     assert len(split["training"]) == 2
     assert all((cohort / file).is_file() for item in split["validation"] for file in item["image"])
+
+
+def test_what_was_changed_of_the_recipe_is_told_exactly(training):
+    """Nothing else than what was overridden: a plain training, which changes nothing, is published."""
+    config = json.loads((training / "config.json").read_text())
+    changed = {"network_def", *TRAINING_SIZE} - {"network_def#channels", "num_workers", "val_interval"}
+    assert changed_recipe(config, CONFIGS / "train.json") == sorted(changed)
+    assert TRAINING_SIZE["val_interval"] == 2, "the plain recipe's"
 
 
 def test_training_logs_loss_rate_and_dice_by_region(training):

@@ -19,12 +19,12 @@ from scripts.handlers import (
     EvaluationReport,
     LazySummaryWriter,
     ProgressHandler,
-    TrainingFiles,
     TrainingScalars,
     summarize,
 )
 from scripts.losses import PriorAttentionLoss
 from scripts.lr_schedulers import WarmupFlatCosineLR
+from scripts.training_state import TrainingFiles
 
 
 def training(output_dir, scores=None, max_epochs=4, steps=3):
@@ -106,7 +106,12 @@ def test_model_is_of_the_best_validation_and_last_of_the_last_epoch(tmp_path, sc
     run = training(tmp_path / "new", scores)
     with caplog.at_level(logging.INFO):
         run.run()
-    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["model.pt", "model_last.pt", "trainer_state.pt"]
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == [
+        "model.pt",
+        "model_last.pt",
+        "trainer_state.pt",
+        "trainer_state_previous.pt",
+    ]
     assert same(load(tmp_path / "new" / "model.pt"), run.weights[best])
     assert same(load(tmp_path / "new" / "model_last.pt"), run.weights[4])
     assert f"{scores[best]:.4f}, after epoch {best}" in [m for m in caplog.messages if "Best" in m][-1]
@@ -149,11 +154,11 @@ def test_state_holds_tensors_and_plain_values_only_and_all_it_takes_to_go_on(tmp
         assert torch.equal(kept["exp_avg"], run.optimizer.state[parameter]["exp_avg"])
         assert float(kept["step"]) == 12
     assert state["scaler"] == {}
-    # It restores into fresh objects; the scheduler takes its lambdas from its own construction.
+    # It restores into fresh objects.
     other = training(tmp_path / "other")
     other.network.load_state_dict(state["network"])
     other.optimizer.load_state_dict(state["optimizer"])
-    other.scheduler.load_state_dict({**state["lr_scheduler"], "lr_lambdas": [None]})
+    other.scheduler.load_state_dict(state["lr_scheduler"])
     assert other.scheduler.get_last_lr() == run.scheduler.get_last_lr()
     assert other.scheduler.factor(7) == run.scheduler.factor(7)
 
@@ -300,8 +305,9 @@ def test_report_has_the_scores_and_volumes_of_every_case(tmp_path, capsys):
         [*dice, *hd95, *(3.0 * n for n in predicted), *(3.0 * n for n in reference)]
         for dice, hd95, predicted, reference in zip(DICE, HD95, PREDICTED, REFERENCE, strict=True)
     ]
-    assert [row[0] for row in rows] == CASES
-    assert [row[1:] for row in rows] == [[f"{np.float32(v):.4f}" for v in row] for row in values]
+    by_name = sorted(zip(CASES, values, strict=True))
+    assert [row[0] for row in rows] == sorted(CASES)
+    assert [row[1:] for row in rows] == [[f"{np.float32(v):.4f}" for v in row] for _, row in by_name]
     header, *rows = read_csv(tmp_path / "out" / "summary.csv")
     assert header == ["statistic", *HEADER]
     summary = {row[0]: [float(v) for v in row[1:]] for row in rows}
@@ -322,8 +328,8 @@ def test_a_second_evaluation_forgets_the_first(tmp_path):
     evaluate(report)
     evaluate(report, batches=((2,), (1,)))
     rows = read_csv(tmp_path / "scores.csv")[1:]
-    assert [row[0] for row in rows] == ["c_case", "a_case"]
-    assert [row[1:4] for row in rows] == [["0.1235", "0.7500", "0.2500"], ["1.0000", "0.0000", "0.0000"]]
+    assert [row[0] for row in rows] == ["a_case", "c_case"]
+    assert [row[1:4] for row in rows] == [["1.0000", "0.0000", "0.0000"], ["0.1235", "0.7500", "0.2500"]]
 
 
 # Progress.

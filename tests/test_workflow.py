@@ -17,17 +17,16 @@ from scripts.data.datalist import labeled_items, read_datalist, split_datalist, 
 from scripts.data.phantom import PHANTOM_DESCRIPTION
 from scripts.errors import InputError
 from scripts.networks import PriorAttentionNet
+from scripts.weights import check_weights, find_model_file, weights_difference
 from scripts.workflow import (
     changed_recipe,
     check_settings,
-    check_weights,
     check_window,
     claim_output,
-    find_model_file,
     prepare_evaluation,
     prepare_training,
     publish,
-    weights_difference,
+    refuse_used,
 )
 
 ARGUMENTS = {"spatial_dims": 3, "channels": [4, 4, 4, 4, 8]}
@@ -71,7 +70,9 @@ WINDOW = (32, 32, 32)
 
 
 def prepare(datalist, dataset_dir, output_dir, **changes):
-    arguments = {"network": small_network(), "patch_size": WINDOW, "roi_size": WINDOW, "saved_et_label": 4, **changes}
+    network = small_network()
+    arguments = {"network": network, "patch_size": WINDOW, "roi_size": WINDOW, "saved_et_label": 4, **changes}
+    arguments.setdefault("optimizer", torch.optim.Adam(network.parameters()))
     lists = (datalist["training"], datalist["validation"])
     prepare_training(*lists, dataset_dir=str(dataset_dir), output_dir=str(output_dir), **arguments)
 
@@ -130,7 +131,8 @@ def test_a_new_folder_and_one_with_other_things_may_be_used(tmp_path):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "notes.txt").write_text("mine")
     for name in ("new", "used"):
-        claim_output(str(tmp_path / name), str(tmp_path / "data"), overwrite=False)
+        refuse_used(str(tmp_path / name), str(tmp_path / "data"), overwrite=False)
+        claim_output(str(tmp_path / name))
     assert (tmp_path / "used" / "notes.txt").read_text() == "mine"
 
 
@@ -140,9 +142,10 @@ def test_the_folder_of_an_earlier_run_is_refused_or_kept_under_its_date(tmp_path
     (folder / "run.json").write_text("{}")
     (folder / "model.pt").write_text("earlier")
     with pytest.raises(InputError, match=r"holds an earlier run; choose another --output_dir, or add --overwrite True"):
-        claim_output(str(folder), str(tmp_path / "data"), overwrite=False)
+        refuse_used(str(folder), str(tmp_path / "data"), overwrite=False)
     assert (folder / "model.pt").read_text() == "earlier"
-    claim_output(str(folder), str(tmp_path / "data"), overwrite=True)
+    refuse_used(str(folder), str(tmp_path / "data"), overwrite=True)
+    claim_output(str(folder))
     (kept,) = tmp_path.glob("out_*")
     assert (kept / "model.pt").read_text() == "earlier"
     assert not folder.exists()
@@ -154,7 +157,7 @@ def test_results_never_go_where_the_data_are(tmp_path, below, overwrite):
     data = tmp_path / "out" / below
     data.mkdir(parents=True)
     with pytest.raises(InputError, match="holds the data"):
-        claim_output(str(tmp_path / "out"), str(data), overwrite)
+        refuse_used(str(tmp_path / "out"), str(data), overwrite)
     assert data.is_dir()
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,10 @@ from pathlib import Path
 import monai
 import nibabel as nib
 import numpy as np
+from ignite.engine import Events
+
+from scripts import distributed
+from scripts.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -37,7 +42,7 @@ def bundle_run(*names: str, **override) -> None:
 
 
 def command(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(Path(__file__).parent)}
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=cwd,
@@ -59,3 +64,44 @@ def rows(path: Path) -> dict[str, dict[str, str]]:
 
 def models() -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (ROOT / "models").iterdir()}
+
+
+class KillAt:
+    """A handler that ends its process as a power cut would, in the given iteration."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def attach(self, engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED(once=self.iteration), self.kill)
+
+    def kill(self, engine) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class FailAt:
+    """A handler that raises on one rank, in the given iteration."""
+
+    def __init__(self, iteration: int, rank: int) -> None:
+        self.iteration, self.rank = iteration, rank
+
+    def attach(self, engine) -> None:
+        if distributed.rank() == self.rank:
+            engine.add_event_handler(Events.ITERATION_COMPLETED(once=self.iteration), self.fail)
+
+    def fail(self, engine) -> None:
+        raise InputError(f"rank {self.rank} has had enough; try again.")
+
+
+class TellCases:
+    """A handler that writes down which cases a rank has seen."""
+
+    def __init__(self, folder: str) -> None:
+        self.path = Path(folder) / f"rank_{distributed.rank()}.txt"
+
+    def attach(self, engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.tell)
+
+    def tell(self, engine) -> None:
+        with self.path.open("a") as file:
+            file.writelines(f"{item['case']}\n" for item in engine.state.batch)

@@ -175,6 +175,8 @@ def split_datalist(
     validation_fraction: float = 0.2,
     seed: int = 0,
     et_label: int | None = None,
+    folds: int = 5,
+    fold: int | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Labelled cases as ``training``, ``validation`` and ``all``.
 
@@ -187,12 +189,17 @@ def split_datalist(
         validation_fraction: share of cases held out, at random (Monte Carlo cross-validation, as the authors do).
         seed: seed of the split, one of its own.
         et_label: the label value of ET, where it is not the release's own.
+        folds: number of equal parts for cross-validation.
+        fold: hold out this part, from 0, instead of ``validation_fraction``.
 
     Raises:
-        InputError: ``datalist_file`` is absent or is no such file, or ``et_label`` is neither 3 nor 4.
+        InputError: ``datalist_file`` is absent or is no such file, ``et_label`` is neither 3 nor 4, or there is no such
+            fold.
     """
     if et_label is not None:
         check_et_label(et_label)
+    if fold is not None and not (isinstance(fold, int) and 0 <= fold < folds):
+        raise InputError(f"--fold {fold}: there are the folds 0 to {folds - 1}; choose one, or change --folds.")
     if datalist_file is None and recorded is not None and Path(recorded).is_file():
         datalist_file = recorded
         logger.info("Taking the split that the training wrote: %s", recorded)
@@ -205,13 +212,27 @@ def split_datalist(
                 item.update(et_label=et_label, resection_cavity=int(et_label == 3))
     else:
         items = labeled_items(dataset_dir, et_label)
-        training, validation = items, []
-        if len(items) > 1:
+        training, validation = items, items[:0]
+        if fold is not None and items:
+            training, validation = _fold(items, folds, fold, seed)
+        elif len(items) > 1:
             held_out = min(max(round(len(items) * validation_fraction), 1), len(items) - 1)
             parts = partition_dataset(items, ratios=[len(items) - held_out, held_out], shuffle=True, seed=seed)
-            training, validation = (sorted(part, key=lambda item: str(item["case"])) for part in parts)
+            training, validation = (sorted(part, key=_by_name) for part in parts)
         lists = {"training": training, "validation": validation}
     return {**lists, "all": lists["training"] + lists["validation"]}
+
+
+def _fold(items: list[dict[str, Any]], folds: int, fold: int, seed: int) -> tuple[list[Any], list[Any]]:
+    if folds < 2 or folds > len(items):
+        raise InputError(f"--folds {folds}: {len(items)} labelled cases make 2 to {len(items)} folds.")
+    parts = partition_dataset(items, num_partitions=folds, shuffle=True, seed=seed)
+    training = [item for number, part in enumerate(parts) if number != fold for item in part]
+    return sorted(training, key=_by_name), sorted(parts[fold], key=_by_name)
+
+
+def _by_name(item: Mapping[str, Any]) -> str:
+    return str(item["case"])
 
 
 def select(datalist: dict[str, list[dict[str, Any]]], cases: str) -> list[dict[str, Any]]:

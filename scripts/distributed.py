@@ -1,0 +1,155 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Several processes, one a device, as torchrun starts them: what the multi-GPU overlays name.
+
+Each process (rank) holds a copy of the network and takes its share of the cases. Without torchrun everything here is
+that of one process, so a multi-GPU configuration can be loaded and inspected anywhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from scripts.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+# One rank may read a large cohort while the others wait; torchrun ends them all should it fail.
+TIMEOUT = timedelta(hours=4)
+
+
+def rank() -> int:
+    """This process's number among all, from 0."""
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank_device() -> torch.device:
+    """This process's GPU on its machine; the CPU where there is none."""
+    local = os.environ.get("LOCAL_RANK", "0")
+    return torch.device(f"cuda:{local}" if torch.cuda.is_available() else "cpu")
+
+
+def start(device: torch.device | str) -> None:
+    """Join the other processes: by NCCL on GPUs, by Gloo on CPUs.
+
+    Raises:
+        InputError: there are more processes on this machine than GPUs.
+    """
+    if dist.is_initialized():
+        return
+    if "WORLD_SIZE" not in os.environ:
+        logger.warning("Not started by torchrun: one process does all the work.")
+        return
+    device = torch.device(device)
+    if device.type == "cuda":
+        ranks, devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+        if ranks > devices:
+            raise InputError(
+                f"--nproc_per_node {ranks}: this machine has {devices} GPU{'s' * (devices != 1)}; "
+                "start at most one process for each, or add --device cpu."
+            )
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+
+
+def stop() -> None:
+    """Part from the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextmanager
+def rank_zero_first() -> Iterator[None]:
+    """Let rank 0 do the body's work alone, while the others wait for it; a failure there ends all.
+
+    Bodies ask ``rank() == 0`` themselves. The others end without a message, so that the cause stands there once.
+    """
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
+            flag = torch.tensor([int(failed)], device=device)
+            dist.broadcast(flag, src=0)
+            if bool(flag) and not failed:
+                raise SystemExit(1)
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """The network itself, without what replicates it."""
+    return network.module if isinstance(network, (DistributedDataParallel, nn.DataParallel)) else network
+
+
+def replicate(network: nn.Module, device: torch.device | str) -> nn.Module:
+    """One copy of ``network`` a process: gradients averaged, batch normalisation over all processes' samples."""
+    network = network.to(device)
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return network
+    devices = None
+    if torch.device(device).type == "cuda":
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        devices = [torch.device(device)]
+    else:
+        synchronize_batch_norm(network)
+    # Synchronised statistics are equal everywhere; broadcasting them in every forward would also stop ranks that
+    # validate different numbers of windows.
+    return DistributedDataParallel(network, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+class CpuSyncBatchNorm(_BatchNorm):
+    """Batch normalisation by the moments over all processes' samples, on CPUs, where torch's own refuses to run."""
+
+    def _check_input_dim(self, input: torch.Tensor) -> None:
+        """Take any number of spatial dimensions."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Normalise (batch, channel, *spatial)."""
+        if not self.training:
+            return super().forward(input)
+        dims = [0, *range(2, input.dim())]
+        count = all_reduce(input.new_tensor(float(input.numel() / input.shape[1])))
+        mean = all_reduce(input.sum(dims)) / count
+        shape = [1, -1] + [1] * (input.dim() - 2)
+        centred = input - mean.view(shape)
+        variance = all_reduce(centred.square().sum(dims)) / count
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            unbiased = variance.detach() * count / (count - 1)
+            self.running_mean.lerp_(mean.detach(), momentum)
+            self.running_var.lerp_(unbiased, momentum)
+        result = centred * torch.rsqrt(variance + self.eps).view(shape)
+        if self.weight is not None and self.bias is not None:
+            result = result * self.weight.view(shape) + self.bias.view(shape)
+        return result
+
+
+def synchronize_batch_norm(module: nn.Module) -> None:
+    """Replace every batch normalisation in ``module`` by its synchronised form for CPUs, with its state."""
+    for name, child in module.named_children():
+        if isinstance(child, _BatchNorm):
+            layer = CpuSyncBatchNorm(
+                child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
+            )
+            layer.load_state_dict(child.state_dict())
+            setattr(module, name, layer)
+        else:
+            synchronize_batch_norm(child)

@@ -1,0 +1,83 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Ways to run the network over a volume that MONAI's inferers do not have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.inferers import Inferer, SimpleInferer
+
+from scripts.errors import InputError
+
+# Probabilities this close to 0 or 1 are as good as certain; beyond, float32 logits would become infinite.
+SMALLEST_PROBABILITY = 1e-7
+
+
+class WholeVolumeInferer(Inferer):
+    """The whole volume in one forward, padded with zeros at its ends to the multiple that the network takes.
+
+    Args:
+        multiple: what each size must be a multiple of.
+    """
+
+    def __init__(self, multiple: int = 16) -> None:
+        super().__init__()
+        self.multiple = multiple
+
+    def __call__(
+        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """Logits of the size of ``inputs``, (batch, channel, *size)."""
+        size = inputs.shape[2:]
+        wanted = [max(-(-n // self.multiple) * self.multiple, 2 * self.multiple) for n in size]
+        before = [(to - n) // 2 for n, to in zip(size, wanted, strict=True)]
+        padding = [p for n, to, b in zip(size, wanted, before, strict=True) for p in (to - n - b, b)]
+        result = network(F.pad(inputs, padding[::-1]), *args, **kwargs)
+        for axis, (start, length) in enumerate(zip(before, size, strict=True), 2):
+            result = result.narrow(axis, start, length)
+        return result
+
+
+class FlipInferer(Inferer):
+    """Test-time augmentation: the mean over all flips, at the level of probabilities, of another inferer's results.
+
+    The result is again logits, those of the mean, so that nothing that follows need know of it.
+
+    Args:
+        inferer: what each flipped volume is given to; one forward by default.
+        axes: spatial axes to flip, in all combinations: eight forwards for three.
+        exclusive: the channels exclude each other (softmax) instead of overlapping (sigmoid).
+
+    Raises:
+        InputError: an axis is not a spatial one or stands there twice.
+    """
+
+    def __init__(
+        self, inferer: Inferer | None = None, axes: Sequence[int] = (0, 1, 2), exclusive: bool = False
+    ) -> None:
+        super().__init__()
+        if not set(axes) <= {0, 1, 2} or len(set(axes)) != len(axes):
+            raise InputError(f"flip axes {list(axes)}: name each of 0, 1, 2 once at most.")
+        self.inferer = inferer or SimpleInferer()
+        self.flips = [flip for count in range(len(axes) + 1) for flip in combinations(axes, count)]
+        self.exclusive = exclusive
+
+    def __call__(
+        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """Logits of the mean probability, of the size of ``inputs``, (batch, channel, *size)."""
+        total: torch.Tensor | None = None
+        for flip in self.flips:
+            dims = [axis + 2 for axis in flip]
+            logits = torch.flip(self.inferer(torch.flip(inputs, dims), network, *args, **kwargs), dims).float()
+            probability = logits.softmax(dim=1) if self.exclusive else logits.sigmoid()
+            total = probability if total is None else total.add_(probability)
+        assert total is not None
+        mean = (total / len(self.flips)).clamp(SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
+        # The softmax of logarithms that sum to one are the probabilities themselves.
+        return mean.log() if self.exclusive else torch.logit(mean)

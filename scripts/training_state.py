@@ -1,0 +1,199 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""A training's weights and state on disk, and how a stopped training goes on from them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from monai.engines.workflow import Workflow
+from torch.optim.lr_scheduler import LRScheduler
+
+from scripts.distributed import unwrap
+from scripts.errors import InputError
+from scripts.files import load_torch, replacing, save_torch
+from scripts.weights import weights_difference
+
+logger = logging.getLogger(__name__)
+
+STATE_FILES = ("trainer_state.pt", "trainer_state_previous.pt")
+STATE_KEYS = {"network", "optimizer", "lr_scheduler", "scaler", "epoch", "iteration", "best_metric"}
+
+
+class TrainingFiles:
+    """Keep a training's weights and state on disk, each file whole at any moment.
+
+    In ``output_dir``: ``model.pt``, the bare weights of the best validation so far (without validation, the newest);
+    ``model_last.pt``, the newest; ``trainer_state.pt``, all it takes to go on: tensors and plain values only; and
+    ``trainer_state_previous.pt``, the same of the epoch before, should the newest not survive.
+
+    Args:
+        output_dir: folder of the run.
+        network: what is trained.
+        optimizer, lr_scheduler: part of the trainer's state.
+        evaluator: the validation; None trains without.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        network: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: LRScheduler,
+        evaluator: Workflow | None = None,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.network = network
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.evaluator = evaluator
+
+    def attach(self, engine: Workflow) -> None:
+        """Write after the epochs of ``engine``; attach after the validation."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+
+    def epoch_completed(self, engine: Workflow) -> None:
+        """Write what is due after this epoch."""
+        epoch = engine.state.epoch
+        last = epoch == engine.state.max_epochs
+        if self.evaluator is not None and self.evaluator.state.best_metric_epoch == epoch:
+            save_torch(self._weights(), self.output_dir / "model.pt")
+            logger.info("Best validation so far: %.4f, after epoch %d", self.evaluator.state.best_metric, epoch)
+        if self.evaluator is None or (last and self.evaluator.state.best_metric_epoch < 0):
+            if self.evaluator is not None:
+                logger.warning(
+                    "No epoch was validated (val_interval is longer than the training): model.pt is the last."
+                )
+            save_torch(self._weights(), self.output_dir / "model.pt")
+        save_torch(self._weights(), self.output_dir / "model_last.pt")
+        newest, previous = (self.output_dir / name for name in STATE_FILES)
+        with replacing(newest) as temporary:
+            torch.save(self._state(engine), temporary)
+            if newest.exists():
+                newest.replace(previous)
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        return {name: value.cpu() for name, value in unwrap(self.network).state_dict().items()}
+
+    def _state(self, engine: Workflow) -> dict[str, Any]:
+        scaler = getattr(engine, "scaler", None)
+        best = self.evaluator.state if self.evaluator is not None else None
+        return {
+            "network": self._weights(),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else {},
+            "epoch": engine.state.epoch,
+            "iteration": engine.state.iteration,
+            "max_epochs": engine.state.max_epochs,
+            "best_metric": float(best.best_metric) if best is not None else None,
+            "best_metric_epoch": int(best.best_metric_epoch) if best is not None else None,
+        }
+
+
+def newest_state(folder: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The newest valid trainer state in ``folder`` and its file; one that cannot be read is passed over, with a word.
+
+    Raises:
+        InputError: there is none.
+    """
+    valid: list[tuple[Path, dict[str, Any]]] = []
+    for path in (Path(folder) / name for name in STATE_FILES):
+        if not path.is_file():
+            continue
+        try:
+            state = load_torch(path)
+        except InputError as error:
+            logger.warning("Passed over: %s", error)
+            continue
+        if isinstance(state, dict) and set(state) >= STATE_KEYS:
+            valid.append((path, state))
+        else:
+            logger.warning("Passed over: %s: not the state of a training.", path)
+    if not valid:
+        raise InputError(
+            f"{folder}: no valid trainer state ({' or '.join(STATE_FILES)}) to resume from; give the --output_dir of "
+            "a stopped training, or train anew without train_resume.yaml."
+        )
+    return max(valid, key=lambda entry: int(entry[1]["epoch"]))
+
+
+class ResumeTraining:
+    """Take up a stopped training where its newest valid state left it, at the end of an epoch; on every rank.
+
+    Restores weights, optimiser, position in the schedule, AMP scaler, epoch, iteration and the best score. Random
+    numbers need no restoring: they follow from the seed and the epoch (``scripts.reproducibility``). Attach before
+    every other handler that reads the epoch.
+
+    Args:
+        output_dir: folder of the stopped run.
+        network, optimizer, lr_scheduler: as in ``TrainingFiles``.
+        evaluator: the validation; None trains without.
+
+    Raises:
+        InputError: (at the start) there is no valid state, or it is of another network, optimiser or epoch length.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        network: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: LRScheduler,
+        evaluator: Workflow | None = None,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.network = network
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.evaluator = evaluator
+
+    def attach(self, engine: Workflow) -> None:
+        """Resume when ``engine`` starts."""
+        engine.add_event_handler(Events.STARTED, self.started)
+
+    def started(self, engine: Workflow) -> None:
+        """Restore everything."""
+        path, state = newest_state(self.output_dir)
+        network = unwrap(self.network)
+        epoch, iteration = int(state["epoch"]), int(state["iteration"])
+        check_resumable(state, path, network, self.optimizer)
+        if iteration != epoch * engine.state.epoch_length:
+            raise InputError(
+                f"{path}: {iteration} iterations in {epoch} epochs, but an epoch now has {engine.state.epoch_length}; "
+                "resume with the same cases, batch_size and number of ranks."
+            )
+        network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        scaler = getattr(engine, "scaler", None)
+        if scaler is not None and state["scaler"]:
+            scaler.load_state_dict(state["scaler"])
+        engine.state.epoch, engine.state.iteration = epoch, iteration
+        if self.evaluator is not None and state["best_metric"] is not None:
+            self.evaluator.state.best_metric = state["best_metric"]
+            self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
+        logger.info("Resumed after epoch %d of %d, from %s", epoch, engine.state.max_epochs, path)
+
+
+def check_resumable(
+    state: dict[str, Any], path: Path, network: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Refuse a state that does not belong to this network and optimiser.
+
+    Raises:
+        InputError: it does not; the message names the file.
+    """
+    if difference := weights_difference(network, state["network"]):
+        raise InputError(f"{path}: state of another network ({difference}); resume with the run's own configuration.")
+    # The schedule adds initial_lr once it is built.
+    kept, own = (
+        [set(group) - {"initial_lr"} for group in described["param_groups"]]
+        for described in (state["optimizer"], optimizer.state_dict())
+    )
+    if kept != own:
+        raise InputError(f"{path}: state of another optimiser; resume with the run's own configuration.")

@@ -1,0 +1,106 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Model files: finding them, checking that they fit a network, and starting a training from one."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.networks.utils import copy_model_state
+
+from scripts.distributed import unwrap
+from scripts.errors import InputError
+from scripts.files import load_torch
+from scripts.run_record import read_record
+
+logger = logging.getLogger(__name__)
+
+
+def find_model_file(output_dir: str, bundle_root: str) -> str:
+    """Weights to evaluate: the run's own in ``output_dir``, else the bundle's in ``models``."""
+    own = Path(output_dir) / "model.pt"
+    return str(own if own.is_file() else Path(bundle_root) / "models" / "model.pt")
+
+
+def check_weights(network: torch.nn.Module, model_file: str) -> bool:
+    """Check that ``model_file`` fits ``network``.
+
+    Returns:
+        Whether the weights come from synthetic phantoms, by the record beside the file.
+
+    Raises:
+        InputError: the file is absent or unreadable, or holds another network's weights; the message names a tensor.
+    """
+    if not Path(model_file).is_file():
+        raise InputError(
+            f"{model_file}: no such file; train first, import weights (python -m scripts.import_checkpoint), "
+            "or name a model file."
+        )
+    state = load_torch(model_file)
+    difference = weights_difference(network, state)
+    if difference:
+        raise InputError(
+            f"{model_file}: weights of another network ({difference}); use the configuration it was trained with."
+        )
+    record = read_record(Path(model_file).parent)
+    return bool(record.get("phantoms"))
+
+
+def weights_difference(network: torch.nn.Module, state: Any) -> str:
+    """What keeps ``state`` from being the weights of ``network``, in words; empty if nothing does."""
+    if not isinstance(state, Mapping):
+        return "no state dict"
+    wanted = network.state_dict()
+    for name in wanted:
+        if name not in state:
+            return f"no {name}"
+        if wanted[name].shape != getattr(state[name], "shape", None):
+            return f"{name} is {list(getattr(state[name], 'shape', []))}, not {list(wanted[name].shape)}"
+    extra = [name for name in state if name not in wanted]
+    return f"unknown {extra[0]}" if extra else ""
+
+
+def load_pretrained(network: torch.nn.Module, model_file: str | Path, reinitialize: Sequence[str] = ()) -> list[str]:
+    """Start from the weights in ``model_file``, as far as they fit; every tensor left out is named in the log.
+
+    Args:
+        network: keeps its own initial values where nothing is loaded.
+        model_file: bare weights, of this network or a relative of it.
+        reinitialize: modules to leave at their initial values, such as ``outputs`` (the output convolutions) or
+            ``head`` (the attention-guiding head).
+
+    Returns:
+        Names of the network's tensors that were not loaded.
+
+    Raises:
+        InputError: the file is absent or unreadable, no tensor in it fits, or the network has no such module.
+    """
+    network = unwrap(network)
+    for name in reinitialize:
+        if not any(key.startswith(f"{name}.") for key in network.state_dict()):
+            modules = ", ".join(child for child, _ in network.named_children())
+            raise InputError(f"--reinitialize {name}: the network has no such module; it has {modules}.")
+    state = load_torch(model_file)
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError(f"{model_file}: no state dict; give a model file such as models/model.pt.")
+    exclude = "|".join(rf"^{re.escape(name)}\." for name in reinitialize) or None
+    _, loaded, left = copy_model_state(network, dict(state), exclude_vars=exclude)
+    if not loaded:
+        raise InputError(f"{model_file}: nothing in it fits this network; give weights of a related one.")
+    own = network.state_dict()
+    for name in left:
+        why = "not in the file"
+        if exclude and re.search(exclude, name):
+            why = "on request"
+        elif name in state:
+            why = f"{list(state[name].shape)} in the file, {list(own[name].shape)} here"
+        logger.warning("Left at its initial value: %s (%s)", name, why)
+    for name in sorted(set(state) - set(own)):
+        logger.warning("Not taken from the file: %s (this network has no such tensor)", name)
+    logger.info("%s: %d of %d tensors loaded", model_file, len(loaded), len(own))
+    return left

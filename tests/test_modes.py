@@ -1,0 +1,490 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Every mode that an overlay or a setting offers, run by MONAI's commands on small cases, and what it must give."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+from monai.bundle import ConfigWorkflow
+from monai.data.utils import dense_patch_slices
+from workflows import CHANNELS, CONFIGS, ROOT, SIZE, TRAINING_SIZE, bundle_run, files, rows, voxels
+
+from scripts.errors import input_error_behind
+from scripts.networks import PriorAttentionNet
+
+TRAINING = {**TRAINING_SIZE, "max_epochs": 2, "val_interval": 1, "flat_epochs": 1}
+EVALUATION = {key: value for key, value in TRAINING.items() if key not in ("max_epochs", "val_interval")}
+FIRST = "BraTS20_Training_001"
+
+
+def without(settings: dict, *keys: str) -> dict:
+    return {key: value for key, value in settings.items() if key not in keys}
+
+
+def train(cohort: Path, output: Path, *overlays: str, **settings) -> dict:
+    """Train in a few seconds; returns the trainer's state."""
+    chosen = {**TRAINING, **settings}
+    bundle_run("train.json", *overlays, dataset_dir=str(cohort), output_dir=str(output), **chosen)
+    return torch.load(output / "trainer_state.pt", weights_only=True)
+
+
+def infer(cohort: Path, output: Path, *overlays: str, **settings) -> Path:
+    """Segment one case or all; returns the folder."""
+    chosen = {**SIZE, **settings}
+    bundle_run("inference.json", *overlays, dataset_dir=str(cohort), output_dir=str(output), **chosen)
+    return output
+
+
+def refused(*names: str, **settings) -> str:
+    """The line that a run refuses its settings with."""
+    with pytest.raises(RuntimeError) as caught:
+        bundle_run(*names, **settings)
+    error = input_error_behind(caught.value)
+    assert error is not None, caught.value
+    assert "\n" not in str(error)
+    return str(error)
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)
+
+
+def datalist(output: Path) -> dict[str, list[str]]:
+    content = json.loads((output / "datalist.json").read_text())
+    return {name: [item["case"] for item in content[name]] for name in ("training", "validation")}
+
+
+@pytest.fixture(scope="module")
+def trained(small_cohort, tmp_path_factory) -> Path:
+    """Folder of a training of the plain network for two epochs."""
+    output = tmp_path_factory.mktemp("modes") / "trained"
+    train(small_cohort, output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def members(small_cohort, tmp_path_factory) -> list[str]:
+    """Model files of two networks with other weights each, whose maps are neither empty nor alike."""
+    folder = tmp_path_factory.mktemp("members")
+    paths = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        network = PriorAttentionNet(channels=CHANNELS)
+        torch.save(network.state_dict(), folder / f"{seed}.pt")
+        paths.append(str(folder / f"{seed}.pt"))
+    return paths
+
+
+# Training.
+
+
+def test_all_cases_without_validation(small_cohort, tmp_path):
+    state = train(small_cohort, tmp_path / "run", "train_all_cases.yaml", val_interval=0)
+    split = datalist(tmp_path / "run")
+    assert (len(split["training"]), split["validation"]) == (6, [])
+    assert (state["epoch"], state["iteration"], state["best_metric"]) == (2, 12, None)
+    best, last = weights(tmp_path / "run" / "model.pt"), weights(tmp_path / "run" / "model_last.pt")
+    assert all(torch.equal(best[name], last[name]) for name in last)
+    place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run")}
+    said = refused("train.json", "evaluate.json", **place, **EVALUATION)
+    assert said.endswith("no case for validation; choose --cases all.")
+
+
+def test_folds_hold_out_every_case_once(small_cohort, tmp_path):
+    held_out, trained_on = [], []
+    for fold in range(3):
+        made = ConfigWorkflow(
+            files("train.json", "train_folds.yaml"),
+            workflow_type="train",
+            logging_file=False,
+            bundle_root=str(ROOT),
+            dataset_dir=str(small_cohort),
+            folds=3,
+            fold=fold,
+        )
+        made.initialize()
+        assert made.parser.get_parsed_content("output_dir") == str(ROOT / "runs" / f"fold_{fold}")
+        held_out += [item["case"] for item in made.val_dataset_data]
+        trained_on += [item["case"] for item in made.train_dataset_data]
+        assert not {item["case"] for item in made.val_dataset_data} & {i["case"] for i in made.train_dataset_data}
+    cases = sorted(path.name for path in small_cohort.iterdir())
+    assert sorted(held_out) == cases
+    assert sorted(trained_on) == sorted(2 * cases)
+
+
+def test_one_fold_is_trained_and_evaluated_on_its_held_out_cases(small_cohort, tmp_path):
+    train(small_cohort, tmp_path / "run", "train_folds.yaml", fold=1, folds=3)
+    held_out = datalist(tmp_path / "run")["validation"]
+    assert len(held_out) == 2
+    place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run"), "fold": 1, "folds": 3}
+    bundle_run("train.json", "train_folds.yaml", "evaluate.json", **place, **EVALUATION)
+    assert sorted(rows(tmp_path / "run" / "evaluation_validation" / "scores.csv")) == held_out
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"fold": 5}, "--fold 5: there are the folds 0 to 4; choose one, or change --folds."),
+        ({"fold": -1}, "--fold -1: there are the folds 0 to 4; choose one, or change --folds."),
+        ({"fold": 0, "folds": 7}, "--folds 7: 6 labelled cases make 2 to 6 folds."),
+    ],
+)
+def test_an_unknown_fold_is_refused(small_cohort, tmp_path, settings, said):
+    place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run")}
+    assert refused("train.json", "train_folds.yaml", **place, **TRAINING, **settings) == said
+    assert not (tmp_path / "run").exists()
+
+
+def test_sgd_recipe(small_cohort, tmp_path):
+    state = train(small_cohort, tmp_path / "run", "train_sgd.yaml")
+    (group,) = state["optimizer"]["param_groups"]
+    assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.99, True, 5e-4)
+    assert group["initial_lr"] == 1e-2
+    assert all(set(kept) == {"momentum_buffer"} for kept in state["optimizer"]["state"].values())
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["min_et_voxels"] == 500
+
+
+def test_half_precision(small_cohort, tmp_path):
+    """On a CPU nothing is mixed; the trainer has what it takes on a GPU."""
+    state = train(small_cohort, tmp_path / "run", "train_fp16.yaml", amp=True)
+    assert state["epoch"] == 2
+    made = ConfigWorkflow(
+        files("train.json", "train_fp16.yaml"),
+        workflow_type="train",
+        logging_file=False,
+        bundle_root=str(ROOT),
+        amp=True,
+    )
+    made.initialize()
+    assert made.trainer.amp and made.trainer.amp_kwargs == {"dtype": torch.float16}
+    assert made.evaluator.amp_kwargs == {"dtype": torch.float16}
+
+
+@pytest.mark.parametrize(("overlays", "benchmark"), [((), False), (("train_benchmark.yaml",), True)])
+def test_deterministic_or_benchmark(overlays, benchmark):
+    made = ConfigWorkflow(
+        files("train.json", *overlays), workflow_type="train", logging_file=False, bundle_root=str(ROOT)
+    )
+    made.initialize()
+    assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == (benchmark, not benchmark)
+
+
+NETWORKS = {
+    "network_batch_norm.yaml": (nn.BatchNorm3d, nn.PReLU),
+    "network_group_norm.yaml": (nn.GroupNorm, nn.PReLU),
+    "network_relu.yaml": (nn.InstanceNorm3d, nn.ReLU),
+}
+
+
+@pytest.mark.parametrize("overlay", NETWORKS)
+def test_networks_train_evaluate_and_infer_by_one_overlay(overlay, small_cohort, tmp_path):
+    train(small_cohort, tmp_path / "run", overlay, max_epochs=1)
+    place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run")}
+    bundle_run("train.json", overlay, "evaluate.json", **place, **EVALUATION)
+    model = str(tmp_path / "run" / "model.pt")
+    infer(small_cohort, tmp_path / "maps", overlay, model_file=model)
+    (case,) = datalist(tmp_path / "run")["validation"]
+    scored = voxels(tmp_path / "run" / "evaluation_validation" / f"{case}.nii.gz")
+    assert np.array_equal(voxels(tmp_path / "maps" / f"{case}.nii.gz"), scored)
+    # The layers are what the overlay says, outside the head, which has batch normalisation in every network.
+    made = ConfigWorkflow(
+        files("inference.json", overlay), workflow_type="infer", logging_file=False, bundle_root=str(ROOT), **SIZE
+    )
+    made.initialize()
+    norm, act = NETWORKS[overlay]
+    kinds = {type(m) for name, m in made.network_def.named_modules() if not name.startswith("head")}
+    norms = {nn.BatchNorm3d, nn.GroupNorm, nn.InstanceNorm3d}
+    assert (kinds & norms, kinds & {nn.PReLU, nn.ReLU}) == ({norm}, {act})
+    said = refused("inference.json", dataset_dir=str(small_cohort), model_file=model, **SIZE)
+    assert "weights of another network" in said
+
+
+def test_exclusive_classes(small_cohort, tmp_path):
+    """Trained, evaluated and segmented with softmax; the label map is the likeliest class of the probabilities."""
+    overlay = "network_exclusive.yaml"
+    train(small_cohort, tmp_path / "run", overlay)
+    place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run")}
+    bundle_run("train.json", overlay, "evaluate.json", **place, **EVALUATION)
+    model = str(tmp_path / "run" / "model.pt")
+    plain = {"min_et_voxels": 0, "min_component_voxels": 0}
+    maps = infer(
+        small_cohort, tmp_path / "maps", overlay, model_file=model, overlap=0.0, save_probabilities=True, **plain
+    )
+    (case,) = datalist(tmp_path / "run")["validation"]
+    assert (tmp_path / "run" / "evaluation_validation" / f"{case}.nii.gz").is_file()
+    et, tc, wt = (voxels(maps / f"{FIRST}_prob_{name}.nii.gz") for name in ("enhance", "core", "whole"))
+    assert (et <= tc + 1e-6).all() and (tc <= wt + 1e-6).all()
+    classes = np.stack([1 - wt, et, tc - et, wt - tc])
+    likeliest = classes.argmax(axis=0)
+    sure = np.sort(classes, axis=0)[-1] - np.sort(classes, axis=0)[-2] > 1e-5
+    labels = np.array([0, 4, 1, 2])[likeliest]
+    assert (labels[sure] == voxels(maps / f"{FIRST}.nii.gz")[sure]).all()
+    assert len(np.unique(labels)) > 1
+
+
+def test_finetuning_starts_from_the_file_but_for_what_is_named(small_cohort, trained, tmp_path, caplog):
+    model = trained / "model.pt"
+    with caplog.at_level(logging.INFO):
+        train(
+            small_cohort,
+            tmp_path / "run",
+            "train_finetune.yaml",
+            pretrained_file=str(model),
+            reinitialize=["outputs"],
+            learning_rate=0.0,
+            max_epochs=1,
+        )
+    before, after = weights(model), weights(tmp_path / "run" / "model_last.pt")
+    for name, value in before.items():
+        if name.startswith("outputs."):
+            assert not torch.equal(after[name], value), name
+            assert f"Left at its initial value: {name} (on request)" in caplog.messages
+        elif "running" not in name and "num_batches" not in name:
+            assert torch.equal(after[name], value), name
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["phantoms"] is True
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"pretrained_file": "/nowhere/model.pt"}, "/nowhere/model.pt: no such file"),
+        ({"reinitialize": ["neck"]}, "--reinitialize neck: the network has no such module; it has encoder, head,"),
+    ],
+)
+def test_finetuning_from_what_is_not_there_is_refused(small_cohort, trained, tmp_path, settings, said):
+    chosen = {"pretrained_file": str(trained / "model.pt"), **TRAINING, **settings}
+    place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run")}
+    assert said in refused("train.json", "train_finetune.yaml", **place, **chosen)
+
+
+def test_mlflow_gets_loss_and_dice(small_cohort, tmp_path):
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    output = tmp_path / "run"
+    settings = {**TRAINING, "dataset_dir": str(small_cohort), "output_dir": str(output)}
+    bundle_run("train.json", tracking="mlflow", **settings)
+    (database,) = output.rglob("mlruns.db")
+    client = mlflow.MlflowClient(f"sqlite:///{database}")
+    metrics: set[str] = set()
+    for experiment in client.search_experiments():
+        for run in client.search_runs([experiment.experiment_id]):
+            metrics |= set(run.data.metrics)
+    assert {"train_loss", "val_mean_dice", "val_dice_ET", "val_dice_TC", "val_dice_WT"} <= metrics
+
+
+def test_an_absent_package_is_named(small_cohort, tmp_path, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "mlflow" else found(name, *rest)
+    )
+    place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run")}
+    said = refused("train.json", tracking="mlflow", **place, **TRAINING)
+    assert said.endswith("MLFlowHandler: needs the package mlflow, which is absent; pip install mlflow.")
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+# Testing.
+
+
+def probabilities(folder: Path, case: str = FIRST) -> np.ndarray:
+    return np.stack([voxels(folder / f"{case}_prob_{name}.nii.gz") for name in ("enhance", "core", "whole")])
+
+
+def test_overlap_and_weighting_change_the_blend_only(small_cohort, members, tmp_path):
+    case = small_cohort / FIRST
+    common = {"model_file": members[0], "save_probabilities": True, "roi_size": [32, 32, 32]}
+    results = {
+        name: probabilities(infer(case, tmp_path / name, **{**common, **settings}))
+        for name, settings in {
+            "default": {},
+            "gaussian": {"overlap": 0.5, "window_weighting": "gaussian"},
+            "constant": {"overlap": 0.5, "window_weighting": "constant"},
+            "more": {"overlap": 0.75},
+        }.items()
+    }
+    assert np.array_equal(results["default"], results["gaussian"])
+    for other in ("constant", "more"):
+        assert not np.array_equal(results["default"], results[other])
+        assert np.abs(results["default"] - results[other]).mean() < 0.01
+
+
+def test_whole_brain_in_one_forward_is_the_network_itself(small_cohort, members, tmp_path):
+    folder = infer(
+        small_cohort / FIRST, tmp_path / "maps", "inference_whole_brain.yaml", model_file=members[0],
+        save_probabilities=True,
+    )  # fmt: skip
+    raw = np.stack(
+        [nib.load(small_cohort / FIRST / f"{FIRST}_{s}.nii.gz").get_fdata() for s in ("t1", "t1ce", "t2", "flair")]
+    )
+    box = tuple(slice(axis.min(), axis.max() + 1) for axis in np.nonzero((raw != 0).any(axis=0)))
+    image = raw[(slice(None), *box)]
+    for channel in image:
+        brain = channel != 0
+        channel[brain] = (channel[brain] - channel[brain].mean()) / channel[brain].std()
+    size = np.array(image.shape[1:])
+    padded = np.maximum(-(-size // 16) * 16, 32)
+    before = (padded - size) // 2
+    pad = [(0, 0), *((b, p - n - b) for b, p, n in zip(before, padded, size, strict=True))]
+    network = PriorAttentionNet(channels=CHANNELS).eval()
+    network.load_state_dict(weights(Path(members[0])))
+    with torch.no_grad():
+        wanted = network(torch.as_tensor(np.pad(image, pad), dtype=torch.float32)[None]).sigmoid()[0, 1:].numpy()
+    wanted = wanted[(slice(None), *(slice(b, b + n) for b, n in zip(before, size, strict=True)))]
+    got = probabilities(folder)
+    assert np.allclose(got[(slice(None), *box)], wanted, atol=1e-4)
+    outside = np.ones(got.shape, bool)
+    outside[(slice(None), *box)] = False
+    assert not got[outside].any()
+
+
+def test_flips_are_averaged_and_uncertainty_is_the_entropy(small_cohort, members, tmp_path):
+    """A patient and the mirror image, each with all flips: mirrored maps, which without flips they are not."""
+    settings = {"model_file": members[0], "save_probabilities": True, "save_uncertainty": True, "overlap": 0.0}
+    first, mirrored = (small_cohort / f"BraTS20_Training_{number:03d}" for number in (1, 2))
+    tta = ("inference_tta.yaml",)
+    maps = [infer(case, tmp_path / case.name, *tta, **settings) for case in (first, mirrored)]
+    a, b = probabilities(maps[0], first.name), probabilities(maps[1], mirrored.name)
+    # The padding of a window need not be symmetric, so neighbours of the border may differ a little.
+    assert np.abs(a - b[:, ::-1]).mean() < 1e-3
+    plain = [infer(case, tmp_path / f"plain_{case.name}", **settings) for case in (first, mirrored)]
+    c, d = probabilities(plain[0], first.name), probabilities(plain[1], mirrored.name)
+    assert np.abs(c - d[:, ::-1]).mean() > 10 * np.abs(a - b[:, ::-1]).mean()
+    for name, p in zip(("enhance", "core", "whole"), a.astype(np.float64), strict=True):
+        image = nib.load(maps[0] / f"{first.name}_unc_{name}.nii.gz")
+        assert image.get_data_dtype() == np.uint8
+        inside = (p > 0) & (p < 1)
+        entropy = np.zeros(p.shape)
+        entropy[inside] = -(p * np.log2(p, where=inside) + (1 - p) * np.log2(1 - p, where=inside))[inside]
+        assert np.abs(np.asanyarray(image.dataobj) - 100 * entropy).max() <= 0.51
+        assert np.asanyarray(image.dataobj).max() > 50
+
+
+def test_an_ensemble_is_the_mean_of_its_members(small_cohort, members, tmp_path):
+    case = small_cohort / FIRST
+    singles = [
+        probabilities(infer(case, tmp_path / str(number), model_file=file, save_probabilities=True))
+        for number, file in enumerate(members)
+    ]
+    both = probabilities(
+        infer(case, tmp_path / "both", "inference_ensemble.yaml", model_file=members, save_probabilities=True)
+    )
+    assert np.allclose(both, (singles[0] + singles[1]) / 2, atol=1e-5)
+    assert not np.allclose(singles[0], singles[1], atol=1e-2)
+    assert json.loads((tmp_path / "both" / "run.json").read_text())["model_file"] == members
+
+
+def test_an_ensemble_with_flips_is_evaluated(small_cohort, members, tmp_path):
+    """Overlays combine, and evaluation scores what inference writes."""
+    place = {"dataset_dir": str(small_cohort), "model_file": members, "overlap": 0.0}
+    names = ("train.json", "evaluate.json", "evaluate_ensemble.yaml", "evaluate_tta.yaml")
+    bundle_run(*names, **place, output_dir=str(tmp_path / "run"), cases="all", **EVALUATION)
+    folder = infer(
+        small_cohort / FIRST, tmp_path / "maps", "inference_ensemble.yaml", "inference_tta.yaml", model_file=members,
+        overlap=0.0,
+    )  # fmt: skip
+    scored = tmp_path / "run" / "evaluation_all"
+    assert len(rows(scored / "scores.csv")) == 6
+    assert np.array_equal(voxels(folder / f"{FIRST}.nii.gz"), voxels(scored / f"{FIRST}.nii.gz"))
+    assert voxels(folder / f"{FIRST}.nii.gz").any()
+
+
+@pytest.mark.parametrize("kind", ["absent", "another network", "twice", "none"])
+def test_a_member_that_cannot_be_is_refused(kind, small_cohort, members, tmp_path):
+    if kind == "another network":
+        torch.save(PriorAttentionNet(channels=[4, 4, 4, 4, 4]).state_dict(), tmp_path / "other.pt")
+    model_file = {
+        "absent": [members[0], str(tmp_path / "absent.pt")],
+        "another network": [members[0], str(tmp_path / "other.pt")],
+        "twice": [members[0], members[0]],
+        "none": [],
+    }[kind]
+    said = {
+        "absent": "absent.pt: no such file",
+        "another network": "other.pt: weights of another network",
+        "twice": "name at least one model file, and each once",
+        "none": "name at least one model file, and each once",
+    }[kind]
+    place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "maps"), "model_file": model_file}
+    assert said in refused("inference.json", "inference_ensemble.yaml", **place, **SIZE)
+    assert not (tmp_path / "maps").exists()
+
+
+def test_enhancing_tumour_by_component(small_cohort, members, tmp_path):
+    """With a threshold above every component, none is left; by volume, ET stays whole."""
+    case = small_cohort / FIRST
+    free = {"model_file": members[0], "min_component_voxels": 0}
+    kept = voxels(infer(case, tmp_path / "all", min_et_voxels=0, **free) / f"{FIRST}.nii.gz")
+    volume = int((kept == 4).sum())
+    assert volume > 1
+    by_volume = infer(case, tmp_path / "volume", min_et_voxels=volume, **free)
+    assert np.array_equal(voxels(by_volume / f"{FIRST}.nii.gz"), kept)
+    by_component = infer(case, tmp_path / "component", min_et_voxels=volume, et_per_component=True, **free)
+    labels = voxels(by_component / f"{FIRST}.nii.gz")
+    assert not (labels == 4).any()
+    assert (labels[kept == 4] == 1).all()
+
+
+def test_the_authors_path_step_by_step(cohort, members, tmp_path):
+    """Against the same steps by hand, in one window so that a CPU can; and their windows number fifty a case."""
+    case = next(cohort.rglob(FIRST))
+    whole = {"spacing": [1.0] * 3, "roi_size": [240, 240, 160], "min_component_voxels": 0, "min_et_voxels": 0}
+    folder = infer(case, tmp_path / "maps", "inference_authors.yaml", model_file=members[0], **whole)
+    raw = np.stack([nib.load(case / f"{FIRST}_{s}.nii.gz").get_fdata() for s in ("t1", "t1ce", "t2", "flair")])
+    padded = np.pad(raw, [(0, 0), (0, 0), (0, 0), (2, 3)])
+    flat = padded.reshape(4, -1)
+    normal = (padded - flat.mean(1).reshape(4, 1, 1, 1)) / flat.std(1).reshape(4, 1, 1, 1)
+    network = PriorAttentionNet(channels=CHANNELS).eval()
+    network.load_state_dict(weights(Path(members[0])))
+    with torch.no_grad():
+        logits = network(torch.as_tensor(normal, dtype=torch.float32)[None])[0, :, :, :, 2:-3].numpy()
+    _, et, tc, wt = logits >= 0
+    wanted = np.zeros(et.shape, np.uint8)
+    wanted[tc] = 1
+    wanted[et] = 4
+    wanted[wt & ~tc] = 2
+    sure = np.abs(logits[1:]).min(axis=0) > 1e-3
+    got = voxels(folder / f"{FIRST}.nii.gz")
+    assert (got[sure] == wanted[sure]).all()
+    assert sure.mean() > 0.9 and len(np.unique(wanted)) > 2
+
+    made = ConfigWorkflow(
+        files("inference.json", "inference_authors.yaml"),
+        workflow_type="infer",
+        logging_file=False,
+        bundle_root=str(ROOT),
+    )
+    made.initialize()
+    assert (made.inferer.overlap, made.inferer.mode, made.inferer.roi_size) == (0.75, "constant", [128] * 3)
+    assert len(dense_patch_slices((240, 240, 160), (128, 128, 128), (32, 32, 32))) == 50
+
+
+def test_the_authors_path_is_evaluated_as_it_is_inferred(small_cohort, members, tmp_path):
+    place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run"), "model_file": members[0]}
+    settings = {**EVALUATION, "roi_size": [128] * 3, "overlap": 0.0}
+    pad = {"spatial_size": [64, 64, 48]}
+    bundle_run(
+        "train.json", "evaluate.json", "evaluate_authors.yaml", **place, **settings, cases="all",
+        **{"validate#preprocessing#transforms#2#spatial_size": pad["spatial_size"]},
+    )  # fmt: skip
+    folder = infer(
+        small_cohort / FIRST, tmp_path / "maps", "inference_authors.yaml", model_file=members[0], roi_size=[128] * 3,
+        overlap=0.0, **{"preprocessing#transforms#2#spatial_size": pad["spatial_size"]},
+    )  # fmt: skip
+    scored = voxels(tmp_path / "run" / "evaluation_all" / f"{FIRST}.nii.gz")
+    assert np.array_equal(voxels(folder / f"{FIRST}.nii.gz"), scored)
+    assert scored.any()
+
+
+def test_every_overlay_is_run_by_a_test():
+    text = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    overlays = [path.name for path in CONFIGS.iterdir() if path.suffix == ".yaml" or path.name.startswith("multi_gpu")]
+    assert [name for name in overlays if f'"{name}"' not in text] == []

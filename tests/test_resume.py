@@ -1,0 +1,189 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""A training that is killed and resumed ends as one that was not, to the last bit."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from workflows import CONFIGS, ROOT, TRAINING_SIZE, bundle_run, command, files
+
+from scripts.errors import input_error_behind
+
+# Two folds: three cases and so three iterations an epoch.
+TRAINING = {**TRAINING_SIZE, "max_epochs": 4, "val_interval": 2, "flat_epochs": 1, "folds": 2, "fold": 0}
+KILLED_IN = 8  # the second iteration of the third epoch
+
+
+def settings(cohort: Path, output: Path, **changes) -> dict:
+    return {"dataset_dir": str(cohort), "output_dir": str(output), **TRAINING, **changes}
+
+
+def kill(cohort: Path, output: Path, folder: Path, **changes) -> None:
+    """A training in a process of its own, which is killed in the middle of the third epoch."""
+    overlay = folder / "kill.json"
+    overlay.write_text(json.dumps({"+train#handlers": [{"_target_": "workflows.KillAt", "iteration": KILLED_IN}]}))
+    chosen = {"bundle_root": ROOT, **settings(cohort, output, **changes)}
+    flat = [text for key, value in chosen.items() for text in (f"--{key}", str(value))]
+    config = str([*files("train.json"), str(overlay)])
+    done = command("monai.bundle", "run", "--config_file", config, *flat, cwd=folder)
+    assert done.returncode == -9, done.stderr[-2000:]
+
+
+def resume(cohort: Path, output: Path, **changes) -> None:
+    bundle_run("train.json", "train_resume.yaml", **settings(cohort, output, **changes))
+
+
+def load(path: Path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+def assert_same(a, b, where: str = "") -> None:
+    """Equal to the last bit, all the way down."""
+    if isinstance(a, dict):
+        assert list(a) == list(b), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for index, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}/{index}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(small_cohort, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("uninterrupted") / "run"
+    bundle_run("train.json", **settings(small_cohort, output))
+    return output
+
+
+@pytest.fixture(scope="module")
+def killed(small_cohort, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("killed")
+    kill(small_cohort, folder / "run", folder)
+    return folder / "run"
+
+
+def copy(run: Path, to: Path) -> Path:
+    """What lies in the folder of a run, as links, each of which only its own folder replaces."""
+    for path in run.rglob("*"):
+        if path.is_file():
+            target = to / path.relative_to(run)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.link(path, target)
+    return to
+
+
+def test_the_killed_training_was_in_the_middle_of_an_epoch(killed):
+    state = load(killed / "trainer_state.pt")
+    assert (state["epoch"], state["iteration"]) == (2, 6)
+    assert not [path for path in killed.iterdir() if path.name.startswith(".")], "a half-written file"
+
+
+def test_resumed_it_ends_as_if_never_stopped(small_cohort, uninterrupted, killed, tmp_path):
+    output = copy(killed, tmp_path / "run")
+    resume(small_cohort, output)
+    for name in ("trainer_state.pt", "model.pt", "model_last.pt"):
+        assert_same(load(output / name), load(uninterrupted / name), name)
+    assert load(output / "trainer_state.pt")["epoch"] == 4
+    assert load(output / "trainer_state.pt")["best_metric"] > 0
+    before, after = (load(run / "model_last.pt")["outputs.3.weight"] for run in (killed, output))
+    assert not torch.equal(before, after)
+    record = json.loads((output / "run.json").read_text())
+    assert [entry["until_epoch"] for entry in record["resumed"]] == [2]
+    assert len(list(output.glob("config_*.json"))) == 1, "the configuration that it started with is kept"
+
+
+def test_curves_of_a_resumed_training_have_each_step_once(small_cohort, uninterrupted, killed, tmp_path):
+    output = copy(killed, tmp_path / "run")
+    resume(small_cohort, output)
+    curves = []
+    for run in (output, uninterrupted):
+        events = EventAccumulator(str(run / "tensorboard"))
+        events.Reload()
+        curves.append([(event.step, event.value) for event in events.Scalars("train/loss")])
+    assert curves[0] == curves[1]
+    assert [step for step, _ in curves[0]] == list(range(1, 13))
+
+
+def test_with_two_workers_too(small_cohort, uninterrupted, tmp_path):
+    bundle_run("train.json", **settings(small_cohort, tmp_path / "whole", num_workers=2))
+    kill(small_cohort, tmp_path / "run", tmp_path, num_workers=2)
+    resume(small_cohort, tmp_path / "run", num_workers=2)
+    for name in ("trainer_state.pt", "model.pt"):
+        assert_same(load(tmp_path / "run" / name), load(tmp_path / "whole" / name), name)
+    # The same random numbers as without workers; only sums differ, since a worker computes with one thread.
+    a, b = (load(run / "model_last.pt")["outputs.3.weight"] for run in (tmp_path / "whole", uninterrupted))
+    assert torch.allclose(a, b, atol=1e-3)
+
+
+def test_a_truncated_state_is_passed_over_for_the_one_before(small_cohort, uninterrupted, killed, tmp_path, caplog):
+    output = copy(killed, tmp_path / "run")
+    content = (output / "trainer_state.pt").read_bytes()
+    (output / "trainer_state.pt").unlink()
+    (output / "trainer_state.pt").write_bytes(content[: len(content) // 2])
+    resume(small_cohort, output)
+    assert any("Passed over" in m and "trainer_state.pt: not a readable file" in m for m in caplog.messages)
+    record = json.loads((output / "run.json").read_text())
+    assert record["resumed"][0]["until_epoch"] == 1
+    assert_same(load(output / "trainer_state.pt"), load(uninterrupted / "trainer_state.pt"))
+
+
+def test_a_finished_training_goes_on_when_lengthened(small_cohort, uninterrupted, tmp_path):
+    output = copy(uninterrupted, tmp_path / "run")
+    resume(small_cohort, output)
+    assert_same(load(output / "trainer_state.pt"), load(uninterrupted / "trainer_state.pt"))
+    resume(small_cohort, output, max_epochs=5)
+    state = load(output / "trainer_state.pt")
+    assert (state["epoch"], state["iteration"], state["max_epochs"]) == (5, 15, 5)
+
+
+def nothing(output: Path) -> dict:
+    (output / "trainer_state.pt").unlink()
+    (output / "trainer_state_previous.pt").write_bytes(b"")
+    return {}
+
+
+REFUSED = {
+    "no valid state": (nothing, "no valid trainer state (trainer_state.pt or trainer_state_previous.pt)"),
+    "another network": (lambda output: {"network_def#channels": [4] * 5}, "state of another network (encoder.2"),
+    "another optimiser": (lambda output: {"overlays": ["train_sgd.yaml"]}, "state of another optimiser"),
+    "another batch size": (lambda output: {"batch_size": 3}, "6 iterations in 2 epochs, but an epoch now has 1"),
+    "no such folder": (lambda output: {"output_dir": str(output / "nowhere")}, "give the --output_dir of a stopped"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_resumed_is_refused_and_left_alone(kind, small_cohort, killed, tmp_path):
+    output = copy(killed, tmp_path / "run")
+    change, said = REFUSED[kind]
+    changes = change(output)
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*.pt")}
+    with pytest.raises(RuntimeError) as caught:
+        names = ("train.json", *changes.pop("overlays", []), "train_resume.yaml")
+        bundle_run(*names, **{**settings(small_cohort, output), **changes})
+    error = input_error_behind(caught.value)
+    assert error is not None and said in str(error) and "\n" not in str(error)
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*.pt")} == before
+
+
+def test_other_settings_than_at_the_start_are_warned_of(small_cohort, killed, tmp_path, caplog):
+    output = copy(killed, tmp_path / "run")
+    resume(small_cohort, output, learning_rate=2e-3)
+    config = next(output.glob("config_*.json"))
+    # The handler that killed it was part of "train".
+    said = f"The training started with other settings of learning_rate, train ({output / 'config.json'})."
+    assert said in caplog.messages
+    assert (
+        json.loads(config.read_text())["learning_rate"]
+        == json.loads((CONFIGS / "train.json").read_text())["learning_rate"]
+    )
