@@ -3,7 +3,8 @@
 """The whole bundle on synthetic patients, by the commands that a user would give: `python -m scripts.demo`.
 
 Makes a cohort of phantoms, trains a small network, evaluates it on unseen patients, segments one, exports TorchScript
-and draws a picture. Each command is printed before it runs. What a former run has finished is not done again.
+and draws a picture. Each command is printed before it runs. What a former run has finished is not done again, and a
+training that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from scripts.errors import InputError
-from scripts.files import load_torch
+from scripts.training_state import STATE_FILES, newest_state
 from scripts.transforms import REGIONS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,10 +49,12 @@ def run(title: str, *arguments: str) -> None:
     print(f"-- {title}: {time.monotonic() - start:.0f} s", flush=True)
 
 
-def trained_epochs(training: Path) -> int:
-    """How many epochs of the training in this folder are done."""
-    state = training / "trainer_state.pt"
-    return int(load_torch(state)["epoch"]) if state.is_file() else 0
+def trained_epochs(training: Path, epochs: int) -> int:
+    """How many epochs are done of a training of so many ``epochs`` in this folder; 0 where there is no such training."""
+    if not any((training / name).is_file() for name in STATE_FILES):
+        return 0
+    state = newest_state(training)[1]
+    return int(state["epoch"]) if state["max_epochs"] == epochs else 0
 
 
 def newer(result: Path, source: Path) -> bool:
@@ -68,10 +71,11 @@ def demo(run_dir: Path, cases: int, epochs: int, seed: int) -> None:
 
     run("synthetic patients", "scripts.make_phantoms", str(cohort), "--cases", str(cases), "--seed", str(seed))
 
-    if trained_epochs(training) == epochs:
+    done = trained_epochs(training, epochs)
+    if done == epochs:
         print(f"\n== training: done already, {model}")
     else:
-        files = configs("train.json", "train_demo.yaml")
+        files = configs("train.json", "train_demo.yaml", *(["train_resume.yaml"] if done else []))
         options = [*common, "--max_epochs", str(epochs), "--validation_fraction", "0.25", *again]
         run("training", "monai.bundle", "run", "--config_file", files, *options)
 

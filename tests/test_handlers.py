@@ -24,7 +24,7 @@ from scripts.handlers import (
 )
 from scripts.losses import PriorAttentionLoss
 from scripts.lr_schedulers import WarmupFlatCosineLR
-from scripts.training_state import TrainingFiles
+from scripts.training_state import ResumeTraining, TrainingFiles, newest_state
 
 
 def training(output_dir, scores=None, max_epochs=4, steps=3):
@@ -161,6 +161,33 @@ def test_state_holds_tensors_and_plain_values_only_and_all_it_takes_to_go_on(tmp
     other.scheduler.load_state_dict(state["lr_scheduler"])
     assert other.scheduler.get_last_lr() == run.scheduler.get_last_lr()
     assert other.scheduler.factor(7) == run.scheduler.factor(7)
+
+
+def test_the_scaler_of_mixed_precision_is_kept_and_taken_up(tmp_path):
+    run = training(tmp_path)
+    run.trainer.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    run.run()
+    kept = load(tmp_path / "trainer_state.pt")["scaler"]
+    assert kept["scale"] == 1024.0
+    other = training(tmp_path, max_epochs=5)
+    other.trainer.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    ResumeTraining(tmp_path, other.network, other.optimizer, other.scheduler).attach(other.trainer)
+    other.run()
+    assert other.trainer.scaler.get_scale() == 1024.0
+    assert (other.trainer.state.epoch, other.trainer.state.iteration) == (5, 15)
+    assert other.scheduler.last_epoch == 15
+
+
+def test_the_newer_of_two_valid_states_is_taken(tmp_path):
+    run = training(tmp_path, {1: 0.25, 2: 0.5})
+    run.run()
+    path, state = newest_state(tmp_path)
+    assert (path.name, state["epoch"]) == ("trainer_state.pt", 4)
+    path.unlink()
+    path, state = newest_state(tmp_path)
+    assert (path.name, state["epoch"]) == ("trainer_state_previous.pt", 3)
+    torch.save({"epoch": 9}, tmp_path / "trainer_state.pt")
+    assert newest_state(tmp_path)[1]["epoch"] == 3
 
 
 def test_weights_of_a_parallel_network_have_the_bare_names(tmp_path):

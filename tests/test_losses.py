@@ -59,6 +59,23 @@ def to_torch(value, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("size", [(5, 6, 7), (9, 11)])
+def test_exclusive_form_is_that_of_monai_on_the_rings_between_the_regions(size):
+    """Softmax on background, ET, TC without ET, WT without TC; the prior stays one region."""
+    target = to_torch(overlapping_target(size=size))
+    maps = to_torch(logit_maps(overlapping_target(size=size)))
+    rings = torch.stack([target[:, 0], target[:, 1], target[:, 2] - target[:, 1], target[:, 3] - target[:, 2]], dim=1)
+    assert torch.equal(rings.sum(1), torch.ones_like(rings[:, 0]))
+    monai = DiceCELoss(softmax=True, squared_pred=True)
+    wanted = sum(monai(maps[name], rings) for name in NAMES[:4])
+    whole = target[:, 3:].numpy().astype(np.float64)
+    prior = maps["prior"].numpy().astype(np.float64)
+    wanted += dice(prior, whole) + binary_cross_entropy(prior, whole)
+    loss = PriorAttentionLoss(exclusive=True)(maps, target)
+    assert float(loss) == pytest.approx(float(wanted), rel=1e-5)
+    assert float(loss) != pytest.approx(float(PriorAttentionLoss()(maps, target)), rel=1e-2)
+
+
+@pytest.mark.parametrize("size", [(5, 6, 7), (9, 11)])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bool])
 def test_binary_form_is_dice_and_cross_entropy_of_each_overlapping_region(size, dtype):
     target = overlapping_target(size=size)

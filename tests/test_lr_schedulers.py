@@ -26,6 +26,20 @@ def rates(scheduler, steps):
     return found
 
 
+def test_a_position_is_taken_up_in_a_longer_schedule():
+    """Resumed with more epochs: the shape is the new one's, the position the old one's."""
+    first = schedule(max_epochs=10, iterations_per_epoch=4, warmup_epochs=2, flat_epochs=3)
+    rates(first, 24)
+    longer = schedule(max_epochs=20, iterations_per_epoch=4, warmup_epochs=2, flat_epochs=3)
+    longer.load_state_dict(first.state_dict())
+    assert longer.last_epoch == 24
+    longer.optimizer.step()
+    longer.step()
+    whole = rates(schedule(max_epochs=20, iterations_per_epoch=4, warmup_epochs=2, flat_epochs=3), 26)
+    assert longer.optimizer.param_groups[0]["lr"] == whole[25]
+    assert all(isinstance(value, (int, float, list)) for value in first.state_dict().values())
+
+
 @pytest.mark.parametrize(
     ("epoch", "factor"),
     [

@@ -16,12 +16,15 @@ from scipy import ndimage
 from scripts.errors import InputError
 from scripts.transforms import (
     LabelsToRegionsd,
+    ProbabilitiesToRegionsd,
     RegionsToLabelsd,
     RemoveSmallComponentsd,
     SuppressSmallEnhancingTumord,
     check_label_values,
     labels_to_regions,
+    region_probabilities,
     regions_to_labels,
+    uncertainty,
 )
 
 QUICK = settings(max_examples=40, deadline=None, derandomize=True)
@@ -43,6 +46,50 @@ def box(size, start, shape=(20, 20, 20)):
     mask = np.zeros(shape, bool)
     mask[tuple(slice(s, s + n) for s, n in zip(start, size, strict=True))] = True
     return mask
+
+
+# Probabilities.
+
+
+def test_overlapping_regions_begin_at_one_half():
+    probabilities = torch.tensor([0.2, 0.4999999, 0.5, 0.9]).reshape(4, 1, 1, 1)
+    regions = ProbabilitiesToRegionsd("pred")({"pred": probabilities})["pred"]
+    assert regions.dtype == torch.uint8 and regions.flatten().tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "regions"),
+    [
+        ([0.4, 0.3, 0.2, 0.1], [1, 0, 0, 0]),  # background is likeliest, though tumour is likelier as a whole
+        ([0.1, 0.4, 0.3, 0.2], [0, 1, 1, 1]),
+        ([0.1, 0.3, 0.4, 0.2], [0, 0, 1, 1]),
+        ([0.1, 0.2, 0.3, 0.4], [0, 0, 0, 1]),
+        ([0.0, 0.0, 0.0, 0.0], [1, 0, 0, 0]),  # what inverting a crop fills in
+    ],
+)
+def test_exclusive_classes_give_the_regions_around_the_likeliest(probabilities, regions):
+    item = {"pred": torch.tensor(probabilities).reshape(4, 1, 1, 1)}
+    assert ProbabilitiesToRegionsd("pred", exclusive=True)(item)["pred"].flatten().tolist() == regions
+
+
+def test_probabilities_of_regions_are_channels_or_sums_of_classes():
+    probabilities = torch.tensor([0.1, 0.2, 0.3, 0.4]).reshape(4, 1, 1, 1)
+    assert region_probabilities(probabilities).flatten().tolist() == pytest.approx([0.2, 0.3, 0.4])
+    assert region_probabilities(probabilities, exclusive=True).flatten().tolist() == pytest.approx([0.2, 0.5, 0.9])
+
+
+@QUICK
+@given(hnp.arrays(np.float64, SHAPES, elements=st.floats(0, 1)))
+def test_uncertainty_is_the_entropy_in_hundredths_of_a_bit(p):
+    got = uncertainty(torch.as_tensor(p)).numpy()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        wanted = -100 * (np.nan_to_num(p * np.log2(p)) + np.nan_to_num((1 - p) * np.log2(1 - p)))
+    assert np.allclose(got, wanted, atol=1e-9)
+    assert got.min() >= 0 and got.max() <= 100 + 1e-9
+
+
+def test_certainty_is_0_and_a_coin_toss_100():
+    assert uncertainty(torch.tensor([0.0, 1.0, 0.5])).tolist() == pytest.approx([0, 0, 100])
 
 
 # Label maps and regions.

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What surrounds a run: refusals before it, the record of it, and which weights are published after it."""
 
+import importlib.util
 import json
 import logging
 import os
@@ -107,6 +108,35 @@ def test_switches_as_they_should_be_pass(caplog):
 def test_a_setting_that_nothing_reads_is_warned_of_with_its_neighbour(caplog):
     check_settings({"min_et_voxels": 300, "min_et_voxel": 0, "run": ["$print(@min_et_voxels)"]})
     assert caplog.messages == ["Nothing reads the setting min_et_voxel; did you mean min_et_voxels?"]
+
+
+@pytest.mark.parametrize(("device", "count"), [("cuda:0", 0), ("cuda", 0), ("cuda:2", 2)])
+def test_a_device_that_is_not_there_is_refused(device, count, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    with pytest.raises(InputError) as caught:
+        check_settings({"device": device})
+    assert str(caught.value) == (
+        f"--device {device}: this machine has {count} GPUs that torch can use; name one, or cpu."
+    )
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:1", "$torch.device('cuda:7')", None])
+def test_a_device_that_may_be_there_passes(device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_settings({"device": device})
+
+
+@pytest.mark.parametrize(
+    ("target", "package"), [("MLFlowHandler", "mlflow"), ("no_such_package.Engine", "no_such_package")]
+)
+def test_a_part_whose_package_is_absent_is_refused(target, package, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "mlflow" else found(name))
+    with pytest.raises(InputError) as caught:
+        check_settings({"train": {"handlers": [{"_target_": "scripts.losses"}, {"_target_": target}]}})
+    assert str(caught.value) == (
+        f"train#handlers#1#_target_ {target}: needs the package {package}, which is absent; pip install {package}."
+    )
 
 
 @pytest.mark.parametrize("size", [(32, 32, 16), (16, 48, 128)])
