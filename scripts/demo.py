@@ -50,7 +50,7 @@ def run(title: str, *arguments: str) -> None:
 
 
 def trained_epochs(training: Path, epochs: int) -> int:
-    """How many epochs of a training of so many ``epochs`` are done in this folder; 0 where there is no such training."""
+    """How many epochs are done in this folder of a training of so many ``epochs``; 0 where there is none such."""
     if not any((training / name).is_file() for name in STATE_FILES):
         return 0
     state = newest_state(training)[1]
