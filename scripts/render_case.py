@@ -142,8 +142,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--prediction", type=Path, help="label map that inference or evaluation wrote")
     args = parser.parse_args(argv)
     cases = [case for case in find_cases(args.case_dir) if not case.missing]
-    if len(cases) != 1:
-        raise InputError(f"{args.case_dir}: {len(cases)} complete cases; give the folder of one case.")
+    if len(cases) != 1 or cases[0].file is not None:
+        raise InputError(
+            f"{args.case_dir}: {len(cases)} complete cases; give the folder of one case, with a file per sequence."
+        )
     note = ""
     if args.prediction is not None:
         record = read_record(args.prediction.parent)

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("dataset", type=Path, metavar="DATASET_DIR", help="searched at any depth for BraTS cases")
     parser.add_argument("--limit", type=float, help="exit with status 1 if any Dice exceeds this")
     args = parser.parse_args(argv)
-    items = labeled_items(args.dataset)
+    items = [item for item in labeled_items(args.dataset) if isinstance(item["image"], list)]
     check_cases(items, args.dataset, "labelled cases")
 
     table = Table(title="Whole tumour: best Dice of one threshold, in hindsight")

@@ -38,12 +38,23 @@ def check_et_label(et_label: int) -> int:
     return et_label
 
 
-def labels_to_regions(labels: torch.Tensor, et_label: int) -> torch.Tensor:
-    """Regions, uint8 of shape (4, *size), from a label map of shape (*size)."""
+def labels_to_regions(labels: torch.Tensor, et_label: int, oedema_label: int = 2) -> torch.Tensor:
+    """Regions, uint8 of shape (4, *size), from a label map of shape (*size).
+
+    Args:
+        labels: the label map.
+        et_label: value of the enhancing tumour, 4 or 3.
+        oedema_label: value of oedema: 2, or 1 in the Medical Segmentation Decathlon, which has it the other way round.
+
+    Raises:
+        InputError: another ``et_label`` or ``oedema_label``.
+    """
     check_et_label(et_label)
+    if oedema_label not in (1, 2):
+        raise InputError(f"oedema label {oedema_label!r}: oedema is 2 (BraTS) or 1 (Medical Segmentation Decathlon).")
     et = labels == et_label
-    tc = et | (labels == 1)
-    wt = tc | (labels == 2)
+    tc = et | (labels == 3 - oedema_label)
+    wt = tc | (labels == oedema_label)
     return torch.stack([~wt, et, tc, wt]).to(torch.uint8)
 
 
@@ -70,8 +81,10 @@ class LabelsToRegionsd(MapTransform):
 
     Args:
         keys: keys of label maps.
-        et_label: the enhancing tumour's value, where it is known beforehand.
+        et_label: the enhancing tumour's value in maps that this bundle made.
         et_label_key: else, key of the value it has in the case's release (3 or 4).
+        default_et_label: the value where an entry has no such key, as those that MONAI Label brings.
+        oedema_key: key of oedema's value in the case's release (2; 1 in the Medical Segmentation Decathlon).
         cavity_key: key of whether 4 may occur beside an ET label of 3, as resection cavity (then background). That
             is the user's explicit choice, never inferred.
 
@@ -86,10 +99,14 @@ class LabelsToRegionsd(MapTransform):
         et_label_key: str = "et_label",
         cavity_key: str = "resection_cavity",
         allow_missing_keys: bool = False,
+        default_et_label: int = 4,
+        oedema_key: str = "oedema_label",
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.et_label = et_label
         self.et_label_key = et_label_key
+        self.default_et_label = default_et_label
+        self.oedema_key = oedema_key
         self.cavity_key = cavity_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -97,11 +114,14 @@ class LabelsToRegionsd(MapTransform):
         item = dict(data)
         for key in self.key_iterator(item):
             labels = item[key]
-            et_label = int(item[self.et_label_key]) if self.et_label is None else self.et_label
+            et_label, oedema_label, cavity = self.et_label, 2, False
+            if et_label is None:
+                et_label = int(item.get(self.et_label_key, self.default_et_label))
+                oedema_label = int(item.get(self.oedema_key, 2))
+                cavity = bool(item.get(self.cavity_key, 0))
             name = str(getattr(labels, "meta", {}).get("filename_or_obj", key))
-            cavity = self.et_label is None and bool(item[self.cavity_key])
             check_label_values(np.unique(labels.cpu()), et_label, name, cavity)
-            item[key] = labels_to_regions(labels[0], et_label)
+            item[key] = labels_to_regions(labels[0], et_label, oedema_label)
         return item
 
 

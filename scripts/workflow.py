@@ -14,7 +14,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from scripts.data.checks import check_cases
-from scripts.data.datalist import labeled_items, write_datalist
+from scripts.data.datalist import CHANNEL_ORDER, complete_item, image_files, labeled_items, write_datalist
 from scripts.distributed import rank, rank_zero_first, unwrap, world_size
 from scripts.errors import InputError
 from scripts.files import keep_earlier, load_torch, replacing
@@ -37,6 +37,8 @@ Items = Sequence[Mapping[str, Any]]
 
 # Keys that MONAI reads, not another key.
 READ_BY_MONAI = {"imports", "initialize", "run", "finalize"}
+# What MONAI Label's training task sets (monailabel 0.8.5, tasks/train/bundle.py, BundleTrainTask.__call__).
+SET_BY_CALLERS = ("train#dataset#data", "validate#dataset#data", "train#trainer#max_epochs", "train#handlers")
 # Packages that MONAI's own parts need, only where they are used.
 PACKAGES_BEHIND = {"MLFlowHandler": "mlflow", "monai.handlers.MLFlowHandler": "mlflow"}
 # Keys that say where and on what a training runs, not what it is.
@@ -47,6 +49,7 @@ NOT_OF_THE_RECIPE = {
     "overwrite",
     "publish",
     "et_label",
+    "channel_order",
     "saved_et_label",
     "num_workers",
     "cache_rate",
@@ -75,8 +78,12 @@ def prepare_training(
     pretrained_file: str | None = None,
     reinitialize: Sequence[str] = (),
     resume: bool = False,
+    channel_order: Sequence[str] = CHANNEL_ORDER,
 ) -> None:
     """Check settings and cases, then write split, configuration and versions into ``output_dir``.
+
+    A caller may bring its own lists, as MONAI Label does, in place of the cases below ``dataset_dir``. Since such a
+    caller trains again and again, the folder of its earlier run is then kept under a dated name without being told to.
 
     With several ranks, rank 0 does so alone; every rank loads ``pretrained_file``, where one is named.
 
@@ -89,17 +96,21 @@ def prepare_training(
             check_window(unwrap(network), "patch_size", patch_size)
             check_window(unwrap(network), "roi_size", roi_size)
             check_et_label(saved_et_label)
+            searched: str | None = dataset_dir
+            if brings_own_data(running_config()):
+                searched, overwrite = None, True
             if resume:
                 path, state = newest_state(output_dir)
                 check_resumable(state, path, unwrap(network), optimizer)
             else:
                 refuse_used(output_dir, dataset_dir, overwrite)
             lists = {"training": training, "validation": validation}
+            lists = {name: [complete_item(i, saved_et_label) for i in items] for name, items in lists.items()}
             if val_interval == 0:
                 lists["validation"] = []
             # One patient may stand on both sides, to see whether a network can learn it.
             both = {str(item["image"]): item for items in lists.values() for item in items}
-            phantoms = check_cases(list(both.values()), dataset_dir, "labelled cases", datalist_file)
+            phantoms = check_cases(list(both.values()), searched, "labelled cases", datalist_file, channel_order)
             needed = lists if val_interval else ["training"]
             for name in needed:
                 if not lists[name]:
@@ -117,7 +128,8 @@ def prepare_training(
             else:
                 claim_output(output_dir)
                 write_datalist(lists, dataset_dir, Path(output_dir) / "datalist.json")
-                write_record(output_dir, phantoms, cases={name: len(items) for name, items in lists.items()})
+                facts = recorded_order(both.values(), channel_order)
+                write_record(output_dir, phantoms, cases={name: len(items) for name, items in lists.items()}, **facts)
     if pretrained_file is not None and not resume:
         load_pretrained(network, pretrained_file, reinitialize)
 
@@ -133,6 +145,7 @@ def prepare_evaluation(
     datalist_file: str | None = None,
     selection: str | None = None,
     overwrite: bool = False,
+    channel_order: Sequence[str] = CHANNEL_ORDER,
 ) -> None:
     """Check settings, cases and weights, and write configuration and versions into ``output_dir``.
 
@@ -156,14 +169,30 @@ def prepare_evaluation(
         if not items and selection not in (None, "all") and labeled_items(dataset_dir):
             raise InputError(f"{datalist_file or dataset_dir}: no case for {selection}; choose --cases all.")
         kind = "cases" if selection is None else "labelled cases"
-        phantoms = check_cases(items, dataset_dir, kind, datalist_file)
+        items = [complete_item(item, saved_et_label) for item in items]
+        phantoms = check_cases(items, dataset_dir, kind, datalist_file, channel_order)
         check_ranks(items, kind)
         for file, synthetic in zip(files, phantom_weights, strict=True):
             if synthetic:
                 logger.warning("%s was trained on synthetic phantoms: its results say nothing about patients.", file)
         claim_output(output_dir)
         facts: dict[str, Any] = {"model_file": files[0] if len(files) == 1 else files, "cases": len(items)}
+        facts |= recorded_order(items, channel_order)
         write_record(output_dir, phantoms, phantom_weights=any(phantom_weights), **facts)
+
+
+def recorded_order(items: Iterable[Mapping[str, Any]], channel_order: Sequence[str]) -> dict[str, list[str]]:
+    """What ``run.json`` notes of the channels' order where it came from a setting, not from files' names."""
+    four_dimensional = any(len(image_files(item["image"])) == 1 for item in items)
+    return {"channel_order": list(channel_order)} if four_dimensional else {}
+
+
+def brings_own_data(config: Mapping[str, Any] | None) -> bool:
+    """Whether a caller such as MONAI Label has put a list of its own in place of the cases found by a training."""
+    node: Any = config
+    for key in ("train", "dataset", "data"):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return isinstance(node, list)
 
 
 def check_ranks(items: Items, what: str) -> None:
@@ -320,10 +349,21 @@ def publish(output_dir: str, bundle_root: str, enabled: bool = True) -> None:
 
 
 def changed_recipe(config: Mapping[str, Any] | None, plain: Path) -> list[str]:
-    """Keys in which ``config`` departs from the configuration file ``plain``, but for those of place and machine."""
+    """Keys in which ``config`` departs from the configuration file ``plain``, but for those of place and machine.
+
+    Where a caller brings its own data, what it sets besides (length, handlers) is no departure either: MONAI Label
+    trains the network of inference.json, and expects the weights in ``models``.
+    """
     if config is None:
         return []
     wanted = ConfigParser.load_config_file(str(plain))
+    if brings_own_data(config):
+        for path in SET_BY_CALLERS:
+            *parents, last = path.split("#")
+            there, here = wanted, config
+            for key in parents:
+                there, here = there[key], here[key]
+            there[last] = here[last]
     return sorted(
         key
         for key in {*config, *wanted}

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from monai.config import KeysCollection, PathLike
 from monai.data import NibabelWriter
-from monai.transforms import MapTransform, SaveImage
+from monai.transforms import MapTransform, SaveImage, SaveImaged
 
+from scripts.data.datalist import case_name, image_files
 from scripts.files import replacing
 from scripts.transforms import region_probabilities, uncertainty
 
@@ -30,19 +31,22 @@ class LabelMapWriter(NibabelWriter):
             super().write(temporary, verbose=verbose, **obj_kwargs)
 
 
-class SaveLabelMapd(MapTransform):
+class SaveImageByCased(SaveImaged):
     """Save label maps, (1, *size), as ``<case>.nii.gz``, uint8, the name that the BraTS portal takes.
+
+    A ``SaveImaged``, and named like one: MONAI Label leaves out the steps of that class, MONAI Deploy those with
+    ``SaveImage`` in their name, since both save results themselves.
 
     Args:
         keys: keys of label maps in the input's grid.
         output_dir: folder to write to.
-        case_key: key of the case's name.
+        case_key: key of the case's name; where an entry has none, it is named after its image file.
     """
 
     def __init__(
         self, keys: KeysCollection, output_dir: PathLike, case_key: str = "case", allow_missing_keys: bool = False
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
+        super().__init__(keys, output_dir=str(output_dir), allow_missing_keys=allow_missing_keys)
         self.output_dir = Path(output_dir)
         self.case_key = case_key
         self.saver = SaveImage(output_dtype=np.uint8, writer=LabelMapWriter, print_log=False)
@@ -51,7 +55,8 @@ class SaveLabelMapd(MapTransform):
         """Save the label maps of one case."""
         item = dict(data)
         for key in self.key_iterator(item):
-            self.saver(item[key], filename=self.output_dir / item[self.case_key])
+            case = item.get(self.case_key) or case_name(image_files(item[key].meta["filename_or_obj"])[0])
+            self.saver(item[key], filename=self.output_dir / case)
         return item
 
 

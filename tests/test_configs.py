@@ -93,7 +93,11 @@ def test_evaluation_and_inference_overlays_agree(name):
         evaluation.pop(key, None), inference.pop(key, None)
     if "preprocessing#transforms" in evaluation:
         steps = evaluation["preprocessing#transforms"]
-        assert steps.pop() == {"_target_": "scripts.transforms.LabelsToRegionsd", "keys": "label"}
+        assert steps.pop() == {
+            "_target_": "scripts.transforms.LabelsToRegionsd",
+            "keys": "label",
+            "default_et_label": "@saved_et_label",
+        }
         assert steps[0].pop("keys") == ["image", "label"] and inference["preprocessing#transforms"][0].pop("keys")
     if "evaluator" in evaluation:
         for key in ("key_val_metric", "additional_metrics"):
@@ -132,11 +136,12 @@ def test_training_and_inference_define_one_network_and_one_set_of_parameters():
     shared = (
         "spacing overlap window_weighting exclusive min_component_voxels min_et_voxels et_per_component oedema_last"
     )
-    for key in (*shared.split(), "saved_et_label", "amp", "amp_dtype", "rank", "world_size"):
+    for key in (*shared.split(), "channel_order", "saved_et_label", "amp", "amp_dtype", "rank", "world_size"):
         assert train[key] == inference[key], key
     assert train["roi_size"] == "@patch_size"
     assert train["patch_size"] == inference["roi_size"]
     assert train["validate"]["activation"] == inference["activation"]
+    assert train["reader"] == inference["reader"]
 
 
 def test_demo_overlays_agree():

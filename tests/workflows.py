@@ -57,6 +57,22 @@ def voxels(path: Path) -> np.ndarray:
     return np.asanyarray(nib.load(path).dataobj)
 
 
+def write_decathlon(cohort: Path, out: Path, order=("flair", "t1", "t1ce", "t2")) -> Path:
+    """The cases of a BraTS folder as the Medical Segmentation Decathlon's Task01 has them, under the same names."""
+    for name in ("imagesTr", "labelsTr"):
+        (out / name).mkdir(parents=True, exist_ok=True)
+    for file in sorted(cohort.rglob("*_seg.nii.gz")):
+        name = f"{file.parent.name}.nii.gz"
+        images = [nib.load(file.parent / f"{file.parent.name}_{sequence}.nii.gz") for sequence in order]
+        stacked = np.stack([np.asanyarray(image.dataobj) for image in images], axis=-1)
+        image = nib.Nifti1Image(stacked, images[0].affine)
+        image.header["descrip"] = images[0].header["descrip"]
+        nib.save(image, out / "imagesTr" / name)
+        labels = np.array([0, 2, 1, 0, 3], np.uint8)[voxels(file)]
+        nib.save(nib.Nifti1Image(labels, images[0].affine), out / "labelsTr" / name)
+    return out
+
+
 def rows(path: Path) -> dict[str, dict[str, str]]:
     with path.open(newline="") as file:
         return {next(iter(row.values())): row for row in csv.DictReader(file)}

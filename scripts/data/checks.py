@@ -9,6 +9,7 @@ loaded, inspected and given other data where there is none.
 from __future__ import annotations
 
 import gzip
+import json
 import logging
 import os
 import sys
@@ -26,7 +27,7 @@ from nibabel.wrapstruct import WrapStructError
 from rich.console import Console
 from rich.progress import track
 
-from scripts.data.datalist import LOOKED_FOR, find_cases
+from scripts.data.datalist import CHANNEL_ORDER, DECATHLON_NAMES, LOOKED_FOR, SEQUENCES, find_cases, image_files
 from scripts.data.phantom import PHANTOM_DESCRIPTION
 from scripts.errors import InputError
 from scripts.transforms import check_label_values
@@ -40,11 +41,15 @@ UNREADABLE = (ImageFileError, HeaderDataError, WrapStructError, OSError, EOFErro
 EXPECTED_SPACING_MM = 1.0
 
 
-def read_header(path: str | Path) -> nib.Nifti1Image:
+def read_header(path: str | Path, channels: int = 0) -> nib.Nifti1Image:
     """Open a NIfTI image without reading its voxels.
 
+    Args:
+        path: the file.
+        channels: how many channels it must hold, in its fourth dimension; 0 where it must have three dimensions.
+
     Raises:
-        InputError: the file is absent, no NIfTI image, or not three-dimensional.
+        InputError: the file is absent, no NIfTI image, or of other dimensions.
     """
     path = Path(path)
     if not path.is_file():
@@ -53,7 +58,12 @@ def read_header(path: str | Path) -> nib.Nifti1Image:
         image = nib.nifti1.Nifti1Image.from_filename(path)
     except UNREADABLE as error:
         raise InputError(f"{path}: not a readable NIfTI image ({_one_line(error)}); copy it again.") from error
-    if len(image.shape) != 3:
+    if channels and image.shape[3:] != (channels,):
+        raise InputError(
+            f"{path}: of shape {image.shape}, not one file with {channels} channels; "
+            "give such a file, or a folder with one file per sequence."
+        )
+    if not channels and len(image.shape) != 3:
         raise InputError(f"{path}: {len(image.shape)} dimensions instead of 3; give one file per sequence.")
     return image
 
@@ -71,17 +81,18 @@ def check_grid(item: Mapping[str, Any]) -> bool:
     Raises:
         InputError: two files differ in shape or affine, or one cannot be read.
     """
-    files = [*item["image"], *([item["label"]] if "label" in item else [])]
-    first = read_header(files[0])
+    images = image_files(item["image"])
+    files = [*images, *([item["label"]] if "label" in item else [])]
+    first = read_header(files[0], channels=len(SEQUENCES) if len(images) == 1 else 0)
     for file in files[1:]:
         other = read_header(file)
         # As strict as MONAI, which stacks the sequences and would stop there.
-        if other.shape != first.shape or not np.allclose(other.affine, first.affine):
+        if other.shape != first.shape[:3] or not np.allclose(other.affine, first.affine):
             raise InputError(
                 f"{file}: its grid (shape {other.shape}) differs from that of {files[0]} (shape {first.shape}), "
                 "or lies elsewhere; co-register and resample all sequences to one grid."
             )
-    spacing = first.header.get_zooms()
+    spacing = first.header.get_zooms()[:3]
     if not np.allclose(spacing, EXPECTED_SPACING_MM, atol=0.05):
         logger.warning(
             "%s: voxels of %s mm; the network expects BraTS preprocessing (1 mm, skull-stripped).",
@@ -112,10 +123,14 @@ def check_voxels(item: Mapping[str, Any]) -> None:
     Raises:
         InputError: a file is damaged, an image empty or not finite, or a label unexpected.
     """
-    for path in item["image"]:
+    files = image_files(item["image"])
+    for path in files:
         voxels = read_voxels(path)
-        if not voxels.any():
-            raise InputError(f"{path}: empty, every voxel is 0; export the sequence again.")
+        channels = np.moveaxis(voxels, -1, 0) if len(files) == 1 else voxels[None]
+        for number, channel in enumerate(channels):
+            if not channel.any():
+                where = f"channel {number} is " if len(files) == 1 else ""
+                raise InputError(f"{path}: {where}empty, every voxel is 0; export the sequence again.")
         if not np.isfinite(voxels).all():
             raise InputError(f"{path}: holds voxels that are no finite numbers; export the sequence again.")
     if "label" in item:
@@ -123,20 +138,49 @@ def check_voxels(item: Mapping[str, Any]) -> None:
         check_label_values(values, int(item["et_label"]), item["label"], bool(item.get("resection_cavity", 0)))
 
 
+def check_channel_order(item: Mapping[str, Any], channel_order: Sequence[str]) -> None:
+    """Refuse a four-dimensional file whose data set says another order of channels than the setting does.
+
+    The Medical Segmentation Decathlon says it as ``modality`` in ``dataset.json`` beside ``imagesTr``. Where no such
+    file lies, the setting alone says it.
+
+    Raises:
+        InputError: they differ.
+    """
+    files = image_files(item["image"])
+    stated = Path(files[0]).parent.parent / "dataset.json"
+    if len(files) != 1 or not stated.is_file():
+        return
+    try:
+        modality = json.loads(stated.read_text(encoding="utf-8"))["modality"]
+        order = [str(modality[str(number)]) for number in range(len(modality))]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    known = [DECATHLON_NAMES.get(name.lower(), name) for name in order]
+    if known != list(channel_order):
+        raise InputError(
+            f"{stated}: the channels are {', '.join(order)}, but --channel_order says {', '.join(channel_order)}; "
+            f'set --channel_order "{known}".'
+        )
+
+
 def check_cases(
     items: Sequence[Mapping[str, Any]],
-    dataset_dir: str | Path,
+    dataset_dir: str | Path | None,
     cases: str = "cases",
     datalist_file: str | Path | None = None,
+    channel_order: Sequence[str] = CHANNEL_ORDER,
 ) -> bool:
     """Refuse data that a workflow would stumble over later.
 
     Args:
         items: the datalist that the workflow will read.
-        dataset_dir: the folder it came from. A case in it that lacks a sequence is refused too, since leaving it out
-            in silence would change the cohort; unless the user chose the cases by ``datalist_file``.
+        dataset_dir: the folder it came from, None where a caller brought its own list. A case in it that lacks a
+            sequence is refused too, since leaving it out in silence would change the cohort; unless the user chose the
+            cases by ``datalist_file``.
         cases: what the items are, for the messages.
         datalist_file: the file that the items came from, if there was one.
+        channel_order: what the channels of four-dimensional files are.
 
     Returns:
         Whether any case is a synthetic phantom.
@@ -145,8 +189,7 @@ def check_cases(
         InputError: there is no case, one is incomplete, two have one name, or a file is absent, damaged, empty, of
             another grid than the rest of its case, or a label map with unexpected values. The message names it.
     """
-    dataset_dir = Path(dataset_dir)
-    found = find_cases(dataset_dir) if datalist_file is None else []
+    found = find_cases(dataset_dir) if datalist_file is None and dataset_dir is not None else []
     for case in found:
         if case.missing:
             raise InputError(
@@ -154,16 +197,18 @@ def check_cases(
                 "add it, or move the folder away."
             )
     if not items:
-        raise InputError(_nothing_found(dataset_dir, cases, len(found)))
+        raise InputError(_nothing_found(Path(dataset_dir or "."), cases, len(found)))
     names: dict[str, Any] = {}
     for item in items:
         # A datalist may hold one patient on both sides of the split, to see whether a network can learn it.
-        if names.get(item["case"], item["image"][0]) != item["image"][0]:
+        file = image_files(item["image"])[0]
+        if names.get(item["case"], file) != file:
             raise InputError(
-                f"{item['image'][0]}: the case {item['case']} is also in {Path(names[item['case']]).parent}; "
+                f"{file}: the case {item['case']} is also in {Path(names[item['case']]).parent}; "
                 "results are named after cases, so keep only one of them below --dataset_dir."
             )
-        names[item["case"]] = item["image"][0]
+        names[item["case"]] = file
+        check_channel_order(item, channel_order)
     # Without a terminal a bar would only leave empty lines in the log.
     quiet = not sys.stderr.isatty()
     console = Console(stderr=True)
@@ -178,7 +223,7 @@ def check_cases(
     finally:
         # At the first fault the rest need not be read.
         pool.shutdown(cancel_futures=True)
-    logger.info("%s: %s %d, checked", dataset_dir, cases, len(items))
+    logger.info("%s: %s %d, checked", dataset_dir or "Given list", cases, len(items))
     if any(phantoms):
         logger.warning("%d of %d %s are synthetic phantoms, not patients.", sum(phantoms), len(items), cases)
     return any(phantoms)

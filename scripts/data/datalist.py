@@ -3,7 +3,9 @@
 """From a folder of BraTS cases to MONAI datalists: recognising releases, splitting, reading and writing splits.
 
 A case is a folder that holds the four sequences under the names of its release; the case's name is what the files'
-names begin with. Anything else (csv tables, hidden files, other folders) is ignored.
+names begin with. Anything else (csv tables, hidden files, other folders) is ignored. In the layout of the Medical
+Segmentation Decathlon's Task01 a case is one four-dimensional file in ``imagesTr`` or ``imagesTs``; which channel is
+which sequence stands in no name there, so it is a setting (``channel_order``).
 """
 
 from __future__ import annotations
@@ -28,6 +30,10 @@ logger = logging.getLogger(__name__)
 # The network's input channels, in this order.
 SEQUENCES = ("t1", "t1ce", "t2", "flair")
 SELECTIONS = ("training", "validation", "all")
+# What the channels of a four-dimensional file are, unless the setting channel_order says otherwise: as in Task01.
+CHANNEL_ORDER = ("flair", "t1", "t1ce", "t2")
+# The same names as Task01's dataset.json writes them.
+DECATHLON_NAMES = {"flair": "flair", "t1w": "t1", "t1gd": "t1ce", "t2w": "t2"}
 
 
 @dataclass(frozen=True)
@@ -39,12 +45,14 @@ class Release:
         separator: between the case's name and the sequence's.
         suffixes: the sequences' names in the order of ``SEQUENCES``.
         et_label: value of the enhancing tumour in its label maps.
+        oedema_label: value of oedema, 2 or 1; necrotic and non-enhancing core has the other.
     """
 
     name: str
     separator: str
     suffixes: tuple[str, str, str, str]
     et_label: int
+    oedema_label: int = 2
 
     def file_pattern(self) -> re.Pattern[str]:
         """Match ``<case><separator><sequence>.nii[.gz]``; groups: case, sequence."""
@@ -56,12 +64,15 @@ RELEASES = (
     Release("BraTS 2018 to 2021", "_", ("t1", "t1ce", "t2", "flair"), et_label=4),
     Release("BraTS 2023 and later", "-", ("t1n", "t1c", "t2w", "t2f"), et_label=3),
 )
+DECATHLON = Release("Medical Segmentation Decathlon, Task01", "", SEQUENCES, et_label=3, oedema_label=1)
+_DECATHLON_IMAGES = {"imagesTr": "labelsTr", "imagesTs": None}
+_NIFTI = re.compile(r"[^.].*\.nii(\.gz)?")
 _PATTERNS = [(release, release.file_pattern()) for release in RELEASES]
 # BraTS20_Training_355 ships its segmentation under the name it had before the release: W39_1998.09.19_Segm.nii.
 _UNRELEASED_LABEL = re.compile(r"[^.].*_segm\.nii(\.gz)?", re.IGNORECASE)
 LOOKED_FOR = (
     "case folders with <case>_{t1,t1ce,t2,flair}.nii.gz (BraTS 2018 to 2021) or "
-    "<case>-{t1n,t1c,t2w,t2f}.nii.gz (2023 on)"
+    "<case>-{t1n,t1c,t2w,t2f}.nii.gz (2023 on), or four-dimensional files in imagesTr or imagesTs (Decathlon Task01)"
 )
 
 
@@ -75,6 +86,7 @@ class Case:
         release: whose names the files have.
         images: path by sequence, in the network's names.
         label: segmentation, None where there is none.
+        file: the one file that holds all four sequences, in place of ``images``.
     """
 
     name: str
@@ -82,6 +94,7 @@ class Case:
     release: Release
     images: dict[str, Path] = field(default_factory=dict)
     label: Path | None = None
+    file: Path | None = None
 
     @property
     def missing(self) -> list[str]:
@@ -89,7 +102,7 @@ class Case:
         return [
             f"{self.name}{self.release.separator}{suffix}.nii.gz"
             for sequence, suffix in zip(SEQUENCES, self.release.suffixes, strict=True)
-            if sequence not in self.images
+            if sequence not in self.images and self.file is None
         ]
 
 
@@ -114,6 +127,10 @@ def _read_folder(folder: Path, files: Sequence[str]) -> Iterator[Case]:
                 case.label = path
             else:
                 case.images[SEQUENCES[release.suffixes.index(found["sequence"])]] = path
+    if folder.name in _DECATHLON_IMAGES:
+        yield from (
+            _decathlon_case(folder / file) for file in sorted(files) if _NIFTI.fullmatch(file) and not _is_brats(file)
+        )
     # A lone segmentation is no case; a folder of predictions, for instance, holds such files.
     found_cases = [case for case in cases.values() if case.images]
     unreleased = [file for file in sorted(files) if _UNRELEASED_LABEL.fullmatch(file)]
@@ -122,11 +139,23 @@ def _read_folder(folder: Path, files: Sequence[str]) -> Iterator[Case]:
     yield from found_cases
 
 
+def _is_brats(file: str) -> bool:
+    return any(pattern.fullmatch(file) for _, pattern in _PATTERNS)
+
+
+def _decathlon_case(file: Path) -> Case:
+    labels = _DECATHLON_IMAGES.get(file.parent.name)
+    label = file.parent.parent / labels / file.name if labels else None
+    return Case(case_name(file), file.parent, DECATHLON, file=file, label=label if label and label.is_file() else None)
+
+
 def find_cases(dataset_dir: str | Path) -> list[Case]:
     """All cases in ``dataset_dir`` and below, complete or not, ordered by name; none where the folder is absent.
 
-    Hidden folders are passed over. ``dataset_dir`` may itself be the folder of one case.
+    Hidden folders are passed over. ``dataset_dir`` may itself be the folder of one case, or one four-dimensional file.
     """
+    if Path(dataset_dir).is_file():
+        return [_decathlon_case(Path(dataset_dir))]
     cases: list[Case] = []
     seen: set[str] = set()
     # Datasets are often put together from links; a link that leads back up must not loop.
@@ -142,22 +171,29 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
 
 
 def _item(case: Case, et_label: int | None, with_label: bool) -> dict[str, Any]:
-    item: dict[str, Any] = {"case": case.name, "image": [str(case.images[s]) for s in SEQUENCES]}
+    image = [str(case.images[s]) for s in SEQUENCES] if case.file is None else str(case.file)
+    item: dict[str, Any] = {"case": case.name, "image": image}
     if with_label:
         item["label"] = str(case.label)
         item["et_label"] = case.release.et_label if et_label is None else et_label
+        item["oedema_label"] = case.release.oedema_label
         # Naming ET's label is the explicit choice that makes 4 beside 3 a resection cavity.
         item["resection_cavity"] = int(et_label == 3)
     return item
 
 
 def unlabeled_items(dataset_dir: str | Path) -> list[dict[str, Any]]:
-    """Datalist for inference: ``case`` and ``image`` (four paths in the network's order) of every complete case."""
+    """Datalist for inference: ``case`` and ``image`` of every complete case.
+
+    ``image`` is four paths in the network's order, or the path of a four-dimensional file.
+    """
     return [_item(case, None, False) for case in find_cases(dataset_dir) if not case.missing]
 
 
 def labeled_items(dataset_dir: str | Path, et_label: int | None = None) -> list[dict[str, Any]]:
-    """Datalist for training and evaluation: as for inference, plus ``label``, ``et_label``, ``resection_cavity``.
+    """Datalist for training and evaluation: as for inference, plus ``label`` and how it is to be read.
+
+    That is ``et_label``, ``oedema_label`` and ``resection_cavity``; see ``scripts.transforms.LabelsToRegionsd``.
 
     Args:
         dataset_dir: folder of case folders; cases without segmentation are left out.
@@ -166,6 +202,38 @@ def labeled_items(dataset_dir: str | Path, et_label: int | None = None) -> list[
     return [
         _item(case, et_label, True) for case in find_cases(dataset_dir) if not case.missing and case.label is not None
     ]
+
+
+def image_files(image: str | Sequence[str]) -> list[str]:
+    """Files behind an entry's ``image``: four in the network's order, or a single four-dimensional one.
+
+    Args:
+        image: four paths; or one path, of a four-dimensional file or of the folder of one case.
+
+    Raises:
+        InputError: the folder does not hold exactly one complete case.
+    """
+    paths = [image] if isinstance(image, str) else [str(path) for path in image]
+    if len(paths) > 1 or not Path(paths[0]).is_dir():
+        return paths
+    folder = Path(paths[0])
+    cases = [case for case in _read_folder(folder, os.listdir(folder)) if not case.missing and case.file is None]
+    if len(cases) != 1:
+        raise InputError(f"{folder}: {len(cases)} complete cases; an image's folder holds one, {LOOKED_FOR}.")
+    return [str(cases[0].images[s]) for s in SEQUENCES]
+
+
+def complete_item(item: Mapping[str, Any], et_label: int) -> dict[str, Any]:
+    """An entry as this module makes it, from one that holds ``image`` and perhaps ``label`` only.
+
+    MONAI Label hands over such entries. Their label maps are taken to be as this bundle saves them.
+
+    Args:
+        item: the entry; what it says is kept.
+        et_label: value of ET in label maps that this bundle saves.
+    """
+    reading = {"et_label": et_label, "oedema_label": 2, "resection_cavity": 0} if "label" in item else {}
+    return {"case": case_name(image_files(item["image"])[0]), **reading, **item}
 
 
 def split_datalist(
@@ -270,23 +338,29 @@ def read_datalist(path: str | Path, dataset_dir: str | Path) -> dict[str, list[d
 
 def _resolve(entry: Any, path: Path, dataset_dir: str | Path) -> dict[str, Any]:
     is_dict = isinstance(entry, dict)
-    if not (is_dict and isinstance(entry.get("image"), list) and isinstance(entry.get("label"), str)):
-        raise InputError(f"{path}: an entry lacks 'image' (list of four files) or 'label' (file): {entry}")
-    if len(entry["image"]) != len(SEQUENCES) or not all(isinstance(file, str) for file in entry["image"]):
-        raise InputError(f"{path}: 'image' must list {', '.join(SEQUENCES)}, in this order: {entry}")
-    image = [str(Path(dataset_dir) / file) for file in entry["image"]]
+    if not (is_dict and isinstance(entry.get("image"), list | str) and isinstance(entry.get("label"), str)):
+        raise InputError(f"{path}: an entry lacks 'image' (four files, or one) or 'label' (file): {entry}")
+    if isinstance(entry["image"], str):
+        image: str | list[str] = str(Path(dataset_dir) / entry["image"])
+        first = Path(image_files(image)[0]).name
+    else:
+        if len(entry["image"]) != len(SEQUENCES) or not all(isinstance(file, str) for file in entry["image"]):
+            raise InputError(f"{path}: 'image' must list {', '.join(SEQUENCES)}, in this order: {entry}")
+        image = [str(Path(dataset_dir) / file) for file in entry["image"]]
+        first = Path(image[0]).name
     et_label = entry.get("et_label")
     if et_label is None:
-        et_label = next((r.et_label for r, p in _PATTERNS if p.fullmatch(Path(image[0]).name)), None)
+        et_label = next((r.et_label for r, p in _PATTERNS if p.fullmatch(first)), None)
     if et_label is None:
         raise InputError(f"{path}: an entry says no 'et_label' (3 or 4) and its files' names tell no release: {entry}")
     if et_label not in ET_LABELS:
         raise InputError(f"{path}: 'et_label' is 3 or 4: {entry}")
     return {
-        "case": entry.get("case", case_name(image[0])),
+        "case": entry.get("case", case_name(first)),
         "image": image,
         "label": str(Path(dataset_dir) / entry["label"]),
         "et_label": et_label,
+        "oedema_label": entry.get("oedema_label", 2),
         "resection_cavity": entry.get("resection_cavity", 0),
     }
 
@@ -297,15 +371,14 @@ def write_datalist(
     """Write ``training`` and ``validation`` as JSON, with paths relative to ``dataset_dir`` where they lie below it."""
     root = Path(dataset_dir).absolute()
 
-    def relative(file: str) -> str:
+    def relative(file: str | Sequence[str]) -> str | list[str]:
+        if not isinstance(file, str):
+            return [str(relative(one)) for one in file]
         absolute = Path(file).absolute()
         return str(absolute.relative_to(root)) if absolute.is_relative_to(root) else str(absolute)
 
     lists = {
-        name: [
-            {**item, "image": [relative(file) for file in item["image"]], "label": relative(item["label"])}
-            for item in datalist[name]
-        ]
+        name: [{**item, "image": relative(item["image"]), "label": relative(item["label"])} for item in datalist[name]]
         for name in ("training", "validation")
     }
     save_json({"sequences": list(SEQUENCES), **lists}, path)

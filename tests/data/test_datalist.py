@@ -66,6 +66,7 @@ def test_brats_2018_below_hgg_and_lgg(tmp_path):
         "image": [str(root / "HGG" / high / f"{high}_{s}.nii.gz") for s in ("t1", "t1ce", "t2", "flair")],
         "label": str(root / "HGG" / high / f"{high}_seg.nii.gz"),
         "et_label": 4,
+        "oedema_label": 2,
         "resection_cavity": 0,
     }
 
@@ -344,6 +345,7 @@ def test_a_datalist_by_hand_needs_images_and_label_only(tmp_path):
             "image": [f"/data/a/a_{s}.nii.gz" for s in OLD],
             "label": "/data/a/a_seg.nii.gz",
             "et_label": 4,
+            "oedema_label": 2,
             "resection_cavity": 0,
         },
         {
@@ -351,6 +353,7 @@ def test_a_datalist_by_hand_needs_images_and_label_only(tmp_path):
             "image": [f"/data/b/b-{s}.nii.gz" for s in NEW],
             "label": "/data/b/b-seg.nii.gz",
             "et_label": 3,
+            "oedema_label": 2,
             "resection_cavity": 0,
         },
     ]
@@ -377,7 +380,7 @@ def test_an_explicit_et_label_overrules_the_datalists(tmp_path):
         ('{"training": []}', "no list 'validation'"),
         ('{"training": {}, "validation": []}', "no list 'training'"),
         ('{"training": ["a"], "validation": []}', "lacks 'image'"),
-        ('{"training": [{"image": "a", "label": "b"}], "validation": []}', "lacks 'image'"),
+        ('{"training": [{"image": 1, "label": "b"}], "validation": []}', "lacks 'image'"),
         ('{"training": [], "validation": [{"image": ["a", "b", "c", "d"]}]}', "'label' (file)"),
         (
             '{"training": [{"image": ["a_t1.nii"], "label": "b"}], "validation": []}',

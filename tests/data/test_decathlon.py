@@ -1,0 +1,234 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Four-dimensional files: found in the Decathlon's layout, checked, and read in the network's order of channels."""
+
+from __future__ import annotations
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.transforms import LoadImaged
+from workflows import SIZE, TRAINING_SIZE, bundle_run, voxels, write_decathlon
+
+from scripts.data.checks import check_cases, check_voxels
+from scripts.data.datalist import (
+    SEQUENCES,
+    complete_item,
+    find_cases,
+    image_files,
+    labeled_items,
+    read_datalist,
+    split_datalist,
+    unlabeled_items,
+    write_datalist,
+)
+from scripts.data.readers import SequenceReader
+from scripts.errors import InputError
+from scripts.transforms import LabelsToRegionsd, labels_to_regions
+
+SHAPE = (5, 6, 7)
+NAME = "BraTS20_Training_001"
+# As in the Decathlon's own Task01.
+MODALITY = {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}
+
+
+@pytest.fixture
+def brats(tmp_path):
+    """Two cases whose sequences can be told apart, in BraTS's layout."""
+    rng = np.random.default_rng(0)
+    for number in (1, 2):
+        name = f"BraTS20_Training_{number:03d}"
+        folder = tmp_path / "brats" / name
+        folder.mkdir(parents=True)
+        for value, sequence in enumerate((*SEQUENCES, "seg"), 1):
+            noise = rng.integers(1, 100, SHAPE)
+            voxels = noise % 3 * (noise > 9) + (noise > 95) * 2 if sequence == "seg" else noise + 1000 * value
+            voxels = np.where(voxels == 3, 4, voxels)
+            nib.save(
+                nib.Nifti1Image(voxels.astype(np.int16), np.diag([-1, -1, 1, 1])), folder / f"{name}_{sequence}.nii.gz"
+            )
+    return tmp_path / "brats"
+
+
+@pytest.fixture
+def task01(brats, tmp_path):
+    out = write_decathlon(brats, tmp_path / "Task01_BrainTumour")
+    (out / "dataset.json").write_text(json.dumps({"modality": MODALITY}))
+    # As in the published archive.
+    (out / "imagesTr" / "._BraTS20_Training_001.nii.gz").touch()
+    return out
+
+
+def load(item, **arguments):
+    return LoadImaged("image", reader=SequenceReader(**arguments), image_only=True, ensure_channel_first=True)(item)[
+        "image"
+    ]
+
+
+def test_cases_of_the_decathlon_are_found(task01):
+    (task01 / "imagesTs").mkdir()
+    os.link(task01 / "imagesTr" / f"{NAME}.nii.gz", task01 / "imagesTs" / "BRATS_485.nii.gz")
+    assert [case.name for case in find_cases(task01)] == ["BRATS_485", NAME, "BraTS20_Training_002"]
+    assert labeled_items(task01)[0] == {
+        "case": NAME,
+        "image": str(task01 / "imagesTr" / f"{NAME}.nii.gz"),
+        "label": str(task01 / "labelsTr" / f"{NAME}.nii.gz"),
+        "et_label": 3,
+        "oedema_label": 1,
+        "resection_cavity": 0,
+    }
+    assert unlabeled_items(task01 / "imagesTs") == [
+        {"case": "BRATS_485", "image": str(task01 / "imagesTs" / "BRATS_485.nii.gz")}
+    ]
+    file = task01 / "imagesTs" / "BRATS_485.nii.gz"
+    assert unlabeled_items(file) == [{"case": "BRATS_485", "image": str(file)}]
+    assert check_cases(labeled_items(task01), task01) is False
+
+
+def test_all_forms_of_an_image_load_alike(brats, task01):
+    (four, *_), (one, *_) = labeled_items(brats), labeled_items(task01)
+    wanted = LoadImaged("image", image_only=True, ensure_channel_first=True)(four)["image"]
+    assert [int(channel.min() // 1000) for channel in wanted] == [1, 2, 3, 4]
+    for item in (four, one, {"image": str(brats / NAME)}):
+        loaded = load(item)
+        assert torch.equal(loaded, wanted)
+        assert torch.equal(loaded.affine, wanted.affine)
+
+
+def test_the_order_of_channels_is_the_settings(brats, tmp_path):
+    order = ("t2", "flair", "t1ce", "t1")
+    other = write_decathlon(brats, tmp_path / "other", order)
+    wanted = load(labeled_items(brats)[0])
+    (item, *_) = labeled_items(other)
+    assert torch.equal(load(item, channel_order=order), wanted)
+    assert not torch.equal(load(item), wanted)
+
+
+@pytest.mark.parametrize("order", [["t1", "t1ce", "t2"], ["t1", "t1", "t2", "flair"], ["t1", "t1gd", "t2", "flair"]])
+def test_an_order_that_is_none_is_refused(order):
+    with pytest.raises(InputError, match="name each of t1, t1ce, t2, flair once"):
+        SequenceReader(order)
+
+
+def test_an_order_other_than_the_data_sets_is_refused(task01):
+    items = labeled_items(task01)
+    with pytest.raises(InputError) as caught:
+        check_cases(items, task01, channel_order=SEQUENCES)
+    assert str(caught.value) == (
+        f"{task01}/dataset.json: the channels are FLAIR, T1w, t1gd, T2w, but --channel_order says t1, t1ce, t2, flair; "
+        "set --channel_order \"['flair', 't1', 't1ce', 't2']\"."
+    )
+    # Four files say it by their names, whatever lies beside them.
+    (task01 / "dataset.json").write_text("{}")
+    assert check_cases(items, task01, channel_order=SEQUENCES) is False
+
+
+def test_one_reader_serves_many_threads(brats):
+    """Images and label maps by turns; MONAI's own reader mixes up their number of files."""
+    loader = LoadImaged(["image", "label"], reader=SequenceReader(), image_only=True, ensure_channel_first=True)
+    (item, *_) = labeled_items(brats)
+    with ThreadPoolExecutor(8) as pool:
+        shapes = {(tuple(i["image"].shape), tuple(i["label"].shape)) for i in pool.map(loader, [item] * 200)}
+    assert shapes == {((4, *SHAPE), (1, *SHAPE))}
+
+
+def test_labels_of_the_decathlon_become_the_same_regions(brats, task01):
+    load_label = LoadImaged("label", image_only=True, ensure_channel_first=True)
+    for four, one in zip(labeled_items(brats), labeled_items(task01), strict=True):
+        wanted = LabelsToRegionsd("label")(load_label(four))["label"]
+        assert [int(region.sum()) > 0 for region in wanted] == [True] * 4
+        assert torch.equal(LabelsToRegionsd("label")(load_label(one))["label"], wanted)
+    with pytest.raises(InputError, match=r"oedema is 2 \(BraTS\) or 1"):
+        labels_to_regions(torch.zeros(2, 2), 4, 0)
+
+
+def test_splits_keep_four_dimensional_files(task01, tmp_path):
+    split = split_datalist(task01)
+    write_datalist(split, task01, tmp_path / "list.json")
+    assert json.loads((tmp_path / "list.json").read_text())["training"][0]["image"].startswith("imagesTr/")
+    lists = read_datalist(tmp_path / "list.json", task01)
+    assert lists == {name: split[name] for name in ("training", "validation")}
+
+
+def test_bare_entries_are_completed(brats, task01):
+    """As MONAI Label hands them over, for a folder and for one file."""
+    label = str(brats / NAME / f"{NAME}_seg.nii.gz")
+    (wanted, *_) = labeled_items(brats)
+    done = complete_item({"image": str(brats / NAME), "label": label}, 4)
+    assert done == {**wanted, "image": str(brats / NAME)}
+    assert image_files(done["image"]) == wanted["image"]
+    file = str(task01 / "imagesTr" / f"{NAME}.nii.gz")
+    assert complete_item({"image": file}, 4) == {"image": file, "case": NAME}
+    loaded = LoadImaged("label", image_only=True, ensure_channel_first=True)({"label": label})
+    regions = LabelsToRegionsd("label")({**loaded, **wanted, "label": loaded["label"]})["label"]
+    assert torch.equal(LabelsToRegionsd("label", default_et_label=4)(dict(loaded))["label"], regions)
+
+
+def four_d(path, channels=4):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    voxels = np.ones((*SHAPE, channels), np.int16)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), path)
+    return voxels
+
+
+def test_faulty_files_are_named(tmp_path, brats):
+    three = tmp_path / "imagesTr" / "a.nii.gz"
+    four_d(three, 3)
+    with pytest.raises(InputError, match=r"a\.nii\.gz: of shape \(5, 6, 7, 3\), not one file with 4 channels"):
+        check_cases(unlabeled_items(tmp_path / "imagesTr"), tmp_path)
+    with pytest.raises(InputError, match="of shape"):
+        load({"image": str(three)})
+    flat = three.with_name("b.nii.gz")
+    nib.save(nib.Nifti1Image(np.ones(SHAPE, np.int16), np.eye(4)), flat)
+    with pytest.raises(InputError, match="not one file with 4 channels"):
+        check_cases(unlabeled_items(flat), flat)
+    empty = three.with_name("c.nii.gz")
+    voxels = four_d(empty)
+    voxels[..., 2] = 0
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), empty)
+    with pytest.raises(InputError, match=r"c\.nii\.gz: channel 2 is empty"):
+        check_voxels({"image": str(empty)})
+    with pytest.raises(InputError, match="0 complete cases"):
+        image_files(str(tmp_path / "imagesTr"))
+
+
+# The workflows.
+
+
+def test_one_file_is_segmented_as_its_four_sequences_are(cohort, training, segmentation, tmp_path):
+    case = next(cohort.rglob("BraTS20_Training_001"))
+    model = str(training / "model.pt")
+    for order in (("flair", "t1", "t1ce", "t2"), ("t1ce", "t2", "flair", "t1")):
+        data = write_decathlon(case.parent / case.name, tmp_path / order[0], order)
+        out = tmp_path / f"{order[0]}_maps"
+        file = data / "imagesTr" / f"{case.name}.nii.gz"
+        place = {"dataset_dir": str(file), "output_dir": str(out), "model_file": model}
+        bundle_run("inference.json", **place, channel_order=list(order), **SIZE)
+        result, wanted = nib.load(out / f"{case.name}.nii.gz"), nib.load(segmentation / f"{case.name}.nii.gz")
+        assert np.array_equal(voxels(out / f"{case.name}.nii.gz"), voxels(segmentation / f"{case.name}.nii.gz"))
+        assert np.array_equal(result.affine, wanted.affine)
+        record = json.loads((out / "run.json").read_text())
+        assert record["channel_order"] == list(order)
+    assert "channel_order" not in json.loads((segmentation / "run.json").read_text())
+
+
+def test_training_on_the_decathlon_is_training_on_brats(small_cohort, tmp_path):
+    """The same patients in both layouts: the same split, the same weights bit for bit, the same validation."""
+    task01 = write_decathlon(small_cohort, tmp_path / "task01")
+    for name, data in (("brats", small_cohort), ("decathlon", task01)):
+        bundle_run("train.json", dataset_dir=str(data), output_dir=str(tmp_path / name), **TRAINING_SIZE)
+    ours, theirs = (torch.load(tmp_path / name / "model.pt", weights_only=True) for name in ("brats", "decathlon"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    record = json.loads((tmp_path / "decathlon" / "run.json").read_text())
+    assert (record["channel_order"], record["phantoms"]) == (["flair", "t1", "t1ce", "t2"], True)
+    size = {key: value for key, value in TRAINING_SIZE.items() if key != "max_epochs"}
+    for name, data in (("brats", small_cohort), ("decathlon", task01)):
+        place = {"dataset_dir": str(data), "output_dir": str(tmp_path / name), "cases": "all", "min_et_voxels": 0}
+        bundle_run("train.json", "evaluate.json", **place, **size)
+    scores = [(tmp_path / name / "evaluation_all" / "scores.csv").read_text() for name in ("brats", "decathlon")]
+    assert scores[0] == scores[1]
