@@ -1,0 +1,64 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""A copy of the bundle, as a consumer gets it, with a tiny network and its weights in place of the full size."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from workflows import ROOT, SIZE, TRAINING_SIZE
+
+NAME = "brats_mri_panet_segmentation"
+# Where `make test` puts the consumers' own packages, apart from what the bundle runs with.
+PACKAGES = Path(sys.prefix) / "interoperability"
+
+
+def shrink(config: dict, size: dict) -> dict:
+    for key, value in size.items():
+        *parents, last = key.split("#")
+        node = config
+        for parent in parents:
+            node = node[parent]
+        node[last] = value
+    return config
+
+
+@pytest.fixture(scope="session")
+def bundle(training: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle's folder somewhere else, at test size; its weights are those of the tiny training."""
+    root = tmp_path_factory.mktemp("consumer") / NAME
+    for folder in ("configs", "scripts"):
+        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "LICENSE", root)
+    for name, size in (("train.json", TRAINING_SIZE), ("inference.json", SIZE)):
+        path = root / "configs" / name
+        path.write_text(json.dumps(shrink(json.loads(path.read_text()), size), indent=4))
+    (root / "models").mkdir()
+    for name in ("model.pt", "run.json"):
+        shutil.copy(training / name, root / "models")
+    return root
+
+
+@pytest.fixture
+def fresh_bundle(bundle: Path, tmp_path: Path) -> Path:
+    """A copy of ``bundle`` for tests that leave something in it."""
+    return shutil.copytree(bundle, tmp_path / NAME)
+
+
+@pytest.fixture
+def packages(monkeypatch: pytest.MonkeyPatch):
+    """Find the consumers' own packages, and forget afterwards what a consumer did to the imported modules."""
+    monkeypatch.syspath_prepend(str(PACKAGES))
+    # At the end, so that what the bundle runs with comes first.
+    sys.path.remove(str(PACKAGES))
+    monkeypatch.setattr(sys, "path", [*sys.path, str(PACKAGES)])
+    before = dict(sys.modules)
+    yield PACKAGES
+    for name in set(sys.modules) - set(before):
+        if name.split(".")[0] == "scripts":
+            del sys.modules[name]
+    sys.modules.update({name: module for name, module in before.items() if name.split(".")[0] == "scripts"})
