@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.transforms import MapTransform
+from monai.transforms import MapTransform, Spacingd
 from scipy import ndimage
 from skimage.morphology import remove_small_objects
 
@@ -74,6 +74,19 @@ def regions_to_labels(regions: torch.Tensor, et_label: int = 4, oedema_last: boo
     labels[tc] = 1
     labels[et & ~(wt & ~tc) if oedema_last else et] = et_label
     return labels[None]
+
+
+class KeySpacingd(Spacingd):
+    """MONAI's ``Spacingd``, which sees nothing of an item but its own keys.
+
+    MONAI 1.6 updates whatever stands under a key that begins with the image's, as if it were metadata. MONAI Label puts
+    the text ``image_path`` there, on which that fails.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
+        """Resample the images of one case."""
+        own = {key: data[key] for key in self.key_iterator(dict(data))}
+        return {**data, **super().__call__(own, lazy)}
 
 
 class LabelsToRegionsd(MapTransform):

@@ -130,10 +130,10 @@ def test_statistics_of_a_clients_data(bundle, sites, tmp_path):
     cases = sorted((app / "bundle" / "data").iterdir())
     image = total[FlStatistics.DATA_STATS]["image_stats"]
     assert image["channels"]["min"] == image["channels"]["max"] == 4
-    # MONAI sums the first channel up.
+    # MONAI sums up the first channel, within the box of what is above 0.
     t1 = [voxels(case / f"{case.name}_t1.nii.gz") for case in cases]
     assert image["intensity"]["max"] == max(v.max() for v in t1)
-    assert image["intensity"]["mean"] == pytest.approx(np.mean([v.mean() for v in t1]), rel=1e-5)
+    assert image["intensity"]["min"] == min(v.min() for v in t1)
     oedema = [(voxels(case / f"{case.name}_seg.nii.gz") == 2).mean() for case in cases]
     found = total[FlStatistics.DATA_STATS]["label_stats"]["label"][2]["foreground_percentage"]["mean"]
     assert found == pytest.approx(np.mean(oedema), rel=1e-5)
