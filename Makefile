@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 demo: .venv/.installed
 	$(BIN)/python -m scripts.demo
 
-test: .venv/.installed
+test: .venv/.installed .venv/.interoperability
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -20,6 +20,12 @@ test: .venv/.installed
 	$(BIN)/pip install --quiet "$$(grep '^torch==' requirements.txt)"
 	$(BIN)/pip install --quiet -r requirements.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+# For tests that are skipped where these cannot be had.
+.venv/.interoperability: requirements-interop.txt | .venv/.installed
+	rm -rf .venv/interoperability
+	-$(BIN)/pip install --quiet --no-deps --target .venv/interoperability -r requirements-interop.txt
 	touch $@
 
 clean:

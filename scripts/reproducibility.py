@@ -21,6 +21,8 @@ from monai.transforms import Compose
 from monai.utils import set_determinism
 from torch.utils.data import DistributedSampler
 
+from scripts.data.datalist import case_name, image_files
+
 
 def derive_seed(*parts: int | str) -> int:
     """A seed below 2**32 that depends on all ``parts`` and their order."""
@@ -48,7 +50,7 @@ class SeededCompose(Compose):
         transforms: as in ``Compose``.
         seed: seed of the training.
         rank: number of the process.
-        case_key: key of the case's name; where it is absent, its image's path serves.
+        case_key: key of the case's name; where it is absent, the name is read off its image's file.
     """
 
     def __init__(self, transforms: Any = None, seed: int = 0, rank: int = 0, case_key: str = "case") -> None:
@@ -65,7 +67,7 @@ class SeededCompose(Compose):
         """Transform one case."""
         # With threading MONAI fills a cache, which involves nothing random.
         if not threading and isinstance(input_, Mapping):
-            case = input_.get(self.case_key, input_.get("image"))
+            case = input_[self.case_key] if self.case_key in input_ else case_name(image_files(input_["image"])[0])
             self.set_random_state(derive_seed(self.seed, self.epoch, self.rank, str(case)))
         return super().__call__(input_, start=start, end=end, threading=threading, lazy=lazy)
 

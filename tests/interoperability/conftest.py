@@ -6,15 +6,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 from workflows import ROOT, SIZE, TRAINING_SIZE
 
 NAME = "brats_mri_panet_segmentation"
-# Where `make test` puts the consumers' own packages, apart from what the bundle runs with.
-PACKAGES = Path(sys.prefix) / "interoperability"
 
 
 def shrink(config: dict, size: dict) -> dict:
@@ -47,18 +44,3 @@ def bundle(training: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fresh_bundle(bundle: Path, tmp_path: Path) -> Path:
     """A copy of ``bundle`` for tests that leave something in it."""
     return shutil.copytree(bundle, tmp_path / NAME)
-
-
-@pytest.fixture
-def packages(monkeypatch: pytest.MonkeyPatch):
-    """Find the consumers' own packages, and forget afterwards what a consumer did to the imported modules."""
-    monkeypatch.syspath_prepend(str(PACKAGES))
-    # At the end, so that what the bundle runs with comes first.
-    sys.path.remove(str(PACKAGES))
-    monkeypatch.setattr(sys, "path", [*sys.path, str(PACKAGES)])
-    before = dict(sys.modules)
-    yield PACKAGES
-    for name in set(sys.modules) - set(before):
-        if name.split(".")[0] == "scripts":
-            del sys.modules[name]
-    sys.modules.update({name: module for name, module in before.items() if name.split(".")[0] == "scripts"})

@@ -1,0 +1,94 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""The consumers' own packages, imported without those of their parts that have no share in reading a bundle.
+
+These parts would bring a build of torch of their own, or gigabytes of CUDA. What is imported in their place is empty.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import monai
+import pytest
+
+# Where `make test` puts the consumers' packages, apart from what the bundle runs with.
+PACKAGES = Path(sys.prefix) / "interoperability"
+
+
+class Empty:
+    """In place of any class."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        pass
+
+
+def module(name: str, *classes: str) -> ModuleType:
+    made = ModuleType(name)
+    made.__path__ = []
+    made.__all__ = list(classes)
+    for name in classes:
+        setattr(made, name, type(name, (Empty,), {}))
+    return made
+
+
+@contextmanager
+def imported(name: str, package: str, **in_place: ModuleType) -> Iterator[ModuleType]:
+    """Module ``name`` of the consumer's ``package``, or a skip that names the package.
+
+    Afterwards nothing of it is left, and the bundle's own modules are those from before: MONAI Label imports the
+    ``scripts`` of the bundle that it reads.
+    """
+    if not list(PACKAGES.glob(f"{package.replace('-', '_')}-*.dist-info")):
+        pytest.skip(f"{package} is not installed")
+    before, path, below_monai = dict(sys.modules), list(sys.path), list(monai.__path__)
+    # At the end: what the bundle runs with comes first.
+    sys.path.append(str(PACKAGES))
+    monai.__path__.append(str(PACKAGES / "monai"))
+    sys.modules.update({part.replace("__", "."): empty for part, empty in in_place.items()})
+    try:
+        yield import_module(name)
+    finally:
+        sys.path[:], monai.__path__[:] = path, below_monai
+        for key in set(sys.modules) - set(before):
+            if key.split(".")[0] == "scripts" or key.replace(".", "__") in in_place:
+                del sys.modules[key]
+        sys.modules.update({key: value for key, value in before.items() if key.split(".")[0] == "scripts"})
+
+
+@contextmanager
+def monai_label(name: str) -> Iterator[ModuleType]:
+    """A module of monailabel without torchvision, of which it imports two functions that draw pictures."""
+    pictures = module("torchvision.utils", "make_grid", "save_image")
+    with imported(name, "monailabel", torchvision=module("torchvision"), torchvision__utils=pictures) as found:
+        yield found
+
+
+@contextmanager
+def monai_deploy(name: str) -> Iterator[ModuleType]:
+    """A module of monai-deploy-app-sdk without Holoscan, which passes messages between operators, and Triton.
+
+    Nor with the other operators, which its package would all import.
+    """
+    core = ["Application", "Condition", "ConditionType", "Fragment", "Operator", "OperatorSpec", "Resource"]
+    operators = module("monai.deploy.operators")
+    operators.__path__ = [str(PACKAGES / "monai" / "deploy" / "operators")]
+    in_place = {
+        "holoscan": module("holoscan"),
+        "holoscan__core": module("holoscan.core", *core),
+        "holoscan__logger": module("holoscan.logger"),
+        "holoscan__resources": module("holoscan.resources"),
+        "holoscan__conditions": module("holoscan.conditions", "CountCondition"),
+        "tritonclient": module("tritonclient"),
+        "tritonclient__http": module("tritonclient.http"),
+        "tritonclient__grpc": module("tritonclient.grpc"),
+        "tritonclient__grpc__model_config_pb2": module("tritonclient.grpc.model_config_pb2", "DataType", "ModelConfig"),
+        "monai__deploy__operators": operators,
+    }
+    with imported(name, "monai-deploy-app-sdk", **in_place) as found:
+        yield found
