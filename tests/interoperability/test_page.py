@@ -1,0 +1,71 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""docs/interoperability.md: every fenced block runs, section by section, in a folder that holds what the page says."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from consumers import monai_deploy, monai_label
+from workflows import ROOT
+
+PAGE = ROOT / "docs" / "interoperability.md"
+# Packages that a block may import, and how.
+PACKAGES = {
+    "monailabel": lambda: monai_label("monailabel"),
+    "monai.deploy": lambda: monai_deploy("monai.deploy.core"),
+}
+
+
+def sections(text: str) -> dict[str, list[tuple[str, str]]]:
+    """Fenced blocks, as language and content, by the second-level heading above them."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for section in re.split(r"^## ", text, flags=re.MULTILINE):
+        blocks = re.findall(r"^```(\w*)\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL)
+        if blocks:
+            found[section.splitlines()[0]] = blocks
+    return found
+
+
+SECTIONS = sections(PAGE.read_text(encoding="utf-8"))
+
+
+def test_all_blocks_are_found():
+    text = PAGE.read_text(encoding="utf-8")
+    assert sum(map(len, SECTIONS.values())) == text.count("```") // 2 > 0
+    assert {language for blocks in SECTIONS.values() for language, _ in blocks} <= {"python", "bash"}
+
+
+def run_python(content: str) -> None:
+    with contextlib.ExitStack() as stack:
+        for name, imported in PACKAGES.items():
+            if re.search(rf"\b(import|from) {re.escape(name)}\b", content):
+                stack.enter_context(imported())
+        exec(compile(content, str(PAGE), "exec"), {"__name__": "__main__"})
+
+
+def run_bash(content: str) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", content], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_the_blocks_of_a_section_run(section, fresh_bundle, small_cohort, tmp_path, monkeypatch):
+    # As the page says: the bundle's folder, here at test size, and patients.
+    assert fresh_bundle == tmp_path / "brats_mri_panet_segmentation"
+    shutil.copytree(small_cohort, tmp_path / "patients")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for language, content in SECTIONS[section]:
+        {"python": run_python, "bash": run_bash}[language](content)
