@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from monai.data import MetaTensor
+from monai.transforms import Spacingd
 from scipy import ndimage
 
 from scripts.errors import InputError
 from scripts.transforms import (
+    KeySpacingd,
     LabelsToRegionsd,
     ProbabilitiesToRegionsd,
     RegionsToLabelsd,
@@ -46,6 +48,21 @@ def box(size, start, shape=(20, 20, 20)):
     mask = np.zeros(shape, bool)
     mask[tuple(slice(s, s + n) for s, n in zip(start, size, strict=True))] = True
     return mask
+
+
+# Resampling.
+
+
+def test_resampling_touches_its_own_keys_only():
+    """As in MONAI Label, whose items hold the text image_path, on which MONAI's own transform fails."""
+    image = meta(torch.rand(1, 6, 5, 4, generator=torch.manual_seed(0)), "case.nii.gz")
+    item = {"image": image, "image_path": "case.nii.gz", "label": 3}
+    with pytest.raises(AttributeError):
+        Spacingd("image", pixdim=(2.0, 2.0, 2.0))(item)
+    done = KeySpacingd("image", pixdim=(2.0, 2.0, 2.0))(item)
+    wanted = Spacingd("image", pixdim=(2.0, 2.0, 2.0))({"image": image})["image"]
+    assert wanted.shape != image.shape and torch.equal(done.pop("image"), wanted)
+    assert done == {"image_path": "case.nii.gz", "label": 3}
 
 
 # Probabilities.

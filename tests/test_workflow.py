@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from workflows import CONFIGS
 
 from scripts.data.datalist import labeled_items, read_datalist, split_datalist, unlabeled_items
 from scripts.data.phantom import PHANTOM_DESCRIPTION
@@ -404,6 +405,19 @@ def test_earlier_published_weights_and_their_export_are_kept_under_their_date(bu
 )
 def test_the_recipe_is_all_but_place_and_machine(bundle, config, changed):
     assert changed_recipe(config, bundle[0] / "configs" / "train.json") == changed
+
+
+def test_what_monai_label_sets_beside_its_own_data_is_no_other_recipe():
+    plain = CONFIGS / "train.json"
+    config = json.loads(plain.read_text())
+    config["train"]["trainer"]["max_epochs"] = 5
+    config["train"]["handlers"].insert(0, {"_target_": "CheckpointLoader"})
+    assert changed_recipe(config, plain) == ["train"], "with the bundle's own data it is one"
+    config["train"]["dataset"]["data"] = config["validate"]["dataset"]["data"] = [{"image": "a.nii.gz"}]
+    assert changed_recipe(config, plain) == []
+    assert changed_recipe({**config, "spacing": [2, 2, 2]}, plain) == ["spacing"]
+    config["train"]["inferer"] = {"_target_": "SlidingWindowInferer"}
+    assert changed_recipe(config, plain) == ["train"]
 
 
 @pytest.mark.parametrize("earlier", [True, False])
