@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The network on a CPU through OpenVINO, several times faster than through torch; what inference_openvino.yaml names."""
+"""The network on a CPU through OpenVINO, several times faster than torch; what inference_openvino.yaml names."""
 
 from __future__ import annotations
 

@@ -91,12 +91,6 @@ def report(title: str, rows: list[dict[str, Any]], path: Path | None, facts: Map
     for name, value in (facts or {}).items():
         console.print(f"{name}: {value}", highlight=False)
     if path is not None:
-        content = {
-            "title": title,
-            "rows": rows,
-            "facts": dict(facts or {}),
-            "machine": machine(),
-            "versions": versions(),
-        }
-        save_json(content, path)
+        content = {"title": title, "rows": rows, "facts": dict(facts or {})}
+        save_json({**content, "machine": machine(), "versions": versions()}, path)
         console.print(str(path), highlight=False, soft_wrap=True)

@@ -35,10 +35,15 @@ def run(args: argparse.Namespace) -> None:
     torch.manual_seed(0)
     network = PriorAttentionNet().eval().to(device)
     x = torch.randn(1, 4, *[args.size] * 3, device=device)
-    channels_last = PriorAttentionNet().eval().to(device, memory_format=torch.channels_last_3d)
-    x_last = x.to(memory_format=torch.channels_last_3d)
+    channels_last = PriorAttentionNet().eval().to(device)
+    for parameter in channels_last.parameters():
+        if parameter.dim() == 5:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+    x_last = x.contiguous(memory_format=torch.channels_last_3d)
 
-    def forward(network: torch.nn.Module, x: torch.Tensor, dtype: torch.dtype | None = None) -> Callable[[], object]:
+    def forward(
+        network: Callable[..., object], x: torch.Tensor, dtype: torch.dtype | None = None
+    ) -> Callable[[], object]:
         def call() -> object:
             with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
                 return network(x)
