@@ -182,11 +182,7 @@ class SuppressSmallEnhancingTumord(MapTransform):
     """
 
     def __init__(
-        self,
-        keys: KeysCollection,
-        min_voxels: int = 300,
-        per_component: bool = False,
-        allow_missing_keys: bool = False,
+        self, keys: KeysCollection, min_voxels: int = 300, per_component: bool = False, allow_missing_keys: bool = False
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.min_voxels = min_voxels
@@ -227,11 +223,7 @@ class RegionsToLabelsd(MapTransform):
     """
 
     def __init__(
-        self,
-        keys: KeysCollection,
-        et_label: int = 4,
-        oedema_last: bool = False,
-        allow_missing_keys: bool = False,
+        self, keys: KeysCollection, et_label: int = 4, oedema_last: bool = False, allow_missing_keys: bool = False
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.et_label = check_et_label(et_label)

@@ -208,8 +208,7 @@ def test_a_file_with_damaged_content_is_named(tmp_path, suffix):
 
 
 @pytest.mark.parametrize(
-    ("fill", "said"),
-    [(0.0, "empty, every voxel is 0"), (np.nan, "no finite numbers"), (np.inf, "no finite numbers")],
+    ("fill", "said"), [(0.0, "empty, every voxel is 0"), (np.nan, "no finite numbers"), (np.inf, "no finite numbers")]
 )
 def test_an_image_that_shows_nothing_or_no_numbers_is_named(tmp_path, fill, said):
     make_case(tmp_path)

@@ -250,10 +250,7 @@ def published_graph(network, x, head, deconv=False):
 @pytest.mark.parametrize("head", ["fcn", "parallel", None])
 def test_maps_follow_the_published_graph(dims, deconv, head):
     network = small_network(
-        dims,
-        head=head or "fcn",
-        prior_attention=head is not None,
-        upsample="deconv" if deconv else "interpolate",
+        dims, head=head or "fcn", prior_attention=head is not None, upsample="deconv" if deconv else "interpolate"
     ).train()
     if head is not None:
         spread_skip_weights(network)
