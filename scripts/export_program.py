@@ -56,9 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("program_file", type=Path, help="file to write, such as models/model.pt2")
     parser.add_argument("--bundle_root", type=Path, default=Path("."), help="root of the bundle")
-    parser.add_argument(
-        "--config_file", type=Path, nargs="+", help="default: configs/inference.json"
-    )
+    parser.add_argument("--config_file", type=Path, nargs="+", help="default: configs/inference.json")
     parser.add_argument("--model_file", type=Path, help="default: models/model.pt")
     args = parser.parse_args(argv)
 
