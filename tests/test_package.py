@@ -28,6 +28,7 @@ from workflows import CHANNELS, CONFIGS, ROOT, SIZE, TRAINING_SIZE, rows, voxels
 from scripts import package
 from scripts.data.datalist import SEQUENCES
 from scripts.errors import InputError
+from scripts.transforms import REGIONS
 
 NAME = "brats_mri_panet_segmentation"
 METADATA = json.loads((CONFIGS / "metadata.json").read_text())
@@ -227,7 +228,7 @@ def test_name_version_and_channels_are_those_of_the_metadata():
     initials = ["".join(word[0] for word in regions[str(i)].split()).upper() for i in (1, 2, 3)]
     train = json.loads((CONFIGS / "train.json").read_text())
     labels = train["validate"]["additional_metrics"]["val_dice"]["metric_fn"]["return_with_label"]
-    assert [label.removeprefix("val_dice_") for label in labels] == initials == ["ET", "TC", "WT"]
+    assert [label.removeprefix("val_dice_") for label in labels] == initials == list(REGIONS)
     assert train["network_def"]["in_channels"] == len(channels) == data["inputs"]["image"]["num_channels"]
     assert train["network_def"]["out_channels"] == len(regions) == data["outputs"]["pred"]["num_channels"]
     # The card's Python, and the packages that come with it.
