@@ -264,9 +264,17 @@ finders = [f for f in sys.meta_path if "editable" not in str(f)]
 sys.meta_path[:] = [Required if f is importlib.machinery.PathFinder else f for f in finders]
 import monai
 from monai.bundle import run
-run(config_file=bundle + "/configs/inference.json", bundle_root=bundle, **arguments["inference"])
+before = list(sys.path)
+files = [bundle + "/configs/train.json", bundle + "/configs/evaluate.json"]
+run(config_file=files, bundle_root=bundle, **arguments["evaluate"])
+import scripts
+assert scripts.__file__ == bundle + "/scripts/__init__.py", scripts.__file__
+# As if in a process of its own: MONAI has put the bundle's root into the search path.
+sys.path[:] = before
+for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
+    del sys.modules[name]
 os.chdir(bundle)
-run(config_file=["configs/train.json", "configs/evaluate.json"], **arguments["evaluate"])
+run(config_file="configs/inference.json", **arguments["inference"])
 import scripts
 assert scripts.__file__ == bundle + "/scripts/__init__.py", scripts.__file__
 print("imported beside what is required:", sorted(set(other) & set(sys.modules)))
@@ -274,7 +282,7 @@ print("imported beside what is required:", sorted(set(other) & set(sys.modules))
 
 
 def test_runs_with_only_the_required_packages(downloaded, cohort, segmentation, tmp_path):
-    """Inference from elsewhere and evaluation in the bundle's root, in a process that finds no other package.
+    """Evaluation from elsewhere and inference in the bundle's root, in a process that finds no other package.
 
     The process sees neither the installed ``scripts`` nor any package that metadata.json does not require.
     """
