@@ -20,7 +20,6 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-
 from scripts.errors import InputError
 from scripts.files import load_torch
 from scripts.transforms import REGIONS

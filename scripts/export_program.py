@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 from monai.bundle import ConfigParser
-
 from scripts.errors import InputError
 from scripts.files import load_torch, replacing
 from scripts.workflow import check_weights

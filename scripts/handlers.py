@@ -22,12 +22,11 @@ from monai.engines.workflow import Workflow
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.tensorboard import SummaryWriter
-
 from scripts.files import save_text, save_torch
 from scripts.losses import PriorAttentionLoss
 from scripts.transforms import REGIONS
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-
 from scripts.errors import InputError
 from scripts.files import replacing
 

@@ -8,7 +8,6 @@ import importlib.util
 
 import torch
 from monai.networks import trt_compile
-
 from scripts.errors import InputError
 
 # What trt_compile imports (monai/networks/trt_compiler.py), without which it changes nothing, and what to install.

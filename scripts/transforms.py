@@ -17,9 +17,8 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from scipy import ndimage
-from skimage.morphology import remove_small_objects
-
 from scripts.errors import InputError
+from skimage.morphology import remove_small_objects
 
 REGIONS = ("ET", "TC", "WT")
 BACKGROUND_CHANNEL, ET_CHANNEL, TC_CHANNEL, WT_CHANNEL = range(4)

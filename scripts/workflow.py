@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
-
 from scripts.data.checks import check_cases
 from scripts.data.datalist import labeled_items, write_datalist
 from scripts.errors import InputError

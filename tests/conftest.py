@@ -8,9 +8,8 @@ import os
 from pathlib import Path
 
 import pytest
-from workflows import SIZE, TRAINING_SIZE, bundle_run, models
-
 from scripts import make_phantoms
+from workflows import SIZE, TRAINING_SIZE, bundle_run, models
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import yaml
 from monai.bundle import ConfigWorkflow
-
 from scripts.workflow import READ_BY_MONAI
 
 ROOT = Path(__file__).parent.parent

@@ -13,11 +13,10 @@ import monai
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
-from workflows import CHANNELS, CONFIGS, ROOT, files
-
 from scripts import export_program, tensorrt
 from scripts.errors import InputError, input_error_behind
 from scripts.networks import PriorAttentionNet
+from workflows import CHANNELS, CONFIGS, ROOT, files
 
 SIZES = [(1, 32, 32, 32), (2, 64, 48, 32), (1, 48, 80, 64)]
 

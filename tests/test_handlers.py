@@ -13,8 +13,6 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
 from scripts.handlers import (
     EvaluationReport,
     LazySummaryWriter,
@@ -25,6 +23,7 @@ from scripts.handlers import (
 )
 from scripts.losses import PriorAttentionLoss
 from scripts.lr_schedulers import WarmupFlatCosineLR
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
 def training(output_dir, scores=None, max_epochs=4, steps=3):

@@ -20,10 +20,9 @@ from pathlib import Path
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
-from workflows import CONFIGS, ROOT, SIZE, TRAINING_SIZE
-
 from scripts import package
 from scripts.networks import PriorAttentionNet
+from workflows import CONFIGS, ROOT, SIZE, TRAINING_SIZE
 
 # Where MONAI's schema of the metadata would be stored after its download (ci/prepare_schema.py).
 SCHEMA = Path(__file__).parent / "metadata_schema.json"
@@ -243,12 +242,9 @@ CODE_FORMAT = {
 
 @pytest.mark.parametrize("tool", CODE_FORMAT)
 def test_code_format_as_the_zoo_checks_it(tool, zoo):
-    """``runtests.sh --codeformat`` on the bundle's code, with the zoo's settings and not this repository's."""
+    """``runtests.sh --codeformat`` from the zoo's root, with the zoo's settings and not this repository's."""
     pytest.importorskip(tool)
-    arguments = (
-        [*CODE_FORMAT[tool], "--per-file-ignores", "__init__.py:F401"] if tool == "flake8" else CODE_FORMAT[tool]
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", tool, *arguments, "."], cwd=zoo, capture_output=True, text=True, check=False
-    )
+    extra = ["--per-file-ignores", "__init__.py:F401"] if tool == "flake8" else []
+    command = [sys.executable, "-m", tool, *CODE_FORMAT[tool], *extra, "."]
+    done = subprocess.run(command, cwd=zoo.parent.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

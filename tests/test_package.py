@@ -23,12 +23,11 @@ import torch
 import yaml
 from monai.bundle import download, download_large_files, push_to_hf_hub
 from packaging.requirements import Requirement
-from workflows import CHANNELS, CONFIGS, ROOT, SIZE, TRAINING_SIZE, rows, voxels
-
 from scripts import package
 from scripts.data.datalist import SEQUENCES
 from scripts.errors import InputError
 from scripts.transforms import REGIONS
+from workflows import CHANNELS, CONFIGS, ROOT, SIZE, TRAINING_SIZE, rows, voxels
 
 NAME = "brats_mri_panet_segmentation"
 METADATA = json.loads((CONFIGS / "metadata.json").read_text())

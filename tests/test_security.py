@@ -19,11 +19,10 @@ import torch
 import yaml
 from monai.bundle import ConfigWorkflow, ckpt_export, onnx_export
 from monai.handlers import CheckpointLoader
-from workflows import CHANNELS, CONFIGS, ROOT, SIZE, TRAINING_SIZE, bundle_run
-
 from scripts import export_program, import_checkpoint
 from scripts.errors import InputError, input_error_behind
 from scripts.files import load_torch
+from workflows import CHANNELS, CONFIGS, ROOT, SIZE, TRAINING_SIZE, bundle_run
 
 CONFIG_FILES = sorted(path for path in CONFIGS.iterdir() if path.suffix in (".json", ".yaml"))
 SOURCES = sorted((ROOT / "scripts").rglob("*.py"))

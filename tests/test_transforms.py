@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from monai.data import MetaTensor
 from scipy import ndimage
-
 from scripts.errors import InputError
 from scripts.transforms import (
     LabelsToRegionsd,

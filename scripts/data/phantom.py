@@ -31,7 +31,6 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from scipy import fft, ndimage
-
 from scripts.data.datalist import SEQUENCES
 from scripts.errors import InputError
 

@@ -14,7 +14,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 from monai.transforms import LoadImaged
-
 from scripts.data.checks import check_cases, check_grid, check_voxels, read_header, read_voxels
 from scripts.data.datalist import labeled_items, split_datalist, unlabeled_items, write_datalist
 from scripts.data.phantom import PHANTOM_DESCRIPTION

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-
 from scripts.import_checkpoint import convert
 from scripts.networks import PriorAttentionNet
 
