@@ -1,9 +1,9 @@
-# Both commands make the environment themselves; see README.md.
+# All commands make the environment themselves; see README.md.
 PYTHON ?= python3.11
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test clean
+.PHONY: demo test package clean
 
 demo: .venv/.installed
 	$(BIN)/python -m scripts.demo
@@ -14,6 +14,9 @@ test: .venv/.installed
 	$(BIN)/mypy
 	$(BIN)/pytest
 
+package: .venv/.installed
+	$(BIN)/python -m scripts.package dist
+
 # torch first and alone: beside other packages pip may take another build of it.
 .venv/.installed: requirements.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -23,4 +26,4 @@ test: .venv/.installed
 	touch $@
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs dist

@@ -21,7 +21,6 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-
 from scripts.errors import InputError
 from scripts.training_state import STATE_FILES, newest_state
 from scripts.transforms import REGIONS

@@ -17,11 +17,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 import torch.nn as nn
+from scripts.errors import InputError
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
-
-from scripts.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +35,8 @@ def rank() -> int:
 
 def world_size() -> int:
     """Number of processes."""
+    if not dist.is_initialized() and "WORLD_SIZE" not in os.environ:
+        logger.warning("Not started by torchrun: one process does all the work.")
     return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -45,16 +46,13 @@ def rank_device() -> torch.device:
     return torch.device(f"cuda:{local}" if torch.cuda.is_available() else "cpu")
 
 
-def start(device: torch.device | str) -> None:
-    """Join the other processes: by NCCL on GPUs, by Gloo on CPUs.
+def start(device: torch.device | str, world_size: int) -> None:
+    """Join the other processes, if there are any: by NCCL on GPUs, by Gloo on CPUs.
 
     Raises:
         InputError: there are more processes on this machine than GPUs.
     """
-    if dist.is_initialized():
-        return
-    if "WORLD_SIZE" not in os.environ:
-        logger.warning("Not started by torchrun: one process does all the work.")
+    if dist.is_initialized() or world_size == 1:
         return
     device = torch.device(device)
     if device.type == "cuda":

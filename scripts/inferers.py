@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
-
 from scripts.errors import InputError
 
 # Probabilities this close to 0 or 1 are as good as certain; beyond, float32 logits would become infinite.

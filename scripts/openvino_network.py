@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
-
 from scripts.errors import InputError
 from scripts.files import load_torch, replacing
 from scripts.networks import PriorAttentionNet

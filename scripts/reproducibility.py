@@ -18,7 +18,6 @@ import torch
 from ignite.engine import Events
 from monai.engines.workflow import Workflow
 from monai.transforms import Compose
-from monai.utils import set_determinism
 from torch.utils.data import DistributedSampler
 
 
@@ -28,15 +27,11 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "big")
 
 
-def set_random_state(seed: int, deterministic: bool = True) -> None:
-    """Seed Python, NumPy and torch, and choose between cuDNN's determinism and its benchmark.
+def choose_algorithms(deterministic: bool = True) -> None:
+    """Take cuDNN's deterministic algorithms, or let it time its algorithms and take the fastest.
 
-    Args:
-        seed: the same on every rank, so that all build the same network.
-        deterministic: take cuDNN's deterministic algorithms; otherwise let it time its algorithms and take the
-            fastest, whose results may differ in the last digits from run to run.
+    The fastest may give results that differ in the last digits from run to run.
     """
-    set_determinism(seed)
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
 

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from ignite.engine import Events
 from monai.engines.workflow import Workflow
-from torch.optim.lr_scheduler import LRScheduler
-
 from scripts.distributed import unwrap
 from scripts.errors import InputError
 from scripts.files import load_torch, replacing, save_torch
 from scripts.weights import weights_difference
+from torch.optim.lr_scheduler import LRScheduler
 
 logger = logging.getLogger(__name__)
 

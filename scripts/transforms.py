@@ -18,9 +18,8 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from scipy import ndimage
-from skimage.morphology import remove_small_objects
-
 from scripts.errors import InputError
+from skimage.morphology import remove_small_objects
 
 REGIONS = ("ET", "TC", "WT")
 BACKGROUND_CHANNEL, ET_CHANNEL, TC_CHANNEL, WT_CHANNEL = range(4)
@@ -225,11 +224,7 @@ class SuppressSmallEnhancingTumord(MapTransform):
     """
 
     def __init__(
-        self,
-        keys: KeysCollection,
-        min_voxels: int = 300,
-        per_component: bool = False,
-        allow_missing_keys: bool = False,
+        self, keys: KeysCollection, min_voxels: int = 300, per_component: bool = False, allow_missing_keys: bool = False
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.min_voxels = min_voxels
@@ -270,11 +265,7 @@ class RegionsToLabelsd(MapTransform):
     """
 
     def __init__(
-        self,
-        keys: KeysCollection,
-        et_label: int = 4,
-        oedema_last: bool = False,
-        allow_missing_keys: bool = False,
+        self, keys: KeysCollection, et_label: int = 4, oedema_last: bool = False, allow_missing_keys: bool = False
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.et_label = check_et_label(et_label)

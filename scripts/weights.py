@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from monai.networks.utils import copy_model_state
-
 from scripts.distributed import unwrap
 from scripts.errors import InputError
 from scripts.files import load_torch

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from monai.bundle import ConfigParser
-
 from scripts.data.checks import check_cases
 from scripts.data.datalist import labeled_items, write_datalist
-from scripts.distributed import rank, rank_zero_first, unwrap, world_size
+from scripts.distributed import rank, rank_zero_first, unwrap
 from scripts.errors import InputError
 from scripts.files import keep_earlier, load_torch, replacing
 from scripts.run_record import CONFIG_FILE, RECORD_FILE, read_record, running_config, write_record
@@ -172,9 +172,10 @@ def check_ranks(items: Items, what: str) -> None:
     Raises:
         InputError: there are more ranks than ``items``.
     """
-    if world_size() > len(items):
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    if ranks > len(items):
         raise InputError(
-            f"--nproc_per_node: {world_size()} processes for {len(items)} {what}; start {len(items)} at most."
+            f"--nproc_per_node: {ranks} processes for {len(items)} {what}; start {len(items)} at most."
         )
 
 

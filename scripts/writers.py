@@ -12,7 +12,6 @@ import numpy as np
 from monai.config import KeysCollection, PathLike
 from monai.data import NibabelWriter
 from monai.transforms import MapTransform, SaveImage
-
 from scripts.files import replacing
 from scripts.transforms import region_probabilities, uncertainty
 

@@ -18,12 +18,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn as nn
 from monai.bundle import ConfigWorkflow
-from workflows import CHANNELS, ROOT, SIZE, TRAINING_SIZE, bundle_run, command, files, rows, voxels
-
 from scripts import distributed
 from scripts.errors import InputError
 from scripts.losses import PriorAttentionLoss
 from scripts.networks import PriorAttentionNet
+from workflows import CHANNELS, ROOT, SIZE, TRAINING_SIZE, bundle_run, command, files, rows, voxels
 
 TRAINING = {**TRAINING_SIZE, "max_epochs": 2, "val_interval": 1, "flat_epochs": 1, "folds": 3, "fold": 0}
 EVALUATION = {key: value for key, value in TRAINING.items() if key not in ("max_epochs", "val_interval")}
@@ -122,7 +121,7 @@ def _rank(number: int, port: int, function, folder: str) -> None:
         RANK=str(number), WORLD_SIZE="2", LOCAL_RANK=str(number), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
     torch.set_num_threads(1)
-    distributed.start("cpu")
+    distributed.start("cpu", 2)
     torch.save(function(number), f"{folder}/{number}.pt")
     distributed.stop()
 
@@ -232,7 +231,7 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError) as caught:
-        distributed.start("cuda:0")
+        distributed.start("cuda:0", 4)
     assert str(caught.value) == (
         "--nproc_per_node 4: this machine has 2 GPUs; start at most one process for each, or add --device cpu."
     )
@@ -240,10 +239,10 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch):
 
 
 def test_without_torchrun_it_is_one_process(caplog):
-    distributed.start("cpu")
-    assert not dist.is_initialized()
-    assert "Not started by torchrun: one process does all the work." in caplog.messages
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
+    assert "Not started by torchrun: one process does all the work." in caplog.messages
+    distributed.start("cpu", 1)
+    assert not dist.is_initialized()
     network = build()
     assert distributed.replicate(network, "cpu") is network
     with caplog.at_level(logging.INFO), distributed.rank_zero_first():

@@ -16,11 +16,10 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 from monai.data import load_net_with_metadata
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from workflows import CHANNELS, CONFIGS, ROOT, SIZE, TRAINING_SIZE, bundle_run, command, files, models, rows, voxels
-
 from scripts.networks import PriorAttentionNet
 from scripts.workflow import changed_recipe
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from workflows import CHANNELS, CONFIGS, ROOT, SIZE, TRAINING_SIZE, bundle_run, command, files, models, rows, voxels
 
 REGIONS = {"ET": (4,), "TC": (1, 4), "WT": (1, 2, 4)}
 

@@ -13,18 +13,11 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-from scripts.handlers import (
-    EvaluationReport,
-    LazySummaryWriter,
-    ProgressHandler,
-    TrainingScalars,
-    summarize,
-)
+from scripts.handlers import EvaluationReport, LazySummaryWriter, ProgressHandler, TrainingScalars, summarize
 from scripts.losses import PriorAttentionLoss
 from scripts.lr_schedulers import WarmupFlatCosineLR
 from scripts.training_state import ResumeTraining, TrainingFiles, newest_state
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
 def training(output_dir, scores=None, max_epochs=4, steps=3):

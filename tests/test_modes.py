@@ -16,10 +16,9 @@ import torch
 import torch.nn as nn
 from monai.bundle import ConfigWorkflow
 from monai.data.utils import dense_patch_slices
-from workflows import CHANNELS, CONFIGS, ROOT, SIZE, TRAINING_SIZE, bundle_run, files, rows, voxels
-
 from scripts.errors import input_error_behind
 from scripts.networks import PriorAttentionNet
+from workflows import CHANNELS, CONFIGS, ROOT, SIZE, TRAINING_SIZE, bundle_run, files, rows, voxels
 
 TRAINING = {**TRAINING_SIZE, "max_epochs": 2, "val_interval": 1, "flat_epochs": 1}
 EVALUATION = {key: value for key, value in TRAINING.items() if key not in ("max_epochs", "val_interval")}
@@ -176,6 +175,7 @@ def test_deterministic_or_benchmark(overlays, benchmark):
         files("train.json", *overlays), workflow_type="train", logging_file=False, bundle_root=str(ROOT)
     )
     made.initialize()
+    made.parser.get_parsed_content("run::2")
     assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == (benchmark, not benchmark)
 
 

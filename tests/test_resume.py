@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from scripts.errors import input_error_behind
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from workflows import CONFIGS, ROOT, TRAINING_SIZE, bundle_run, command, files
-
-from scripts.errors import input_error_behind
 
 # Two folds: three cases and so three iterations an epoch.
 TRAINING = {**TRAINING_SIZE, "max_epochs": 4, "val_interval": 2, "flat_epochs": 1, "folds": 2, "fold": 0}

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from monai.data import MetaTensor
 from scipy import ndimage
-
 from scripts.errors import InputError
 from scripts.transforms import (
     LabelsToRegionsd,
@@ -238,10 +237,7 @@ def test_background_and_channels_not_chosen_are_left_alone():
 
 
 @QUICK
-@given(
-    regions=hnp.arrays(np.uint8, (4, 5, 6, 4), elements=st.integers(0, 1)),
-    min_voxels=st.integers(1, 12),
-)
+@given(regions=hnp.arrays(np.uint8, (4, 5, 6, 4), elements=st.integers(0, 1)), min_voxels=st.integers(1, 12))
 def test_small_components_equal_brute_force(regions, min_voxels):
     out = RemoveSmallComponentsd("pred", min_voxels)({"pred": torch.as_tensor(regions)})["pred"].numpy()
     wanted = regions.copy()

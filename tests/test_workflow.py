@@ -13,7 +13,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-
 from scripts.data.datalist import labeled_items, read_datalist, split_datalist, unlabeled_items
 from scripts.data.phantom import PHANTOM_DESCRIPTION
 from scripts.errors import InputError

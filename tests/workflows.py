@@ -15,7 +15,6 @@ import monai
 import nibabel as nib
 import numpy as np
 from ignite.engine import Events
-
 from scripts import distributed
 from scripts.errors import InputError
 
@@ -23,12 +22,7 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
 CHANNELS = [4, 4, 8, 8, 8]
 # At 4 mm a brain is about 36 x 44 x 33 voxels: one window.
-SIZE = {
-    "network_def#channels": CHANNELS,
-    "spacing": [4.0, 4.0, 4.0],
-    "roi_size": [48, 48, 48],
-    "num_workers": 0,
-}
+SIZE = {"network_def#channels": CHANNELS, "spacing": [4.0, 4.0, 4.0], "roi_size": [48, 48, 48], "num_workers": 0}
 TRAINING_SIZE = {**SIZE, "patch_size": [32, 32, 32], "max_epochs": 3, "val_interval": 2, "warmup_epochs": 1}
 
 

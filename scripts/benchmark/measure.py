@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-
 from scripts.files import save_json
 from scripts.run_record import versions
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-
 from scripts.benchmark.measure import report, summary, time_side_by_side
 from scripts.files import save_torch
 from scripts.networks import PriorAttentionNet

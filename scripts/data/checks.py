@@ -25,7 +25,6 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from rich.console import Console
 from rich.progress import track
-
 from scripts.data.datalist import LOOKED_FOR, find_cases
 from scripts.data.phantom import PHANTOM_DESCRIPTION
 from scripts.errors import InputError

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from monai.data import partition_dataset
-
 from scripts.errors import InputError
 from scripts.files import save_json
 from scripts.transforms import ET_LABELS, check_et_label
