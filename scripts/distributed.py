@@ -92,8 +92,9 @@ def rank_zero_first() -> Iterator[None]:
 
 
 def unwrap(network: nn.Module) -> nn.Module:
-    """The network itself, without what replicates it."""
-    return network.module if isinstance(network, (DistributedDataParallel, nn.DataParallel)) else network
+    """The network itself, without what runs it, which torch's wrappers and this bundle's keep as ``module``."""
+    inner: nn.Module = getattr(network, "module", network)
+    return inner
 
 
 def replicate(network: nn.Module, device: torch.device | str) -> nn.Module:

@@ -43,12 +43,18 @@ class OpenVINONetwork(nn.Module):
         super().__init__()
         if precision not in PRECISIONS:
             raise InputError(f"--openvino_precision {precision}: choose one of {', '.join(PRECISIONS)}.")
+        self.ov = import_openvino()
         # In a list, so that its parameters are not this module's.
         self.source = [network]
         self.model_file = model_file
         self.cache_dir = Path(cache_dir)
         self.precision = precision
         self.compiled: Any = None
+
+    @property
+    def module(self) -> PriorAttentionNet:
+        """The network that OpenVINO runs."""
+        return self.source[0]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits, float32 (batch, out_channels, *size), of ``x``, (batch, in_channels, *size)."""
@@ -59,33 +65,32 @@ class OpenVINONetwork(nn.Module):
 
     def compile(self) -> openvino.CompiledModel:
         """The model, ready to run: from the cache, or converted first."""
-        ov = import_openvino()
-        core = ov.Core()
+        core = self.ov.Core()
         precision = self.precision
         if precision == "auto":
             precision = "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
-        model = core.read_model(self.converted(ov))
+        model = core.read_model(self.converted())
         settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
         settings["INFERENCE_NUM_THREADS"] = str(torch.get_num_threads())
         logger.info("OpenVINO computes in %s", precision)
         return core.compile_model(model, "CPU", settings)
 
-    def converted(self, ov: Any) -> Path:
+    def converted(self) -> Path:
         """Path of the converted model, which is made if it is not there."""
         state = load_torch(self.model_file)
         path = self.cache_dir / f"{checksum(state)}.xml"
         if path.is_file() and path.with_suffix(".bin").is_file():
             return path
         logger.info("Converting %s for OpenVINO; kept as %s", self.model_file, path)
-        network = self.source[0]
+        network = self.module
         network.load_state_dict(state)
         network.eval()
         example = torch.zeros(1, network.in_channels, *[2 * network.size_multiple] * network.spatial_dims)
         shape = (1, network.in_channels, *[-1] * network.spatial_dims)
-        model = ov.convert_model(network, example_input=example, input=[shape])
+        model = self.ov.convert_model(network, example_input=example, input=[shape])
         # The weights first: a file with both names is there only when both are whole.
         with replacing(path) as temporary:
-            ov.save_model(model, temporary, compress_to_fp16=False)
+            self.ov.save_model(model, temporary, compress_to_fp16=False)
             temporary.with_suffix(".bin").replace(path.with_suffix(".bin"))
         return path
 

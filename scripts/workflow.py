@@ -174,9 +174,7 @@ def check_ranks(items: Items, what: str) -> None:
     """
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     if ranks > len(items):
-        raise InputError(
-            f"--nproc_per_node: {ranks} processes for {len(items)} {what}; start {len(items)} at most."
-        )
+        raise InputError(f"--nproc_per_node: {ranks} processes for {len(items)} {what}; start {len(items)} at most.")
 
 
 def record_resumption(output_dir: str, epoch: int) -> None:

@@ -82,7 +82,7 @@ def test_overlays_begin_with_their_reason(overlay):
     assert (CONFIGS / overlay).read_text(encoding="utf-8").startswith("# ")
 
 
-@pytest.mark.parametrize("name", ["whole_brain", "tta", "ensemble", "authors"])
+@pytest.mark.parametrize("name", ["whole_brain", "tta", "ensemble", "authors", "openvino"])
 def test_evaluation_and_inference_overlays_agree(name):
     """The same under both workflows' names, but for where results go and for reading the label."""
     flat = {key.removeprefix("validate#"): value for key, value in read(f"evaluate_{name}.yaml").items()}
