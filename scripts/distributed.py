@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 
 import torch
@@ -29,15 +28,25 @@ TIMEOUT = timedelta(hours=4)
 
 
 def rank() -> int:
-    """This process's number among all, from 0."""
-    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+    """This process's number among those that work together, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Number of processes."""
-    if not dist.is_initialized() and "WORLD_SIZE" not in os.environ:
+    """Number of processes that work together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def launched_rank() -> int:
+    """This process's number as torchrun gave it; 0 without torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def launched_world_size() -> int:
+    """Number of processes that torchrun started; 1 without torchrun."""
+    if "WORLD_SIZE" not in os.environ:
         logger.warning("Not started by torchrun: one process does all the work.")
-    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank_device() -> torch.device:
@@ -72,18 +81,18 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-@contextmanager
-def rank_zero_first() -> Iterator[None]:
-    """Let rank 0 do the body's work alone, while the others wait for it; a failure there ends all.
+def on_rank_zero(work: Callable[[], None]) -> None:
+    """Do ``work`` on rank 0 alone, while the others wait for it.
 
-    Bodies ask ``rank() == 0`` themselves. The others end without a message, so that the cause stands there once.
+    Should it fail, the others end too, without a message of their own, so that the cause stands there once.
     """
     failed = True
     try:
-        yield
+        if rank() == 0:
+            work()
         failed = False
     finally:
-        if dist.is_initialized() and dist.get_world_size() > 1:
+        if world_size() > 1:
             device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
             flag = torch.tensor([int(failed)], device=device)
             dist.broadcast(flag, src=0)
@@ -100,7 +109,7 @@ def unwrap(network: nn.Module) -> nn.Module:
 def replicate(network: nn.Module, device: torch.device | str) -> nn.Module:
     """One copy of ``network`` a process: gradients averaged, batch normalisation over all processes' samples."""
     network = network.to(device)
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if world_size() == 1:
         return network
     devices = None
     if torch.device(device).type == "cuda":

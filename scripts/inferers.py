@@ -72,7 +72,8 @@ class WholeVolumeInferer(Inferer):
         result = network(F.pad(inputs, padding[::-1]), *args, **kwargs)
         for axis, (start, length) in enumerate(zip(before, size, strict=True), 2):
             result = result.narrow(axis, start, length)
-        return result
+        # Mixed precision gives 16 bits, too few for probabilities near 0 and 1.
+        return result.float()
 
 
 class FlipInferer(Inferer):

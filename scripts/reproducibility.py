@@ -51,8 +51,17 @@ class SeededCompose(Compose):
         self.seed = seed
         self.rank = rank
         self.case_key = case_key
-        # Set by EpochSeeds before each epoch, and so before that epoch's workers start with a copy of this object.
-        self.epoch = 0
+        # In shared memory, so that loader workers that live longer than an epoch see it change.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch, which ``EpochSeeds`` sets."""
+        return int(self._epoch)
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
 
     def __call__(
         self, input_: Any, start: int = 0, end: int | None = None, threading: bool = False, lazy: bool | None = None

@@ -16,7 +16,7 @@ from scripts.files import replacing
 from scripts.transforms import region_probabilities, uncertainty
 
 
-class LabelMapWriter(NibabelWriter):
+class MapWriter(NibabelWriter):
     """MONAI's NIfTI writer for maps that are in the input's grid already, through a temporary file."""
 
     def set_metadata(self, meta_dict: Mapping | None, resample: bool = True, **options: Any) -> None:
@@ -44,7 +44,7 @@ class SaveLabelMapd(MapTransform):
         super().__init__(keys, allow_missing_keys)
         self.output_dir = Path(output_dir)
         self.case_key = case_key
-        self.saver = SaveImage(output_dtype=np.uint8, writer=LabelMapWriter, print_log=False)
+        self.saver = SaveImage(output_dtype=np.uint8, writer=MapWriter, print_log=False)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Save the label maps of one case."""
@@ -90,7 +90,7 @@ class SaveRegionMapsd(MapTransform):
         self.exclusive = exclusive
         self.case_key = case_key
         dtype = np.float32 if kind == "prob" else np.uint8
-        self.saver = SaveImage(output_dtype=dtype, writer=LabelMapWriter, print_log=False)
+        self.saver = SaveImage(output_dtype=dtype, writer=MapWriter, print_log=False)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Save the maps of one case."""
