@@ -1,9 +1,9 @@
-# Both commands make the environment themselves; see README.md.
+# All commands make the environment themselves; see README.md.
 PYTHON ?= python3.11
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test clean
+.PHONY: demo test package clean
 
 demo: .venv/.installed
 	$(BIN)/python -m scripts.demo
@@ -13,6 +13,9 @@ test: .venv/.installed .venv/.interoperability
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+package: .venv/.installed
+	$(BIN)/python -m scripts.package dist
 
 # torch first and alone: beside other packages pip may take another build of it.
 .venv/.installed: requirements.txt pyproject.toml
@@ -29,4 +32,4 @@ test: .venv/.installed .venv/.interoperability
 	touch $@
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs dist

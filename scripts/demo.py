@@ -21,7 +21,6 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-
 from scripts.errors import InputError
 from scripts.training_state import STATE_FILES, newest_state
 from scripts.transforms import REGIONS
@@ -53,7 +52,10 @@ def trained_epochs(training: Path, epochs: int) -> int:
     """How many epochs are done in this folder of a training of so many ``epochs``; 0 where there is none such."""
     if not any((training / name).is_file() for name in STATE_FILES):
         return 0
-    state = newest_state(training)[1]
+    try:
+        state = newest_state(training)[1]
+    except InputError:
+        return 0
     return int(state["epoch"]) if state["max_epochs"] == epochs else 0
 
 

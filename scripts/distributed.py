@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 import torch.nn as nn
+from scripts.errors import InputError
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
-
-from scripts.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +28,25 @@ TIMEOUT = timedelta(hours=4)
 
 
 def rank() -> int:
-    """This process's number among all, from 0."""
-    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
+    """This process's number among those that work together, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Number of processes."""
-    return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
+    """Number of processes that work together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def launched_rank() -> int:
+    """This process's number as torchrun gave it; 0 without torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def launched_world_size() -> int:
+    """Number of processes that torchrun started; 1 without torchrun."""
+    if "WORLD_SIZE" not in os.environ:
+        logger.warning("Not started by torchrun: one process does all the work.")
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank_device() -> torch.device:
@@ -45,16 +55,13 @@ def rank_device() -> torch.device:
     return torch.device(f"cuda:{local}" if torch.cuda.is_available() else "cpu")
 
 
-def start(device: torch.device | str) -> None:
-    """Join the other processes: by NCCL on GPUs, by Gloo on CPUs.
+def start(device: torch.device | str, world_size: int) -> None:
+    """Join the other processes, if there are any: by NCCL on GPUs, by Gloo on CPUs.
 
     Raises:
         InputError: there are more processes on this machine than GPUs.
     """
-    if dist.is_initialized():
-        return
-    if "WORLD_SIZE" not in os.environ:
-        logger.warning("Not started by torchrun: one process does all the work.")
+    if dist.is_initialized() or world_size == 1:
         return
     device = torch.device(device)
     if device.type == "cuda":
@@ -74,18 +81,18 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-@contextmanager
-def rank_zero_first() -> Iterator[None]:
-    """Let rank 0 do the body's work alone, while the others wait for it; a failure there ends all.
+def on_rank_zero(work: Callable[[], None]) -> None:
+    """Do ``work`` on rank 0 alone, while the others wait for it.
 
-    Bodies ask ``rank() == 0`` themselves. The others end without a message, so that the cause stands there once.
+    Should it fail, the others end too, without a message of their own, so that the cause stands there once.
     """
     failed = True
     try:
-        yield
+        if rank() == 0:
+            work()
         failed = False
     finally:
-        if dist.is_initialized() and dist.get_world_size() > 1:
+        if world_size() > 1:
             device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
             flag = torch.tensor([int(failed)], device=device)
             dist.broadcast(flag, src=0)
@@ -94,14 +101,15 @@ def rank_zero_first() -> Iterator[None]:
 
 
 def unwrap(network: nn.Module) -> nn.Module:
-    """The network itself, without what replicates it."""
-    return network.module if isinstance(network, (DistributedDataParallel, nn.DataParallel)) else network
+    """The network itself, without what runs it, which torch's wrappers and this bundle's keep as ``module``."""
+    inner: nn.Module = getattr(network, "module", network)
+    return inner
 
 
 def replicate(network: nn.Module, device: torch.device | str) -> nn.Module:
     """One copy of ``network`` a process: gradients averaged, batch normalisation over all processes' samples."""
     network = network.to(device)
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if world_size() == 1:
         return network
     devices = None
     if torch.device(device).type == "cuda":

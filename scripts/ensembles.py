@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn as nn
-
+from monai.utils import ensure_tuple
 from scripts.files import load_torch
 
 
@@ -29,7 +29,7 @@ class EnsembleMember(nn.Module):
         self.loaded = loaded
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The network's output for ``x`` with this member's weights, in evaluation mode."""
+        """The network's output for ``x`` with this member's weights, in this member's mode."""
         network = self.shared[0]
         if self.loaded != [self.model_file]:
             network.load_state_dict(load_torch(self.model_file))
@@ -39,7 +39,12 @@ class EnsembleMember(nn.Module):
         return result
 
 
-def ensemble_members(network: nn.Module, model_files: Sequence[str | Path]) -> list[EnsembleMember]:
+def ensemble_members(network: nn.Module, model_file: str | Sequence[str]) -> list[EnsembleMember]:
     """Members that share ``network``, one for each model file, which is read when its turn comes."""
     loaded: list[str] = []
-    return [EnsembleMember([network], file, loaded) for file in model_files]
+    return [EnsembleMember([network], file, loaded) for file in ensure_tuple(model_file)]
+
+
+def prediction_keys(model_file: str | Sequence[str]) -> list[str]:
+    """Keys of the members' predictions, one for each model file."""
+    return [f"pred_{number}" for number in range(len(ensure_tuple(model_file)))]

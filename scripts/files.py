@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from scripts.errors import InputError
 
 # What torch raises for a file that is none of its own: its unpickler stumbles in as many ways as there are bytes.

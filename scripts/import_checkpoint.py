@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from scripts.errors import InputError
 from scripts.files import load_torch, save_torch
 from scripts.networks import PriorAttentionNet

@@ -10,12 +10,44 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from monai.inferers import Inferer, SimpleInferer
-
+from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
 from scripts.errors import InputError
 
 # Probabilities this close to 0 or 1 are as good as certain; beyond, float32 logits would become infinite.
 SMALLEST_PROBABILITY = 1e-7
+# A probability of 2e-9, by sigmoid.
+BACKGROUND_LOGIT = -20.0
+
+
+class BrainWindowInferer(SlidingWindowInferer):
+    """MONAI's sliding window that passes over windows without brain, whose voxels are all exactly 0.
+
+    They are background by the data's own definition; their logits are those of a probability of next to 0.
+
+    Args:
+        args, kwargs: MONAI's.
+        out_channels: output maps of the network.
+    """
+
+    def __init__(self, *args: Any, out_channels: int = 4, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.out_channels = out_channels
+
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Logits of the size of ``inputs``, (batch, channel, *size); the arguments are MONAI's."""
+
+        def windows_with_brain(windows: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+            brain = windows.flatten(1).any(dim=1)
+            if bool(brain.all()):
+                return network(windows, *rest, **options)
+            result = windows.new_full((len(windows), self.out_channels, *windows.shape[2:]), BACKGROUND_LOGIT)
+            # Of classes that exclude each other the background is the likeliest.
+            result[:, 0] = -BACKGROUND_LOGIT
+            if bool(brain.any()):
+                result[brain] = network(windows[brain], *rest, **options).to(result.dtype)
+            return result
+
+        return super().__call__(inputs, windows_with_brain, *args, **kwargs)
 
 
 class WholeVolumeInferer(Inferer):
@@ -40,7 +72,8 @@ class WholeVolumeInferer(Inferer):
         result = network(F.pad(inputs, padding[::-1]), *args, **kwargs)
         for axis, (start, length) in enumerate(zip(before, size, strict=True), 2):
             result = result.narrow(axis, start, length)
-        return result
+        # Mixed precision gives 16 bits, too few for probabilities near 0 and 1.
+        return result.float()
 
 
 class FlipInferer(Inferer):

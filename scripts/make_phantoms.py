@@ -12,7 +12,6 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from scripts.data.phantom import COHORT_FOLDER, DIFFICULTIES, check_cohort, missing_cases, write_cohort
 from scripts.errors import InputError
 

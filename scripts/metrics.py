@@ -53,7 +53,8 @@ class BratsHausdorffDistance95(CumulativeIterationMetric):
             affine = y.affine.reshape(-1, *y.affine.shape[-2:])[0]
             spacing = affine_to_spacing(affine).tolist()[: y.dim() - 2]
         first = 0 if self.include_background else 1
-        y_pred, y = y_pred[:, first:] > 0, y[:, first:] > 0
+        # Plain tensors: metadata slows down every one of the many steps on small boxes.
+        y_pred, y = (torch.as_tensor(t[:, first:]).as_subclass(torch.Tensor) > 0 for t in (y_pred, y))
         distances = torch.zeros(y.shape[:2], device=y.device)
         for case in range(y.shape[0]):
             for region in range(y.shape[1]):

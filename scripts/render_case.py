@@ -23,7 +23,6 @@ import numpy.typing as npt
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-
 from scripts.data.checks import UNREADABLE, check_grid
 from scripts.data.datalist import SEQUENCES, Case, find_cases
 from scripts.errors import InputError

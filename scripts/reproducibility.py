@@ -18,10 +18,8 @@ import torch
 from ignite.engine import Events
 from monai.engines.workflow import Workflow
 from monai.transforms import Compose
-from monai.utils import set_determinism
-from torch.utils.data import DistributedSampler
-
 from scripts.data.datalist import case_name, image_files
+from torch.utils.data import DistributedSampler
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -30,15 +28,11 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "big")
 
 
-def set_random_state(seed: int, deterministic: bool = True) -> None:
-    """Seed Python, NumPy and torch, and choose between cuDNN's determinism and its benchmark.
+def choose_algorithms(deterministic: bool = True) -> None:
+    """Take cuDNN's deterministic algorithms, or let it time its algorithms and take the fastest.
 
-    Args:
-        seed: the same on every rank, so that all build the same network.
-        deterministic: take cuDNN's deterministic algorithms; otherwise let it time its algorithms and take the
-            fastest, whose results may differ in the last digits from run to run.
+    The fastest may give results that differ in the last digits from run to run.
     """
-    set_determinism(seed)
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
 
@@ -58,8 +52,17 @@ class SeededCompose(Compose):
         self.seed = seed
         self.rank = rank
         self.case_key = case_key
-        # Set by EpochSeeds before each epoch, and so before that epoch's workers start with a copy of this object.
-        self.epoch = 0
+        # In shared memory, so that loader workers that live longer than an epoch see it change.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch, which ``EpochSeeds`` sets."""
+        return int(self._epoch)
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
 
     def __call__(
         self, input_: Any, start: int = 0, end: int | None = None, threading: bool = False, lazy: bool | None = None

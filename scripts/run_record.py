@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
-
 from scripts.errors import InputError
 from scripts.files import save_json
 

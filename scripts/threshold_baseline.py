@@ -20,7 +20,6 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-
 from scripts.data.checks import check_cases
 from scripts.data.datalist import SEQUENCES, labeled_items
 from scripts.data.phantom import best_threshold_dice

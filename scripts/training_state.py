@@ -5,23 +5,23 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Events
 from monai.engines.workflow import Workflow
-from torch.optim.lr_scheduler import LRScheduler
-
-from scripts.distributed import unwrap
+from scripts.distributed import rank, unwrap
 from scripts.errors import InputError
 from scripts.files import load_torch, replacing, save_torch
 from scripts.weights import weights_difference
+from torch.optim.lr_scheduler import LRScheduler
 
 logger = logging.getLogger(__name__)
 
 STATE_FILES = ("trainer_state.pt", "trainer_state_previous.pt")
-STATE_KEYS = {"network", "optimizer", "lr_scheduler", "scaler", "epoch", "iteration", "best_metric"}
+STATE_KEYS = {"network", "optimizer", "optimizer_class", "lr_scheduler", "scaler", "epoch", "iteration", "best_metric"}
 
 
 class TrainingFiles:
@@ -85,6 +85,7 @@ class TrainingFiles:
         return {
             "network": self._weights(),
             "optimizer": self.optimizer.state_dict(),
+            "optimizer_class": type(self.optimizer).__name__,
             "lr_scheduler": self.lr_scheduler.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else {},
             "epoch": engine.state.epoch,
@@ -161,12 +162,7 @@ class ResumeTraining:
         path, state = newest_state(self.output_dir)
         network = unwrap(self.network)
         epoch, iteration = int(state["epoch"]), int(state["iteration"])
-        check_resumable(state, path, network, self.optimizer)
-        if iteration != epoch * engine.state.epoch_length:
-            raise InputError(
-                f"{path}: {iteration} iterations in {epoch} epochs, but an epoch now has {engine.state.epoch_length}; "
-                "resume with the same cases, batch_size and number of ranks."
-            )
+        check_resumable(state, path, network, self.optimizer, int(engine.state.epoch_length or 0))
         network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
@@ -177,23 +173,32 @@ class ResumeTraining:
         if self.evaluator is not None and state["best_metric"] is not None:
             self.evaluator.state.best_metric = state["best_metric"]
             self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
-        logger.info("Resumed after epoch %d of %d, from %s", epoch, engine.state.max_epochs, path)
+        if rank() == 0:
+            logger.info("Resumed after epoch %d of %d, from %s", epoch, engine.state.max_epochs, path)
 
 
 def check_resumable(
-    state: dict[str, Any], path: Path, network: torch.nn.Module, optimizer: torch.optim.Optimizer
+    state: dict[str, Any], path: Path, network: torch.nn.Module, optimizer: torch.optim.Optimizer, epoch_length: int
 ) -> None:
-    """Refuse a state that does not belong to this network and optimiser.
+    """Refuse a state that does not belong to this network, optimiser and number of iterations an epoch.
 
     Raises:
         InputError: it does not; the message names the file.
     """
     if difference := weights_difference(network, state["network"]):
         raise InputError(f"{path}: state of another network ({difference}); resume with the run's own configuration.")
-    # The schedule adds initial_lr once it is built.
-    kept, own = (
-        [set(group) - {"initial_lr"} for group in described["param_groups"]]
-        for described in (state["optimizer"], optimizer.state_dict())
-    )
-    if kept != own:
-        raise InputError(f"{path}: state of another optimiser; resume with the run's own configuration.")
+    if (kept := state["optimizer_class"]) != (own := type(optimizer).__name__):
+        raise InputError(f"{path}: state of another optimiser ({kept}, not {own}); resume with its configuration.")
+    epoch, iteration = int(state["epoch"]), int(state["iteration"])
+    if iteration != epoch * epoch_length:
+        raise InputError(
+            f"{path}: {iteration} iterations in {epoch} epochs, but an epoch now has {epoch_length}; "
+            "resume with the same cases, batch_size and number of ranks."
+        )
+
+
+def remove_unfinished(output_dir: str | Path) -> None:
+    """Remove what a training that was killed while it wrote a file has left half written."""
+    for name in (*STATE_FILES, "model.pt", "model_last.pt"):
+        for folder in Path(output_dir).glob(f".{name}.*"):
+            shutil.rmtree(folder)

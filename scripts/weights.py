@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from monai.networks.utils import copy_model_state
-
-from scripts.distributed import unwrap
+from monai.utils import ensure_tuple
+from scripts.distributed import rank, unwrap
 from scripts.errors import InputError
 from scripts.files import load_torch
 from scripts.run_record import read_record
@@ -65,8 +65,10 @@ def weights_difference(network: torch.nn.Module, state: Any) -> str:
     return f"unknown {extra[0]}" if extra else ""
 
 
-def load_pretrained(network: torch.nn.Module, model_file: str | Path, reinitialize: Sequence[str] = ()) -> list[str]:
-    """Start from the weights in ``model_file``, as far as they fit; every tensor left out is named in the log.
+def load_pretrained(
+    network: torch.nn.Module, model_file: str | Path, reinitialize: str | Sequence[str] = ()
+) -> list[str]:
+    """Start from the weights in ``model_file``, as far as they fit; rank 0 names every tensor left out.
 
     Args:
         network: keeps its own initial values where nothing is loaded.
@@ -81,6 +83,7 @@ def load_pretrained(network: torch.nn.Module, model_file: str | Path, reinitiali
         InputError: the file is absent or unreadable, no tensor in it fits, or the network has no such module.
     """
     network = unwrap(network)
+    reinitialize = ensure_tuple(reinitialize)
     for name in reinitialize:
         if not any(key.startswith(f"{name}.") for key in network.state_dict()):
             modules = ", ".join(child for child, _ in network.named_children())
@@ -92,6 +95,8 @@ def load_pretrained(network: torch.nn.Module, model_file: str | Path, reinitiali
     _, loaded, left = copy_model_state(network, dict(state), exclude_vars=exclude)
     if not loaded:
         raise InputError(f"{model_file}: nothing in it fits this network; give weights of a related one.")
+    if rank() != 0:
+        return list(left)
     own = network.state_dict()
     for name in left:
         why = "not in the file"
@@ -103,4 +108,4 @@ def load_pretrained(network: torch.nn.Module, model_file: str | Path, reinitiali
     for name in sorted(set(state) - set(own)):
         logger.warning("Not taken from the file: %s (this network has no such tensor)", name)
     logger.info("%s: %d of %d tensors loaded", model_file, len(loaded), len(own))
-    return left
+    return list(left)

@@ -9,9 +9,13 @@ workflow calls none of this, so it succeeds with no data and no weights at hand.
 from __future__ import annotations
 
 import difflib
+import filecmp
+import functools
 import importlib.util
 import json
 import logging
+import math
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,14 +24,14 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
-
+from monai.utils import ensure_tuple
 from scripts.data.checks import check_cases
 from scripts.data.datalist import CHANNEL_ORDER, complete_item, image_files, labeled_items, write_datalist
-from scripts.distributed import rank, rank_zero_first, unwrap, world_size
+from scripts.distributed import launched_rank, on_rank_zero, rank, unwrap, world_size
 from scripts.errors import InputError
-from scripts.files import keep_earlier, load_torch, replacing
+from scripts.files import keep_earlier, replacing
 from scripts.run_record import CONFIG_FILE, RECORD_FILE, read_record, running_config, write_record
-from scripts.training_state import check_resumable, newest_state
+from scripts.training_state import check_resumable, newest_state, remove_unfinished
 from scripts.transforms import check_et_label
 from scripts.weights import check_weights, load_pretrained
 
@@ -39,8 +43,12 @@ Items = Sequence[Mapping[str, Any]]
 READ_BY_MONAI = {"imports", "initialize", "run", "finalize"}
 # What MONAI Label's training task sets (monailabel 0.8.5, tasks/train/bundle.py, BundleTrainTask.__call__).
 SET_BY_CALLERS = ("train#dataset#data", "validate#dataset#data", "train#trainer#max_epochs", "train#handlers")
+# What MONAI adds for --tracking mlflow.
+TRACKING = {"experiment_name", "is_not_rank0", "run_name", "save_execute_config", "tracking_uri"}
+MLFLOW = "MLFlowHandler"
 # Packages that MONAI's own parts need, only where they are used.
-PACKAGES_BEHIND = {"MLFlowHandler": "mlflow", "monai.handlers.MLFlowHandler": "mlflow"}
+PACKAGES_BEHIND = {MLFLOW: ("mlflow", "sqlalchemy", "alembic")}
+AMP_DTYPES = ("bfloat16", "float16")
 # Keys that say where and on what a training runs, not what it is.
 NOT_OF_THE_RECIPE = {
     "bundle_root",
@@ -75,62 +83,68 @@ def prepare_training(
     datalist_file: str | None = None,
     overwrite: bool = False,
     val_interval: int = 1,
+    batch_size: int = 1,
     pretrained_file: str | None = None,
-    reinitialize: Sequence[str] = (),
+    reinitialize: str | Sequence[str] = (),
     resume: bool = False,
     channel_order: Sequence[str] = CHANNEL_ORDER,
 ) -> None:
-    """Check settings and cases, then write split, configuration and versions into ``output_dir``.
+    """Check settings and cases, load ``pretrained_file``, then write split, configuration and versions.
 
     A caller may bring its own lists, as MONAI Label does, in place of the cases below ``dataset_dir``. Since such a
     caller trains again and again, the folder of its earlier run is then kept under a dated name without being told to.
 
-    With several ranks, rank 0 does so alone; every rank loads ``pretrained_file``, where one is named.
+    All of that goes to ``output_dir``. With several ranks, rank 0 does so alone; each loads ``pretrained_file``.
 
     Raises:
         InputError: a setting cannot work, there are too few cases or a faulty one, ``output_dir`` is in use, or, with
             ``resume``, holds nothing to resume from.
     """
-    with rank_zero_first():
-        if rank() == 0:
-            check_window(unwrap(network), "patch_size", patch_size)
-            check_window(unwrap(network), "roi_size", roi_size)
-            check_et_label(saved_et_label)
-            searched: str | None = dataset_dir
-            if brings_own_data(running_config()):
-                searched, overwrite = None, True
-            if resume:
-                path, state = newest_state(output_dir)
-                check_resumable(state, path, unwrap(network), optimizer)
-            else:
-                refuse_used(output_dir, dataset_dir, overwrite)
-            lists = {"training": training, "validation": validation}
-            lists = {name: [complete_item(i, saved_et_label) for i in items] for name, items in lists.items()}
-            if val_interval == 0:
-                lists["validation"] = []
-            # One patient may stand on both sides, to see whether a network can learn it.
-            both = {str(item["image"]): item for items in lists.values() for item in items}
-            phantoms = check_cases(list(both.values()), searched, "labelled cases", datalist_file, channel_order)
-            needed = lists if val_interval else ["training"]
-            for name in needed:
-                if not lists[name]:
-                    raise InputError(
-                        f"{datalist_file or dataset_dir}: no case for {name}; at least one for each of "
-                        f"{' and '.join(needed)} is needed."
-                    )
-                check_ranks(lists[name], f"cases for {name}")
-            if pretrained_file is not None:
-                load_torch(pretrained_file)
-                # What starts from phantoms' weights is not of patients alone.
-                phantoms = phantoms or bool(read_record(Path(pretrained_file).parent).get("phantoms"))
-            if resume:
-                record_resumption(output_dir, epoch=int(state["epoch"]))
-            else:
-                claim_output(output_dir)
-                write_datalist(lists, dataset_dir, Path(output_dir) / "datalist.json")
-                facts = recorded_order(both.values(), channel_order)
-                write_record(output_dir, phantoms, cases={name: len(items) for name, items in lists.items()}, **facts)
-    if pretrained_file is not None and not resume:
+    pretrained_file = None if resume else pretrained_file
+    searched: str | None = dataset_dir
+    if brings_own_data(running_config()):
+        searched, overwrite = None, True
+
+    def check_and_claim() -> None:
+        check_window(unwrap(network), "patch_size", patch_size)
+        check_window(unwrap(network), "roi_size", roi_size)
+        check_et_label(saved_et_label)
+        state: dict[str, Any] = {}
+        if resume:
+            path, state = newest_state(output_dir)
+            steps = math.ceil(math.ceil(len(training) / world_size()) / batch_size)
+            check_resumable(state, path, unwrap(network), optimizer, steps)
+        else:
+            refuse_used(output_dir, dataset_dir, overwrite)
+        lists = {"training": training, "validation": validation if val_interval else []}
+        lists = {name: [complete_item(item, saved_et_label) for item in items] for name, items in lists.items()}
+        # One patient may stand on both sides, to see whether a network can learn it.
+        both = {str(item["image"]): item for items in lists.values() for item in items}
+        phantoms = check_cases(list(both.values()), searched, "labelled cases", datalist_file, channel_order)
+        needed = ["training", "validation"] if val_interval else ["training"]
+        for name in needed:
+            if not lists[name]:
+                raise InputError(
+                    f"{datalist_file or dataset_dir}: no case for {name}; at least one for each of "
+                    f"{' and '.join(needed)} is needed."
+                )
+            check_ranks(lists[name], f"cases for {name}")
+        if pretrained_file is not None:
+            if Path(pretrained_file).resolve().is_relative_to(Path(output_dir).resolve()):
+                raise InputError(f"{pretrained_file}: lies in --output_dir; choose another for the new training.")
+            load_pretrained(network, pretrained_file, reinitialize)
+            # What starts from phantoms' weights is not of patients alone.
+            phantoms = phantoms or bool(read_record(Path(pretrained_file).parent).get("phantoms"))
+        if resume:
+            record_resumption(output_dir, epoch=int(state["epoch"]))
+        else:
+            claim_output(output_dir)
+            write_datalist(lists, dataset_dir, Path(output_dir) / "datalist.json")
+            facts = recorded_order(both.values(), channel_order)
+            write_record(output_dir, phantoms, cases={name: len(items) for name, items in lists.items()}, **facts)
+
+    on_rank_zero(check_and_claim)
+    if pretrained_file is not None and rank() != 0:
         load_pretrained(network, pretrained_file, reinitialize)
 
 
@@ -156,29 +170,30 @@ def prepare_evaluation(
         InputError: a setting cannot work, there is no case or a faulty one, the weights are absent or of another
             network, or ``output_dir`` is in use.
     """
-    with rank_zero_first():
-        if rank() != 0:
-            return
+
+    def check_and_claim() -> None:
         check_window(unwrap(network), "roi_size", roi_size)
         check_et_label(saved_et_label)
         refuse_used(output_dir, dataset_dir, overwrite)
-        files = [model_file] if isinstance(model_file, str) else list(model_file)
+        files = ensure_tuple(model_file)
         if not files or len(set(files)) != len(files):
-            raise InputError(f"--model_file {files}: name at least one model file, and each once.")
+            raise InputError(f"--model_file {list(files)}: name at least one model file, and each once.")
         phantom_weights = [check_weights(unwrap(network), file) for file in files]
         if not items and selection not in (None, "all") and labeled_items(dataset_dir):
             raise InputError(f"{datalist_file or dataset_dir}: no case for {selection}; choose --cases all.")
         kind = "cases" if selection is None else "labelled cases"
-        items = [complete_item(item, saved_et_label) for item in items]
-        phantoms = check_cases(items, dataset_dir, kind, datalist_file, channel_order)
+        completed = [complete_item(item, saved_et_label) for item in items]
+        phantoms = check_cases(completed, dataset_dir, kind, datalist_file, channel_order)
         check_ranks(items, kind)
         for file, synthetic in zip(files, phantom_weights, strict=True):
             if synthetic:
                 logger.warning("%s was trained on synthetic phantoms: its results say nothing about patients.", file)
         claim_output(output_dir)
         facts: dict[str, Any] = {"model_file": files[0] if len(files) == 1 else files, "cases": len(items)}
-        facts |= recorded_order(items, channel_order)
+        facts |= recorded_order(completed, channel_order)
         write_record(output_dir, phantoms, phantom_weights=any(phantom_weights), **facts)
+
+    on_rank_zero(check_and_claim)
 
 
 def recorded_order(items: Iterable[Mapping[str, Any]], channel_order: Sequence[str]) -> dict[str, list[str]]:
@@ -202,24 +217,34 @@ def check_ranks(items: Items, what: str) -> None:
         InputError: there are more ranks than ``items``.
     """
     if world_size() > len(items):
-        raise InputError(
-            f"--nproc_per_node: {world_size()} processes for {len(items)} {what}; start {len(items)} at most."
-        )
+        raise InputError(f"{world_size()} processes need as many {what}, and there are {len(items)}; start fewer.")
 
 
 def record_resumption(output_dir: str, epoch: int) -> None:
-    """Note in ``run.json`` that a training goes on, and keep the configuration that it started with."""
+    """Note in ``run.json`` that a training goes on, and keep the configuration that it started with.
+
+    What a kill left half written goes. Should the recipe have changed meanwhile, the weights are never published.
+    """
+    remove_unfinished(output_dir)
     config_file = Path(output_dir) / CONFIG_FILE
     config = running_config()
     record = read_record(output_dir)
+    changed: list[str] = []
     if config is not None and config_file.is_file():
-        changed = [k for k in changed_recipe(config, config_file) if k != "max_epochs"]
-        if changed:
-            logger.warning("The training started with other settings of %s (%s).", ", ".join(changed), config_file)
+        changed = changed_recipe(config, config_file)
+        told = [key for key in changed if key != "max_epochs"]
+        if told:
+            logger.warning(
+                "The training started with other settings of %s (%s); what the optimiser was given then still holds.",
+                ", ".join(told),
+                config_file,
+            )
         keep_earlier(config_file)
-    facts = {key: value for key, value in record.items() if key not in ("started", "phantoms", "versions", "resumed")}
+    kept = ("started", "phantoms", "versions", "resumed", "recipe_changed")
+    facts = {key: value for key, value in record.items() if key not in kept}
     history = [*record.get("resumed", []), {"started": record.get("started"), "until_epoch": epoch}]
-    write_record(output_dir, bool(record.get("phantoms")), **facts, resumed=history)
+    recipe_changed = sorted({*record.get("recipe_changed", []), *changed})
+    write_record(output_dir, bool(record.get("phantoms")), **facts, resumed=history, recipe_changed=recipe_changed)
 
 
 def check_settings(config: Mapping[str, Any] | None = None) -> None:
@@ -230,7 +255,8 @@ def check_settings(config: Mapping[str, Any] | None = None) -> None:
 
     Raises:
         InputError: a value is the text "true" or "false", as the command line leaves a switch in lower case, and which
-            Python takes for true, both; the device is not there; or a package is not installed that a part needs.
+            Python takes for true, both; the device or precision does not exist; a package is not installed that a part
+            needs; or torchrun started several processes for a configuration of one.
     """
     config = running_config() or {} if config is None else config
     for name, value in _leaves(config):
@@ -239,26 +265,56 @@ def check_settings(config: Mapping[str, Any] | None = None) -> None:
         if name.endswith("_target_") and isinstance(value, str):
             check_installed(name, value)
     check_device(config.get("device"))
+    if (precision := config.get("amp_dtype", AMP_DTYPES[0])) not in AMP_DTYPES:
+        raise InputError(f"--amp_dtype {precision}: choose one of {', '.join(AMP_DTYPES)}.")
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1 and config.get("world_size") == 1:
+        raise InputError(
+            f"{started} processes were started (WORLD_SIZE) for a configuration of one; add multi_gpu_train.json, "
+            "multi_gpu_evaluate.json or multi_gpu_inference.json to --config_file."
+        )
     # What a caller's own lists and lengths replace is read by nothing any more, and no one has mistyped it.
-    if rank() != 0 or brings_own_data(config):
+    if launched_rank() != 0 or brings_own_data(config):
         return
-    text = json.dumps(config, default=str)
+    text = json.dumps(_without_tracking(config), default=str)
     for name in config:
-        if name not in READ_BY_MONAI and not re.search(rf"@{re.escape(name)}\b", text):
+        known = name in READ_BY_MONAI or name in TRACKING or name in _own_settings()
+        if not known and not re.search(rf"@{re.escape(name)}\b", text):
             close = difflib.get_close_matches(name, list(config), 2)
             hint = next((f"; did you mean {other}?" for other in close if other != name), ".")
             logger.warning("Nothing reads the setting %s%s", name, hint)
+
+
+@functools.cache
+def _own_settings() -> frozenset[str]:
+    """Settings of the bundle's main configurations, each of which is read in at least one workflow."""
+    folder = Path(__file__).parent.parent / "configs"
+    files = [folder / name for name in ("train.json", "evaluate.json", "inference.json")]
+    return frozenset(key for file in files if file.is_file() for key in json.loads(file.read_text(encoding="utf-8")))
+
+
+def _without_tracking(node: Any) -> Any:
+    """A configuration without what MONAI adds for ``--tracking mlflow``."""
+    if isinstance(node, Mapping):
+        return {key: _without_tracking(value) for key, value in node.items() if key not in TRACKING}
+    if isinstance(node, (list, tuple)):
+        return [_without_tracking(v) for v in node if not (isinstance(v, Mapping) and v.get("_target_") == MLFLOW)]
+    return node
 
 
 def check_installed(name: str, target: str) -> None:
     """Refuse a part whose package is absent, before MONAI fails on it with a page of text.
 
     Raises:
-        InputError: the package is not installed; the message names it.
+        InputError: a package is not installed; the message names it.
     """
-    package = PACKAGES_BEHIND.get(target, target.split(".")[0] if "." in target else "monai")
-    if importlib.util.find_spec(package) is None:
-        raise InputError(f"{name} {target}: needs the package {package}, which is absent; pip install {package}.")
+    if not re.match(r"[A-Za-z_]", target):
+        # An expression or a reference, which only evaluation can tell.
+        return
+    packages = PACKAGES_BEHIND.get(target, (target.split(".")[0],) if "." in target else ())
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise InputError(f"{name} {target}: needs the package {package}, which is absent; pip install {package}.")
 
 
 def check_device(device: Any) -> None:
@@ -332,15 +388,21 @@ def publish(output_dir: str, bundle_root: str, enabled: bool = True) -> None:
     if rank() != 0:
         return
     best = Path(output_dir) / "model.pt"
+    record = read_record(output_dir)
     changed = changed_recipe(running_config(), Path(bundle_root) / "configs" / "train.json")
+    # A training that was resumed with other settings is of no one recipe.
+    changed = sorted({*changed, *record.get("recipe_changed", [])})
     if not enabled or changed:
         what = f" ({', '.join(changed)})" if changed else ""
         logger.info("Weights: %s; not published, since this is a variation of the plain recipe%s.", best, what)
         return
-    if read_record(output_dir).get("phantoms"):
+    if record.get("phantoms"):
         logger.warning("Weights: %s; not published, since they come from synthetic phantoms.", best)
         return
     target = Path(bundle_root) / "models" / "model.pt"
+    if target.is_file() and filecmp.cmp(best, target, shallow=False):
+        logger.info("Weights: %s; published already as %s", best, target)
+        return
     for file in (target, target.with_suffix(".ts")):
         if (kept := keep_earlier(file)) is not None:
             logger.info("Kept the earlier %s as %s", file, kept)
@@ -357,7 +419,8 @@ def changed_recipe(config: Mapping[str, Any] | None, plain: Path) -> list[str]:
     """
     if config is None:
         return []
-    wanted = ConfigParser.load_config_file(str(plain))
+    config = _without_tracking(config)
+    wanted = _without_tracking(ConfigParser.load_config_file(str(plain)))
     if brings_own_data(config):
         for path in SET_BY_CALLERS:
             *parents, last = path.split("#")

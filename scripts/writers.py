@@ -12,13 +12,12 @@ import numpy as np
 from monai.config import KeysCollection, PathLike
 from monai.data import NibabelWriter
 from monai.transforms import MapTransform, SaveImage, SaveImaged
-
 from scripts.data.datalist import case_name, image_files
 from scripts.files import replacing
 from scripts.transforms import region_probabilities, uncertainty
 
 
-class LabelMapWriter(NibabelWriter):
+class MapWriter(NibabelWriter):
     """MONAI's NIfTI writer for maps that are in the input's grid already, through a temporary file."""
 
     def set_metadata(self, meta_dict: Mapping | None, resample: bool = True, **options: Any) -> None:
@@ -49,7 +48,7 @@ class SaveImageByCased(SaveImaged):
         super().__init__(keys, output_dir=str(output_dir), allow_missing_keys=allow_missing_keys)
         self.output_dir = Path(output_dir)
         self.case_key = case_key
-        self.saver = SaveImage(output_dtype=np.uint8, writer=LabelMapWriter, print_log=False)
+        self.saver = SaveImage(output_dtype=np.uint8, writer=MapWriter, print_log=False)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Save the label maps of one case."""
@@ -96,7 +95,7 @@ class SaveRegionMapsd(MapTransform):
         self.exclusive = exclusive
         self.case_key = case_key
         dtype = np.float32 if kind == "prob" else np.uint8
-        self.saver = SaveImage(output_dtype=dtype, writer=LabelMapWriter, print_log=False)
+        self.saver = SaveImage(output_dtype=dtype, writer=MapWriter, print_log=False)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Save the maps of one case."""

@@ -11,9 +11,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from workflows import SIZE, TRAINING_SIZE, bundle_run, models
-
 from scripts import make_phantoms
+from workflows import SIZE, TRAINING_SIZE, bundle_run, models
 
 
 @pytest.fixture(scope="session")

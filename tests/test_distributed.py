@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import socket
 import time
@@ -18,12 +17,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn as nn
 from monai.bundle import ConfigWorkflow
-from workflows import CHANNELS, ROOT, SIZE, TRAINING_SIZE, bundle_run, command, files, rows, voxels
-
 from scripts import distributed
-from scripts.errors import InputError
+from scripts.errors import InputError, input_error_behind
 from scripts.losses import PriorAttentionLoss
 from scripts.networks import PriorAttentionNet
+from workflows import CHANNELS, ROOT, SIZE, TRAINING_SIZE, bundle_run, command, files, rows, voxels
 
 TRAINING = {**TRAINING_SIZE, "max_epochs": 2, "val_interval": 1, "flat_epochs": 1, "folds": 3, "fold": 0}
 EVALUATION = {key: value for key, value in TRAINING.items() if key not in ("max_epochs", "val_interval")}
@@ -53,7 +51,8 @@ def test_a_training_on_two_ranks_leaves_one_set_of_files(trained):
     names = {path.name for path in trained.iterdir()}
     weights = {"model.pt", "model_last.pt", "trainer_state.pt", "trainer_state_previous.pt"}
     assert names == weights | {"config.json", "run.json", "datalist.json", "tensorboard"}
-    assert len(list((trained / "tensorboard").iterdir())) == 1
+    for kind in ("training", "validation"):
+        assert len(list((trained / "tensorboard" / kind).iterdir())) == 1
     state = torch.load(trained / "trainer_state.pt", weights_only=True)
     # Four cases on two ranks: two steps an epoch.
     assert (state["epoch"], state["iteration"]) == (2, 4)
@@ -122,7 +121,7 @@ def _rank(number: int, port: int, function, folder: str) -> None:
         RANK=str(number), WORLD_SIZE="2", LOCAL_RANK=str(number), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
     torch.set_num_threads(1)
-    distributed.start("cpu")
+    distributed.start("cpu", 2)
     torch.save(function(number), f"{folder}/{number}.pt")
     distributed.stop()
 
@@ -227,12 +226,24 @@ def test_each_sample_once_an_epoch_in_a_new_order(tmp_path):
 # Settings.
 
 
+def test_several_processes_for_a_configuration_of_one_are_refused(small_cohort, tmp_path, monkeypatch):
+    """Each would train a network of its own, all into one folder."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RuntimeError) as caught:
+        place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run")}
+        bundle_run("train.json", **place, **TRAINING)
+    assert "2 processes were started (WORLD_SIZE) for a configuration of one; add multi_gpu_train.json" in str(
+        input_error_behind(caught.value)
+    )
+    assert not (tmp_path / "run").exists()
+
+
 def test_more_ranks_than_gpus_are_refused(monkeypatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError) as caught:
-        distributed.start("cuda:0")
+        distributed.start("cuda:0", 4)
     assert str(caught.value) == (
         "--nproc_per_node 4: this machine has 2 GPUs; start at most one process for each, or add --device cpu."
     )
@@ -240,14 +251,16 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch):
 
 
 def test_without_torchrun_it_is_one_process(caplog):
-    distributed.start("cpu")
-    assert not dist.is_initialized()
-    assert "Not started by torchrun: one process does all the work." in caplog.messages
+    assert (distributed.launched_rank(), distributed.launched_world_size()) == (0, 1)
     assert (distributed.rank(), distributed.world_size()) == (0, 1)
+    assert "Not started by torchrun: one process does all the work." in caplog.messages
+    distributed.start("cpu", 1)
+    assert not dist.is_initialized()
     network = build()
     assert distributed.replicate(network, "cpu") is network
-    with caplog.at_level(logging.INFO), distributed.rank_zero_first():
-        pass
+    done = []
+    distributed.on_rank_zero(lambda: done.append(1))
+    assert done == [1]
 
 
 @pytest.mark.parametrize(

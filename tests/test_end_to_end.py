@@ -16,11 +16,10 @@ import pytest
 import torch
 from monai.bundle import ConfigWorkflow
 from monai.data import load_net_with_metadata
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from workflows import CHANNELS, CONFIGS, ROOT, SIZE, TRAINING_SIZE, bundle_run, command, files, models, rows, voxels
-
 from scripts.networks import PriorAttentionNet
 from scripts.workflow import changed_recipe
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from workflows import CHANNELS, CONFIGS, ROOT, SIZE, TRAINING_SIZE, bundle_run, command, files, models, rows, voxels
 
 REGIONS = {"ET": (4,), "TC": (1, 4), "WT": (1, 2, 4)}
 
@@ -28,7 +27,7 @@ REGIONS = {"ET": (4,), "TC": (1, 4), "WT": (1, 2, 4)}
 def test_training_leaves_its_files(training, cohort):
     names = {path.name for path in training.iterdir()}
     wanted = {"model.pt", "model_last.pt", "trainer_state.pt", "config.json", "run.json", "datalist.json"}
-    assert names == wanted | {"tensorboard"}
+    assert names == wanted | {"tensorboard", "trainer_state_previous.pt"}
     state = torch.load(training / "trainer_state.pt", weights_only=True)
     assert (state["epoch"], state["iteration"], state["best_metric_epoch"]) == (3, 6, 2)
     PriorAttentionNet(channels=CHANNELS).load_state_dict(torch.load(training / "model.pt", weights_only=True))
@@ -57,18 +56,26 @@ def test_what_was_changed_of_the_recipe_is_told_exactly(training):
     assert TRAINING_SIZE["val_interval"] == 2, "the plain recipe's"
 
 
-def test_training_logs_loss_rate_and_dice_by_region(training):
-    events = EventAccumulator(str(training / "tensorboard"))
+def curves(folder: Path) -> dict[str, list[float]]:
+    events = EventAccumulator(str(folder))
     events.Reload()
-    tags = set(events.Tags()["scalars"])
+    return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_training_logs_loss_rate_and_dice_by_region(training):
+    found = curves(training / "tensorboard" / "training")
     levels = {f"train/loss_{name}" for name in ("out", "level1", "level2", "level3", "prior")}
-    assert levels | {"train/loss", "train/learning_rate"} <= tags
-    assert {"val_mean_dice", "val_dice_ET", "val_dice_TC", "val_dice_WT"} <= tags
-    # Two iterations an epoch, one epoch of warm-up from 1/1000, then flat; logged after the scheduler's step.
-    rates = [event.value for event in events.Scalars("train/learning_rate")]
-    assert rates == pytest.approx([1e-3 * (1 + 999 * 0.5) / 1000, *[1e-3] * 5], rel=1e-5)
-    for step, total in enumerate(event.value for event in events.Scalars("train/loss")):
-        assert total == pytest.approx(sum(events.Scalars(level)[step].value for level in levels), rel=1e-5)
+    assert levels | {"train/loss", "train/learning_rate"} == set(found)
+    # Two iterations an epoch, one epoch of warm-up from 1/1000, then flat.
+    wanted = [1e-3 / 1000, 1e-3 * (1 + 999 * 0.5) / 1000, *[1e-3] * 4]
+    assert found["train/learning_rate"] == pytest.approx(wanted, rel=1e-5)
+    for step, total in enumerate(found["train/loss"]):
+        assert total == pytest.approx(sum(found[level][step] for level in levels), rel=1e-5)
+    validation = curves(training / "tensorboard" / "validation")
+    assert {"val_mean_dice", "val_dice_ET", "val_dice_TC", "val_dice_WT"} == set(validation)
+    (mean,) = validation["val_mean_dice"]
+    regions = [validation[f"val_dice_{region}"][0] for region in ("ET", "TC", "WT")]
+    assert mean == pytest.approx(sum(regions) / 3, abs=1e-6)
 
 
 def test_phantom_weights_are_not_published(models_before, training, evaluation, segmentation):

@@ -7,7 +7,6 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn as nn
-
 from scripts import ensembles
 from scripts.ensembles import ensemble_members
 

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from scripts.errors import InputError, input_error_behind
 
 ROOT = Path(__file__).parents[1]

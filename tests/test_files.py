@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from scripts.errors import InputError
 from scripts.files import keep_earlier, load_torch, replacing, save_json, save_text, save_torch
 

@@ -13,18 +13,11 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-from scripts.handlers import (
-    EvaluationReport,
-    LazySummaryWriter,
-    ProgressHandler,
-    TrainingScalars,
-    summarize,
-)
+from scripts.handlers import EvaluationReport, LazySummaryWriter, ProgressHandler, TrainingScalars, summarize
 from scripts.losses import PriorAttentionLoss
 from scripts.lr_schedulers import WarmupFlatCosineLR
 from scripts.training_state import ResumeTraining, TrainingFiles, newest_state
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
 def training(output_dir, scores=None, max_epochs=4, steps=3):
@@ -69,6 +62,7 @@ def training(output_dir, scores=None, max_epochs=4, steps=3):
         network=network,
         optimizer=optimizer,
         scheduler=scheduler,
+        evaluator=evaluator,
         weights=weights,
     )
 
@@ -176,6 +170,20 @@ def test_the_scaler_of_mixed_precision_is_kept_and_taken_up(tmp_path):
     assert other.trainer.scaler.get_scale() == 1024.0
     assert (other.trainer.state.epoch, other.trainer.state.iteration) == (5, 15)
     assert other.scheduler.last_epoch == 15
+
+
+def test_a_worse_validation_after_resuming_does_not_replace_the_best_weights(tmp_path):
+    first = training(tmp_path, {1: 0.2, 2: 0.9})
+    first.run()
+    best = load(tmp_path / "model.pt")
+    second = training(tmp_path, {5: 0.5, 6: 0.6}, max_epochs=6)
+    ResumeTraining(tmp_path, second.network, second.optimizer, second.scheduler, second.evaluator).attach(
+        second.trainer
+    )
+    second.run()
+    assert same(load(tmp_path / "model.pt"), best)
+    state = load(tmp_path / "trainer_state.pt")
+    assert (state["epoch"], state["best_metric"], state["best_metric_epoch"]) == (6, pytest.approx(0.9), 2)
 
 
 def test_the_newer_of_two_valid_states_is_taken(tmp_path):

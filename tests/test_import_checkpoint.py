@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from scripts.errors import InputError
 from scripts.import_checkpoint import convert, main, read_state_dict
 from scripts.networks import PriorAttentionNet

@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.inferers import SimpleInferer, SlidingWindowInferer
-
 from scripts.errors import InputError
 from scripts.inferers import FlipInferer, WholeVolumeInferer
 

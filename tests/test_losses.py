@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from monai.losses import DiceCELoss
-
 from scripts.losses import PriorAttentionLoss
 
 NAMES = ("out", "level1", "level2", "level3", "prior")

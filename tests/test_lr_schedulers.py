@@ -7,7 +7,6 @@ import math
 
 import pytest
 import torch
-
 from scripts.lr_schedulers import WarmupFlatCosineLR
 
 

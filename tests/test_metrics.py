@@ -12,7 +12,6 @@ from monai.data import MetaTensor
 from monai.metrics import DiceMetric
 from scipy import ndimage
 from scipy.spatial import cKDTree
-
 from scripts.metrics import WORST_HD95_MM, BratsHausdorffDistance95
 
 SIZE = (22, 18, 20)

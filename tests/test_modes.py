@@ -16,10 +16,9 @@ import torch
 import torch.nn as nn
 from monai.bundle import ConfigWorkflow
 from monai.data.utils import dense_patch_slices
-from workflows import CHANNELS, CONFIGS, ROOT, SIZE, TRAINING_SIZE, bundle_run, files, rows, voxels
-
 from scripts.errors import input_error_behind
 from scripts.networks import PriorAttentionNet
+from workflows import CHANNELS, CONFIGS, ROOT, SIZE, TRAINING_SIZE, bundle_run, files, rows, voxels
 
 TRAINING = {**TRAINING_SIZE, "max_epochs": 2, "val_interval": 1, "flat_epochs": 1}
 EVALUATION = {key: value for key, value in TRAINING.items() if key not in ("max_epochs", "val_interval")}
@@ -88,7 +87,9 @@ def members(small_cohort, tmp_path_factory) -> list[str]:
 
 
 def test_all_cases_without_validation(small_cohort, tmp_path):
-    state = train(small_cohort, tmp_path / "run", "train_all_cases.yaml", val_interval=0)
+    settings = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run")}
+    bundle_run("train.json", "train_all_cases.yaml", **settings, **without(TRAINING, "val_interval"))
+    state = weights(tmp_path / "run" / "trainer_state.pt")
     split = datalist(tmp_path / "run")
     assert (len(split["training"]), split["validation"]) == (6, [])
     assert (state["epoch"], state["iteration"], state["best_metric"]) == (2, 12, None)
@@ -130,9 +131,20 @@ def test_one_fold_is_trained_and_evaluated_on_its_held_out_cases(small_cohort, t
     assert sorted(rows(tmp_path / "run" / "evaluation_validation" / "scores.csv")) == held_out
 
 
+def test_evaluating_another_fold_than_was_trained_is_refused(small_cohort, tmp_path):
+    train(small_cohort, tmp_path / "run", "train_folds.yaml", fold=1, folds=3, max_epochs=1)
+    place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run"), "fold": 2, "folds": 3}
+    said = refused("train.json", "train_folds.yaml", "evaluate.json", **place, **EVALUATION)
+    assert said.endswith("datalist.json: not the split of fold 2 of 3; give that fold's --output_dir.")
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
+        (
+            {"fold": 1, "datalist_file": "mine.json"},
+            "--fold 1: mine.json holds a split already; give one or the other.",
+        ),
         ({"fold": 5}, "--fold 5: there are the folds 0 to 4; choose one, or change --folds."),
         ({"fold": -1}, "--fold -1: there are the folds 0 to 4; choose one, or change --folds."),
         ({"fold": 0, "folds": 7}, "--folds 7: 6 labelled cases make 2 to 6 folds."),
@@ -176,6 +188,7 @@ def test_deterministic_or_benchmark(overlays, benchmark):
         files("train.json", *overlays), workflow_type="train", logging_file=False, bundle_root=str(ROOT)
     )
     made.initialize()
+    made.parser.get_parsed_content("run::2")
     assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == (benchmark, not benchmark)
 
 
@@ -258,13 +271,14 @@ def test_finetuning_starts_from_the_file_but_for_what_is_named(small_cohort, tra
     ("settings", "said"),
     [
         ({"pretrained_file": "/nowhere/model.pt"}, "/nowhere/model.pt: no such file"),
-        ({"reinitialize": ["neck"]}, "--reinitialize neck: the network has no such module; it has encoder, head,"),
+        ({"reinitialize": "neck"}, "--reinitialize neck: the network has no such module; it has encoder, head,"),
     ],
 )
 def test_finetuning_from_what_is_not_there_is_refused(small_cohort, trained, tmp_path, settings, said):
     chosen = {"pretrained_file": str(trained / "model.pt"), **TRAINING, **settings}
     place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run")}
     assert said in refused("train.json", "train_finetune.yaml", **place, **chosen)
+    assert not (tmp_path / "run").exists()
 
 
 def test_mlflow_gets_loss_and_dice(small_cohort, tmp_path):
@@ -395,6 +409,13 @@ def test_an_ensemble_with_flips_is_evaluated(small_cohort, members, tmp_path):
     assert len(rows(scored / "scores.csv")) == 6
     assert np.array_equal(voxels(folder / f"{FIRST}.nii.gz"), voxels(scored / f"{FIRST}.nii.gz"))
     assert voxels(folder / f"{FIRST}.nii.gz").any()
+
+
+def test_an_ensemble_of_one_file_is_that_network(small_cohort, members, tmp_path):
+    case = small_cohort / FIRST
+    alone = infer(case, tmp_path / "alone", model_file=members[0])
+    ensemble = infer(case, tmp_path / "ensemble", "inference_ensemble.yaml", model_file=members[0])
+    assert np.array_equal(voxels(alone / f"{FIRST}.nii.gz"), voxels(ensemble / f"{FIRST}.nii.gz"))
 
 
 @pytest.mark.parametrize("kind", ["absent", "another network", "twice", "none"])

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigWorkflow
-from workflows import CHANNELS, CONFIGS, ROOT, SIZE, bundle_run, rows
-
 from scripts.data.datalist import labeled_items
 from scripts.networks import PriorAttentionNet
+from workflows import CHANNELS, CONFIGS, ROOT, SIZE, bundle_run, rows
 
 VOXELS = {"TCGA-FG-6692": (30179, 9317, 6840), "TCGA-DU-7294": (24188, 9281, 0)}  # WT, TC, ET, by their README
 

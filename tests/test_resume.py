@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from scripts.errors import input_error_behind
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from workflows import CONFIGS, ROOT, TRAINING_SIZE, bundle_run, command, files
-
-from scripts.errors import input_error_behind
 
 # Two folds: three cases and so three iterations an epoch.
 TRAINING = {**TRAINING_SIZE, "max_epochs": 4, "val_interval": 2, "flat_epochs": 1, "folds": 2, "fold": 0}
@@ -24,10 +23,14 @@ def settings(cohort: Path, output: Path, **changes) -> dict:
     return {"dataset_dir": str(cohort), "output_dir": str(output), **TRAINING, **changes}
 
 
-def kill(cohort: Path, output: Path, folder: Path, **changes) -> None:
-    """A training in a process of its own, which is killed in the middle of the third epoch."""
+MIDDLE_OF_EPOCH = {"_target_": "workflows.KillAt", "iteration": KILLED_IN}
+HALF_A_FILE = {"_target_": "workflows.KillWhileSaving", "epoch": 3}
+
+
+def kill(cohort: Path, output: Path, folder: Path, handler: dict = MIDDLE_OF_EPOCH, **changes) -> None:
+    """A training in a process of its own, which ``handler`` kills in the third epoch."""
     overlay = folder / "kill.json"
-    overlay.write_text(json.dumps({"+train#handlers": [{"_target_": "workflows.KillAt", "iteration": KILLED_IN}]}))
+    overlay.write_text(json.dumps({"+train#handlers": [handler]}))
     chosen = {"bundle_root": ROOT, **settings(cohort, output, **changes)}
     flat = [text for key, value in chosen.items() for text in (f"--{key}", str(value))]
     config = str([*files("train.json"), str(overlay)])
@@ -86,7 +89,6 @@ def copy(run: Path, to: Path) -> Path:
 def test_the_killed_training_was_in_the_middle_of_an_epoch(killed):
     state = load(killed / "trainer_state.pt")
     assert (state["epoch"], state["iteration"]) == (2, 6)
-    assert not [path for path in killed.iterdir() if path.name.startswith(".")], "a half-written file"
 
 
 def test_resumed_it_ends_as_if_never_stopped(small_cohort, uninterrupted, killed, tmp_path):
@@ -103,16 +105,33 @@ def test_resumed_it_ends_as_if_never_stopped(small_cohort, uninterrupted, killed
     assert len(list(output.glob("config_*.json"))) == 1, "the configuration that it started with is kept"
 
 
+def scalars(run: Path, kind: str, tag: str) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(run / "tensorboard" / kind))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
 def test_curves_of_a_resumed_training_have_each_step_once(small_cohort, uninterrupted, killed, tmp_path):
+    """Even where it goes on from before what was logged already."""
     output = copy(killed, tmp_path / "run")
+    (output / "trainer_state.pt").unlink()
     resume(small_cohort, output)
-    curves = []
-    for run in (output, uninterrupted):
-        events = EventAccumulator(str(run / "tensorboard"))
-        events.Reload()
-        curves.append([(event.step, event.value) for event in events.Scalars("train/loss")])
-    assert curves[0] == curves[1]
-    assert [step for step, _ in curves[0]] == list(range(1, 13))
+    for kind, tag in (("training", "train/loss"), ("validation", "val_mean_dice")):
+        assert scalars(output, kind, tag) == scalars(uninterrupted, kind, tag)
+    assert [step for step, _ in scalars(output, "training", "train/loss")] == list(range(1, 13))
+    assert [step for step, _ in scalars(output, "validation", "val_mean_dice")] == [2, 4]
+
+
+def test_killed_while_it_writes_its_state(small_cohort, uninterrupted, tmp_path):
+    """The half file is never taken, and gone after the training was resumed."""
+    output = tmp_path / "run"
+    kill(small_cohort, output, tmp_path, HALF_A_FILE)
+    assert [path for path in output.iterdir() if path.name.startswith(".trainer_state.pt.")]
+    assert load(output / "trainer_state.pt")["epoch"] == 2
+    resume(small_cohort, output)
+    assert not [path for path in output.iterdir() if path.name.startswith(".")]
+    for name in ("trainer_state.pt", "model.pt"):
+        assert_same(load(output / name), load(uninterrupted / name), name)
 
 
 def test_with_two_workers_too(small_cohort, uninterrupted, tmp_path):
@@ -156,7 +175,10 @@ def nothing(output: Path) -> dict:
 REFUSED = {
     "no valid state": (nothing, "no valid trainer state (trainer_state.pt or trainer_state_previous.pt)"),
     "another network": (lambda output: {"network_def#channels": [4] * 5}, "state of another network (encoder.2"),
-    "another optimiser": (lambda output: {"overlays": ["train_sgd.yaml"]}, "state of another optimiser"),
+    "another optimiser": (
+        lambda output: {"overlays": ["train_sgd.yaml"]},
+        "state of another optimiser (Adam, not SGD)",
+    ),
     "another batch size": (lambda output: {"batch_size": 3}, "6 iterations in 2 epochs, but an epoch now has 1"),
     "no such folder": (lambda output: {"output_dir": str(output / "nowhere")}, "give the --output_dir of a stopped"),
 }
@@ -167,13 +189,24 @@ def test_what_cannot_be_resumed_is_refused_and_left_alone(kind, small_cohort, ki
     output = copy(killed, tmp_path / "run")
     change, said = REFUSED[kind]
     changes = change(output)
-    before = {path: path.stat().st_mtime_ns for path in output.rglob("*.pt")}
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
     with pytest.raises(RuntimeError) as caught:
         names = ("train.json", *changes.pop("overlays", []), "train_resume.yaml")
         bundle_run(*names, **{**settings(small_cohort, output), **changes})
     error = input_error_behind(caught.value)
     assert error is not None and said in str(error) and "\n" not in str(error)
-    assert {path: path.stat().st_mtime_ns for path in output.rglob("*.pt")} == before
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
+
+
+def test_a_finetuning_is_resumed_without_its_file(small_cohort, killed, tmp_path):
+    pretrained = tmp_path / "start.pt"
+    pretrained.write_bytes((killed / "model.pt").read_bytes())
+    names, output = ["train.json", "train_finetune.yaml"], tmp_path / "run"
+    first = {**settings(small_cohort, output, max_epochs=1), "pretrained_file": str(pretrained)}
+    bundle_run(*names, **first)
+    pretrained.unlink()
+    bundle_run(*names, "train_resume.yaml", **{**first, "max_epochs": 2})
+    assert load(output / "trainer_state.pt")["epoch"] == 2
 
 
 def test_other_settings_than_at_the_start_are_warned_of(small_cohort, killed, tmp_path, caplog):
@@ -181,8 +214,9 @@ def test_other_settings_than_at_the_start_are_warned_of(small_cohort, killed, tm
     resume(small_cohort, output, learning_rate=2e-3)
     config = next(output.glob("config_*.json"))
     # The handler that killed it was part of "train".
-    said = f"The training started with other settings of learning_rate, train ({output / 'config.json'})."
-    assert said in caplog.messages
+    said = f"The training started with other settings of learning_rate, train ({output / 'config.json'}); "
+    assert any(message.startswith(said) for message in caplog.messages)
+    assert json.loads((output / "run.json").read_text())["recipe_changed"] == ["learning_rate", "train"]
     assert (
         json.loads(config.read_text())["learning_rate"]
         == json.loads((CONFIGS / "train.json").read_text())["learning_rate"]

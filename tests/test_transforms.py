@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from monai.data import MetaTensor
+from monai.metrics import DiceMetric
 from monai.transforms import Spacingd
 from scipy import ndimage
-
 from scripts.errors import InputError
+from scripts.metrics import BratsHausdorffDistance95
 from scripts.transforms import (
+    CropToLesiond,
     KeySpacingd,
     LabelsToRegionsd,
     ProbabilitiesToRegionsd,
@@ -24,6 +26,7 @@ from scripts.transforms import (
     SuppressSmallEnhancingTumord,
     check_label_values,
     labels_to_regions,
+    lesion_box,
     region_probabilities,
     regions_to_labels,
     uncertainty,
@@ -107,6 +110,44 @@ def test_uncertainty_is_the_entropy_in_hundredths_of_a_bit(p):
 
 def test_certainty_is_0_and_a_coin_toss_100():
     assert uncertainty(torch.tensor([0.0, 1.0, 0.5])).tolist() == pytest.approx([0, 0, 100])
+
+
+# The lesion's box.
+
+
+@QUICK
+@given(st.lists(hnp.arrays(bool, st.just((5, 6, 7))), min_size=1, max_size=3), st.integers(0, 2))
+def test_the_box_holds_everything_and_nothing_less_would(masks, margin):
+    box = lesion_box([torch.as_tensor(mask) for mask in masks], margin)
+    together = np.any(masks, axis=0)
+    assert together[box].sum() == together.sum()
+    if not together.any():
+        return
+    for axis, (cut, size) in enumerate(zip(box, together.shape, strict=True)):
+        found = np.flatnonzero(together.any(axis=tuple(a for a in range(3) if a != axis)))
+        assert (cut.start, cut.stop) == (max(found[0] - margin, 0), min(found[-1] + 1 + margin, size))
+
+
+@QUICK
+@given(hnp.arrays(np.uint8, (9, 8, 7), elements=st.sampled_from([0, 0, 0, 1, 2, 4])), st.integers(0, 2**31))
+def test_scores_in_the_box_are_those_of_the_whole_grid(labels, seed):
+    predicted = np.where(np.random.default_rng(seed).random(labels.shape) > 0.7, labels, 0)
+    reference = labels_to_regions(torch.as_tensor(labels), 4)
+    item = {"pred": meta(predicted[None]), "label": meta(reference, dtype=torch.uint8)}
+    cut = CropToLesiond(["pred", "label"])(item)
+    scores = []
+    for prediction, target in ((item["pred"], item["label"]), (cut["pred"], cut["label"])):
+        regions = labels_to_regions(prediction[0].as_subclass(torch.Tensor), 4)
+        pair = (MetaTensor(regions, affine=AFFINE)[None], target[None])
+        dice = DiceMetric(include_background=False, ignore_empty=False)(*pair)
+        scores.append((dice.tolist(), BratsHausdorffDistance95()(*pair).tolist()))
+    assert scores[0] == scores[1]
+
+
+def test_without_any_lesion_a_box_is_left():
+    item = {"pred": meta(np.zeros((1, 4, 4, 4))), "label": meta(np.zeros((4, 4, 4, 4)))}
+    cut = CropToLesiond(["pred", "label"])(item)
+    assert cut["pred"].shape == (1, 2, 2, 2) and cut["label"].shape == (4, 2, 2, 2)
 
 
 # Label maps and regions.
@@ -255,10 +296,7 @@ def test_background_and_channels_not_chosen_are_left_alone():
 
 
 @QUICK
-@given(
-    regions=hnp.arrays(np.uint8, (4, 5, 6, 4), elements=st.integers(0, 1)),
-    min_voxels=st.integers(1, 12),
-)
+@given(regions=hnp.arrays(np.uint8, (4, 5, 6, 4), elements=st.integers(0, 1)), min_voxels=st.integers(1, 12))
 def test_small_components_equal_brute_force(regions, min_voxels):
     out = RemoveSmallComponentsd("pred", min_voxels)({"pred": torch.as_tensor(regions)})["pred"].numpy()
     wanted = regions.copy()

@@ -8,7 +8,6 @@ import logging
 
 import pytest
 import torch
-
 from scripts.errors import InputError
 from scripts.networks import PriorAttentionNet
 from scripts.weights import load_pretrained

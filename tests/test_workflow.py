@@ -13,8 +13,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from workflows import CONFIGS
-
 from scripts.data.datalist import labeled_items, read_datalist, split_datalist, unlabeled_items
 from scripts.data.phantom import PHANTOM_DESCRIPTION
 from scripts.errors import InputError
@@ -30,6 +28,7 @@ from scripts.workflow import (
     publish,
     refuse_used,
 )
+from workflows import CONFIGS
 
 ARGUMENTS = {"spatial_dims": 3, "channels": [4, 4, 4, 4, 8]}
 
@@ -125,6 +124,22 @@ def test_a_device_that_is_not_there_is_refused(device, count, monkeypatch):
 def test_a_device_that_may_be_there_passes(device, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     check_settings({"device": device})
+
+
+@pytest.mark.parametrize("target", ["$torch.optim.AdamW", "@network_def#_target_", "%train.json::loss", ".", "Compose"])
+def test_a_target_that_only_evaluation_can_tell_passes(target):
+    check_settings({"optimizer": {"_target_": target}})
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(InputError, match=r"--amp_dtype bf16: choose one of bfloat16, float16\."):
+        check_settings({"amp_dtype": "bf16"})
+
+
+def test_settings_of_another_workflow_are_no_mistake(caplog):
+    """An overlay may leave a setting of the main configurations without a reader."""
+    check_settings({"bundle_root": ".", "publish": True, "overlap": 0.5, "run": []})
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize(
@@ -371,6 +386,15 @@ def test_the_best_weights_are_published(bundle):
     assert (run / "model.pt").exists()
 
 
+def test_what_is_published_already_is_not_published_again(bundle):
+    root, run = bundle
+    publish(str(run), str(root))
+    before = (root / "models" / "model.pt").stat().st_mtime_ns
+    publish(str(run), str(root))
+    assert list(published(root)) == ["model.pt"]
+    assert (root / "models" / "model.pt").stat().st_mtime_ns == before
+
+
 def test_earlier_published_weights_and_their_export_are_kept_under_their_date(bundle):
     root, run = bundle
     (root / "models").mkdir()
@@ -400,6 +424,8 @@ def test_earlier_published_weights_and_their_export_are_kept_under_their_date(bu
         ({"max_epochs": 7, "device": "cpu"}, ["max_epochs"]),
         ({"max_epochs": 100, "spacing": [2, 2, 2]}, ["spacing"]),
         ({}, ["max_epochs"]),
+        # What --tracking mlflow adds.
+        ({"max_epochs": 100, "tracking_uri": "x", "run_name": None, "is_not_rank0": False}, []),
         (None, []),
     ],
 )
@@ -421,7 +447,7 @@ def test_what_monai_label_sets_beside_its_own_data_is_no_other_recipe():
 
 
 @pytest.mark.parametrize("earlier", [True, False])
-@pytest.mark.parametrize("case", ["disabled", "phantoms", "another recipe"])
+@pytest.mark.parametrize("case", ["disabled", "phantoms", "another recipe", "resumed with another"])
 def test_nothing_is_published_of_a_variation_or_phantoms(bundle, case, earlier, caplog, monkeypatch):
     root, run = bundle
     if earlier:
@@ -429,6 +455,8 @@ def test_nothing_is_published_of_a_variation_or_phantoms(bundle, case, earlier, 
         (root / "models" / "model.pt").write_bytes(b"earlier")
     if case == "phantoms":
         (run / "run.json").write_text('{"phantoms": true}')
+    if case == "resumed with another":
+        (run / "run.json").write_text('{"phantoms": false, "recipe_changed": ["learning_rate"]}')
     if case == "another recipe":
         monkeypatch.setattr("scripts.workflow.running_config", lambda: {"max_epochs": 1})
     with caplog.at_level(logging.INFO):
@@ -436,5 +464,9 @@ def test_nothing_is_published_of_a_variation_or_phantoms(bundle, case, earlier, 
     assert published(root) == ({"model.pt": b"earlier"} if earlier else {})
     (message,) = [m for m in caplog.messages if "not published" in m]
     assert str(run / "model.pt") in message
-    reason = {"phantoms": "synthetic phantoms", "another recipe": "of the plain recipe (max_epochs)"}
+    reason = {
+        "phantoms": "synthetic phantoms",
+        "another recipe": "of the plain recipe (max_epochs)",
+        "resumed with another": "of the plain recipe (learning_rate)",
+    }
     assert reason.get(case, "a variation of the plain recipe.") in message

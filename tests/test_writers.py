@@ -10,7 +10,6 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import SaveImaged
-
 from scripts.writers import SaveImageByCased
 
 AFFINE = np.diag([-1.0, -2.0, 3.0, 1.0])

@@ -26,7 +26,6 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from rich.console import Console
 from rich.progress import track
-
 from scripts.data.datalist import CHANNEL_ORDER, DECATHLON_NAMES, LOOKED_FOR, SEQUENCES, find_cases, image_files
 from scripts.data.phantom import PHANTOM_DESCRIPTION
 from scripts.errors import InputError

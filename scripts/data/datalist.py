@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from monai.data import partition_dataset
-
 from scripts.errors import InputError
 from scripts.files import save_json
 from scripts.transforms import ET_LABELS, check_et_label
@@ -268,6 +267,8 @@ def split_datalist(
         check_et_label(et_label)
     if fold is not None and not (isinstance(fold, int) and 0 <= fold < folds):
         raise InputError(f"--fold {fold}: there are the folds 0 to {folds - 1}; choose one, or change --folds.")
+    if fold is not None and datalist_file is not None:
+        raise InputError(f"--fold {fold}: {datalist_file} holds a split already; give one or the other.")
     if datalist_file is None and recorded is not None and Path(recorded).is_file():
         datalist_file = recorded
         logger.info("Taking the split that the training wrote: %s", recorded)
@@ -275,6 +276,10 @@ def split_datalist(
         logger.warning("No split in %s: a new one is made, of which the weights may have seen any case.", recorded)
     if datalist_file is not None:
         lists = read_datalist(datalist_file, dataset_dir)
+        if fold is not None and (found := labeled_items(dataset_dir)):
+            _, held_out = _fold(found, folds, fold, seed)
+            if {item["case"] for item in held_out} != {item["case"] for item in lists["validation"]}:
+                raise InputError(f"{recorded}: not the split of fold {fold} of {folds}; give that fold's --output_dir.")
         if et_label is not None:
             for item in lists["training"] + lists["validation"]:
                 item.update(et_label=et_label, resection_cavity=int(et_label == 3))
@@ -284,8 +289,8 @@ def split_datalist(
         if fold is not None and items:
             training, validation = _fold(items, folds, fold, seed)
         elif len(items) > 1:
-            held_out = min(max(round(len(items) * validation_fraction), 1), len(items) - 1)
-            parts = partition_dataset(items, ratios=[len(items) - held_out, held_out], shuffle=True, seed=seed)
+            count = min(max(round(len(items) * validation_fraction), 1), len(items) - 1)
+            parts = partition_dataset(items, ratios=[len(items) - count, count], shuffle=True, seed=seed)
             training, validation = (sorted(part, key=_by_name) for part in parts)
         lists = {"training": training, "validation": validation}
     return {**lists, "all": lists["training"] + lists["validation"]}

@@ -31,7 +31,6 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from scipy import fft, ndimage
-
 from scripts.data.datalist import SEQUENCES
 from scripts.errors import InputError
 
@@ -719,7 +718,7 @@ def check_cohort(out: Path, seed: int, difficulty: str) -> None:
     try:
         found = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
         made = (found["version"], found["seed"], found["difficulty"])
-    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         raise InputError(other) from None
     if made != (GENERATOR_VERSION, seed, difficulty):
         raise InputError(

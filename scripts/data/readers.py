@@ -11,7 +11,6 @@ import numpy as np
 from monai.config import PathLike
 from monai.data import NibabelReader
 from monai.utils import ensure_tuple
-
 from scripts.data.datalist import CHANNEL_ORDER, SEQUENCES, image_files
 from scripts.errors import InputError
 

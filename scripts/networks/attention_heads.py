@@ -11,7 +11,6 @@ from __future__ import annotations
 import torch
 import torch.nn as nn
 from monai.networks.layers.factories import Conv
-
 from scripts.networks.blocks import ConvNorm, LayerSpec
 from scripts.networks.resize import resize_like
 

@@ -11,7 +11,6 @@ from typing import Dict, List, Optional, Tuple, Union
 import torch
 import torch.nn as nn
 from monai.networks.layers.factories import Conv
-
 from scripts.networks.attention_heads import FCNHead, ParallelHead
 from scripts.networks.blocks import LayerSpec, ResBlock
 from scripts.networks.resize import resize_like

@@ -14,7 +14,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 from monai.transforms import LoadImaged
-
 from scripts.data.checks import check_cases, check_grid, check_voxels, read_header, read_voxels
 from scripts.data.datalist import labeled_items, split_datalist, unlabeled_items, write_datalist
 from scripts.data.phantom import PHANTOM_DESCRIPTION
@@ -208,8 +207,7 @@ def test_a_file_with_damaged_content_is_named(tmp_path, suffix):
 
 
 @pytest.mark.parametrize(
-    ("fill", "said"),
-    [(0.0, "empty, every voxel is 0"), (np.nan, "no finite numbers"), (np.inf, "no finite numbers")],
+    ("fill", "said"), [(0.0, "empty, every voxel is 0"), (np.nan, "no finite numbers"), (np.inf, "no finite numbers")]
 )
 def test_an_image_that_shows_nothing_or_no_numbers_is_named(tmp_path, fill, said):
     make_case(tmp_path)

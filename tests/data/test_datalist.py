@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 
 import pytest
-
 from scripts.data.datalist import (
     SEQUENCES,
     case_name,

@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 import torch
 from monai.transforms import LoadImaged
-from workflows import SIZE, TRAINING_SIZE, bundle_run, voxels, write_decathlon
-
 from scripts.data.checks import check_cases, check_voxels
 from scripts.data.datalist import (
     SEQUENCES,
@@ -30,6 +28,7 @@ from scripts.data.datalist import (
 from scripts.data.readers import SequenceReader
 from scripts.errors import InputError
 from scripts.transforms import LabelsToRegionsd, labels_to_regions
+from workflows import SIZE, TRAINING_SIZE, bundle_run, voxels, write_decathlon
 
 SHAPE = (5, 6, 7)
 NAME = "BraTS20_Training_001"

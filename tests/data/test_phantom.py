@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
-
 from scripts import make_phantoms, threshold_baseline
 from scripts.data import phantom
 from scripts.data.datalist import SEQUENCES

@@ -28,9 +28,10 @@ def shrink(config: dict, size: dict) -> dict:
 def bundle(training: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle's folder somewhere else, at test size; its weights are those of the tiny training."""
     root = tmp_path_factory.mktemp("consumer") / NAME
-    for folder in ("configs", "scripts"):
+    for folder in ("configs", "scripts", "docs"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "LICENSE", root)
+    for file in ("LICENSE", "README.md"):
+        shutil.copy(ROOT / file, root)
     for name, size in (("train.json", TRAINING_SIZE), ("inference.json", SIZE)):
         path = root / "configs" / name
         path.write_text(json.dumps(shrink(json.loads(path.read_text()), size), indent=4))

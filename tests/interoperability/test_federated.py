@@ -12,9 +12,8 @@ import torch
 from monai.fl.client import MonaiAlgo, MonaiAlgoStats
 from monai.fl.utils.constants import ExtraItems, FlStatistics, ModelType, WeightType
 from monai.fl.utils.exchange_object import ExchangeObject
-from workflows import CHANNELS, TRAINING_SIZE, bundle_run, rows, voxels
-
 from scripts.networks import PriorAttentionNet
+from workflows import CHANNELS, TRAINING_SIZE, bundle_run, rows, voxels
 
 # Cases 1 and 2 are one phantom and its mirror image, 3 to 6 two others.
 CASES = {"site_a": range(1, 3), "site_b": range(3, 7)}

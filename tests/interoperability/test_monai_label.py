@@ -102,7 +102,7 @@ def test_training_starts_from_the_models_weights_and_replaces_them(training_task
         published = torch.load(models / "model.pt", weights_only=True)
         assert all(torch.equal(published[name], value) for name, value in best.items())
         # The earlier weights stay, and MONAI Label offers them.
-        kept = [path for path in models.glob("model_*.pt")]
+        kept = list(models.glob("model_*.pt"))
         assert len(kept) == number
         assert len(task.config()["model_filename"]) == number + 1
     assert not (models / "model.ts").exists()

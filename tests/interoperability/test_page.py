@@ -18,10 +18,13 @@ from workflows import ROOT
 
 PAGE = ROOT / "docs" / "interoperability.md"
 # Packages that a block may import, and how.
-PACKAGES = {
-    "monailabel": lambda: monai_label("monailabel"),
-    "monai.deploy": lambda: monai_deploy("monai.deploy.core"),
-}
+PACKAGES = {"monailabel": lambda: monai_label("monailabel"), "monai.deploy": lambda: monai_deploy("monai.deploy.core")}
+
+
+# Sections whose programs run beside the bundle's folder; the others run in it.
+BESIDE = {"MONAI's bundle functions", "Federated learning", "MONAI Label", "MONAI Deploy"}
+# What a shell block needs, by a word in it.
+NEEDS = {"onnx_export": ("onnx", "onnxscript", "onnxruntime")}
 
 
 def sections(text: str) -> dict[str, list[tuple[str, str]]]:
@@ -40,7 +43,9 @@ SECTIONS = sections(PAGE.read_text(encoding="utf-8"))
 def test_all_blocks_are_found():
     text = PAGE.read_text(encoding="utf-8")
     assert sum(map(len, SECTIONS.values())) == text.count("```") // 2 > 0
-    assert {language for blocks in SECTIONS.values() for language, _ in blocks} <= {"python", "bash"}
+    # Text is what cannot be run here.
+    assert {language for blocks in SECTIONS.values() for language, _ in blocks} <= {"python", "sh", "text"}
+    assert set(SECTIONS) >= BESIDE
 
 
 def run_python(content: str) -> None:
@@ -51,7 +56,11 @@ def run_python(content: str) -> None:
         exec(compile(content, str(PAGE), "exec"), {"__name__": "__main__"})
 
 
-def run_bash(content: str) -> None:
+def run_shell(content: str) -> None:
+    for word, packages in NEEDS.items():
+        if word in content:
+            for package in packages:
+                pytest.importorskip(package)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
@@ -65,7 +74,8 @@ def test_the_blocks_of_a_section_run(section, fresh_bundle, small_cohort, tmp_pa
     # As the page says: the bundle's folder, here at test size, and patients.
     assert fresh_bundle == tmp_path / "brats_mri_panet_segmentation"
     shutil.copytree(small_cohort, tmp_path / "patients")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path if section in BESIDE else fresh_bundle)
     monkeypatch.setattr(sys, "path", list(sys.path))
     for language, content in SECTIONS[section]:
-        {"python": run_python, "bash": run_bash}[language](content)
+        if language != "text":
+            {"python": run_python, "sh": run_shell}[language](content)

@@ -5,7 +5,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-
 from scripts.networks.blocks import ConvNorm, ResBlock, build_norm, is_group_norm
 from scripts.networks.resize import resize_like
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-
 from scripts.import_checkpoint import convert
 from scripts.networks import PriorAttentionNet
 
@@ -250,10 +249,7 @@ def published_graph(network, x, head, deconv=False):
 @pytest.mark.parametrize("head", ["fcn", "parallel", None])
 def test_maps_follow_the_published_graph(dims, deconv, head):
     network = small_network(
-        dims,
-        head=head or "fcn",
-        prior_attention=head is not None,
-        upsample="deconv" if deconv else "interpolate",
+        dims, head=head or "fcn", prior_attention=head is not None, upsample="deconv" if deconv else "interpolate"
     ).train()
     if head is not None:
         spread_skip_weights(network)

@@ -1,0 +1,95 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Timing side by side, and the report of it: a table, JSON, the machine and the versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from scripts.files import save_json
+from scripts.run_record import versions
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory (GiB), bfloat16 support, and GPUs if any."""
+    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    flags = next((line.split(":")[1].split() for line in _lines("/proc/cpuinfo") if line.startswith("flags")), [])
+    memory = [int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")]
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory[0] / 2**20, 1) if memory else None,
+        "instructions": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags],
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def _lines(path: str) -> list[str]:
+    file = Path(path)
+    return file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+
+
+def time_side_by_side(
+    candidates: Mapping[str, Callable[[], Any]], runs: int, warmup: int = 1, console: Console | None = None
+) -> dict[str, list[float]]:
+    """Seconds of each run of each candidate.
+
+    The candidates take turns, so that whatever else the machine does meanwhile falls on all of them; the first
+    ``warmup`` turns do not count. Work on a GPU is waited for.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(warmup + runs):
+        for name, run in candidates.items():
+            start = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            taken = time.perf_counter() - start
+            if turn >= warmup:
+                seconds[name].append(taken)
+            if console is not None:
+                console.print(f"{name}: turn {turn + 1} of {warmup + runs}, {taken:.2f} s", highlight=False)
+    return seconds
+
+
+def summary(seconds: Mapping[str, list[float]], baseline: str) -> list[dict[str, Any]]:
+    """Median, range, and how many times faster than ``baseline`` each candidate is."""
+    reference = statistics.median(seconds[baseline])
+    return [
+        {
+            "name": name,
+            "median_s": statistics.median(values),
+            "min_s": min(values),
+            "max_s": max(values),
+            "runs": len(values),
+            "times_faster": reference / statistics.median(values),
+        }
+        for name, values in seconds.items()
+    ]
+
+
+def report(title: str, rows: list[dict[str, Any]], path: Path | None, facts: Mapping[str, Any] | None = None) -> None:
+    """Print ``rows`` as a table, and write them with machine, versions and ``facts`` to ``path`` as JSON."""
+    table = Table(title=title)
+    for column in rows[0]:
+        table.add_column(column, justify="left" if column == "name" else "right")
+    for row in rows:
+        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
+    console = Console()
+    console.print(table)
+    for name, value in (facts or {}).items():
+        console.print(f"{name}: {value}", highlight=False)
+    if path is not None:
+        content = {"title": title, "rows": rows, "facts": dict(facts or {})}
+        save_json({**content, "machine": machine(), "versions": versions()}, path)
+        console.print(str(path), highlight=False, soft_wrap=True)

@@ -1,0 +1,88 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Export the network with its weights by torch.export, which takes the place of TorchScript.
+
+    python -m scripts.export_program models/model.pt2
+
+The file is read by ``torch.export.load`` where only PyTorch is installed. It takes any number of windows of any size
+that the network takes, from twice the network's size multiple on. The configuration and metadata.json travel inside,
+as in the TorchScript that ``monai.bundle ckpt_export`` makes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from monai.bundle import ConfigParser
+from scripts.errors import InputError
+from scripts.files import load_torch, replacing
+from scripts.weights import check_weights
+
+# Larger windows than any scanner's volume; torch.export wants a bound.
+MAX_MULTIPLE = 128
+
+
+def export_network(network: torch.nn.Module) -> torch.export.ExportedProgram:
+    """The network in evaluation mode as an exported program, for any batch and any permitted size.
+
+    Args:
+        network: takes (batch, ``in_channels``, *size), each size a multiple of its ``size_multiple``.
+
+    Returns:
+        A program from such a tensor to logits of (batch, out_channels, *size), for sizes from twice the multiple on:
+        torch.export takes a deepest level of one voxel for a constant.
+    """
+    multiple = int(network.size_multiple)  # type: ignore[arg-type]
+    channels, dims = int(network.in_channels), int(network.spatial_dims)  # type: ignore[arg-type]
+    # Unequal sizes, so that no two axes are taken for one.
+    example = torch.zeros(2, channels, *(multiple * n for n in (2, 3, 4)[:dims]))
+    shapes: dict[int, torch.export.Dim] = {0: torch.export.Dim("batch", max=1024)}
+    for axis, name in zip(range(2, 2 + dims), ("height", "width", "depth"), strict=False):
+        shapes[axis] = multiple * torch.export.Dim(name, max=MAX_MULTIPLE)
+    with torch.no_grad():
+        return torch.export.export(network.eval(), (example,), dynamic_shapes=(shapes,))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.export_program", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("program_file", type=Path, help="file to write, such as models/model.pt2")
+    parser.add_argument("--bundle_root", type=Path, default=Path("."), help="root of the bundle")
+    parser.add_argument("--config_file", type=Path, nargs="+", help="default: configs/inference.json")
+    parser.add_argument("--model_file", type=Path, help="default: models/model.pt")
+    args = parser.parse_args(argv)
+
+    configs = args.config_file or [args.bundle_root / "configs" / "inference.json"]
+    metadata = args.bundle_root / "configs" / "metadata.json"
+    model_file = args.model_file or args.bundle_root / "models" / "model.pt"
+    for file in (*configs, metadata):
+        if not file.is_file():
+            raise InputError(f"{file}: no such file; give --bundle_root or --config_file.")
+    if args.program_file.exists():
+        raise InputError(f"{args.program_file}: exists already; move it away or choose another name.")
+    if args.program_file.suffix != ".pt2":
+        raise InputError(f"{args.program_file}: torch.export writes files that end in .pt2; choose such a name.")
+    config = ConfigParser()
+    config.read_config([str(file) for file in configs])
+    network = config.get_parsed_content("network_def")
+    check_weights(network, str(model_file))
+    network.load_state_dict(load_torch(model_file))
+
+    program = export_network(network)
+    extra = {file.with_suffix(".json").name: ConfigParser.load_config_file(str(file)) for file in (*configs, metadata)}
+    texts = {name: json.dumps(content) for name, content in extra.items()}
+    with replacing(args.program_file) as temporary:
+        torch.export.save(program, temporary, extra_files=texts)
+    print(f"{args.program_file}: {len(program.state_dict)} tensors, with {', '.join(texts)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""ONNX, torch.export and TensorRT: what leaves the bundle gives what the network gives, at several sizes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import tempfile
+from pathlib import Path
+
+import monai
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
+from scripts import export_program, tensorrt
+from scripts.errors import InputError, input_error_behind
+from scripts.networks import PriorAttentionNet
+from workflows import CHANNELS, CONFIGS, ROOT, files
+
+SIZES = [(1, 32, 32, 32), (2, 64, 48, 32), (1, 48, 80, 64)]
+
+
+@pytest.fixture(scope="module")
+def network() -> PriorAttentionNet:
+    """A network whose every weight and running statistic has a value of its own, the widths unequal."""
+    torch.manual_seed(5)
+    made = PriorAttentionNet(channels=[4, 6, 8, 10, 12]).eval()
+    with torch.no_grad():
+        for name, value in made.state_dict().items():
+            if value.is_floating_point():
+                spread = torch.rand_like(value) + 0.5
+                value.copy_(spread if "running_var" in name or value.numel() == 1 else value + 0.1 * spread)
+    return made
+
+
+@pytest.fixture(scope="module")
+def root(network, tmp_path_factory) -> Path:
+    """A bundle's root with that network in inference.json and its weights."""
+    folder = tmp_path_factory.mktemp("exports")
+    (folder / "configs").mkdir()
+    config = json.loads((CONFIGS / "inference.json").read_text())
+    config["network_def"]["channels"] = [4, 6, 8, 10, 12]
+    (folder / "configs" / "inference.json").write_text(json.dumps(config))
+    (folder / "configs" / "metadata.json").write_text((CONFIGS / "metadata.json").read_text())
+    (folder / "models").mkdir()
+    torch.save(network.state_dict(), folder / "models" / "model.pt")
+    return folder
+
+
+def samples():
+    generator = torch.Generator().manual_seed(7)
+    for batch, *size in SIZES:
+        yield torch.randn(batch, 4, *size, generator=generator)
+
+
+def test_onnx_equals_eager_at_any_size(network, root, monkeypatch, tmp_path):
+    """MONAI's own command, with the arguments that docs/interoperability.md gives, and ONNX Runtime."""
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    path = root / "models" / "model.onnx"
+    axes = [0, 2, 3, 4]
+    converter = {"input_names": ["image"], "output_names": ["pred"], "dynamic_axes": {"image": axes, "pred": axes}}
+    monai.bundle.onnx_export(
+        net_id="network_def",
+        filepath=str(path),
+        ckpt_file=str(root / "models" / "model.pt"),
+        config_file=str(root / "configs" / "inference.json"),
+        use_trace=True,
+        input_shape=[2, 4, 32, 48, 64],
+        converter_kwargs={**converter, "external_data": False},
+    )
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert left == [], "without external_data False a file of the weights stays in the temporary folder"
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (image,) = session.get_inputs()
+    assert (image.name, image.shape[1], image.type) == ("image", 4, "tensor(float)")
+    assert all(isinstance(n, str) for i, n in enumerate(image.shape) if i != 1), "all axes but the channels are open"
+    for x in samples():
+        with torch.no_grad():
+            wanted = network(x)
+        (got,) = session.run(["pred"], {"image": x.numpy()})
+        assert wanted.std() > 0.1, "a constant output would prove nothing"
+        assert torch.allclose(torch.from_numpy(got), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_exported_program_equals_eager_at_any_size(network, root):
+    path = root / "models" / "model.pt2"
+    assert export_program.main([str(path), "--bundle_root", str(root)]) == 0
+    extra = {"metadata.json": "", "inference.json": ""}
+    program = torch.export.load(path, extra_files=extra).module()
+    for x in samples():
+        with torch.no_grad():
+            assert torch.equal(program(x), network(x))
+    assert json.loads(extra["metadata.json"]) == json.loads((CONFIGS / "metadata.json").read_text())
+    assert json.loads(extra["inference.json"])["network_def"]["channels"] == [4, 6, 8, 10, 12]
+    # A size that the network refuses is refused here too.
+    with pytest.raises((RuntimeError, AssertionError), match="16"):
+        program(torch.zeros(1, 4, 40, 32, 32))
+
+    before = path.stat().st_mtime_ns
+    with pytest.raises(InputError, match="exists already"):
+        export_program.main([str(path), "--bundle_root", str(root)])
+    assert path.stat().st_mtime_ns == before
+
+
+BAD_EXPORTS = {
+    "no weights": (["model.pt2", "--bundle_root", str(ROOT), "--model_file", "none.pt"], "none.pt: no such file"),
+    "no configuration": (["model.pt2", "--bundle_root", "nowhere"], "inference.json: no such file"),
+    "another network": (["model.pt2", "--bundle_root", str(ROOT), "--model_file", "WEIGHTS"], "another network"),
+    "another ending": (["model.onnx", "--bundle_root", "BUNDLE"], r"end in \.pt2"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_EXPORTS)
+def test_exported_program_refuses_in_one_line(kind, root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments, said = BAD_EXPORTS[kind]
+    known = {"WEIGHTS": str(root / "models" / "model.pt"), "BUNDLE": str(root)}
+    with pytest.raises(InputError, match=said) as caught:
+        export_program.main([known.get(argument, argument) for argument in arguments])
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def trt_workflow(cohort: Path, tmp_path: Path, **override) -> ConfigWorkflow:
+    made = ConfigWorkflow(
+        files("inference.json", "inference_trt.json"),
+        workflow_type="infer",
+        logging_file=False,
+        bundle_root=str(ROOT),
+        dataset_dir=str(cohort),
+        output_dir=str(tmp_path / "maps"),
+        **override,
+    )
+    made.initialize()
+    return made
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt") is not None and torch.cuda.is_available(), reason="TensorRT is here"
+)
+def test_absent_tensorrt_is_said_in_one_line(cohort, tmp_path):
+    with pytest.raises(RuntimeError) as caught:
+        trt_workflow(cohort, tmp_path).run()
+    error = input_error_behind(caught.value)
+    assert "inference_trt.json: TensorRT cannot be used, for want of tensorrt" in str(error)
+    assert "\n" not in str(error)
+    assert not (tmp_path / "maps").exists()
+
+
+def test_tensorrt_gets_the_network_the_weights_and_the_batch(cohort, tmp_path, monkeypatch):
+    """With everything there, MONAI's ``trt_compile`` is called as the zoo's bundles call it.
+
+    Source: Project-MONAI/model-zoo, pull request 620 (``trt_compile`` in inference_trt.json).
+    """
+    calls = []
+
+    def compiled(model, base_path, args):
+        calls.append((model, base_path, args))
+        return model
+
+    monkeypatch.setattr(tensorrt, "trt_compile", compiled)
+    monkeypatch.setattr(tensorrt.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(tensorrt.importlib.util, "find_spec", lambda name: name)
+    override = {"network_def#channels": CHANNELS, "device": "cpu", "inferer#sw_batch_size": 2}
+    made = trt_workflow(cohort, tmp_path, **override)
+    network = made.parser.get_parsed_content("network")
+    ((model, base_path, arguments),) = calls
+    assert model is network
+    assert type(network) is PriorAttentionNet
+    assert base_path == str(ROOT) + "/models/model.pt"
+    assert arguments == {"precision": "fp16", "dynamic_batchsize": [1, 2, 2]}
+    assert made.evaluator.amp is False
+    assert made.evaluator.network is network
+
+
+def test_tensorrt_overlay_changes_what_exists_and_only_that():
+    base, overlay = (json.loads((CONFIGS / f"inference{name}.json").read_text()) for name in ("", "_trt"))
+    assert set(overlay) <= set(base)
+    assert all(overlay[key] != base[key] for key in overlay)
+    merged = ConfigParser()
+    merged.read_config(files("inference.json", "inference_trt.json"))
+    assert merged["network"]["network"] == base["network"]

@@ -1,0 +1,117 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""The network through OpenVINO: the same values, converted once for each set of weights."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+from scripts import openvino_network
+from scripts.errors import InputError
+from scripts.networks import PriorAttentionNet
+from scripts.openvino_network import OpenVINONetwork, checksum
+from workflows import CHANNELS, SIZE, TRAINING_SIZE, bundle_run, rows, voxels
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Weights whose maps are neither empty nor full."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("openvino") / "model.pt"
+    torch.save(PriorAttentionNet(channels=CHANNELS).state_dict(), path)
+    return path
+
+
+def eager(model) -> PriorAttentionNet:
+    network = PriorAttentionNet(channels=CHANNELS).eval()
+    network.load_state_dict(torch.load(model, weights_only=True))
+    return network
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("f32", 2e-4), ("bf16", 3e-2)])
+def test_values_are_those_of_torch_at_any_size(model, precision, tolerance):
+    fast = OpenVINONetwork(PriorAttentionNet(channels=CHANNELS), str(model), str(model.parent / "cache"), precision)
+    for size in ((32, 32, 32), (48, 32, 64), (16, 80, 32)):
+        x = torch.randn(1, 4, *size)
+        with torch.no_grad():
+            wanted = eager(model)(x)
+        result = fast(x)
+        assert result.dtype == torch.float32 and result.shape == wanted.shape
+        assert float((result - wanted).abs().max() / wanted.abs().max()) < tolerance
+
+
+def test_a_model_is_converted_once_for_its_weights(model, tmp_path, caplog):
+    cache, copy = tmp_path / "cache", tmp_path / "renamed.pt"
+    shutil.copy(model, copy)
+    other = tmp_path / "other.pt"
+    torch.save(PriorAttentionNet(channels=CHANNELS).state_dict(), other)
+    x = torch.randn(1, 4, 32, 32, 32)
+    said = []
+    with caplog.at_level(logging.INFO):
+        for file in (model, copy, other):
+            caplog.clear()
+            OpenVINONetwork(PriorAttentionNet(channels=CHANNELS), str(file), str(cache))(x)
+            said.append(any("Converting" in message for message in caplog.messages))
+    assert said == [True, False, True]
+    names = {checksum(torch.load(file, weights_only=True)) for file in (model, other)}
+    assert sorted(path.name for path in cache.iterdir()) == sorted(f"{n}.{e}" for n in names for e in ("bin", "xml"))
+
+
+def test_the_checksum_is_of_names_shapes_types_and_values():
+    state = {"a": torch.arange(6.0), "b": torch.tensor(3)}
+    assert checksum(state) == checksum({"b": torch.tensor(3), "a": torch.arange(6.0)})
+    others = [
+        {"a": torch.arange(6.0) + 1e-6, "b": torch.tensor(3)},
+        {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)},
+        {"a": torch.arange(6.0).double(), "b": torch.tensor(3)},
+        {"c": torch.arange(6.0), "b": torch.tensor(3)},
+    ]
+    assert len({checksum(other) for other in [state, *others]}) == 5
+
+
+@pytest.mark.parametrize("whole_brain", [False, True])
+def test_label_maps_are_those_of_torch(model, whole_brain, small_cohort, tmp_path):
+    """Inference and evaluation with the overlay, in float32: hardly a voxel at the borders of regions differs."""
+    common = {"dataset_dir": str(small_cohort), "model_file": str(model), **SIZE}
+    extra = ["inference_whole_brain.yaml"] if whole_brain else []
+    bundle_run("inference.json", *extra, **common, output_dir=str(tmp_path / "torch"))
+    place = {"output_dir": str(tmp_path / "openvino"), "openvino_cache": str(tmp_path / "cache")}
+    bundle_run("inference.json", "inference_openvino.yaml", *extra, **common, **place, openvino_precision="f32")
+    for path in (tmp_path / "torch").glob("*.nii.gz"):
+        a, b = voxels(path), voxels(tmp_path / "openvino" / path.name)
+        for labels in ((4,), (1, 4), (1, 2, 4)):
+            one, two = np.isin(a, labels), np.isin(b, labels)
+            assert 2 * (one & two).sum() >= 0.999 * (one.sum() + two.sum())
+        assert a.any()
+
+
+def test_evaluation_with_the_overlay(model, small_cohort, tmp_path):
+    settings = {key: value for key, value in TRAINING_SIZE.items() if key not in ("max_epochs", "val_interval")}
+    place = {"dataset_dir": str(small_cohort), "model_file": str(model), "cases": "validation", **settings}
+    scores = []
+    for name, overlays in (("torch", ()), ("openvino", ("evaluate_openvino.yaml",))):
+        output = tmp_path / name
+        more = {"openvino_cache": str(tmp_path / "cache"), "openvino_precision": "f32"} if overlays else {}
+        bundle_run("train.json", "evaluate.json", *overlays, **place, **more, output_dir=str(output))
+        scores.append(rows(output / "evaluation_validation" / "scores.csv"))
+    one, two = scores
+    assert list(one) == list(two)
+    for case, row in one.items():
+        for region in ("ET", "TC", "WT"):
+            assert float(row[f"dice_{region}"]) == pytest.approx(float(two[case][f"dice_{region}"]), abs=1e-3)
+
+
+def test_an_unknown_precision_is_refused(model, tmp_path):
+    with pytest.raises(InputError, match=r"--openvino_precision fp8: choose one of auto, f32, bf16"):
+        OpenVINONetwork(PriorAttentionNet(channels=CHANNELS), str(model), str(tmp_path), "fp8")
+
+
+def test_an_absent_package_is_said_in_one_line(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(InputError, match=r"OpenVINO is not installed; pip install openvino, or leave out the overlay"):
+        openvino_network.OpenVINONetwork(PriorAttentionNet(channels=CHANNELS), str(model), str(tmp_path))
