@@ -8,9 +8,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from scripts.benchmark import network
+from scripts.benchmark import case, network
 
-SUBCOMMANDS = {"network": network}
+SUBCOMMANDS = {"network": network, "case": case}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
