@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 from monai.utils import ensure_tuple
+from scripts.errors import InputError
 from scripts.files import load_torch
 
 
@@ -48,3 +49,14 @@ def ensemble_members(network: nn.Module, model_file: str | Sequence[str]) -> lis
 def prediction_keys(model_file: str | Sequence[str]) -> list[str]:
     """Keys of the members' predictions, one for each model file."""
     return [f"pred_{number}" for number in range(len(ensure_tuple(model_file)))]
+
+
+def shared_network(network: nn.Module, model_file: str | Sequence[str]) -> nn.Module:
+    """The network that all members share.
+
+    Raises:
+        InputError: there are fewer than two model files, of which MONAI's mean would be that over channels.
+    """
+    if len(ensure_tuple(model_file)) < 2:
+        raise InputError("--model_file: an ensemble needs two model files or more; for one, leave out the overlay.")
+    return network

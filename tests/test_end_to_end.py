@@ -75,7 +75,7 @@ def test_training_logs_loss_rate_and_dice_by_region(training):
     assert {"val_mean_dice", "val_dice_ET", "val_dice_TC", "val_dice_WT"} == set(validation)
     (mean,) = validation["val_mean_dice"]
     regions = [validation[f"val_dice_{region}"][0] for region in ("ET", "TC", "WT")]
-    assert mean == pytest.approx(sum(regions) / 3, abs=1e-6)
+    assert mean == pytest.approx(sum(regions) / 3, abs=1e-4)  # MONAI rounds the regions' to four digits
 
 
 def test_phantom_weights_are_not_published(models_before, training, evaluation, segmentation):

@@ -360,6 +360,15 @@ def test_whole_brain_in_one_forward_is_the_network_itself(small_cohort, members,
     assert not got[outside].any()
 
 
+def test_whole_brain_is_evaluated_as_it_is_inferred(small_cohort, members, tmp_path):
+    place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run"), "model_file": members[0]}
+    bundle_run("train.json", "evaluate.json", "evaluate_whole_brain.yaml", **place, **EVALUATION)
+    (scored,) = (tmp_path / "run" / "evaluation_validation").glob("*.nii.gz")
+    case = scored.name.removesuffix(".nii.gz")
+    maps = infer(small_cohort / case, tmp_path / "maps", "inference_whole_brain.yaml", model_file=members[0])
+    assert np.array_equal(voxels(maps / scored.name), voxels(scored))
+
+
 def test_flips_are_averaged_and_uncertainty_is_the_entropy(small_cohort, members, tmp_path):
     """A patient and the mirror image, each with all flips: mirrored maps, which without flips they are not."""
     settings = {"model_file": members[0], "save_probabilities": True, "save_uncertainty": True, "overlap": 0.0}
@@ -400,25 +409,26 @@ def test_an_ensemble_with_flips_is_evaluated(small_cohort, members, tmp_path):
     """Overlays combine, and evaluation scores what inference writes."""
     place = {"dataset_dir": str(small_cohort), "model_file": members, "overlap": 0.0}
     names = ("train.json", "evaluate.json", "evaluate_ensemble.yaml", "evaluate_tta.yaml")
-    bundle_run(*names, **place, output_dir=str(tmp_path / "run"), cases="all", **EVALUATION)
-    folder = infer(
-        small_cohort / FIRST, tmp_path / "maps", "inference_ensemble.yaml", "inference_tta.yaml", model_file=members,
-        overlap=0.0,
-    )  # fmt: skip
-    scored = tmp_path / "run" / "evaluation_all"
-    assert len(rows(scored / "scores.csv")) == 6
-    assert np.array_equal(voxels(folder / f"{FIRST}.nii.gz"), voxels(scored / f"{FIRST}.nii.gz"))
-    assert voxels(folder / f"{FIRST}.nii.gz").any()
+    bundle_run(*names, **place, output_dir=str(tmp_path / "run"), **EVALUATION)
+    (path,) = (tmp_path / "run" / "evaluation_validation").glob("*.nii.gz")
+    case, overlays = path.name.removesuffix(".nii.gz"), ("inference_ensemble.yaml", "inference_tta.yaml")
+    folder = infer(small_cohort / case, tmp_path / "maps", *overlays, model_file=members, overlap=0.0)
+    assert len(rows(path.parent / "scores.csv")) == 1
+    assert np.array_equal(voxels(folder / path.name), voxels(path))
+    assert voxels(path).any()
 
 
-def test_an_ensemble_of_one_file_is_that_network(small_cohort, members, tmp_path):
-    case = small_cohort / FIRST
-    alone = infer(case, tmp_path / "alone", model_file=members[0])
-    ensemble = infer(case, tmp_path / "ensemble", "inference_ensemble.yaml", model_file=members[0])
-    assert np.array_equal(voxels(alone / f"{FIRST}.nii.gz"), voxels(ensemble / f"{FIRST}.nii.gz"))
+@pytest.mark.parametrize("as_list", [True, False])
+def test_an_ensemble_of_one_is_refused(as_list, small_cohort, members, tmp_path):
+    place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "maps")}
+    said = refused(
+        "inference.json", "inference_ensemble.yaml", **place, **SIZE, model_file=members[:1] if as_list else members[0]
+    )
+    assert said == "--model_file: an ensemble needs two model files or more; for one, leave out the overlay."
+    assert not (tmp_path / "maps").exists()
 
 
-@pytest.mark.parametrize("kind", ["absent", "another network", "twice", "none"])
+@pytest.mark.parametrize("kind", ["absent", "another network", "twice"])
 def test_a_member_that_cannot_be_is_refused(kind, small_cohort, members, tmp_path):
     if kind == "another network":
         torch.save(PriorAttentionNet(channels=[4, 4, 4, 4, 4]).state_dict(), tmp_path / "other.pt")
@@ -426,13 +436,11 @@ def test_a_member_that_cannot_be_is_refused(kind, small_cohort, members, tmp_pat
         "absent": [members[0], str(tmp_path / "absent.pt")],
         "another network": [members[0], str(tmp_path / "other.pt")],
         "twice": [members[0], members[0]],
-        "none": [],
     }[kind]
     said = {
         "absent": "absent.pt: no such file",
         "another network": "other.pt: weights of another network",
         "twice": "name at least one model file, and each once",
-        "none": "name at least one model file, and each once",
     }[kind]
     place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "maps"), "model_file": model_file}
     assert said in refused("inference.json", "inference_ensemble.yaml", **place, **SIZE)
@@ -489,20 +497,16 @@ def test_the_authors_path_step_by_step(cohort, members, tmp_path):
 
 
 def test_the_authors_path_is_evaluated_as_it_is_inferred(small_cohort, members, tmp_path):
-    place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run"), "model_file": members[0]}
-    settings = {**EVALUATION, "roi_size": [128] * 3, "overlap": 0.0}
-    pad = {"spatial_size": [64, 64, 48]}
-    bundle_run(
-        "train.json", "evaluate.json", "evaluate_authors.yaml", **place, **settings, cases="all",
-        **{"validate#preprocessing#transforms#2#spatial_size": pad["spatial_size"]},
-    )  # fmt: skip
-    folder = infer(
-        small_cohort / FIRST, tmp_path / "maps", "inference_authors.yaml", model_file=members[0], roi_size=[128] * 3,
-        overlap=0.0, **{"preprocessing#transforms#2#spatial_size": pad["spatial_size"]},
-    )  # fmt: skip
-    scored = voxels(tmp_path / "run" / "evaluation_all" / f"{FIRST}.nii.gz")
-    assert np.array_equal(voxels(folder / f"{FIRST}.nii.gz"), scored)
-    assert scored.any()
+    settings = {"model_file": members[0], "roi_size": [128] * 3, "overlap": 0.0}
+    place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run"), **EVALUATION, **settings}
+    padding = {"preprocessing#transforms#2#spatial_size": [64, 64, 48]}
+    validation = {f"validate#{key}": value for key, value in padding.items()}
+    bundle_run("train.json", "evaluate.json", "evaluate_authors.yaml", **place, **validation)
+    (scored,) = (tmp_path / "run" / "evaluation_validation").glob("*.nii.gz")
+    case = scored.name.removesuffix(".nii.gz")
+    folder = infer(small_cohort / case, tmp_path / "maps", "inference_authors.yaml", **settings, **padding)
+    assert np.array_equal(voxels(folder / scored.name), voxels(scored))
+    assert voxels(scored).any()
 
 
 def test_every_overlay_is_run_by_a_test():
