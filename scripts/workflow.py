@@ -213,8 +213,9 @@ def check_settings(config: Mapping[str, Any] | None = None) -> None:
     if rank() != 0:
         return
     text = json.dumps(config, default=str)
-    for name in config:
-        if name not in READ_BY_MONAI and not re.search(rf"@{re.escape(name)}\b", text):
+    for name, value in config.items():
+        # Null is how an overlay switches off what it replaces.
+        if value is not None and name not in READ_BY_MONAI and not re.search(rf"@{re.escape(name)}\b", text):
             close = difflib.get_close_matches(name, list(config), 2)
             hint = next((f"; did you mean {other}?" for other in close if other != name), ".")
             logger.warning("Nothing reads the setting %s%s", name, hint)

@@ -64,7 +64,8 @@ def test_overlays_change_what_exists_and_only_that(overlay):
     for names in bases(overlay):
         base = ConfigParser.load_config_files([str(CONFIGS / name) for name in names])
         for flat, value in content.items():
-            *parents, last = flat.split("#")
+            added = flat.startswith("+")
+            *parents, last = flat.removeprefix("+").split("#")
             node = base
             for part in parents:
                 assert part in node, f"{overlay}: {flat} is not in the configuration below it"
@@ -73,6 +74,7 @@ def test_overlays_change_what_exists_and_only_that(overlay):
             other_target = "#".join([*parents, "_target_"]) in content
             new = other_target or re.search(rf"@{re.escape(flat)}\b", text) or flat in READ_BY_MONAI
             assert last in node or new, f"{overlay}: {flat} is not in the configuration below it"
+            assert not added or isinstance(node.get(last), list), f"{overlay}: {flat} adds to what is no list"
             assert value != node.get(last), f"{overlay}: {flat} states what is so anyway"
             # YAML takes 1e-2 for text.
             assert not (isinstance(value, str) and re.fullmatch(r"[\d.]+e[-+]?\d+", value)), flat

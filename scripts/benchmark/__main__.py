@@ -8,9 +8,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from scripts.benchmark import network
+from scripts.benchmark import network, pipeline
 
-SUBCOMMANDS = {"network": network}
+SUBCOMMANDS = {"network": network, "pipeline": pipeline}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
