@@ -65,9 +65,7 @@ class RandFastElasticd(RandomizableTransform, MapTransform):
         self.sigma = self.magnitude = 1.0
         self.noise_seed = 0
 
-    def set_random_state(
-        self, seed: int | None = None, state: np.random.RandomState | None = None
-    ) -> RandFastElasticd:
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandFastElasticd:
         """Seed this transform and its affine part."""
         self.affine_grid.set_random_state(seed, state)
         super().set_random_state(seed, state)

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -31,6 +30,7 @@ from monai.transforms import Compose, Transform
 from monai.transforms.traits import RandomizableTrait
 
 from scripts.augmentation import device_step
+from scripts.data.checks import read_header
 
 logger = logging.getLogger(__name__)
 
@@ -72,9 +72,12 @@ class ArrayCache:
                 path.name.removesuffix(".npy"): np.load(path, mmap_mode="c", allow_pickle=False)
                 for path in sorted(folder.iterdir())
             }
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError, EOFError) as error:
+        except OSError as error:
+            self._stop_for(error)
+            return None
+        except (ValueError, EOFError) as error:
             logger.warning("%s: a damaged entry (%s) is made again.", folder, error)
             with contextlib.suppress(OSError):
                 self._drop(folder)
@@ -90,7 +93,8 @@ class ArrayCache:
             if not self._make_room(sum(array.nbytes + 128 for array in arrays.values())):
                 self._stop(f"full ({self.limit_bytes / GB:g} GB, all of it in use); raise --cache_limit_gb")
                 return
-            temporary = Path(tempfile.mkdtemp(prefix=".new.", dir=self.folder))
+            temporary = self.folder / f".new.{key}"
+            temporary.mkdir()
             try:
                 for name, array in arrays.items():
                     with (temporary / f"{name}.npy").open("wb") as file:
@@ -127,16 +131,21 @@ class ArrayCache:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[bool]:
         """Hold the folder's lock; gives False where nothing is stored any more. Errors of the disk end the storing."""
-        if self.stopped:
-            yield False
-            return
+        entered = False
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / ".lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                yield True
+            if not self.stopped:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with (self.folder / ".lock").open("w") as lock:
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                    entered = True
+                    yield True
         except OSError as error:
-            self._stop(f"{error.strerror or error}; free some space there, or choose another --cache_dir")
+            self._stop_for(error)
+        if not entered:
+            yield False
+
+    def _stop_for(self, error: OSError) -> None:
+        self._stop(f"{error.strerror or error}; free some space there, or choose another --cache_dir")
 
     def _stop(self, reason: str) -> None:
         if not self.stopped:
@@ -174,13 +183,12 @@ class ArrayCache:
 
     def _drop(self, path: Path) -> None:
         # First out of the way, so that no reader finds half of it. What is mapped stays until it is unmapped.
-        if path.is_dir():
-            away = Path(tempfile.mkdtemp(prefix=".old.", dir=self.folder))
-            with contextlib.suppress(FileNotFoundError):
-                path.rename(away / path.name)
-            shutil.rmtree(away, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_dir():
+                away = path if path.name.startswith(".") else path.rename(self.folder / f".old.{path.name}")
+                shutil.rmtree(away, ignore_errors=True)
+            else:
+                path.unlink()
 
     def _mark(self, path: Path) -> None:
         # Another's folder may be read only.
@@ -251,7 +259,7 @@ class DiskCacheDataset(PersistentDataset):
         """The item up to its first random transform, from the cache or into it."""
         key = self.key(item_transformed)
         arrays = self.cache.read(key)
-        if arrays is None:
+        if arrays is None or not set(self.keys) < set(arrays):
             arrays = self._compute(item_transformed)
             self.cache.write(key, arrays)
         result = dict(item_transformed)
@@ -285,7 +293,9 @@ class DiskCacheDataset(PersistentDataset):
 
     def estimate(self, cases: int = 3) -> dict[str, float]:
         """What the cache will take on disk (GB), from so many cases, which it then holds already."""
-        chosen = sorted({round(i * (len(self.data) - 1) / max(1, cases - 1)) for i in range(min(cases, len(self.data)))})
+        chosen = sorted(
+            {round(i * (len(self.data) - 1) / max(1, cases - 1)) for i in range(min(cases, len(self.data)))}
+        )
         sizes = []
         for index in chosen:
             item = self._cachecheck(self.data[index])
@@ -336,18 +346,12 @@ def loader_bytes(dataloader: Any, dataset: DiskCacheDataset) -> float:
     if not len(dataset):
         return 0.0
     item = dataset.data[0]
-    volumes = [_shape(path) for key in dataset.keys for path in _files(item[key])]
-    # LoadImaged, the cut-out and the normalised image, float32, and a mask: measured (docs/performance.md).
-    case = 4 * 4 * sum(volumes)
+    voxels = sum(int(np.prod(read_header(path).shape)) for key in dataset.keys for path in _files(item[key]))
+    # As loaded, cut out and normalised, float32, and as much for all else: measured (docs/performance.md).
+    case = 4 * 4 * voxels
     sample = dataset[0]
     batch = dataloader.batch_size * sum(sample[key].numel() * sample[key].element_size() for key in dataset.keys)
     return max(1, dataloader.num_workers) * (case + batch * (1 + (dataloader.prefetch_factor or 1)))
-
-
-def _shape(path: str) -> int:
-    from scripts.data.checks import read_header
-
-    return int(np.prod(read_header(path).shape))
 
 
 def _files(value: Any) -> list[str]:
