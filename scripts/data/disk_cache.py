@@ -371,7 +371,7 @@ def file_digest(path: str | Path) -> str:
 
 def describe(value: Any, within: Iterable[int] = ()) -> Any:
     """Class and settings of a transform, all the way down, as plain values: equal for equal ones in every process."""
-    if value is None or isinstance(value, (bool, int, float, str)) and not isinstance(value, Enum):
+    if value is None or (isinstance(value, (bool, int, float, str)) and not isinstance(value, Enum)):
         return value
     if id(value) in within:
         return "..."
