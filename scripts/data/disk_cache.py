@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 # Part of every key: to be raised when what is stored, or how, changes.
 FORMAT = 1
 GB = 10**9
+# Names of what is the cache's own in its folder; nothing else there is counted or dropped.
+OWN = re.compile(r"(\.new\.|\.old\.)?[0-9a-f]{40}(\.txt)?")
 
 
 class ArrayCache:
@@ -48,8 +51,8 @@ class ArrayCache:
     when there is none left, or the disk is full or cannot be written, nothing more is stored, and one warning says so.
 
     Args:
-        folder: for the cache alone; made with the first entry.
-        limit_bytes: of all files in the folder.
+        folder: made with the first entry.
+        limit_bytes: of all entries in the folder. Their keys are digests (``digest``); other files are left alone.
     """
 
     def __init__(self, folder: str | Path, limit_bytes: float) -> None:
@@ -125,7 +128,7 @@ class ArrayCache:
                 temporary.replace(self.folder / f"{key}.txt")
 
     def size(self) -> int:
-        """Bytes of all files in the folder."""
+        """Bytes of all of the cache's files."""
         return sum(size for _, size, _ in self._entries())
 
     @contextlib.contextmanager
@@ -153,10 +156,10 @@ class ArrayCache:
             logger.warning("%s: nothing more is cached, so training goes on more slowly: %s.", self.folder, reason)
 
     def _entries(self) -> list[tuple[float, int, Path]]:
-        """Time of last use, bytes and path of all in the folder."""
+        """Time of last use, bytes and path of all that is the cache's own."""
         found = []
         with contextlib.suppress(FileNotFoundError):
-            for entry in os.scandir(self.folder):
+            for entry in filter(lambda entry: OWN.fullmatch(entry.name), os.scandir(self.folder)):
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                     files = os.scandir(entry.path) if entry.is_dir() else [entry]
                     size = sum(file.stat().st_size for file in files)
@@ -176,9 +179,8 @@ class ArrayCache:
         for used, taken, path in kept:
             if excess <= 0 or used >= self.started:
                 break
-            if path.name != ".lock":
-                self._drop(path)
-                excess -= taken
+            self._drop(path)
+            excess -= taken
         return excess <= 0
 
     def _drop(self, path: Path) -> None:
@@ -324,6 +326,7 @@ class CacheEstimate:
         """Say it."""
         cache = self.dataset.cache
         disk = self.dataset.estimate()
+        free = shutil.disk_usage(cache.folder if cache.folder.exists() else ".").free
         logger.info(
             "Cache %s: about %.3g GB on disk for %d cases (%.3g MB each); limit %g GB, %.3g GB free there.",
             cache.folder,
@@ -331,8 +334,16 @@ class CacheEstimate:
             disk["cases"],
             disk["mb_each"],
             cache.limit_bytes / GB,
-            shutil.disk_usage(cache.folder if cache.folder.exists() else ".").free / GB,
+            free / GB,
         )
+        room = min(cache.limit_bytes, free + cache.size()) / GB
+        if disk["gb"] > room:
+            logger.warning(
+                "The cache has room for about %d of %d cases, and the others are loaded anew each time: raise "
+                "--cache_limit_gb, or choose another --cache_dir.",
+                disk["cases"] * room / disk["gb"],
+                disk["cases"],
+            )
         memory = loader_bytes(self.dataloader, self.dataset)
         logger.info(
             "Memory of the loader: at most about %.2g GB, whatever the number of cases; the rest of the machine's "

@@ -71,6 +71,14 @@ def entries(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if path.is_dir()}
 
 
+def key(letter: str) -> str:
+    return letter * 40
+
+
+def letters(folder: Path) -> str:
+    return "".join(sorted(name[0] for name in entries(folder) if name == key(name[0])))
+
+
 @pytest.fixture
 def items(small_cohort) -> list[dict]:
     return labeled_items(small_cohort)[:3]
@@ -121,9 +129,9 @@ def touched_kb(path: Path) -> int:
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's account of mapped files")
 def test_a_crop_reads_its_own_part_of_the_file(tmp_path):
     cache = ArrayCache(tmp_path / "cache", GB)
-    cache.write("k", {"image": np.ones((2, 128, 256, 256), np.float16)})
-    image = torch.from_numpy(cache.read("k")["image"])
-    file = tmp_path / "cache" / "k" / "image.npy"
+    cache.write(key("a"), {"image": np.ones((2, 128, 256, 256), np.float16)})
+    image = torch.from_numpy(cache.read(key("a"))["image"])
+    file = tmp_path / "cache" / key("a") / "image.npy"
     assert touched_kb(file) < 200
     crop = RandSpatialCropd("image", [32, 256, 256], random_size=False)
     part = crop.set_random_state(0)({"image": image})["image"]
@@ -135,9 +143,9 @@ def test_a_crop_reads_its_own_part_of_the_file(tmp_path):
 
 def test_writing_to_a_sample_leaves_the_cache_alone(tmp_path):
     cache = ArrayCache(tmp_path / "cache", GB)
-    cache.write("k", {"image": np.ones(10)})
-    torch.from_numpy(cache.read("k")["image"]).mul_(5)
-    assert cache.read("k")["image"].tolist() == [1] * 10
+    cache.write(key("a"), {"image": np.ones(10)})
+    torch.from_numpy(cache.read(key("a"))["image"]).mul_(5)
+    assert cache.read(key("a"))["image"].tolist() == [1] * 10
 
 
 # Keys.
@@ -269,56 +277,70 @@ def array(value: int, kilobytes: int = 100) -> dict[str, np.ndarray]:
 def test_the_limit_holds_and_the_least_recently_used_go_first(tmp_path):
     earlier = ArrayCache(tmp_path, 350_000)
     for name in "abc":
-        earlier.write(name, array(1))
+        earlier.write(key(name), array(1))
     long_ago = time.time() - 1000
     for number, name in enumerate("bca"):
-        os.utime(tmp_path / name, (long_ago + number, long_ago + number))
+        os.utime(tmp_path / key(name), (long_ago + number, long_ago + number))
     cache = ArrayCache(tmp_path, 350_000)
-    held = cache.read("b")
-    cache.write("d", array(4))
-    assert entries(tmp_path) == {"a", "b", "d"}, "b has just been used"
+    held = cache.read(key("b"))
+    cache.write(key("d"), array(4))
+    assert letters(tmp_path) == "abd", "b has just been used"
     assert int(held["image"].sum()) == 100_000
-    cache.write("e", array(5))
-    assert entries(tmp_path) == {"b", "d", "e"}
+    cache.write(key("e"), array(5))
+    assert letters(tmp_path) == "bde"
     assert cache.size() <= 350_000 and not cache.stopped
+
+
+def test_what_is_not_the_caches_own_is_left_alone(tmp_path):
+    """Should somebody name a folder with other things in it."""
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_bytes(b"0" * 500_000)
+    (tmp_path / "notes.txt").write_bytes(b"0" * 500_000)
+    for path in (tmp_path / "thesis", tmp_path / "notes.txt"):
+        os.utime(path, (0, 0))
+    cache = ArrayCache(tmp_path, 150_000)
+    for name in "ab":
+        cache.write(key(name), array(1))
+    assert cache.stopped and letters(tmp_path) == "a"
+    assert (tmp_path / "thesis" / "chapter.txt").exists() and (tmp_path / "notes.txt").exists()
 
 
 def test_in_a_full_cache_what_is_in_use_stays(tmp_path, caplog):
     cache = ArrayCache(tmp_path, 250_000)
     for number, name in enumerate("abcd"):
-        cache.write(name, array(number))
-    assert entries(tmp_path) == {"a", "b"}
-    assert int(cache.read("b")["image"][0]) == 1 and cache.read("c") is None
+        cache.write(key(name), array(number))
+    assert letters(tmp_path) == "ab"
+    assert int(cache.read(key("b"))["image"][0]) == 1 and cache.read(key("c")) is None
     (said,) = caplog.messages
     assert "full (0.00025 GB, all of it in use); raise --cache_limit_gb" in said
 
 
 def test_what_is_dropped_while_mapped_can_still_be_read(tmp_path):
     cache = ArrayCache(tmp_path, GB)
-    cache.write("a", array(3))
-    held = cache.read("a")["image"]
-    cache._drop(tmp_path / "a")
-    assert cache.read("a") is None
+    cache.write(key("a"), array(3))
+    held = cache.read(key("a"))["image"]
+    cache._drop(tmp_path / key("a"))
+    assert cache.read(key("a")) is None
     assert int(held.max()) == int(held.min()) == 3
 
 
 def test_leftovers_of_a_killed_process_are_swept_and_damaged_entries_made_again(items, tmp_path, caplog):
     cached = dataset(items, tmp_path / "cache")
     wanted = cached[0]["image"].clone()
-    (key,) = entries(tmp_path / "cache")
-    (tmp_path / "cache" / f".new.{key}").mkdir()
-    file = tmp_path / "cache" / key / "image.npy"
+    (name,) = entries(tmp_path / "cache")
+    (tmp_path / "cache" / f".new.{name}").mkdir()
+    file = tmp_path / "cache" / name / "image.npy"
     os.truncate(file, file.stat().st_size // 2)
     assert torch.equal(cached[0]["image"], wanted)
     assert any("a damaged entry" in said for said in caplog.messages)
-    assert {path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()} == {key}
+    assert {path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()} == {name}
 
 
 def test_nothing_is_unpickled(tmp_path):
     cache = ArrayCache(tmp_path, GB)
-    cache.write("a", array(3))
-    np.save(tmp_path / "a" / "image.npy", np.array([{"an": "object"}]), allow_pickle=True)
-    assert cache.read("a") is None
+    cache.write(key("a"), array(3))
+    np.save(tmp_path / key("a") / "image.npy", np.array([{"an": "object"}]), allow_pickle=True)
+    assert cache.read(key("a")) is None
 
 
 def test_what_float16_cannot_hold_is_kept_in_float32(tmp_path):
@@ -394,6 +416,13 @@ def test_the_loaders_memory_does_not_depend_on_the_number_of_cases(small_cohort,
     assert wanted[1] == wanted[300] > 2 * 5 * 60 * 60 * 39 * 4
     assert loader_bytes(DataLoader(few, batch_size=2), dataset([], tmp_path / "cache")) == 0
     assert dataset([], tmp_path / "cache").estimate() == {"cases": 0, "mb_each": 0, "gb": 0}
-    sample = few[0]
-    assert isinstance(sample["image"], MetaTensor)
-    assert isinstance(CacheEstimate(few, DataLoader(few)), CacheEstimate)
+    assert isinstance(few[0]["image"], MetaTensor)
+
+
+def test_a_cohort_that_does_not_fit_is_told_of_before_the_start(small_cohort, tmp_path, caplog):
+    items = labeled_items(small_cohort)
+    each = dataset(items, tmp_path / "other").estimate(6)["mb_each"]
+    small = dataset(items, tmp_path / "cache", limit_gb=each * 4.5 / 1000)
+    CacheEstimate(small, DataLoader(small)).started(None)
+    (said,) = [said for said in caplog.messages if "room for" in said]
+    assert re.match(r"The cache has room for about [345] of 6 cases, and the others are loaded anew each time: ", said)
