@@ -4,13 +4,15 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from pathlib import Path
+from pydoc import locate
 
 import pytest
 import yaml
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ComponentLocator, ConfigParser, ConfigWorkflow
 from scripts.workflow import READ_BY_MONAI
 
 ROOT = Path(__file__).parent.parent
@@ -56,6 +58,14 @@ def bases(overlay: str) -> list[list[str]]:
     return BASES[stem if stem in BASES else stem.split("_")[0]]
 
 
+def takes(target: str | None, argument: str) -> bool:
+    """Whether a component has an argument of this name."""
+    if target is None:
+        return False
+    module = "" if "." in target else f"{ComponentLocator().get_component_module_name(target)}."
+    return argument in inspect.signature(locate(module + target)).parameters
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_overlays_change_what_exists_and_only_that(overlay):
     content = read(overlay)
@@ -63,15 +73,22 @@ def test_overlays_change_what_exists_and_only_that(overlay):
     for names in bases(overlay):
         base = ConfigParser.load_config_files([str(CONFIGS / name) for name in names])
         for flat, value in content.items():
-            *parents, last = flat.split("#")
+            added = flat.startswith("+")
+            *parents, last = flat.removeprefix("+").split("#")
             node = base
             for part in parents:
                 assert part in node, f"{overlay}: {flat} is not in the configuration below it"
                 node = node[part]
-            # New are only arguments of another target, and what this overlay itself reads or MONAI does.
+            # New are only arguments that the target takes, and what this overlay itself reads or MONAI does.
             other_target = "#".join([*parents, "_target_"]) in content
-            new = other_target or re.search(rf"@{re.escape(flat)}\b", text) or flat in READ_BY_MONAI
+            new = (
+                other_target
+                or (parents and takes(node.get("_target_"), last))
+                or re.search(rf"@{re.escape(flat)}\b", text)
+                or flat in READ_BY_MONAI
+            )
             assert last in node or new, f"{overlay}: {flat} is not in the configuration below it"
+            assert not added or isinstance(node.get(last), list), f"{overlay}: {flat} adds to what is no list"
             assert value != node.get(last), f"{overlay}: {flat} states what is so anyway"
             # YAML takes 1e-2 for text.
             assert not (isinstance(value, str) and re.fullmatch(r"[\d.]+e[-+]?\d+", value)), flat

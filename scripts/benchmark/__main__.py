@@ -8,9 +8,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from scripts.benchmark import case, network
+from scripts.benchmark import case, network, pipeline
 
-SUBCOMMANDS = {"network": network, "case": case}
+SUBCOMMANDS = {"network": network, "case": case, "pipeline": pipeline}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,146 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Training samples per second and core: train.json's transforms, against train_cached.yaml's from a filled cache."""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from monai.data import list_data_collate
+from rich.console import Console
+from scripts.augmentation import RandFastElasticd
+from scripts.benchmark.measure import report, summary, time_side_by_side
+from scripts.data.datalist import labeled_items
+from scripts.data.disk_cache import DiskCacheDataset
+from scripts.data.phantom import write_cohort
+
+BASELINE = "train.json"
+CACHED = "train_cached.yaml"
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of this benchmark."""
+    parser.add_argument("--dataset_dir", type=Path, help="folder of cases (default: phantoms made on the spot)")
+    parser.add_argument("--cases", type=int, default=3, help="phantoms, or cases taken (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=16, help="in each run, the same (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=5, help="of each, after one to warm up (default: %(default)s)")
+    parser.add_argument("--cache_dir", type=Path, help="of the cache (default: a temporary folder)")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Time and report; one process with one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            _run(args, Path(folder))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(args: argparse.Namespace, folder: Path) -> None:
+    console = Console(stderr=True)
+    data = args.dataset_dir
+    if data is None:
+        data = folder / "phantoms"
+        for made, _ in enumerate(write_cohort(data, args.cases, seed=0, difficulty="demo"), 1):
+            console.print(f"phantom {made} of {args.cases}", highlight=False)
+    items = labeled_items(data)[: args.cases]
+    cache = args.cache_dir or folder / "cache"
+    datasets = {
+        BASELINE: dataset(["train.json"], items),
+        CACHED: dataset(["train.json", "train_cached.yaml"], items, cache_dir=str(cache)),
+        f"{CACHED}, loader's part on a GPU": dataset(
+            ["train.json", "train_cached.yaml"], items, cache_dir=str(cache), augment_in_loader=False
+        ),
+    }
+    candidates = {name: samples(made, args.samples) for name, made in datasets.items()}
+    start = time.perf_counter()
+    disk = datasets[CACHED].estimate(len(items))
+    filling = time.perf_counter() - start
+    candidates[CACHED]()
+    memory = {CACHED: peak_gb()}
+    seconds = time_side_by_side(candidates, args.runs, console=console)
+    memory[f"{BASELINE} too"] = peak_gb()
+    rows = summary(seconds, BASELINE)
+    for row in rows:
+        row["samples_per_s_and_core"] = args.samples / row["median_s"]
+    facts = {
+        "cases": len(items),
+        "samples a run": args.samples,
+        "of them deformed": sum(deformed(datasets[CACHED], index) for index in range(args.samples)),
+        "filling the cache, s a case": round(filling / max(1, len(items)), 2),
+        "on disk, MB a case": round(disk["mb_each"], 1),
+        "on disk, GB for 1,251 cases": round(disk["mb_each"] * 1.251, 1),
+        "largest memory of the process, GB, with": memory,
+        f"mean ms of each step, {BASELINE}": step_times(datasets[BASELINE], args.samples),
+        f"mean ms of each step, {CACHED}": step_times(datasets[CACHED], args.samples),
+    }
+    report("Training samples of one process with one thread", rows, args.output, facts)
+
+
+def peak_gb() -> float:
+    """The most memory that this process has had so far, in GB (Linux counts in KiB)."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2)
+
+
+def dataset(names: list[str], items: list[dict[str, Any]], **settings: Any) -> Any:
+    """The training's dataset as the configurations define it, over ``items``."""
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / name) for name in names])
+    parser.update({"bundle_root": str(CONFIGS.parent), "datalist": {"training": items, "validation": []}, **settings})
+    # The split needs no cases looked for.
+    return parser.get_parsed_content("train#dataset")
+
+
+def samples(made: Any, number: int) -> Callable[[], None]:
+    """A function that makes ``number`` samples, each time the same."""
+
+    def make() -> None:
+        for index in range(number):
+            made.transform.epoch = index
+            # As a loader does; without it, what has not been read from the cache would not be.
+            list_data_collate([made[index % len(made)]])
+
+    return make
+
+
+def step_times(made: Any, number: int) -> dict[str, float]:
+    """Mean milliseconds of each step of a sample, over the samples measured."""
+    taken: dict[str, float] = {}
+
+    def timed(name: str, step: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = step()
+        taken[name] = taken.get(name, 0.0) + (time.perf_counter() - start) * 1000 / number
+        return result
+
+    cached = isinstance(made, DiskCacheDataset)
+    for index in range(number):
+        made.transform.epoch = index
+        item = made.data[index % len(made)]
+        if cached:
+            item = timed("cache", partial(made._cachecheck, item))
+        # Each step's random numbers follow from the case, so the steps may be called one at a time.
+        for position in range(made.first_random if cached else 0, len(made.transform)):
+            name = type(made.transform.transforms[position]).__name__
+            item = timed(name, partial(made.transform, item, start=position, end=position + 1))
+    return {name: round(value, 1) for name, value in taken.items()}
+
+
+def deformed(made: Any, index: int) -> bool:
+    """Whether sample ``index`` of a run is deformed; the same in all candidates, since they draw it from one seed."""
+    made.transform.epoch = index
+    made[index % len(made)]
+    return any(bool(step._do_transform) for step in made.transform.transforms if isinstance(step, RandFastElasticd))
