@@ -277,8 +277,8 @@ def split_datalist(
     if datalist_file is not None:
         lists = read_datalist(datalist_file, dataset_dir)
         if fold is not None and (found := labeled_items(dataset_dir)):
-            _, held_out = _fold(found, folds, fold, seed)
-            if {item["case"] for item in held_out} != {item["case"] for item in lists["validation"]}:
+            own, _ = _fold(found, folds, fold, seed)
+            if {item["case"] for item in own} != {item["case"] for item in lists["training"]}:
                 raise InputError(f"{recorded}: not the split of fold {fold} of {folds}; give that fold's --output_dir.")
         if et_label is not None:
             for item in lists["training"] + lists["validation"]:
