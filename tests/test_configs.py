@@ -167,6 +167,25 @@ def test_demo_overlays_agree():
     assert {key: train[key] for key in inference} == inference
 
 
+def steps(node, target: str):
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else []
+    if isinstance(node, dict) and node.get("_target_") == target:
+        yield node
+    for child in children:
+        yield from steps(child, target)
+
+
+def test_every_image_is_read_in_the_networks_order_and_every_label_by_one_convention():
+    """Without the reader a four-dimensional file would be taken in its own order, and nothing would tell."""
+    names = {path.name for path in CONFIGS.iterdir() if path.suffix in (".json", ".yaml")} - {"metadata.json"}
+    loaders = [(name, step) for name in sorted(names) for step in steps(read(name), "LoadImaged")]
+    assert {name for name, _ in loaders} >= {"train.json", "inference.json", "train_cached.yaml"}
+    assert all(step["reader"] == "@reader" for _, step in loaders)
+    for name in names:
+        for step in steps(read(name), "scripts.transforms.LabelsToRegionsd"):
+            assert step["keys"] == "pred" or step["default_et_label"] == "@saved_et_label", name
+
+
 def test_recipe_is_the_authors():
     config = read("train.json")
     assert (config["max_epochs"], config["warmup_epochs"], config["flat_epochs"]) == (100, 5, 35)

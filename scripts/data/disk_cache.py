@@ -31,6 +31,7 @@ from monai.transforms import Compose, Transform
 from monai.transforms.traits import RandomizableTrait
 from scripts.augmentation import device_step
 from scripts.data.checks import read_header
+from scripts.data.datalist import image_files
 
 logger = logging.getLogger(__name__)
 
@@ -365,7 +366,7 @@ def loader_bytes(dataloader: Any, dataset: DiskCacheDataset) -> float:
 
 
 def _files(value: Any) -> list[str]:
-    return [str(value)] if isinstance(value, (str, Path)) else [str(path) for path in value]
+    return image_files(str(value) if isinstance(value, (str, Path)) else value)
 
 
 def digest(value: Any) -> str:
