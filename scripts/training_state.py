@@ -24,12 +24,8 @@ STATE_FILES = ("trainer_state.pt", "trainer_state_previous.pt")
 STATE_KEYS = {"network", "optimizer", "optimizer_class", "lr_scheduler", "scaler", "epoch", "iteration", "best_metric"}
 
 
-class TrainingFiles:
-    """Keep a training's weights and state on disk, each file whole at any moment.
-
-    In ``output_dir``: ``model.pt``, the bare weights of the best validation so far (without validation, the newest);
-    ``model_last.pt``, the newest; ``trainer_state.pt``, all it takes to go on: tensors and plain values only; and
-    ``trainer_state_previous.pt``, the same of the epoch before, should the newest not survive.
+class TrainingParts:
+    """What a training's state is made of.
 
     Args:
         output_dir: folder of the run.
@@ -51,6 +47,15 @@ class TrainingFiles:
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.evaluator = evaluator
+
+
+class TrainingFiles(TrainingParts):
+    """Keep a training's weights and state on disk, each file whole at any moment.
+
+    In ``output_dir``: ``model.pt``, the bare weights of the best validation so far (without validation, the newest);
+    ``model_last.pt``, the newest; ``trainer_state.pt``, all it takes to go on: tensors and plain values only; and
+    ``trainer_state_previous.pt``, the same of the epoch before, should the newest not survive.
+    """
 
     def attach(self, engine: Workflow) -> None:
         """Write after the epochs of ``engine``; attach after the validation."""
@@ -123,35 +128,16 @@ def newest_state(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     return max(valid, key=lambda entry: int(entry[1]["epoch"]))
 
 
-class ResumeTraining:
+class ResumeTraining(TrainingParts):
     """Take up a stopped training where its newest valid state left it, at the end of an epoch; on every rank.
 
     Restores weights, optimiser, position in the schedule, AMP scaler, epoch, iteration and the best score. Random
     numbers need no restoring: they follow from the seed and the epoch (``scripts.reproducibility``). Attach before
     every other handler that reads the epoch.
 
-    Args:
-        output_dir: folder of the stopped run.
-        network, optimizer, lr_scheduler: as in ``TrainingFiles``.
-        evaluator: the validation; None trains without.
-
     Raises:
         InputError: (at the start) there is no valid state, or it is of another network, optimiser or epoch length.
     """
-
-    def __init__(
-        self,
-        output_dir: str | Path,
-        network: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        lr_scheduler: LRScheduler,
-        evaluator: Workflow | None = None,
-    ) -> None:
-        self.output_dir = Path(output_dir)
-        self.network = network
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
-        self.evaluator = evaluator
 
     def attach(self, engine: Workflow) -> None:
         """Resume when ``engine`` starts."""
