@@ -39,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset_dir", type=Path, help="folder of one case (default: a phantom made for this)")
     parser.add_argument("--model_file", type=Path, help="weights (default: random ones, whose maps are noise)")
     parser.add_argument("--channels", type=int, nargs=5, default=[32, 64, 128, 256, 320], help="default: %(default)s")
+    parser.add_argument("--spacing", type=float, default=1.0, help="mm that the weights know (default: %(default)s)")
+    parser.add_argument("--window", type=int, default=128, help="edge of a window (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=3, help="of each, after one to warm up (default: %(default)s)")
     parser.add_argument("--agreement", action="store_true", help="also compare label maps with those of torch float32")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
@@ -56,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
             save_torch(network.state_dict(), model_file)
         check_weights(network, str(model_file))
         network.load_state_dict(load_torch(model_file))
-        image = preprocessed(args.dataset_dir or phantom(folder))
+        image = preprocessed(args.dataset_dir or phantom(folder), args.spacing)
         rows, facts = measure(network, str(model_file), image, folder, args)
     report(f"The network's part of a case, brain of {tuple(image.shape[2:])} voxels", rows, args.output, facts)
 
@@ -65,7 +67,7 @@ def measure(
     network: PriorAttentionNet, model_file: str, image: torch.Tensor, folder: Path, args: argparse.Namespace
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Rows of the table, and what is to be said beside it."""
-    windows: Inferer = BrainWindowInferer(roi_size=WINDOW, sw_batch_size=1, overlap=0.5, mode="gaussian")
+    windows: Inferer = BrainWindowInferer(roi_size=[args.window] * 3, sw_batch_size=1, overlap=0.5, mode="gaussian")
     whole: Inferer = WholeVolumeInferer(network.size_multiple)
     fast = {name: OpenVINONetwork(network, model_file, str(folder), name) for name in ("f32", "bf16")}
     window = torch.randn(1, network.in_channels, *WINDOW)
@@ -104,13 +106,14 @@ def agreement(
     return facts
 
 
-def preprocessed(dataset_dir: Path) -> torch.Tensor:
-    """The first case of a folder as inference.json prepares it, (1, 4, *size)."""
+def preprocessed(dataset_dir: Path, spacing: float) -> torch.Tensor:
+    """The first case of a folder as inference.json prepares it, (1, 4, *size), at ``spacing`` mm."""
     items = unlabeled_items(dataset_dir)
     if not items:
         raise InputError(f"{dataset_dir}: no case found; give the folder of one.")
     parser = ConfigParser()
     parser.read_config(str(ROOT / "configs" / "inference.json"))
+    parser["spacing"] = [spacing] * 3
     image: torch.Tensor = parser.get_parsed_content("preprocessing")(items[0])["image"]
     return image.as_subclass(torch.Tensor)[None]
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -67,7 +68,21 @@ def run(args: argparse.Namespace) -> None:
                 fast = OpenVINONetwork(network, str(Path(folder) / "model.pt"), folder, precision)
                 errors[name] = float((fast(x) - wanted).abs().max() / wanted.abs().max())
                 candidates[name] = forward(fast, x)
+            if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnxscript"):
+                candidates["ONNX Runtime float32"] = onnx_session(network, x, Path(folder) / "model.onnx")
         seconds = time_side_by_side(candidates, args.runs, console=Console(stderr=True))
     rows = summary(seconds, BASELINE)
     facts = {f"largest difference of {name}, relative": f"{error:.1e}" for name, error in errors.items()}
     report(f"One window of {args.size}^3 on {device}", rows, args.output, facts)
+
+
+def onnx_session(network: torch.nn.Module, x: torch.Tensor, path: Path) -> Callable[[], object]:
+    """A forward of ``x`` by ONNX Runtime."""
+    import onnxruntime
+
+    torch.onnx.export(network, (x,), str(path), input_names=["image"], output_names=["pred"], verbose=False)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    image = x.numpy()
+    return lambda: session.run(["pred"], {"image": image})
