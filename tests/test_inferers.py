@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.inferers import SimpleInferer, SlidingWindowInferer
 from scripts.errors import InputError
-from scripts.inferers import FlipInferer, WholeVolumeInferer
+from scripts.inferers import BACKGROUND_LOGIT, BrainWindowInferer, FlipInferer, WholeVolumeInferer
 
 SIZES = st.tuples(*[st.integers(1, 70)] * 3)
 
@@ -77,3 +77,34 @@ def test_certain_voxels_stay_finite():
 def test_axes_that_are_none_are_refused(axes):
     with pytest.raises(InputError, match="name each of 0, 1, 2 once at most"):
         FlipInferer(axes=axes)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_windows_without_brain_are_not_computed(batch):
+    volume = torch.zeros(1, 4, 48, 16, 16)
+    volume[:, :, :20] = torch.randn(1, 4, 20, 16, 16)
+    seen = []
+
+    def network(windows):
+        seen.extend(windows)
+        return 2 * windows
+
+    result = BrainWindowInferer(roi_size=(16, 16, 16), sw_batch_size=batch, overlap=0.0)(volume, network)
+    # Three windows: the third holds no brain.
+    assert len(seen) == 2 and all(bool(window.any()) for window in seen)
+    assert torch.allclose(result[:, :, :32], 2 * volume[:, :, :32])
+    assert bool((result[:, 1:, 32:] == BACKGROUND_LOGIT).all())
+    assert bool((result[:, 0, 32:] == -BACKGROUND_LOGIT).all())
+
+
+def test_with_brain_everywhere_it_is_monais_sliding_window():
+    volume = torch.randn(1, 4, 40, 24, 16)
+    settings = {"roi_size": (16, 16, 16), "sw_batch_size": 2, "overlap": 0.5, "mode": "gaussian"}
+    assert torch.equal(BrainWindowInferer(**settings)(volume, ramp), SlidingWindowInferer(**settings)(volume, ramp))
+
+
+def test_an_empty_volume_is_background_without_a_forward():
+    inferer = BrainWindowInferer(roi_size=(16, 16, 16), sw_batch_size=1, overlap=0.5)
+    result = inferer(torch.zeros(1, 4, 20, 20, 20), None)
+    assert result.shape == (1, 4, 20, 20, 20)
+    assert not bool((result[:, 1:].sigmoid() >= 0.5).any()) and bool((result.argmax(1) == 0).all())
