@@ -56,3 +56,15 @@ def test_a_case_is_measured_and_its_maps_compared(small_cohort, tmp_path, capsys
 def test_without_a_case_one_line_says_so(tmp_path):
     with pytest.raises(ValueError, match="no case found; give the folder of one"):
         benchmark.main(["case", "--dataset_dir", str(tmp_path), "--channels", *map(str, CHANNELS)])
+
+
+def test_post_processing_in_the_box_gives_the_scores_of_the_whole_grid(small_cohort, tmp_path):
+    output = tmp_path / "postprocessing.json"
+    assert (
+        benchmark.main(["postprocessing", "--dataset_dir", str(small_cohort), "--runs", "1", "--output", str(output)])
+        == 0
+    )
+    content = json.loads(output.read_text())
+    whole, box = content["facts"].values()
+    assert whole == box and len(whole.split(", ")) == 6
+    assert [row["name"] for row in content["rows"]] == ["whole grid", "lesion's box"]

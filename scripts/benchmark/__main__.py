@@ -8,9 +8,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from scripts.benchmark import case, network, pipeline
+from scripts.benchmark import case, network, pipeline, postprocessing
 
-SUBCOMMANDS = {"network": network, "case": case, "pipeline": pipeline}
+SUBCOMMANDS = {"network": network, "case": case, "pipeline": pipeline, "postprocessing": postprocessing}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
