@@ -36,13 +36,17 @@ class OpenVINONetwork(nn.Module):
         precision: "f32", "bf16", or "auto": bf16 where the processor computes in it, else f32.
 
     Raises:
-        InputError: OpenVINO is not installed, or there is no such precision.
+        InputError: OpenVINO is not installed, there is no such precision, or several model files are named.
     """
 
     def __init__(self, network: PriorAttentionNet, model_file: str, cache_dir: str, precision: str = "auto") -> None:
         super().__init__()
         if precision not in PRECISIONS:
             raise InputError(f"--openvino_precision {precision}: choose one of {', '.join(PRECISIONS)}.")
+        if not isinstance(model_file, str):
+            raise InputError(
+                "--model_file: OpenVINO runs one network; leave out the overlay for ensembles, or this one."
+            )
         self.ov = import_openvino()
         # In a list, so that its parameters are not this module's.
         self.source = [network]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from scripts import openvino_network
-from scripts.errors import InputError
+from scripts.errors import InputError, input_error_behind
 from scripts.networks import PriorAttentionNet
 from scripts.openvino_network import OpenVINONetwork, checksum
 from workflows import CHANNELS, SIZE, TRAINING_SIZE, bundle_run, rows, voxels
@@ -109,6 +109,15 @@ def test_evaluation_with_the_overlay(model, small_cohort, tmp_path):
 def test_an_unknown_precision_is_refused(model, tmp_path):
     with pytest.raises(InputError, match=r"--openvino_precision fp8: choose one of auto, f32, bf16"):
         OpenVINONetwork(PriorAttentionNet(channels=CHANNELS), str(model), str(tmp_path), "fp8")
+
+
+def test_an_ensemble_is_refused_before_anything_is_written(model, small_cohort, tmp_path):
+    names = ("inference.json", "inference_ensemble.yaml", "inference_openvino.yaml")
+    place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "maps"), **SIZE}
+    with pytest.raises(RuntimeError) as caught:
+        bundle_run(*names, **place, model_file=[str(model), str(model.with_name("other.pt"))])
+    assert "OpenVINO runs one network" in str(input_error_behind(caught.value))
+    assert not (tmp_path / "maps").exists()
 
 
 def test_an_absent_package_is_said_in_one_line(model, tmp_path, monkeypatch):
