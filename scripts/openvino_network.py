@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,8 @@ class OpenVINONetwork(nn.Module):
         """Logits, float32 (batch, out_channels, *size), of ``x``, (batch, in_channels, *size)."""
         if self.compiled is None:
             self.compiled = self.compile()
+        if len(x) > 1:
+            return torch.cat([self.forward(one) for one in x.split(1)])
         result = self.compiled(x.detach().cpu().contiguous().float().numpy())[0]
         return torch.from_numpy(result).to(x.device)
 
@@ -82,7 +85,9 @@ class OpenVINONetwork(nn.Module):
     def converted(self) -> Path:
         """Path of the converted model, which is made if it is not there."""
         state = load_torch(self.model_file)
-        path = self.cache_dir / f"{checksum(state)}.xml"
+        # Networks that differ in an activation only, say, have weights of the same names and shapes.
+        build = f"{self.module} {self.module.size_multiple} {self.ov.__version__}"
+        path = self.cache_dir / f"{checksum(state, build)}.xml"
         if path.is_file() and path.with_suffix(".bin").is_file():
             return path
         logger.info("Converting %s for OpenVINO; kept as %s", self.model_file, path)
@@ -105,6 +110,8 @@ def import_openvino() -> Any:
     Raises:
         InputError: it is not installed.
     """
+    # Its converter would send usage statistics; without the package behind that it has a stand-in that does nothing.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         import openvino
     except ImportError as error:
@@ -112,9 +119,12 @@ def import_openvino() -> Any:
     return openvino
 
 
-def checksum(state: dict[str, torch.Tensor]) -> str:
-    """SHA-256 of weights: names, shapes, types and values, not of the file, which holds times and paths too."""
-    digest = hashlib.sha256()
+def checksum(state: dict[str, torch.Tensor], build: str = "") -> str:
+    """SHA-256 of weights, by names, shapes, types and values, and of how the network is built.
+
+    Not of the file, which holds times and paths too.
+    """
+    digest = hashlib.sha256(build.encode())
     for name in sorted(state):
         value = state[name].detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())

@@ -174,8 +174,13 @@ def prepare_evaluation(
     def check_and_claim() -> None:
         check_window(unwrap(network), "roi_size", roi_size)
         check_et_label(saved_et_label)
-        refuse_used(output_dir, dataset_dir, overwrite)
         files = ensure_tuple(model_file)
+        for file in files:
+            # An earlier run's folder is moved away, and the weights with it.
+            inside = Path(file).resolve().is_relative_to(Path(output_dir).resolve())
+            if inside and (Path(output_dir) / RECORD_FILE).exists():
+                raise InputError(f"{output_dir}: holds the weights ({file}); choose another --output_dir.")
+        refuse_used(output_dir, dataset_dir, overwrite)
         if not files or len(set(files)) != len(files):
             raise InputError(f"--model_file {list(files)}: name at least one model file, and each once.")
         phantom_weights = [check_weights(unwrap(network), file) for file in files]
@@ -359,7 +364,7 @@ def refuse_used(output_dir: str, dataset_dir: str, overwrite: bool) -> None:
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: not a folder; choose another --output_dir.")
-    if Path(dataset_dir).is_dir() and Path(dataset_dir).resolve().is_relative_to(folder.resolve()):
+    if Path(dataset_dir).exists() and Path(dataset_dir).resolve().is_relative_to(folder.resolve()):
         raise InputError(f"{folder}: holds the data ({dataset_dir}); choose another --output_dir.")
     if (folder / RECORD_FILE).exists() and not overwrite:
         raise InputError(
@@ -403,11 +408,12 @@ def publish(output_dir: str, bundle_root: str, enabled: bool = True) -> None:
     if target.is_file() and filecmp.cmp(best, target, shallow=False):
         logger.info("Weights: %s; published already as %s", best, target)
         return
-    for file in (target, target.with_suffix(".ts")):
-        if (kept := keep_earlier(file)) is not None:
-            logger.info("Kept the earlier %s as %s", file, kept)
     with replacing(target) as temporary:
         shutil.copyfile(best, temporary)
+        # What lies beside earlier weights, their export and their record, says nothing of these.
+        for file in (target, target.with_suffix(".ts"), target.with_name(RECORD_FILE)):
+            if (kept := keep_earlier(file)) is not None:
+                logger.info("Kept the earlier %s as %s", file, kept)
     logger.info("Published %s as %s", best, target)
 
 

@@ -342,6 +342,14 @@ def test_an_evaluation_leaves_its_record(tmp_path, model, label, caplog):
     assert "phantom" not in caplog.text
 
 
+def test_results_never_go_where_their_weights_are(tmp_path, data, model):
+    """An earlier run's folder is moved away, and they would go with it."""
+    (model.parent / "run.json").write_text("{}")
+    with pytest.raises(InputError, match=r"holds the weights \(.*model\.pt\); choose another --output_dir"):
+        evaluate(labeled_items(data), data, model, model.parent, overwrite=True)
+    assert model.is_file()
+
+
 def test_weights_from_phantoms_are_warned_of(tmp_path, data, model, caplog):
     (model.parent / "run.json").write_text('{"phantoms": true}')
     evaluate(labeled_items(data), data, model, tmp_path / "out")

@@ -361,13 +361,21 @@ def _resolve(entry: Any, path: Path, dataset_dir: str | Path) -> dict[str, Any]:
     if et_label not in ET_LABELS:
         raise InputError(f"{path}: 'et_label' is 3 or 4: {entry}")
     return {
-        "case": entry.get("case", case_name(first)),
+        "case": _plain_name(entry, path, case_name(first)),
         "image": image,
         "label": str(Path(dataset_dir) / entry["label"]),
         "et_label": et_label,
         "oedema_label": entry.get("oedema_label", 2),
         "resection_cavity": entry.get("resection_cavity", 0),
     }
+
+
+def _plain_name(entry: Mapping[str, Any], path: Path, default: str) -> str:
+    name = entry.get("case", default)
+    # Results are named after it, and must not leave their folder.
+    if not isinstance(name, str) or not name or name in (".", "..") or name != Path(name).name:
+        raise InputError(f"{path}: 'case' must be a plain name: {entry}")
+    return name
 
 
 def write_datalist(

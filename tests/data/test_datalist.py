@@ -423,3 +423,13 @@ def test_the_trainings_split_is_taken_before_a_new_one_but_not_before_a_chosen_o
     # Cases that came later stay out of it: none may slip into what was held out.
     make_case(root / "BraTS20_Training_999")
     assert split_datalist(root, recorded=recorded, seed=3) == trained
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", "", 3, ".."])
+def test_a_case_is_a_plain_name(tmp_path, name):
+    """Results are named after it."""
+    entry = {"case": name, "image": [f"p_{s}.nii.gz" for s in ("t1", "t1ce", "t2", "flair")], "label": "p_seg.nii.gz"}
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps({"training": [entry], "validation": []}))
+    with pytest.raises(InputError, match="'case' must be a plain name"):
+        read_datalist(path, tmp_path)
