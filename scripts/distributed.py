@@ -8,6 +8,7 @@ that of one process, so a multi-GPU configuration can be loaded and inspected an
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Callable
@@ -22,6 +23,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 logger = logging.getLogger(__name__)
+
+# What this process has wrapped, to be let go of at the end.
+_replicas: list[DistributedDataParallel] = []
 
 # One rank may read a large cohort while the others wait; torchrun ends them all should it fail.
 TIMEOUT = timedelta(hours=4)
@@ -76,9 +80,17 @@ def start(device: torch.device | str, world_size: int) -> None:
 
 
 def stop() -> None:
-    """Part from the other processes."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    """Part from the other processes, once all are here."""
+    if not dist.is_initialized():
+        return
+    dist.barrier()
+    # What still holds the group at the interpreter's end is destroyed in no set order, with threads running.
+    for replica in _replicas:
+        for name in ("reducer", "logger", "process_group"):
+            replica.__dict__.pop(name, None)
+    _replicas.clear()
+    gc.collect()
+    dist.destroy_process_group()
 
 
 def on_rank_zero(work: Callable[[], None]) -> None:
@@ -119,7 +131,9 @@ def replicate(network: nn.Module, device: torch.device | str) -> nn.Module:
         synchronize_batch_norm(network)
     # Synchronised statistics are equal everywhere; broadcasting them in every forward would also stop ranks that
     # validate different numbers of windows.
-    return DistributedDataParallel(network, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+    replica = DistributedDataParallel(network, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+    _replicas.append(replica)
+    return replica
 
 
 class CpuSyncBatchNorm(_BatchNorm):
