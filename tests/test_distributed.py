@@ -21,7 +21,7 @@ from scripts import distributed
 from scripts.errors import InputError, input_error_behind
 from scripts.losses import PriorAttentionLoss
 from scripts.networks import PriorAttentionNet
-from workflows import CHANNELS, ROOT, SIZE, TRAINING_SIZE, bundle_run, command, files, rows, voxels
+from workflows import CHANNELS, ROOT, SIZE, TRAINING_SIZE, bundle_run, command, files, initialized, rows, voxels
 
 TRAINING = {**TRAINING_SIZE, "max_epochs": 2, "val_interval": 1, "flat_epochs": 1, "folds": 3, "fold": 0}
 EVALUATION = {key: value for key, value in TRAINING.items() if key not in ("max_epochs", "val_interval")}
@@ -200,14 +200,8 @@ def test_synchronised_batch_norm_is_batch_norm_over_all_samples(tmp_path):
 
 
 def samples(number: int) -> torch.Tensor:
-    made = ConfigWorkflow(
-        files("train.json", "multi_gpu_train.json"),
-        workflow_type="train",
-        logging_file=False,
-        bundle_root=str(ROOT),
-        **{"train#dataset#data": [{"case": str(n)} for n in range(8)]},
-    )
-    made.initialize()
+    data = {"train#dataset#data": [{"case": str(n)} for n in range(8)]}
+    made = initialized("train.json", "multi_gpu_train.json", kind="train", **data)
     sampler = made.parser.get_parsed_content("train#sampler")
     epochs = []
     for epoch in (1, 2):

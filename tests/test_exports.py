@@ -16,7 +16,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from scripts import export_program, tensorrt
 from scripts.errors import InputError, input_error_behind
 from scripts.networks import PriorAttentionNet
-from workflows import CHANNELS, CONFIGS, ROOT, files
+from workflows import CHANNELS, CONFIGS, ROOT, files, initialized
 
 SIZES = [(1, 32, 32, 32), (2, 64, 48, 32), (1, 48, 80, 64)]
 
@@ -126,17 +126,8 @@ def test_exported_program_refuses_in_one_line(kind, root, tmp_path, monkeypatch)
 
 
 def trt_workflow(cohort: Path, tmp_path: Path, **override) -> ConfigWorkflow:
-    made = ConfigWorkflow(
-        files("inference.json", "inference_trt.json"),
-        workflow_type="infer",
-        logging_file=False,
-        bundle_root=str(ROOT),
-        dataset_dir=str(cohort),
-        output_dir=str(tmp_path / "maps"),
-        **override,
-    )
-    made.initialize()
-    return made
+    place = {"dataset_dir": str(cohort), "output_dir": str(tmp_path / "maps")}
+    return initialized("inference.json", "inference_trt.json", kind="infer", **place, **override)
 
 
 @pytest.mark.skipif(

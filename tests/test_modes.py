@@ -18,7 +18,7 @@ from monai.bundle import ConfigWorkflow
 from monai.data.utils import dense_patch_slices
 from scripts.errors import input_error_behind
 from scripts.networks import PriorAttentionNet
-from workflows import CHANNELS, CONFIGS, ROOT, SIZE, TRAINING_SIZE, bundle_run, files, rows, voxels
+from workflows import CHANNELS, CONFIGS, ROOT, SIZE, TRAINING_SIZE, bundle_run, files, initialized, rows, voxels
 
 TRAINING = {**TRAINING_SIZE, "max_epochs": 2, "val_interval": 1, "flat_epochs": 1}
 EVALUATION = {key: value for key, value in TRAINING.items() if key not in ("max_epochs", "val_interval")}
@@ -103,16 +103,8 @@ def test_all_cases_without_validation(small_cohort, tmp_path):
 def test_folds_hold_out_every_case_once(small_cohort, tmp_path):
     held_out, trained_on = [], []
     for fold in range(3):
-        made = ConfigWorkflow(
-            files("train.json", "train_folds.yaml"),
-            workflow_type="train",
-            logging_file=False,
-            bundle_root=str(ROOT),
-            dataset_dir=str(small_cohort),
-            folds=3,
-            fold=fold,
-        )
-        made.initialize()
+        settings = {"dataset_dir": str(small_cohort), "folds": 3, "fold": fold}
+        made = initialized("train.json", "train_folds.yaml", kind="train", **settings)
         assert made.parser.get_parsed_content("output_dir") == str(ROOT / "runs" / f"fold_{fold}")
         held_out += [item["case"] for item in made.val_dataset_data]
         trained_on += [item["case"] for item in made.train_dataset_data]
@@ -485,13 +477,7 @@ def test_the_authors_path_step_by_step(cohort, members, tmp_path):
     assert (got[sure] == wanted[sure]).all()
     assert sure.mean() > 0.9 and len(np.unique(wanted)) > 2
 
-    made = ConfigWorkflow(
-        files("inference.json", "inference_authors.yaml"),
-        workflow_type="infer",
-        logging_file=False,
-        bundle_root=str(ROOT),
-    )
-    made.initialize()
+    made = initialized("inference.json", "inference_authors.yaml", kind="infer")
     assert (made.inferer.overlap, made.inferer.mode, made.inferer.roi_size) == (0.75, "constant", [128] * 3)
     assert len(dense_patch_slices((240, 240, 160), (128, 128, 128), (32, 32, 32))) == 50
 

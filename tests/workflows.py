@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from ignite.engine import Events
+from monai.bundle import ConfigWorkflow
 from scripts import distributed
 from scripts.errors import InputError
 
@@ -34,6 +35,14 @@ def files(*names: str) -> list[str]:
 def bundle_run(*names: str, **override) -> None:
     override.setdefault("bundle_root", str(ROOT))
     monai.bundle.run(config_file=files(*names), logging_file=False, **override)
+
+
+def initialized(*names: str, kind: str, **override) -> ConfigWorkflow:
+    """A workflow of these configurations, initialised and not run."""
+    override.setdefault("bundle_root", str(ROOT))
+    made = ConfigWorkflow(files(*names), workflow_type=kind, logging_file=False, **override)
+    made.initialize()
+    return made
 
 
 def command(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
