@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -102,11 +103,13 @@ class RandFastElasticd(RandomizableTransform, MapTransform):
         self.affine_grid(spatial_size=size, randomize=False, lazy=True)
         affine = torch.as_tensor(self.affine_grid.affine, dtype=torch.float32).cpu()
         # grid_sample counts an axis from -1 to 1 and names the last axis first.
-        to_unit = (torch.diag(2 / torch.tensor(size, dtype=torch.float32)) @ affine[:3]).flip(0).to(device)
+        # Without waiting for the device, which is at work on the sample before.
+        move = partial(torch.Tensor.to, device=device, non_blocking=True)
+        to_unit = move((torch.diag(2 / torch.tensor(size, dtype=torch.float32)) @ affine[:3]).flip(0))
         matrix, offset = to_unit[:, :3], to_unit[:, 3]
-        bases = [gaussian_basis(n, self.sigma).to(device) for n in size]
+        bases = [move(gaussian_basis(n, self.sigma)) for n in size]
         generator = torch.Generator().manual_seed(self.noise_seed)
-        noise = torch.rand(3, *(basis.shape[1] for basis in bases), generator=generator).to(device) * 2 - 1
+        noise = move(torch.rand(3, *(basis.shape[1] for basis in bases), generator=generator)) * 2 - 1
         field = torch.einsum("ac,cxyz->axyz", matrix * self.magnitude, noise)
         field = torch.einsum("axyz,ix->aiyz", field, bases[0])
         field = torch.einsum("aiyz,jy->aijz", field, bases[1])

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Events
+from monai.engines.utils import IterationEvents
 from monai.engines.workflow import Workflow
 from monai.utils import evenly_divisible_all_gather, string_list_all_gather
 from rich.console import Console
@@ -144,9 +145,10 @@ class LazySummaryWriter:
 
 
 class TrainingScalars:
-    """What a training iteration leaves in TensorBoard: the loss, its terms by level, and the learning rate.
+    """What training iterations leave in TensorBoard: the loss, its terms by level, and the learning rate.
 
-    For ``TensorBoardStatsHandler(iteration_event_writer=...)``.
+    For ``TensorBoardStatsHandler``, as both its writers. Reading a value waits for the device, so the values are
+    collected there, and written at the end of an epoch; on the way to it, every half a minute.
 
     Args:
         loss_function: keeps its terms in ``last_terms``.
@@ -156,17 +158,60 @@ class TrainingScalars:
     def __init__(self, loss_function: PriorAttentionLoss, optimizer: torch.optim.Optimizer) -> None:
         self.loss_function = loss_function
         self.optimizer = optimizer
+        self._waiting: list[tuple[int, float, dict[str, torch.Tensor]]] = []
+        self._written = time.monotonic()
 
     def __call__(self, engine: Workflow, writer: LazySummaryWriter) -> None:
-        """Write the values of the iteration that ``engine`` has finished."""
-        step = engine.state.iteration
-        terms = self.loss_function.last_terms
-        # One transfer from the device for all terms; they sum to the loss.
-        values = torch.stack(list(terms.values())).tolist()
-        writer.add_scalar("train/loss", sum(values), step)
-        for name, value in zip(terms, values, strict=True):
-            writer.add_scalar(f"train/loss_{name}", value, step)
-        writer.add_scalar("train/learning_rate", self.optimizer.param_groups[0]["lr"], step)
+        """Note the values of the iteration that ``engine`` has finished."""
+        rate = self.optimizer.param_groups[0]["lr"]
+        self._waiting.append((engine.state.iteration, rate, self.loss_function.last_terms))
+        if time.monotonic() - self._written > LOG_INTERVAL_S:
+            self.write(engine, writer)
+
+    def write(self, engine: Workflow, writer: LazySummaryWriter) -> None:
+        """Write what has been noted."""
+        self._written = time.monotonic()
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        # One transfer from the device for all of them; the terms of an iteration sum to its loss.
+        values = torch.stack([term for _, _, terms in waiting for term in terms.values()]).tolist()
+        for step, rate, terms in waiting:
+            own, values = values[: len(terms)], values[len(terms) :]
+            writer.add_scalar("train/loss", sum(own), step)
+            for name, value in zip(terms, own, strict=True):
+                writer.add_scalar(f"train/loss_{name}", value, step)
+            writer.add_scalar("train/learning_rate", rate, step)
+
+
+class AsynchronousSteps:
+    """Let no training step wait for the device, where MONAI's trainer does so twice.
+
+    It scales the loss in mixed precision, and so asks after each step whether the gradients were finite; bfloat16 has
+    the range of float32, and needs no scaling. And it takes each output apart, which brings the loss to the host; so
+    give it ``decollate=False``: outputs are then lists of one, which MONAI's other handlers read as well.
+
+    Args:
+        dtype: of the mixed precision.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def attach(self, engine: Workflow) -> None:
+        """Set up ``engine`` when it starts, and after each step."""
+        engine.add_event_handler(Events.STARTED, self.started)
+        engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self.model_completed)
+
+    def started(self, engine: Workflow) -> None:
+        """Put a scaler that does nothing in the place of MONAI's."""
+        if engine.scaler is not None and self.dtype == torch.bfloat16:
+            engine.scaler = torch.amp.GradScaler(enabled=False)
+
+    def model_completed(self, engine: Workflow) -> None:
+        """Make a list of the output."""
+        if isinstance(engine.state.output, dict):
+            engine.state.output = [engine.state.output]
 
 
 def _mean_loss(output: Any) -> float:

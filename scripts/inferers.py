@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from itertools import combinations
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
 from scripts.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 # Probabilities this close to 0 or 1 are as good as certain; beyond, float32 logits would become infinite.
 SMALLEST_PROBABILITY = 1e-7
@@ -74,6 +77,39 @@ class WholeVolumeInferer(Inferer):
             result = result.narrow(axis, start, length)
         # Mixed precision gives 16 bits, too few for probabilities near 0 and 1.
         return result.float()
+
+
+class CompiledInferer(Inferer):
+    """One forward of the network as ``torch.compile`` makes it; as it is where that fails, which one warning says.
+
+    MONAI's engines can compile as well, but then a machine without compiler or Triton ends the run.
+
+    Args:
+        enabled: if false, one forward of the network, as MONAI's ``SimpleInferer`` does.
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        super().__init__()
+        self.enabled = enabled
+        self.network: Callable[..., Any] | None = None
+        self.compiled: Callable[..., Any] | None = None
+
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What ``network`` makes of ``inputs``."""
+        if not self.enabled:
+            return network(inputs, *args, **kwargs)
+        # The compiler knows nothing of MONAI's tensors with metadata.
+        plain = torch.as_tensor(inputs).as_subclass(torch.Tensor)
+        try:
+            if self.compiled is None or self.network is not network:
+                # Patches are of one size.
+                self.network, self.compiled = network, torch.compile(network, dynamic=False)
+            return self.compiled(plain, *args, **kwargs)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = str(error).strip().splitlines()[0]
+            logger.warning("torch.compile failed (%s); going on without it.", reason)
+            self.enabled, self.compiled = False, None
+            return network(plain, *args, **kwargs)
 
 
 class FlipInferer(Inferer):

@@ -10,6 +10,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from monai.losses import DiceLoss
+from torch.utils.checkpoint import checkpoint
 
 CROSS_ENTROPIES = ("binary", "authors")
 
@@ -80,18 +81,27 @@ class PriorAttentionLoss(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """The weighted terms by the map's name, each a scalar."""
         maps = {"out": prediction} if isinstance(prediction, torch.Tensor) else prediction
-        # Scores and targets in float32: a sum over two million voxels is beyond what 16 bits hold.
-        target = target.float()
         tumor = target[:, self.whole_tumor_channel : self.whole_tumor_channel + 1]
         if self.exclusive:
             # Each region without the one inside it: background, ET, TC - ET, WT - TC.
-            target = torch.cat([target[:, :2], target[:, 2:] - target[:, 1:-1]], dim=1)
+            target = torch.cat([target[:, :2], target[:, 2:].float() - target[:, 1:-1]], dim=1)
         return {
-            name: self.weights[name] * self._dice_ce(logits.float(), tumor if name == "prior" else target, name)
+            # What each term's gradient needs is some ten maps of full size; made anew there, they are never all kept.
+            name: self.weights[name]
+            * checkpoint(
+                self._dice_ce,
+                logits,
+                tumor if name == "prior" else target,
+                name,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
             for name, logits in maps.items()
         }
 
     def _dice_ce(self, logits: torch.Tensor, target: torch.Tensor, name: str) -> torch.Tensor:
+        # Scores and targets in float32: a sum over two million voxels is beyond what 16 bits hold.
+        logits, target = logits.float(), target.float()
         if self.exclusive and name != "prior":
             exclusive_dice: torch.Tensor = self.softmax_dice(logits, target)
             return exclusive_dice + F.cross_entropy(logits, target.argmax(dim=1))

@@ -28,13 +28,22 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest, "big")
 
 
-def choose_algorithms(deterministic: bool = True) -> None:
+def choose_algorithms(
+    deterministic: bool = True, network: torch.nn.Module | None = None, channels_last: bool = False
+) -> None:
     """Take cuDNN's deterministic algorithms, or let it time its algorithms and take the fastest.
 
     The fastest may give results that differ in the last digits from run to run.
+
+    Args:
+        deterministic: the former.
+        network: three-dimensional; its weights are laid out as ``channels_last`` says, before ranks or optimiser see them.
+        channels_last: each voxel's channels beside each other, which tensor cores work on; else as torch has it.
     """
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
+    if network is not None and channels_last:
+        network.to(memory_format=torch.channels_last_3d)
 
 
 class SeededCompose(Compose):

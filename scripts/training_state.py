@@ -151,6 +151,11 @@ class ResumeTraining(TrainingParts):
         check_resumable(state, path, network, self.optimizer, int(engine.state.epoch_length or 0))
         network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, values in self.optimizer.state.items():
+            for name, value in values.items():
+                # Fused optimisers take it for granted that both lie alike in memory, and compute nonsense otherwise.
+                if torch.is_tensor(value) and value.shape == parameter.shape:
+                    values[name] = torch.empty_like(parameter).copy_(value)
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         scaler = getattr(engine, "scaler", None)
         if scaler is not None and state["scaler"]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from scripts import make_phantoms
 from workflows import SIZE, TRAINING_SIZE, bundle_run, models
 
@@ -48,6 +49,16 @@ def real_cases() -> Path:
     if not shared or not (Path(shared) / "data").is_dir():
         pytest.skip("the real cases are not here: BRATS_PANET_SHARED names no folder with data/")
     return Path(shared) / "data"
+
+
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
+def device(request, monkeypatch) -> torch.device:
+    """The CPU, then a GPU, computing in float32 as exactly as it can."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    return torch.device(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -244,23 +244,48 @@ def test_no_file_is_made_before_the_first_value(tmp_path):
     assert events(tmp_path / "tensorboard") == {"a": [(7, 2.5), (8, 3.5)]}
 
 
-def test_an_iteration_leaves_loss_terms_and_learning_rate(tmp_path):
-    loss = PriorAttentionLoss()
+def iterations(loss, optimizer, writer, scalars, steps):
+    """Each step's loss is that of logits of 0 where all is 1; the learning rate is an eighth of the step's number."""
     target = torch.ones(1, 4, 2, 2, 2)
-    loss({"out": torch.zeros(1, 4, 2, 2, 2), "prior": torch.zeros(1, 1, 2, 2, 2)}, target)
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.125)
-    engine = SimpleNamespace(state=SimpleNamespace(iteration=9))
+    for step in steps:
+        loss({"out": torch.zeros(1, 4, 2, 2, 2), "prior": torch.zeros(1, 1, 2, 2, 2)}, target)
+        optimizer.param_groups[0]["lr"] = step / 8
+        scalars(SimpleNamespace(state=SimpleNamespace(iteration=step)), writer)
+
+
+def test_iterations_leave_loss_terms_and_learning_rates(tmp_path):
+    loss = PriorAttentionLoss()
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
     writer = LazySummaryWriter(str(tmp_path))
-    TrainingScalars(loss, optimizer)(engine, writer)
+    scalars = TrainingScalars(loss, optimizer)
+    iterations(loss, optimizer, writer, scalars, (9, 10))
+    assert not list(tmp_path.iterdir())
+    scalars.write(SimpleNamespace(), writer)
+    scalars.write(SimpleNamespace(), writer)
     writer.close()
     # Half everywhere where all is 1: Dice 1 - 8 / (2 + 8) with the squared denominator, cross-entropy log 2.
     term = pytest.approx(0.2 + np.log(2), rel=1e-4)
+    total = pytest.approx(0.4 + 2 * np.log(2), rel=1e-4)
     assert events(tmp_path) == {
-        "train/loss": [(9, pytest.approx(0.4 + 2 * np.log(2), rel=1e-4))],
-        "train/loss_out": [(9, term)],
-        "train/loss_prior": [(9, term)],
-        "train/learning_rate": [(9, 0.125)],
+        "train/loss": [(9, total), (10, total)],
+        "train/loss_out": [(9, term), (10, term)],
+        "train/loss_prior": [(9, term), (10, term)],
+        "train/learning_rate": [(9, 9 / 8), (10, 10 / 8)],
     }
+
+
+def test_a_long_epoch_is_written_on_the_way(tmp_path, monkeypatch):
+    loss = PriorAttentionLoss()
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    writer = LazySummaryWriter(str(tmp_path))
+    now = [1000.0]
+    monkeypatch.setattr("scripts.handlers.time.monotonic", lambda: now[0])
+    scalars = TrainingScalars(loss, optimizer)
+    iterations(loss, optimizer, writer, scalars, (1, 2))
+    now[0] += 31
+    iterations(loss, optimizer, writer, scalars, (3, 4))
+    writer.close()
+    assert [step for step, _ in events(tmp_path)["train/loss"]] == [1, 2, 3]
 
 
 # Report.

@@ -174,14 +174,20 @@ def test_half_precision(small_cohort, tmp_path):
     assert made.evaluator.amp_kwargs == {"dtype": torch.float16}
 
 
-@pytest.mark.parametrize(("overlays", "benchmark"), [((), False), (("train_benchmark.yaml",), True)])
-def test_deterministic_or_benchmark(overlays, benchmark):
-    made = ConfigWorkflow(
-        files("train.json", *overlays), workflow_type="train", logging_file=False, bundle_root=str(ROOT)
-    )
-    made.initialize()
+@pytest.mark.parametrize("overlay", [None, "train_benchmark.yaml", "train_fast.yaml"])
+def test_deterministic_or_fast(overlay):
+    made = initialized("train.json", *[overlay] * (overlay is not None), kind="train")
     made.parser.get_parsed_content("run::2")
+    network, optimizer = made.parser.get_parsed_content("network"), made.parser.get_parsed_content("optimizer")
+    benchmark, fast = overlay is not None, overlay == "train_fast.yaml"
     assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == (benchmark, not benchmark)
+    assert made.trainer.inferer.enabled == fast
+    # One voxel or one channel lies both ways at once.
+    weights = [weight for weight in network.parameters() if min(weight.shape) > 1]
+    assert {weight.is_contiguous() for weight in weights} == {not fast} and len(weights) > 10
+    # The optimiser steps the weights that were laid out anew.
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert {id(weight) for weight in weights} <= held
 
 
 NETWORKS = {

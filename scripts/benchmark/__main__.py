@@ -8,9 +8,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from scripts.benchmark import case, network, pipeline, postprocessing
+from scripts.benchmark import case, network, pipeline, postprocessing, training
 
-SUBCOMMANDS = {"network": network, "case": case, "pipeline": pipeline, "postprocessing": postprocessing}
+SUBCOMMANDS = {
+    "network": network,
+    "case": case,
+    "pipeline": pipeline,
+    "training": training,
+    "postprocessing": postprocessing,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

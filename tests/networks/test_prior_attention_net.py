@@ -51,29 +51,29 @@ def spread_skip_weights(network):
 
 
 @pytest.mark.parametrize("head", ["fcn", "parallel"])
-def test_evaluation_maps_are_those_of_the_authors(head):
-    network = golden_network(head).eval()
+def test_evaluation_maps_are_those_of_the_authors(head, device):
+    network = golden_network(head).eval().to(device)
     expected = np.load(GOLDEN / f"panet_{head}.npz")
     with torch.no_grad():
-        maps = network.predict_all(golden_input())
-        out = network(golden_input())
+        maps = network.predict_all(golden_input().to(device))
+        out = network(golden_input().to(device))
     assert tuple(maps) == MAPS
     for name, values in maps.items():
         wanted = expected[f"eval_{GOLDEN_NAME[name]}"]
-        ours = values[..., ::2, ::2, ::2].numpy()
+        ours = values[..., ::2, ::2, ::2].cpu().numpy()
         assert ours.shape == wanted.shape
         assert np.abs(ours - wanted).max() < 1e-4 * np.abs(wanted).max(), name
     assert torch.equal(out, maps["out"])
 
 
 @pytest.mark.parametrize("head", ["fcn", "parallel"])
-def test_training_maps_and_gradients_are_those_of_the_authors(head):
-    network = golden_network(head).train()
+def test_training_maps_and_gradients_are_those_of_the_authors(head, device):
+    network = golden_network(head).train().to(device)
     expected = np.load(GOLDEN / f"panet_{head}.npz")
-    maps = network(golden_input())
+    maps = network(golden_input().to(device))
     means = torch.stack([maps[name].square().mean() for name in MAPS])
     means.sum().backward()
-    np.testing.assert_allclose(means.detach().numpy(), expected["train_mean_of_squares"], rtol=1e-4)
+    np.testing.assert_allclose(means.detach().cpu().numpy(), expected["train_mean_of_squares"], rtol=1e-4)
     ours = (
         "encoder.0.body.0.conv.weight",
         "decoder.3.skip_weight",

@@ -1,0 +1,208 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Training steps and epochs: the authors' way against this bundle's, and how much of the device's rate they use."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from rich.console import Console
+from scripts.benchmark.measure import report, summary, time_side_by_side
+from scripts.benchmark.pipeline import CONFIGS
+from scripts.data.datalist import labeled_items
+from scripts.data.phantom import write_cohort
+from scripts.networks import PriorAttentionNet
+from scripts.reproducibility import choose_algorithms
+from torch.utils.flop_counter import FlopCounterMode
+
+BASELINE = "the authors' way"
+FAST = "train_fast.yaml"
+CACHED = ("train.json", "train_cached.yaml")
+# Each step's settings over train.json; the first is the authors' way: float32 and an optimiser of one kernel a tensor.
+STEPS: dict[str, dict[str, Any]] = {
+    BASELINE: {"amp": False, "optimizer#fused": False},
+    "train.json": {},
+    "train.json, channels last": {"channels_last": True},
+    "train.json, cuDNN's fastest": {"deterministic": False},
+    "train.json, compiled": {"deterministic": False, "compile": True},
+    FAST: {"deterministic": False, "compile": True, "channels_last": True},
+    f"{FAST}, two samples": {"deterministic": False, "compile": True, "channels_last": True, "batch_size": 2},
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of this benchmark."""
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    parser.add_argument("--size", type=int, default=128, help="edge of the patch (default: %(default)s)")
+    parser.add_argument("--channels", type=int, nargs=5, default=[32, 64, 128, 256, 320], help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=10, help="in each run (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=3, help="of each, after one to warm up (default: %(default)s)")
+    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
+    parser.add_argument("--dataset_dir", type=Path, help="cases for whole epochs (default: phantoms made on the spot)")
+    parser.add_argument("--cases", type=int, default=4, help="phantoms, or cases taken (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=200, help="in an epoch; 0: no epochs (default: %(default)s)")
+    parser.add_argument("--authors_samples", type=int, default=16, help="the same, of the authors' way: %(default)s")
+    parser.add_argument("--num_workers", type=int, default=4, help="of the loader (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Time and report."""
+    console = Console(stderr=True)
+    device = torch.device(args.device)
+    rate = matrix_product_rate(device)
+    flops = step_flops(args.channels, args.size)
+    chosen = {name: more for name, more in STEPS.items() if not (args.no_compile and more.get("compile"))}
+    seconds: dict[str, list[float]] = {}
+    memory: dict[str, float | None] = {}
+    candidates = {}
+    for name, more in chosen.items():
+        candidates[name], memory[name] = first_run(common(args) | more, args.steps)
+        console.print(f"{name}: ready", highlight=False)
+    for name, taken in time_side_by_side(candidates, args.runs, warmup=0, console=console).items():
+        seconds[name] = [value / args.steps / chosen[name].get("batch_size", 1) for value in taken]
+    del candidates
+    gc.collect()
+    rows = summary(seconds, BASELINE)
+    for row in rows:
+        row["share_of_matrix_rate"] = flops / row["median_s"] / rate
+        row["peak_gb"] = memory[row["name"]]
+    facts: dict[str, Any] = {
+        "TFLOP of a sample's step (counted)": round(flops / 1e12, 3),
+        "TFLOP/s of a bfloat16 matrix product": round(rate / 1e12, 1),
+        "batch, but where it says two": 1,
+        "TF32 in float32 convolutions": torch.backends.cudnn.allow_tf32 if device.type == "cuda" else "no CUDA",
+    }
+    if args.samples:
+        fast = FAST if FAST in chosen else "train.json, cuDNN's fastest"
+        step = next(row["median_s"] for row in rows if row["name"] == fast)
+        with tempfile.TemporaryDirectory() as folder:
+            facts |= epochs(args, Path(folder), chosen[fast], step, console)
+    report(f"Seconds of a training step a sample, {device}, patch of {args.size}^3", rows, args.output, facts)
+
+
+def common(args: argparse.Namespace) -> dict[str, Any]:
+    """Settings of all candidates."""
+    return {
+        "device": args.device,
+        "patch_size": [args.size] * 3,
+        "network_def#channels": args.channels,
+        "num_workers": args.num_workers,
+        "val_interval": 0,
+    }
+
+
+def trainer_of(names: tuple[str, ...], settings: Mapping[str, Any], training: Any, loader: Any = None) -> Any:
+    """The trainer that configurations and settings define, without what it writes to the disk."""
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / name) for name in names])
+    parser.update(dict(settings) | {"bundle_root": str(CONFIGS.parent)})
+    parser["datalist"] = {"training": training, "validation": []}
+    kept = ("AsynchronousSteps", "EpochSeeds", "LrScheduleHandler")
+    parser["train#handlers"] = [h for h in parser["train#handlers"] if h["_target_"].split(".")[-1] in kept]
+    if loader is not None:
+        parser["train#dataloader"] = loader
+    deterministic, channels_last = parser["deterministic"], parser["channels_last"]
+    choose_algorithms(deterministic, parser.get_parsed_content("network_def"), channels_last)
+    trainer = parser.get_parsed_content("train#trainer")
+    trainer.logger.setLevel("WARNING")
+    return trainer
+
+
+def resident_steps(settings: dict[str, Any], steps: int) -> Callable[[], None]:
+    """A function that runs steps of training on one batch that lies on the device already."""
+    size, batch_size = settings["patch_size"], settings.get("batch_size", 1)
+    layout = torch.channels_last_3d if settings.get("channels_last") else torch.contiguous_format
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(batch_size, 4, *size, generator=generator)
+    depth = torch.randint(0, 4, (batch_size, 1, *size), generator=generator)
+    label = torch.cat([depth == 0, depth == 3, depth >= 2, depth >= 1], dim=1).to(torch.uint8)
+    batch = {"image": image.to(settings["device"], memory_format=layout), "label": label.to(settings["device"])}
+    trainer = trainer_of(("train.json",), settings | {"max_epochs": 1}, [], [batch] * steps)
+
+    def call() -> None:
+        choose_algorithms(settings.get("deterministic", True))
+        trainer.run()
+
+    return call
+
+
+def first_run(settings: dict[str, Any], steps: int) -> tuple[Callable[[], None], float | None]:
+    """A candidate that has run once, and the most memory that it took on a GPU, with all that it keeps there, in GB."""
+    if torch.device(settings["device"]).type != "cuda":
+        call = resident_steps(settings, steps)
+        call()
+        return call, None
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call = resident_steps(settings, steps)
+    call()
+    torch.cuda.synchronize()
+    return call, round((torch.cuda.max_memory_allocated() - before) / 1e9, 2)
+
+
+def matrix_product_rate(device: torch.device) -> float:
+    """FLOP/s of a large bfloat16 matrix product of random numbers, the best of ten."""
+    n = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
+    taken = time_side_by_side({"product": lambda: a @ b}, 10, warmup=3)["product"]
+    return 2 * n**3 / min(taken)
+
+
+def step_flops(channels: list[int], size: int) -> float:
+    """FLOPs of forward and backward for one patch, counted on tensors without memory."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        maps = PriorAttentionNet(channels=channels).train()(torch.empty(1, 4, size, size, size))
+        torch.stack([value.sum() for value in maps.values()]).sum().backward()
+    return float(counter.get_total_flops())
+
+
+def epochs(
+    args: argparse.Namespace, folder: Path, fast: dict[str, Any], step: float, console: Console
+) -> dict[str, Any]:
+    """Whole epochs, loading included: the authors' way, and this bundle's fastest from a filled cache."""
+    data = args.dataset_dir
+    if data is None:
+        data = folder / "phantoms"
+        for made, _ in enumerate(write_cohort(data, args.cases, seed=0, difficulty="demo"), 1):
+            console.print(f"phantom {made} of {args.cases}", highlight=False)
+    items = labeled_items(data)[: args.cases]
+    authors = trainer_of(
+        ("train.json",),
+        common(args) | STEPS[BASELINE] | {"max_epochs": 1},
+        (items * args.authors_samples)[: args.authors_samples],
+    )
+    settings = common(args) | fast | {"cache_dir": str(folder / "cache"), "max_epochs": 1}
+    cached = trainer_of(CACHED, settings, (items * args.samples)[: args.samples])
+    choose_algorithms(True)
+    theirs = epoch_seconds(authors) / args.authors_samples
+    console.print(f"{BASELINE}: {theirs:.3f} s a sample", highlight=False)
+    choose_algorithms(fast.get("deterministic", True))
+    # The first fills the cache, compiles and times algorithms.
+    epoch_seconds(cached)
+    ours = epoch_seconds(cached) / args.samples
+    console.print(f"this bundle: {ours:.3f} s a sample", highlight=False)
+    return {
+        "s a sample, epoch with loading, the authors' way": round(theirs, 4),
+        "s a sample, epoch with loading, train_cached.yaml and train_fast.yaml": round(ours, 4),
+        "times faster": round(theirs / ours, 2),
+        "share of the epoch that its steps alone would take": round(step / ours, 3),
+        "loader workers": args.num_workers,
+    }
+
+
+def epoch_seconds(trainer: Any) -> float:
+    """Seconds of a run of ``trainer``, the start of its loader's workers included."""
+    start = time.perf_counter()
+    trainer.run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

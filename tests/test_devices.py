@@ -1,0 +1,184 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Training on a CPU and, where there is one, on a GPU: precision, reproducibility, and no step that waits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from scripts.benchmark.training import trainer_of
+from scripts.data.datalist import labeled_items
+from scripts.losses import PriorAttentionLoss
+from scripts.networks import PriorAttentionNet
+from scripts.networks.resize import linear_weights, resize_by_matrices, resize_like
+from scripts.reproducibility import choose_algorithms
+from torch.utils._python_dispatch import TorchDispatchMode
+from workflows import CHANNELS
+
+SIZE = (32, 32, 48)
+
+
+def problem(device, batch=1, seed=0):
+    """A network, and a patch with a bright cube whose halves and quarters are the smaller regions."""
+    torch.manual_seed(seed)
+    network = PriorAttentionNet(channels=[8, 8, 16, 16, 16]).train().to(device)
+    image = torch.randn(batch, 4, *SIZE)
+    label = torch.zeros(batch, 4, *SIZE, dtype=torch.uint8)
+    for channel, edge in ((3, 16), (2, 12), (1, 8)):
+        label[:, channel, 4 : 4 + edge, 6 : 6 + edge, 8 : 8 + edge] = 1
+        image[:, channel] += 2 * label[:, channel]
+    label[:, 0] = 1 - label[:, 3]
+    return network, image.to(device), label.to(device)
+
+
+def gradients(network, image, label, dtype=None):
+    network.zero_grad()
+    with torch.autocast(image.device.type, dtype, enabled=dtype is not None):
+        loss = PriorAttentionLoss()(network(image), label)
+    loss.backward()
+    return torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
+
+
+def test_gradients_in_bfloat16_are_those_of_float32_within_its_precision(device):
+    network, image, label = problem(device)
+    wanted, found = gradients(network, image, label), gradients(network, image, label, torch.bfloat16)
+    assert found.dtype == torch.float32
+    # Eight bits of mantissa, through some forty layers and back.
+    assert (found - wanted).norm() < 0.15 * wanted.norm()
+    assert torch.cosine_similarity(found, wanted, dim=0) > 0.99
+    assert not torch.equal(found, wanted)
+
+
+def loss_curve(device, dtype, steps=30):
+    network, image, label = problem(device)
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3, fused=True)
+    loss_function = PriorAttentionLoss()
+    losses = []
+    for _ in range(steps):
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            loss = loss_function(network(image), label)
+        losses.append(loss.detach())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return torch.stack(losses).cpu()
+
+
+def test_the_loss_curve_in_bfloat16_lies_on_that_of_float32(device):
+    wanted, found = loss_curve(device, None), loss_curve(device, torch.bfloat16)
+    # It falls, and the two stay together on the way.
+    assert wanted[-1] < 0.7 * wanted[0]
+    assert ((found - wanted).abs() < 0.03 * wanted[0]).all()
+    assert not torch.equal(found, wanted)
+
+
+def test_gradients_are_the_same_in_each_run(device):
+    choose_algorithms(deterministic=True)
+    first, again = (gradients(*problem(device, batch=2), torch.bfloat16) for _ in range(2))
+    assert torch.equal(first, again)
+
+
+def test_resizing_gives_interpolations_values_and_gradients(device):
+    x = torch.randn(2, 3, 5, 6, 7, device=device, requires_grad=True)
+    target = torch.empty(1, 1, 10, 12, 21, device=device)
+    found = resize_like(x, target)
+    assert found.device.type == device.type
+    plain = x.detach().cpu().requires_grad_()
+    wanted = torch.nn.functional.interpolate(plain, size=(10, 12, 21), mode="trilinear")
+    torch.testing.assert_close(found.cpu(), wanted)
+    upstream = torch.randn(wanted.shape)
+    found.backward(upstream.to(device))
+    wanted.backward(upstream)
+    torch.testing.assert_close(x.grad.cpu(), plain.grad)
+
+
+@pytest.mark.parametrize("old", [(8, 6, 10), (15, 11, 5), (7, 3), (9, 9, 9), (4, 4, 4)])
+@pytest.mark.parametrize("new", [(16, 12, 20), (32, 32, 32), (4, 4, 5), (16, 16, 16)])
+def test_matrices_interpolate_as_torch_does(old, new):
+    new = new[: len(old)]
+    x = torch.randn(2, 3, *old, dtype=torch.float64, requires_grad=True)
+    found = resize_by_matrices(x, new)
+    mode = "trilinear" if len(old) == 3 else "bilinear"
+    wanted = torch.nn.functional.interpolate(x, size=new, mode=mode)
+    torch.testing.assert_close(found, wanted)
+    upstream = torch.randn_like(found)
+    torch.testing.assert_close(*(torch.autograd.grad(y, x, upstream)[0] for y in (found, wanted)))
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_matrices_of_the_networks_factors_are_exact_in_bfloat16(factor):
+    exact = linear_weights(16, 16 * factor, torch.device("cpu"), torch.float64)
+    assert torch.equal(linear_weights(16, 16 * factor, torch.device("cpu"), torch.bfloat16).double(), exact)
+    assert torch.equal(exact.sum(dim=1), torch.ones(16 * factor, dtype=torch.float64))
+
+
+class NoWaiting(TorchDispatchMode):
+    """What makes the host wait for a GPU's result raises here on any device."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in self.WAITING:
+            raise AssertionError(f"{func} waits for the device")
+        return func(*args, **(kwargs or {}))
+
+
+def step_settings(device, **more):
+    size = {"network_def#channels": CHANNELS, "patch_size": [32] * 3, "num_workers": 0, "val_interval": 0}
+    return {"device": str(device), "max_epochs": 1, "optimizer#fused": True, **size, **more}
+
+
+def test_no_step_waits_for_the_device(device):
+    image = torch.randn(1, 4, 32, 32, 32, device=device)
+    batch = {"image": image, "label": (image > 0).to(torch.uint8)}
+    trainer = trainer_of(("train.json",), step_settings(device), [], [batch] * 3)
+    step = trainer._process_function
+    losses = []
+
+    def watched(engine, batchdata):
+        # The first step sets things up: its algorithms, the optimiser's state.
+        if engine.state.iteration == 1:
+            return step(engine, batchdata)
+        with NoWaiting():
+            if device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("error")
+            try:
+                output = step(engine, batchdata)
+            finally:
+                if device.type == "cuda":
+                    torch.cuda.set_sync_debug_mode("default")
+        losses.append(output[0]["loss"])
+        return output
+
+    trainer._process_function = watched
+    trainer.run()
+    assert len(losses) == 2 and all(loss.device.type == device.type and 0 < float(loss) < 20 for loss in losses)
+
+
+def test_the_check_for_waiting_sees_it():
+    with pytest.raises(AssertionError, match="waits"), NoWaiting():
+        torch.ones(1).item()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
+def test_augmentation_on_the_gpu_gives_the_loaders_samples_and_does_not_wait(cohort: Path, tmp_path: Path):
+    samples = {}
+    for device in ("cpu", "cuda"):
+        settings = step_settings(device, cache_dir=str(tmp_path / "cache"), augment_in_loader=False)
+        trainer = trainer_of(("train.json", "train_cached.yaml"), settings, labeled_items(cohort)[:2])
+        (first, *_) = trainer.data_loader
+        prepare = trainer.prepare_batch
+        prepare(first, torch.device(device), True)
+        torch.cuda.set_sync_debug_mode("error" if device == "cuda" else "default")
+        try:
+            samples[device] = prepare(first, torch.device(device), True)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    for ours, wanted in zip(samples["cuda"], samples["cpu"], strict=True):
+        assert ours.device.type == "cuda"
+        # A voxel on the border between two, in nearest-neighbour resampling, may go either way.
+        different = (ours.cpu().float() - wanted.float()).abs() > 1e-3
+        assert different.float().mean() < 1e-3
