@@ -206,7 +206,7 @@ class AsynchronousSteps:
     def started(self, engine: Workflow) -> None:
         """Put a scaler that does nothing in the place of MONAI's."""
         if engine.scaler is not None and self.dtype == torch.bfloat16:
-            engine.scaler = torch.amp.GradScaler(enabled=False)
+            engine.scaler = torch.amp.GradScaler(enabled=False)  # type: ignore[assignment]
 
     def model_completed(self, engine: Workflow) -> None:
         """Make a list of the output."""

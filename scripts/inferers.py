@@ -106,7 +106,7 @@ class CompiledInferer(Inferer):
                 self.network, self.compiled = network, torch.compile(network, dynamic=False)
             return self.compiled(plain, *args, **kwargs)
         except torch._dynamo.exc.TorchDynamoException as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = " ".join(str(error).split())[:200]
             logger.warning("torch.compile failed (%s); going on without it.", reason)
             self.enabled, self.compiled = False, None
             return network(plain, *args, **kwargs)

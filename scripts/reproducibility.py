@@ -37,13 +37,13 @@ def choose_algorithms(
 
     Args:
         deterministic: the former.
-        network: three-dimensional; its weights are laid out as ``channels_last`` says, before ranks or optimiser see them.
+        network: three-dimensional; laid out as ``channels_last`` says before ranks or optimiser see it.
         channels_last: each voxel's channels beside each other, which tensor cores work on; else as torch has it.
     """
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
     if network is not None and channels_last:
-        network.to(memory_format=torch.channels_last_3d)
+        network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
 
 class SeededCompose(Compose):

@@ -10,9 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.data import MetaTensor
 from monai.inferers import SimpleInferer, SlidingWindowInferer
 from scripts.errors import InputError
-from scripts.inferers import BACKGROUND_LOGIT, BrainWindowInferer, FlipInferer, WholeVolumeInferer
+from scripts.inferers import BACKGROUND_LOGIT, BrainWindowInferer, CompiledInferer, FlipInferer, WholeVolumeInferer
 
 SIZES = st.tuples(*[st.integers(1, 70)] * 3)
 
@@ -108,3 +109,44 @@ def test_an_empty_volume_is_background_without_a_forward():
     result = inferer(torch.zeros(1, 4, 20, 20, 20), None)
     assert result.shape == (1, 4, 20, 20, 20)
     assert not bool((result[:, 1:].sigmoid() >= 0.5).any()) and bool((result.argmax(1) == 0).all())
+
+
+def small_layer():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Conv3d(1, 2, 1), torch.nn.PReLU())
+
+
+def test_compiled_gives_what_the_network_gives_and_its_gradients():
+    network, x = small_layer(), MetaTensor(torch.randn(1, 1, 4, 4, 4))
+    inferer = CompiledInferer()
+    found = inferer(x, network)
+    assert inferer.enabled and inferer.compiled is not None and type(found) is torch.Tensor
+    torch.testing.assert_close(found, network(x.as_tensor()))
+    found.square().sum().backward()
+    gradients = [parameter.grad.clone() for parameter in network.parameters()]
+    network.zero_grad()
+    network(x.as_tensor()).square().sum().backward()
+    torch.testing.assert_close(gradients, [parameter.grad for parameter in network.parameters()])
+
+
+def test_where_compiling_fails_one_warning_says_so_and_the_network_works(monkeypatch, caplog):
+    def no_compiler(graph, example_inputs):
+        raise RuntimeError("no compiler here")
+
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda network, **options: compiled(network, backend=no_compiler, **options))
+    network, x = small_layer(), torch.randn(1, 1, 4, 4, 4)
+    inferer = CompiledInferer()
+    for _ in range(2):
+        assert torch.equal(inferer(x, network), network(x))
+    (warning,) = (record.getMessage() for record in caplog.records if "torch.compile" in record.getMessage())
+    assert "no compiler here" in warning and "\n" not in warning
+
+
+def test_an_error_of_the_network_is_not_taken_for_one_of_the_compiler():
+    with pytest.raises(RuntimeError, match="channels"):
+        CompiledInferer(enabled=False)(torch.randn(1, 2, 4, 4, 4), small_layer())
+    inferer = CompiledInferer()
+    # The compiler meets it first; the network then says what is wrong.
+    with pytest.raises(RuntimeError, match="channels"):
+        inferer(torch.randn(1, 2, 4, 4, 4), small_layer())

@@ -205,3 +205,34 @@ def test_wrong_arguments_are_refused_with_what_is_possible(arguments, said):
     with pytest.raises(ValueError) as caught:
         PriorAttentionLoss(**arguments)
     assert all(words in str(caught.value) for words in said)
+
+
+def test_nothing_is_kept_for_the_gradient_but_logits_and_target():
+    generator = torch.Generator().manual_seed(0)
+    target = (torch.rand(1, 4, 6, 6, 6, generator=generator) > 0.5).to(torch.uint8)
+    maps = {name: torch.randn(1, 4, 6, 6, 6, generator=generator, dtype=torch.bfloat16) for name in NAMES}
+    maps["prior"] = maps["prior"][:, :1].clone()
+    given = {value.untyped_storage().data_ptr() for value in (target, *maps.values())}
+    leaves = {name: value.requires_grad_() for name, value in maps.items()}
+    kept = []
+
+    def pack(tensor):
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        total = PriorAttentionLoss()(leaves, target)
+    assert [
+        tensor.shape for tensor in kept if tensor.numel() > 1 and tensor.untyped_storage().data_ptr() not in given
+    ] == []
+    # And yet the gradient is that of the formula, in the logits' precision.
+    total.backward()
+    exact = {name: value.detach().double().requires_grad_() for name, value in leaves.items()}
+    plain = PriorAttentionLoss()
+    wanted = sum(
+        plain._dice_ce(value.float(), target[:, 3:] if name == "prior" else target, name)
+        for name, value in exact.items()
+    )
+    wanted.backward()
+    for name, leaf in leaves.items():
+        torch.testing.assert_close(leaf.grad.double(), exact[name].grad, rtol=1e-2, atol=1e-6)

@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from scripts.benchmark import case, network, pipeline, postprocessing, training
+from scripts.benchmark import case, cohort, network, pipeline, postprocessing, ranks, training
 
 SUBCOMMANDS = {
     "network": network,
@@ -16,6 +16,8 @@ SUBCOMMANDS = {
     "pipeline": pipeline,
     "training": training,
     "postprocessing": postprocessing,
+    "cohort": cohort,
+    "ranks": ranks,
 }
 
 

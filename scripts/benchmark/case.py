@@ -17,7 +17,7 @@ from monai.data.utils import dense_patch_slices
 from monai.inferers import Inferer
 from rich.console import Console
 from scripts import make_phantoms
-from scripts.benchmark.measure import report, summary, time_side_by_side
+from scripts.benchmark.measure import CONFIGS, positive, report, summary, time_side_by_side
 from scripts.data.datalist import unlabeled_items
 from scripts.errors import InputError
 from scripts.files import load_torch, save_torch
@@ -27,7 +27,6 @@ from scripts.openvino_network import OpenVINONetwork
 from scripts.transforms import REGIONS
 from scripts.weights import check_weights
 
-ROOT = Path(__file__).resolve().parents[2]
 WINDOW = (128, 128, 128)
 # The authors' padded volume and their overlap of 0.75.
 AUTHORS_VOLUME, AUTHORS_STEP = (240, 240, 160), (32, 32, 32)
@@ -38,10 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this benchmark."""
     parser.add_argument("--dataset_dir", type=Path, help="folder of one case (default: a phantom made for this)")
     parser.add_argument("--model_file", type=Path, help="weights (default: random ones, whose maps are noise)")
-    parser.add_argument("--channels", type=int, nargs=5, default=[32, 64, 128, 256, 320], help="default: %(default)s")
+    parser.add_argument(
+        "--channels", type=positive, nargs=5, default=[32, 64, 128, 256, 320], help="default: %(default)s"
+    )
     parser.add_argument("--spacing", type=float, default=1.0, help="mm that the weights know (default: %(default)s)")
-    parser.add_argument("--window", type=int, default=128, help="edge of a window (default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=3, help="of each, after one to warm up (default: %(default)s)")
+    parser.add_argument("--window", type=positive, default=128, help="edge of a window (default: %(default)s)")
+    parser.add_argument("--runs", type=positive, default=3, help="of each, after one to warm up (default: %(default)s)")
     parser.add_argument("--agreement", action="store_true", help="also compare label maps with those of torch float32")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
 
@@ -112,7 +113,7 @@ def preprocessed(dataset_dir: Path, spacing: float) -> torch.Tensor:
     if not items:
         raise InputError(f"{dataset_dir}: no case found; give the folder of one.")
     parser = ConfigParser()
-    parser.read_config(str(ROOT / "configs" / "inference.json"))
+    parser.read_config(str(CONFIGS / "inference.json"))
     parser["spacing"] = [spacing] * 3
     image: torch.Tensor = parser.get_parsed_content("preprocessing")(items[0])["image"]
     return image.as_subclass(torch.Tensor)[None]

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import statistics
@@ -15,8 +16,39 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from scripts.files import save_json
+from scripts.data.phantom import write_cohort
+from scripts.errors import InputError
+from scripts.files import keep_earlier, save_json
 from scripts.run_record import versions
+from scripts.workflow import check_device
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def positive(text: str) -> int:
+    """A whole number above 0 from the command line."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: a whole number above 0, please")
+    return int(text)
+
+
+def device_name(text: str) -> str:
+    """A device from the command line that is there."""
+    try:
+        check_device(text)
+        torch.device(text)
+    except (InputError, RuntimeError):
+        raise argparse.ArgumentTypeError(
+            f"{text}: no device that torch can use here; cpu, cuda or cuda:<number>"
+        ) from None
+    return text
+
+
+def cases_of(folder: Path, count: int, console: Console) -> Path:
+    """Phantoms in ``folder``."""
+    for made, _ in enumerate(write_cohort(folder, count, seed=0, difficulty="demo"), 1):
+        console.print(f"phantom {made} of {count}", highlight=False)
+    return folder
 
 
 def machine() -> dict[str, Any]:
@@ -91,5 +123,7 @@ def report(title: str, rows: list[dict[str, Any]], path: Path | None, facts: Map
         console.print(f"{name}: {value}", highlight=False)
     if path is not None:
         content = {"title": title, "rows": rows, "facts": dict(facts or {})}
+        if (kept := keep_earlier(path)) is not None:
+            console.print(f"Kept the earlier one as {kept}", highlight=False, soft_wrap=True)
         save_json({**content, "machine": machine(), "versions": versions()}, path)
         console.print(str(path), highlight=False, soft_wrap=True)

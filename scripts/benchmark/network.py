@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from scripts.benchmark.measure import report, summary, time_side_by_side
+from scripts.benchmark.measure import device_name, positive, report, summary, time_side_by_side
 from scripts.files import save_torch
 from scripts.networks import PriorAttentionNet
 from scripts.openvino_network import OpenVINONetwork
@@ -22,9 +22,14 @@ BASELINE = "torch float32"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this benchmark."""
-    parser.add_argument("--size", type=int, default=128, help="edge of the window (default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=3, help="of each, after one to warm up (default: %(default)s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    parser.add_argument("--size", type=positive, default=128, help="edge of the window (default: %(default)s)")
+    parser.add_argument("--runs", type=positive, default=3, help="of each, after one to warm up (default: %(default)s)")
+    parser.add_argument(
+        "--device",
+        type=device_name,
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="default: %(default)s",
+    )
     parser.add_argument("--compile", action="store_true", help="also torch.compile, which takes minutes to compile")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
 

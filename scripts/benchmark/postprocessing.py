@@ -18,7 +18,7 @@ from monai.metrics import DiceMetric
 from rich.console import Console
 from scipy import ndimage
 from scripts.benchmark.case import phantom
-from scripts.benchmark.measure import report, summary, time_side_by_side
+from scripts.benchmark.measure import positive, report, summary, time_side_by_side
 from scripts.data.datalist import labeled_items
 from scripts.errors import InputError
 from scripts.metrics import BratsHausdorffDistance95
@@ -40,7 +40,7 @@ MIN_COMPONENT, MIN_ET = 10, 300
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this benchmark."""
     parser.add_argument("--dataset_dir", type=Path, help="folder of one labelled case (default: a phantom)")
-    parser.add_argument("--runs", type=int, default=5, help="of each, after one to warm up (default: %(default)s)")
+    parser.add_argument("--runs", type=positive, default=5, help="of each, after one to warm up (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
 
 

@@ -15,10 +15,8 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 from rich.console import Console
-from scripts.benchmark.measure import report, summary, time_side_by_side
-from scripts.benchmark.pipeline import CONFIGS
+from scripts.benchmark.measure import CONFIGS, cases_of, device_name, positive, report, summary, time_side_by_side
 from scripts.data.datalist import labeled_items
-from scripts.data.phantom import write_cohort
 from scripts.networks import PriorAttentionNet
 from scripts.reproducibility import choose_algorithms
 from torch.utils.flop_counter import FlopCounterMode
@@ -40,16 +38,25 @@ STEPS: dict[str, dict[str, Any]] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this benchmark."""
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
-    parser.add_argument("--size", type=int, default=128, help="edge of the patch (default: %(default)s)")
-    parser.add_argument("--channels", type=int, nargs=5, default=[32, 64, 128, 256, 320], help="default: %(default)s")
-    parser.add_argument("--steps", type=int, default=10, help="in each run (default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=3, help="of each, after one to warm up (default: %(default)s)")
+    parser.add_argument(
+        "--device",
+        type=device_name,
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="default: %(default)s",
+    )
+    parser.add_argument("--size", type=positive, default=128, help="edge of the patch (default: %(default)s)")
+    parser.add_argument(
+        "--channels", type=positive, nargs=5, default=[32, 64, 128, 256, 320], help="default: %(default)s"
+    )
+    parser.add_argument("--steps", type=positive, default=10, help="in each run (default: %(default)s)")
+    parser.add_argument("--runs", type=positive, default=3, help="of each, after one to warm up (default: %(default)s)")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
     parser.add_argument("--dataset_dir", type=Path, help="cases for whole epochs (default: phantoms made on the spot)")
-    parser.add_argument("--cases", type=int, default=4, help="phantoms, or cases taken (default: %(default)s)")
+    parser.add_argument("--cases", type=positive, default=4, help="phantoms, or cases taken (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=200, help="in an epoch; 0: no epochs (default: %(default)s)")
-    parser.add_argument("--authors_samples", type=int, default=16, help="the same, of the authors' way: %(default)s")
+    parser.add_argument(
+        "--authors_samples", type=positive, default=16, help="the same, of the authors' way: %(default)s"
+    )
     parser.add_argument("--num_workers", type=int, default=4, help="of the loader (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
 
@@ -169,11 +176,7 @@ def epochs(
     args: argparse.Namespace, folder: Path, fast: dict[str, Any], step: float, console: Console
 ) -> dict[str, Any]:
     """Whole epochs, loading included: the authors' way, and this bundle's fastest from a filled cache."""
-    data = args.dataset_dir
-    if data is None:
-        data = folder / "phantoms"
-        for made, _ in enumerate(write_cohort(data, args.cases, seed=0, difficulty="demo"), 1):
-            console.print(f"phantom {made} of {args.cases}", highlight=False)
+    data = args.dataset_dir or cases_of(folder / "phantoms", args.cases, console)
     items = labeled_items(data)[: args.cases]
     authors = trainer_of(
         ("train.json",),

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import functools
-from typing import List
 
 import torch
 import torch.nn.functional as F
@@ -13,16 +12,15 @@ import torch.nn.functional as F
 
 def resize_like(x: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Resize (batch, channel, *spatial) to the spatial size of ``reference``, bilinear or trilinear."""
-    if not torch.jit.is_scripting():
-        # torch's gradient adds up on a GPU in no fixed order, and in bfloat16: neither reproducible nor exact.
-        if x.is_cuda and x.requires_grad and not torch.jit.is_tracing():
-            return resize_by_matrices(x, reference.shape[2:])
+    # torch's gradient adds up on a GPU in no fixed order, and in bfloat16: neither reproducible nor exact.
+    if not torch.jit.is_scripting() and x.is_cuda and x.requires_grad and not torch.jit.is_tracing():
+        return resize_by_matrices(x, list(reference.shape[2:]))
     mode = "trilinear" if x.dim() == 5 else "bilinear"
     return F.interpolate(x, size=reference.shape[2:], mode=mode, align_corners=False)
 
 
 @torch.jit.unused
-def resize_by_matrices(x: torch.Tensor, size: List[int]) -> torch.Tensor:
+def resize_by_matrices(x: torch.Tensor, size: list[int]) -> torch.Tensor:
     """Resize (batch, channel, *spatial) to ``size`` as ``interpolate`` does, by one matrix product an axis.
 
     Its gradient is made of matrix products, too. The weights of a factor of 2, 4 or 8 are exact in bfloat16.
@@ -34,10 +32,8 @@ def resize_by_matrices(x: torch.Tensor, size: List[int]) -> torch.Tensor:
         if old == new:
             continue
         weights = weights_of(old, new, x.device, x.dtype)
-        if axis == x.dim() - 1:
-            x = x @ weights.T
-        else:
-            x = (weights @ x.flatten(axis + 1)).unflatten(-1, x.shape[axis + 1 :])
+        last = axis == x.dim() - 1
+        x = x @ weights.T if last else (weights @ x.flatten(axis + 1)).unflatten(-1, x.shape[axis + 1 :])
     return x
 
 

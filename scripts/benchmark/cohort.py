@@ -1,0 +1,142 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Whole commands from files to label maps: the authors' way against this bundle's, over cohorts of several sizes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from scripts.benchmark.measure import CONFIGS, cases_of, device_name, positive, report
+from scripts.data.datalist import image_files, unlabeled_items
+from scripts.errors import InputError
+from scripts.files import save_torch
+from scripts.networks import PriorAttentionNet
+
+AUTHORS = "the authors' way"
+OURS = "this bundle"
+# The authors' path takes its time as they had it: float32, and one thing after another.
+AUTHORS_CONFIGS = ("inference.json", "inference_authors.yaml")
+AUTHORS_SETTINGS = {"amp": False, "num_workers": 0}
+OUR_CONFIGS = {
+    "cpu": ("inference.json", "inference_openvino.yaml", "inference_whole_brain.yaml"),
+    "cuda": ("inference.json", "inference_pipelined.yaml"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of this benchmark."""
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", type=device_name, default=default, help="default: %(default)s")
+    parser.add_argument("--dataset_dir", type=Path, help="folder of cases (default: phantoms made on the spot)")
+    parser.add_argument("--cases", type=positive, nargs="+", default=[1, 10, 100], help="default: 1 10 100")
+    parser.add_argument("--authors_cases", type=positive, nargs="*", default=[], help="the same for the authors' way")
+    parser.add_argument("--channels", type=positive, nargs=5, default=[32, 64, 128, 256, 320], help="of the network")
+    parser.add_argument("--configs", nargs="+", help="configurations of this bundle's way (default: by device)")
+    parser.add_argument("--spacing", type=float, default=1.0, help="mm the network works at (default: %(default)s)")
+    parser.add_argument("--window", type=positive, default=128, help="edge of a window (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Time and report."""
+    console = Console(stderr=True)
+    ours = args.configs or OUR_CONFIGS[torch.device(args.device).type]
+    settings = {
+        "device": args.device,
+        "network_def#channels": args.channels,
+        "spacing": [args.spacing] * 3,
+        "roi_size": [args.window] * 3,
+    }
+    ways = {
+        AUTHORS: (args.authors_cases, AUTHORS_CONFIGS, settings | AUTHORS_SETTINGS),
+        OURS: (args.cases, ours, settings),
+    }
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        torch.manual_seed(0)
+        save_torch(PriorAttentionNet(channels=args.channels).state_dict(), folder / "model.pt")
+        cohort = args.dataset_dir or cases_of(folder / "phantoms", max(*args.cases, *args.authors_cases, 1), console)
+        rows = []
+        for way, (counts, configs, chosen) in ways.items():
+            first: float | None = None
+            for count in sorted(counts):
+                part = folder / f"{count}_cases"
+                if not part.exists():
+                    subset(cohort, count, part)
+                place = {"dataset_dir": part, "output_dir": folder / "maps", "model_file": folder / "model.pt"}
+                place |= {"openvino_cache": folder / "openvino"} if "inference_openvino.yaml" in configs else {}
+                if first is None:
+                    # Weights are converted, and files read for the first time, only once.
+                    run_workflow(configs, chosen | place, folder)
+                seconds, gigabytes = run_workflow(configs, chosen | place, folder)
+                first = seconds if first is None else first
+                more = count - min(counts)
+                each = (seconds - first) / more if more else None
+                rows.append(row(way, count, seconds, each, gigabytes))
+                console.print(f"{way}, {count} cases: {seconds:.1f} s, {gigabytes:.2f} GB", highlight=False)
+    facts: dict[str, Any] = {
+        AUTHORS: f"{' + '.join(AUTHORS_CONFIGS)}, float32, nothing at the same time"
+        if args.authors_cases
+        else "not run",
+        OURS: " + ".join(ours),
+        "s_each_further_case": "what each case adds to the time of the smallest cohort",
+        "peak_gb": "of the largest process",
+    }
+    further = {r["name"]: r["s_each_further_case"] for r in rows if r["s_each_further_case"]}
+    if further.keys() == ways.keys():
+        facts["times faster, a further case"] = round(further[AUTHORS] / further[OURS], 2)
+    report(f"Whole commands from files to label maps, {args.device}", rows, args.output, facts)
+
+
+def row(way: str, count: int, seconds: float, each: float | None, gigabytes: float) -> dict[str, Any]:
+    """A row of the table."""
+    return {"name": way, "cases": count, "seconds": seconds, "s_each_further_case": each, "peak_gb": gigabytes}
+
+
+def subset(cohort: Path, count: int, folder: Path) -> None:
+    """The first ``count`` cases of ``cohort`` in a folder of their own, as links.
+
+    Raises:
+        InputError: there are fewer.
+    """
+    items = unlabeled_items(cohort)
+    if len(items) < count:
+        raise InputError(f"{cohort}: {len(items)} cases, and {count} are asked for; give fewer --cases.")
+    for item in items[:count]:
+        (folder / item["case"]).mkdir(parents=True)
+        for file in map(Path, image_files(item["image"])):
+            (folder / item["case"] / file.name).symlink_to(file.resolve())
+
+
+def run_workflow(names: Sequence[str], settings: Mapping[str, Any], folder: Path) -> tuple[float, float]:
+    """Run inference as a user does; its seconds and the memory of its largest process, in GB.
+
+    Raises:
+        InputError: the command failed; its last line says why.
+    """
+    shutil.rmtree(settings["output_dir"], ignore_errors=True)
+    options = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
+    files = str([str(CONFIGS / name) for name in names])
+    command = ["-m", "monai.bundle", "run", "--bundle_root", str(CONFIGS.parent), "--config_file", files, *options]
+    with open(folder / "log.txt", "w+", encoding="utf-8") as log:
+        start = time.perf_counter()
+        process = subprocess.Popen([sys.executable, *command], cwd=CONFIGS.parent, stdout=log, stderr=log)
+        _, status, used = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            log.seek(0)
+            raise InputError(f"{' + '.join(names)}: failed; {log.read().strip().splitlines()[-1:]}")
+    # Linux counts in KiB.
+    return seconds, used.ru_maxrss * 1024 / 1e9

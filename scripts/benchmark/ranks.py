@@ -1,0 +1,107 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Training by one process and by several: gloo on a CPU, one thread each; NCCL on GPUs, one each."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from scripts.benchmark.measure import CONFIGS, cases_of, device_name, positive, report
+from scripts.data.datalist import labeled_items
+from scripts.errors import InputError
+from scripts.files import save_json
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+NAMES = ("train.json", "train_cached.yaml", "multi_gpu_train.json")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of this benchmark."""
+    gpus = torch.cuda.device_count()
+    parser.add_argument("--device", type=device_name, default="cuda" if gpus else "cpu", help="default: %(default)s")
+    default = list(range(1, gpus + 1)) if gpus else [1, 2]
+    parser.add_argument("--ranks", type=positive, nargs="+", default=default, help="processes (default: %(default)s)")
+    parser.add_argument("--dataset_dir", type=Path, help="labelled cases (default: phantoms made on the spot)")
+    parser.add_argument("--cases", type=positive, default=8, help="in an epoch (default: %(default)s)")
+    parser.add_argument("--epochs", type=positive, default=4, help="one more than are timed (default: %(default)s)")
+    parser.add_argument("--size", type=positive, default=64, help="edge of the patch (default: %(default)s)")
+    parser.add_argument("--channels", type=positive, nargs=5, default=[8, 16, 24, 32, 40], help="default: %(default)s")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Time and report."""
+    console = Console(stderr=True)
+    if args.epochs < 2:
+        raise InputError("--epochs 1: the first is not timed; give two at least.")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        cohort = args.dataset_dir or cases_of(folder / "phantoms", args.cases, console)
+        items = labeled_items(cohort)[: args.cases]
+        if len(items) < args.cases:
+            raise InputError(f"{cohort}: {len(items)} labelled cases, and {args.cases} are asked for.")
+        datalist = folder / "datalist.json"
+        save_json({"training": items, "validation": []}, datalist)
+        rows: list[dict[str, Any]] = []
+        for ranks in args.ranks:
+            seconds = epoch_seconds(args, ranks, cohort, datalist, folder)
+            rows.append(
+                {
+                    "name": f"{ranks} process{'es' * (ranks > 1)}",
+                    "median_s": statistics.median(seconds),
+                    "min_s": min(seconds),
+                    "max_s": max(seconds),
+                    "epochs": len(seconds),
+                }
+            )
+            console.print(f"{ranks} processes: {rows[-1]['median_s']:.2f} s an epoch", highlight=False)
+        for row in rows:
+            row["times_faster"] = rows[0]["median_s"] / row["median_s"]
+    backend = "nccl" if torch.device(args.device).type == "cuda" else "gloo, one thread a process"
+    facts: dict[str, Any] = {"backend": backend, "samples an epoch": args.cases, "configurations": " + ".join(NAMES)}
+    report(f"Seconds of an epoch of {args.cases} samples, patch of {args.size}^3", rows, args.output, facts)
+
+
+def epoch_seconds(args: argparse.Namespace, ranks: int, cohort: Path, datalist: Path, folder: Path) -> list[float]:
+    """Seconds of each epoch after the first, which fills the cache, by the times at which the curves were written.
+
+    Raises:
+        InputError: the training failed.
+    """
+    output = folder / f"ranks_{ranks}"
+    settings: dict[str, Any] = {
+        "dataset_dir": cohort,
+        "datalist_file": datalist,
+        "output_dir": output,
+        "cache_dir": folder / "cache",
+        "network_def#channels": args.channels,
+        "patch_size": [args.size] * 3,
+        "max_epochs": args.epochs,
+        "val_interval": 0,
+        "num_workers": 0,
+    }
+    options = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
+    files = str([str(CONFIGS / name) for name in NAMES])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), "-m"]
+    command += ["monai.bundle", "run", "--bundle_root", str(CONFIGS.parent), "--config_file", files, *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if torch.device(args.device).type == "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    done = subprocess.run(command, cwd=CONFIGS.parent, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InputError(f"training with {ranks} processes failed: {done.stderr.strip().splitlines()[-1:]}")
+    events = EventAccumulator(str(output / "tensorboard" / "training"))
+    events.Reload()
+    steps = -(-args.cases // ranks)
+    ends = [event.wall_time for event in events.Scalars("train/loss")][steps - 1 :: steps]
+    return [after - before for before, after in itertools.pairwise(ends)]
