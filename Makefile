@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test package clean
+.PHONY: demo test package gpu-check gpu-wheels clean
 
 demo: .venv/.installed
 	$(BIN)/python -m scripts.demo
@@ -16,6 +16,20 @@ test: .venv/.installed .venv/.interoperability
 
 package: .venv/.installed
 	$(BIN)/python -m scripts.package dist
+
+# Where a GPU is lent for a short while there may be no package index: `make gpu-wheels`, here, brings into wheels/ what a
+# Python with PyTorch, SciPy, scikit-image, TensorBoard, rich, matplotlib and pytest lacks; carry the folder along.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
+GPU_RESULTS ?= runs/gpu_check
+gpu-check:
+	rm -rf .gpu
+	test ! -d wheels || $(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --target .gpu wheels/*.whl
+	PYTHONPATH="$(CURDIR)/.gpu:$$PYTHONPATH" $(GPU_PYTHON) -m scripts.gpu_check --output_dir $(GPU_RESULTS)
+
+gpu-wheels: .venv/.installed
+	rm -rf wheels
+	grep -E '^(monai|pytorch-ignite|nibabel|fire)==' requirements.txt > .venv/gpu-wheels.txt
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir wheels -r .venv/gpu-wheels.txt termcolor
 
 # torch first and alone: beside other packages pip may take another build of it.
 .venv/.installed: requirements.txt pyproject.toml
@@ -32,4 +46,4 @@ package: .venv/.installed
 	touch $@
 
 clean:
-	rm -rf .venv runs dist
+	rm -rf .venv .gpu wheels runs dist

@@ -1,0 +1,139 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""All that a GPU is asked for, in one go and in a set time: first whether results are right, then how long they take.
+
+`python -m scripts.gpu_check --output_dir <folder>` leaves there what each step wrote and said, and ``gpu_check.json``,
+which says what ran where. Each step is a command of its own, so what one has measured is kept if a later one fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from scripts import make_phantoms
+from scripts.benchmark.measure import device_name, machine, positive
+from scripts.errors import InputError
+from scripts.files import keep_earlier, save_json
+from scripts.run_record import versions
+
+ROOT = Path(__file__).resolve().parents[1]
+# What a CPU can do while one waits, to try the command itself.
+SMALL = {
+    "network": ["--size", "32", "--runs", "1"],
+    "training": [
+        "--size",
+        "32",
+        "--channels",
+        "4",
+        "4",
+        "8",
+        "8",
+        "8",
+        "--steps",
+        "1",
+        "--runs",
+        "1",
+        "--samples",
+        "4",
+    ],
+    "cohort": ["--channels", "4", "4", "8", "8", "8", "--spacing", "4", "--window", "48"],
+}
+SMALL["training"] += ["--authors_samples", "2", "--num_workers", "1", "--cases", "2"]
+
+
+def steps(device: str, small: bool, cohort: Path, results: Path) -> dict[str, list[str]]:
+    """Commands by name, in order: what is sure to finish comes first."""
+    data = ["--device", device, "--dataset_dir", str(cohort)]
+    sizes = SMALL if small else {"network": ["--runs", "10"], "training": ["--num_workers", "8"], "cohort": []}
+    # The authors' way takes a CPU many minutes a case.
+    counts = ["--cases", "1", "2"] if small else ["--cases", "1", "10", "--authors_cases", "1", "3"]
+
+    def benchmark(what: str, name: str, *options: str) -> list[str]:
+        return ["scripts.benchmark", what, "--output", str(results / f"{name}.json"), *options, *sizes[what]]
+
+    # The marker is that of tests on a GPU; on a CPU, the same tests there.
+    chosen = ["-m", "gpu", "tests"] if device != "cpu" else ["tests/test_devices.py", "-k", "resiz or wait"]
+    return {
+        "correctness": ["pytest", "-q", "-p", "no:cacheprovider", *chosen],
+        "network": benchmark("network", "network", "--device", device),
+        "training": benchmark("training", "training", *data, "--no-compile"),
+        "cohort": benchmark("cohort", "cohort", *data, *counts),
+        "training_compiled": benchmark("training", "training_compiled", *data),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run all steps; returns 0 if each has done its work."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.gpu_check", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/gpu_check"), help="default: %(default)s")
+    parser.add_argument("--device", type=device_name, default="cuda", help="default: %(default)s")
+    parser.add_argument("--minutes", type=positive, default=8, help="for all steps together (default: %(default)s)")
+    parser.add_argument("--small", action="store_true", help="sizes that a CPU can do, to try the command itself")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    console = Console()
+    results: Path = args.output_dir.resolve()
+    if results.exists() and not results.is_dir():
+        raise InputError(f"{results}: not a folder; choose another --output_dir.")
+    if (results / "gpu_check.json").exists():
+        console.print(f"Kept the earlier results as {keep_earlier(results)}", highlight=False, soft_wrap=True)
+    results.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + 60 * args.minutes
+    record: dict[str, Any] = {"command": " ".join(["python -m scripts.gpu_check", *(argv or sys.argv[1:])])}
+    record |= {"machine": machine(), "versions": versions(), "cudnn": torch.backends.cudnn.version(), "steps": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        cohort = Path(folder) / "phantoms"
+        make_phantoms.main([str(cohort), "--cases", "2" if args.small else "10"])
+        for name, command in steps(args.device, args.small, cohort, results).items():
+            left = end - time.monotonic()
+            console.print(f"{name}: {left / 60:.1f} minutes left for all", highlight=False)
+            start = time.monotonic()
+            outcome = run_step(command, results / f"{name}.txt", left)
+            record["steps"][name] = {"outcome": outcome, "seconds": round(time.monotonic() - start, 1)}
+            # After each step, so that it is there whatever happens next.
+            save_json(record, results / "gpu_check.json")
+            if name == "correctness" and outcome != "done":
+                console.print("Results are not right, so nothing is timed.", highlight=False)
+                break
+    table = Table("step", "outcome", "seconds", title=f"Results in {results}")
+    for name, step in record["steps"].items():
+        table.add_row(name, step["outcome"], str(step["seconds"]))
+    console.print(table)
+    outcomes = [step["outcome"] for step in record["steps"].values()]
+    return 0 if set(outcomes) == {"done"} else 1
+
+
+def run_step(command: list[str], log: Path, seconds: float) -> str:
+    """Run a module's command with what it says in ``log``: "done", "failed", or "no time left"."""
+    if seconds <= 0:
+        return "no time left"
+    with open(log, "w", encoding="utf-8") as out:
+        # A session of its own, so that what the command has started ends with it.
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command], cwd=ROOT, stdout=out, stderr=out, start_new_session=True
+        )
+        try:
+            return "failed" if process.wait(timeout=seconds) else "done"
+        except subprocess.TimeoutExpired:
+            return "no time left"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
