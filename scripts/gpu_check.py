@@ -30,6 +30,7 @@ from scripts.files import keep_earlier, save_json
 from scripts.run_record import versions
 
 ROOT = Path(__file__).resolve().parents[1]
+WORKERS = ["--num_workers", str(max(1, min(12, len(os.sched_getaffinity(0)) - 2)))]
 # What a CPU can do while one waits, to try the command itself.
 SMALL = {
     "network": ["--size", "32", "--runs", "1"],
@@ -57,7 +58,7 @@ SMALL["training"] += ["--authors_samples", "2", "--num_workers", "1", "--cases",
 def steps(device: str, small: bool, cohort: Path, results: Path) -> dict[str, list[str]]:
     """Commands by name, in order: what is sure to finish comes first."""
     data = ["--device", device, "--dataset_dir", str(cohort)]
-    sizes = SMALL if small else {"network": ["--runs", "10"], "training": ["--num_workers", "8"], "cohort": []}
+    sizes = SMALL if small else {"network": ["--runs", "10"], "training": WORKERS, "cohort": WORKERS}
     # The authors' way takes a CPU many minutes a case.
     counts = ["--cases", "1", "2"] if small else ["--cases", "1", "10", "--authors_cases", "1", "3"]
 

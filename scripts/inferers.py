@@ -12,12 +12,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
+from monai.utils import convert_to_dst_type
 from scripts.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 # Probabilities this close to 0 or 1 are as good as certain; beyond, float32 logits would become infinite.
 SMALLEST_PROBABILITY = 1e-7
+# Larger volumes are put together in the host's memory: four maps in float32 and their weights are 1.3 GB here.
+STITCHED_ON_DEVICE = 400**3
 # A probability of 2e-9, by sigmoid.
 BACKGROUND_LOGIT = -20.0
 
@@ -25,7 +28,8 @@ BACKGROUND_LOGIT = -20.0
 class BrainWindowInferer(SlidingWindowInferer):
     """MONAI's sliding window that passes over windows without brain, whose voxels are all exactly 0.
 
-    They are background by the data's own definition; their logits are those of a probability of next to 0.
+    They are background by the data's own definition; their logits are those of a probability of next to 0. What a GPU
+    needs for putting windows together is bounded (MONAI's ``cpu_thresh``, with a default).
 
     Args:
         args, kwargs: MONAI's.
@@ -33,7 +37,7 @@ class BrainWindowInferer(SlidingWindowInferer):
     """
 
     def __init__(self, *args: Any, out_channels: int = 4, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{"cpu_thresh": STITCHED_ON_DEVICE, **kwargs})
         self.out_channels = out_channels
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -72,11 +76,13 @@ class WholeVolumeInferer(Inferer):
         wanted = [max(-(-n // self.multiple) * self.multiple, 2 * self.multiple) for n in size]
         before = [(to - n) // 2 for n, to in zip(size, wanted, strict=True)]
         padding = [p for n, to, b in zip(size, wanted, before, strict=True) for p in (to - n - b, b)]
-        result = network(F.pad(inputs, padding[::-1]), *args, **kwargs)
+        # Without metadata, which would slow down each of the network's operations.
+        plain = torch.as_tensor(inputs).as_subclass(torch.Tensor)
+        result = network(F.pad(plain, padding[::-1]), *args, **kwargs)
         for axis, (start, length) in enumerate(zip(before, size, strict=True), 2):
             result = result.narrow(axis, start, length)
         # Mixed precision gives 16 bits, too few for probabilities near 0 and 1.
-        return result.float()
+        return convert_to_dst_type(result, inputs, dtype=torch.float32)[0]
 
 
 class CompiledInferer(Inferer):

@@ -156,7 +156,7 @@ def test_tensorrt_gets_the_network_the_weights_and_the_batch(cohort, tmp_path, m
     monkeypatch.setattr(tensorrt, "trt_compile", compiled)
     monkeypatch.setattr(tensorrt.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(tensorrt.importlib.util, "find_spec", lambda name: name)
-    override = {"network_def#channels": CHANNELS, "device": "cpu", "inferer#sw_batch_size": 2}
+    override = {"network_def#channels": CHANNELS, "device": "cpu", "sw_batch_size": 2}
     made = trt_workflow(cohort, tmp_path, **override)
     network = made.parser.get_parsed_content("network")
     ((model, base_path, arguments),) = calls

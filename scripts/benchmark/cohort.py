@@ -45,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--configs", nargs="+", help="configurations of this bundle's way (default: by device)")
     parser.add_argument("--spacing", type=float, default=1.0, help="mm the network works at (default: %(default)s)")
     parser.add_argument("--window", type=positive, default=128, help="edge of a window (default: %(default)s)")
+    parser.add_argument(
+        "--num_workers", type=positive, help="loader processes of this bundle's way (default: by config)"
+    )
     parser.add_argument("--output", type=Path, help="JSON file for the results")
 
 
@@ -60,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     }
     ways = {
         AUTHORS: (args.authors_cases, AUTHORS_CONFIGS, settings | AUTHORS_SETTINGS),
-        OURS: (args.cases, ours, settings),
+        OURS: (args.cases, ours, settings | ({"num_workers": args.num_workers} if args.num_workers else {})),
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,0 +1,91 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Post-processing and saving of one case while the network works on the next."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from monai.engines.workflow import Workflow
+from monai.transforms import Compose
+from scripts.errors import InputError
+
+
+class BackgroundCompose(Compose):
+    """An evaluator's post-processing that runs in a thread of its own; the evaluator goes on with the next case.
+
+    There is one thread, since MONAI's ``Invertd`` switches settings of the preprocessing on and off meanwhile; for the
+    same reason the loader must preprocess in other processes. Nothing comes back, so no metric can read the result. An
+    error of the background is raised at the next case, or at the end. Attach to the evaluator as a handler as well.
+
+    Args:
+        transforms: as in ``Compose``.
+        waiting: cases that may wait for the thread or be in it; the evaluator waits when there are more, so that
+            memory is bounded.
+
+    Raises:
+        InputError: (at the start) the loader has no worker processes; (at a case) it is not attached.
+    """
+
+    def __init__(self, transforms: Any = None, waiting: int = 2) -> None:
+        super().__init__(transforms)
+        self.slots = threading.Semaphore(waiting)
+        self.cases: deque[Future[None]] = deque()
+        self.executor: ThreadPoolExecutor | None = None
+
+    def attach(self, engine: Workflow) -> None:
+        """Start, finish and stop with ``engine``."""
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.COMPLETED, self.finish)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self.stop)
+
+    def start(self, engine: Workflow) -> None:
+        """Start the thread."""
+        if getattr(engine.data_loader, "num_workers", 0) < 1:
+            raise InputError("--num_workers 0: cases that overlap need a loader process of their own; give 1 or more.")
+        self.executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="postprocessing")
+
+    def __call__(
+        self, input_: Any, start: int = 0, end: int | None = None, threading: bool = False, lazy: bool | None = None
+    ) -> dict[str, Any]:
+        """Hand a case over; its results go where the transforms save them."""
+        if self.executor is None:
+            raise InputError("inference_pipelined.yaml: name it last, since other configurations replace the handlers.")
+        self.raise_error()
+        self.slots.acquire()
+        self.cases.append(self.executor.submit(self.process, dict(input_)))
+        return {}
+
+    def process(self, case: dict[str, Any]) -> None:
+        """Run the transforms over one case, in the thread."""
+        try:
+            # A thread begins with the first GPU.
+            devices = {value.device for value in case.values() if isinstance(value, torch.Tensor) and value.is_cuda}
+            if devices:
+                torch.cuda.set_device(devices.pop())
+            super().__call__(case)
+        finally:
+            self.slots.release()
+
+    def raise_error(self, wait: bool = False) -> None:
+        """Raise the error of the first case that failed; only of those that are done, unless ``wait``."""
+        while self.cases and (wait or self.cases[0].done()):
+            self.cases.popleft().result()
+
+    def finish(self, engine: Workflow) -> None:
+        """Wait for the last cases."""
+        self.raise_error(wait=True)
+        self.stop(engine)
+
+    def stop(self, engine: Workflow, error: BaseException | None = None) -> None:
+        """End the thread after the case that it is at."""
+        if self.executor is not None:
+            self.executor.shutdown(cancel_futures=True)
+        # With a handler for errors, ignite leaves it to that to raise them.
+        if error is not None:
+            raise error
