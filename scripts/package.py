@@ -23,10 +23,13 @@ from pathlib import Path
 import yaml
 from scripts.errors import InputError
 from scripts.files import replacing
+from scripts.run_record import RECORD_FILE
 
 # What belongs to a bundle; the repository's tests and tools do not.
 CONTENT = ("LICENSE", "configs/*.json", "configs/*.yaml", "configs/*.conf", "docs/**/*", "scripts/**/*.py")
 WEIGHTS = ("models/model.pt", "models/model.ts")
+# Beside the weights: whether they come from phantoms, of which every use of them warns.
+RECORD = f"models/{RECORD_FILE}"
 CHECKSUMS = "SHA256SUMS"
 # Of every file in the zip, so that its bytes depend on nothing else; the earliest that the format knows.
 TIMESTAMP = (1980, 1, 1, 0, 0, 0)
@@ -60,8 +63,13 @@ def bundle_files(bundle_root: Path, with_weights: bool = True) -> list[Path]:
         InputError: one of them is a link, which an archive could not hold.
     """
     found = {path for pattern in CONTENT for path in bundle_root.glob(pattern) if path.is_file()}
-    found = {path for path in found if not path.name.startswith(".")}
-    found |= {bundle_root / name for name in WEIGHTS if with_weights and (bundle_root / name).is_file()}
+    found = {path for path in found if not any(p.startswith(".") for p in path.relative_to(bundle_root).parts)}
+    weights = {bundle_root / name for name in WEIGHTS if (bundle_root / name).is_file()}
+    if with_weights:
+        found |= weights
+    if weights and (bundle_root / RECORD).is_file():
+        # Wherever the weights themselves are fetched from.
+        found.add(bundle_root / RECORD)
     for path in sorted(found):
         if path.is_symlink():
             raise InputError(f"{path}: a link; put the file itself in its place.")

@@ -5,10 +5,15 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
+from pathlib import Path
 
 import torch
 from monai.networks import trt_compile
 from scripts.errors import InputError
+from scripts.openvino_network import checksum
+
+logger = logging.getLogger(__name__)
 
 # What trt_compile imports (monai/networks/trt_compiler.py), without which it changes nothing, and what to install.
 PACKAGES = {
@@ -25,12 +30,13 @@ def compile_network(
 ) -> torch.nn.Module:
     """Have TensorRT run ``network``, from its first window on.
 
-    The engine is built on that occasion (minutes) for the window's size and any batch up to ``max_batch``, and kept as
-    ``<model_file>.plan``; it is built anew when the weights are newer.
+    The engine is built on that occasion (minutes) for the window's size and any batch up to ``max_batch``, and kept in
+    the folder ``tensorrt`` beside ``model_file``, under the checksum of the network's weights and build, window,
+    ``max_batch`` and ``precision``, so that no engine is taken for another's.
 
     Args:
         network: the network, on its device; it is changed in place.
-        model_file: its weights, whose age decides whether a kept engine serves.
+        model_file: its weights; what counts are those that the network holds at its first window.
         max_batch: windows at a time.
         precision: "fp32", "tf32", "fp16" or "bf16".
 
@@ -48,5 +54,18 @@ def compile_network(
             f"configs/inference_trt.json: TensorRT cannot be used, for want of {', '.join(missing)}; "
             "install what is missing, or leave this file out of --config_file."
         )
-    arguments = {"precision": precision, "dynamic_batchsize": [1, max_batch, max_batch]}
-    return trt_compile(network, model_file, args=arguments)
+    plain = network.forward
+
+    def first(x: torch.Tensor) -> torch.Tensor:
+        # trt_compile looks at the network's own method, and puts its own in the place.
+        network.forward = plain
+        build = f"{network} {getattr(network, 'size_multiple', 1)} {tuple(x.shape[1:])} {max_batch} {precision}"
+        engine = Path(model_file).parent / "tensorrt" / checksum(network.state_dict(), build)
+        engine.parent.mkdir(parents=True, exist_ok=True)
+        logger.info("TensorRT's engine: %s.plan", engine)
+        arguments = {"precision": precision, "dynamic_batchsize": [1, max_batch, max_batch]}
+        trt_compile(network, str(engine), args=arguments)
+        return network.forward(x)
+
+    network.forward = first
+    return network

@@ -326,12 +326,20 @@ def check_installed(name: str, target: str) -> None:
 
 
 def check_device(device: Any) -> None:
-    """Refuse a device that is not there.
+    """Refuse a device that is none, or not there.
 
     Raises:
-        InputError: ``device`` names a GPU that this machine does not have.
+        InputError: ``device`` is no name of a device, or names a GPU that this machine does not have.
     """
-    found = re.fullmatch(r"cuda(:(\d+))?", str(device))
+    if device is None or (isinstance(device, str) and device.startswith(("$", "@"))):
+        # Left to the configuration, which only evaluation can tell.
+        return
+    try:
+        # What torch makes of a bare number depends on the machine.
+        name = str(device if isinstance(device, torch.device) else torch.device(str(device)))
+    except RuntimeError as error:
+        raise InputError(f"--device {device}: no such device; write cpu, cuda, or cuda:<number>.") from error
+    found = re.fullmatch(r"cuda(:(\d+))?", name)
     if found and int(found[2] or 0) >= (count := torch.cuda.device_count()):
         raise InputError(f"--device {device}: this machine has {count} GPUs that torch can use; name one, or cpu.")
 

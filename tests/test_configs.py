@@ -194,7 +194,8 @@ def test_recipe_is_the_authors():
     by_name = {step["_target_"]: step for step in config["train"]["preprocessing"]["transforms"]}
     assert by_name["RandAxisFlipd"]["prob"] == by_name["RandScaleIntensityd"]["prob"] == 0.5
     assert by_name["RandScaleIntensityd"]["factors"] == by_name["RandShiftIntensityd"]["offsets"] == 0.1
-    elastic = by_name["Rand3DElasticd"]
+    # Of the same statistics as Rand3DElasticd's (test_augmentation.py).
+    elastic = by_name["scripts.augmentation.RandFastElasticd"]
     assert (elastic["sigma_range"], elastic["magnitude_range"], elastic["prob"]) == ([1, 20], [0.3, 2.3], 0.5)
     assert elastic["mode"] == ["bilinear", "nearest"]
     assert elastic["rotate_range"] == pytest.approx([0.5236] * 3)

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+import inspect
 import json
 import tempfile
 from pathlib import Path
@@ -142,27 +144,54 @@ def test_absent_tensorrt_is_said_in_one_line(cohort, tmp_path):
     assert not (tmp_path / "maps").exists()
 
 
-def test_tensorrt_gets_the_network_the_weights_and_the_batch(cohort, tmp_path, monkeypatch):
-    """With everything there, MONAI's ``trt_compile`` is called as the zoo's bundles call it.
-
-    Source: Project-MONAI/model-zoo, pull request 620 (``trt_compile`` in inference_trt.json).
-    """
+def present_tensorrt(monkeypatch) -> list:
+    """Calls of ``trt_compile``, which here leaves the network as it is, as on a machine that has TensorRT."""
     calls = []
 
     def compiled(model, base_path, args):
+        # It looks at the method's arguments to name the engine's inputs.
+        assert inspect.getfullargspec(model.forward).args[1:] == ["x"]
         calls.append((model, base_path, args))
         return model
 
     monkeypatch.setattr(tensorrt, "trt_compile", compiled)
     monkeypatch.setattr(tensorrt.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(tensorrt.importlib.util, "find_spec", lambda name: name)
+    return calls
+
+
+def test_an_engine_is_kept_for_its_weights_window_and_precision_alone(network, tmp_path, monkeypatch):
+    calls = present_tensorrt(monkeypatch)
+    file = str(tmp_path / "model.pt")
+
+    def engine(size=32, change=0.0, batch=2, **arguments) -> str:
+        made = copy.deepcopy(network)
+        with torch.no_grad():
+            next(made.parameters()).add_(change)
+        tensorrt.compile_network(made, file, batch, **arguments)(torch.zeros(1, 4, size, 32, 32))
+        return calls[-1][1]
+
+    assert engine() == engine() == engine(precision="fp16")
+    assert len({engine(), engine(size=48), engine(change=1e-3), engine(batch=4), engine(precision="bf16")}) == 5
+
+
+def test_tensorrt_gets_the_network_the_weights_and_the_batch(cohort, tmp_path, monkeypatch):
+    """With everything there, MONAI's ``trt_compile`` is called as the zoo's bundles call it.
+
+    Source: Project-MONAI/model-zoo, pull request 620 (``trt_compile`` in inference_trt.json).
+    """
+    calls = present_tensorrt(monkeypatch)
     override = {"network_def#channels": CHANNELS, "device": "cpu", "sw_batch_size": 2}
-    made = trt_workflow(cohort, tmp_path, **override)
-    network = made.parser.get_parsed_content("network")
+    made = trt_workflow(cohort, tmp_path, **override, model_file=str(tmp_path / "models" / "model.pt"))
+    network = made.parser.get_parsed_content("network").eval()
+    assert type(network) is PriorAttentionNet
+    assert calls == [] and not (tmp_path / "models").exists(), "nothing before the first window"
+    window = torch.rand(1, 4, 32, 32, 32)
+    wanted = PriorAttentionNet.forward(network, window)
+    assert torch.equal(network(window), wanted) and torch.equal(network(window), wanted)
     ((model, base_path, arguments),) = calls
     assert model is network
-    assert type(network) is PriorAttentionNet
-    assert base_path == str(ROOT) + "/models/model.pt"
+    assert Path(base_path).parent == tmp_path / "models" / "tensorrt" and Path(base_path).parent.is_dir()
     assert arguments == {"precision": "fp16", "dynamic_batchsize": [1, 2, 2]}
     assert made.evaluator.amp is False
     assert made.evaluator.network is network

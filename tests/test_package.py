@@ -26,7 +26,10 @@ from packaging.requirements import Requirement
 from scripts import package
 from scripts.data.datalist import SEQUENCES
 from scripts.errors import InputError
+from scripts.networks import PriorAttentionNet
+from scripts.run_record import write_record
 from scripts.transforms import REGIONS
+from scripts.weights import check_weights
 from workflows import CHANNELS, CONFIGS, ROOT, SIZE, TRAINING_SIZE, rows, voxels
 
 NAME = "brats_mri_panet_segmentation"
@@ -42,7 +45,8 @@ def root(training, tmp_path_factory) -> Path:
     shutil.copy(ROOT / "LICENSE", folder)
     (folder / "models").mkdir()
     shutil.copy(training / "model.pt", folder / "models")
-    for name in ("models/model_20260101_000000.pt", "data/patient.nii.gz", "runs/train/model.pt", "docs/.hidden"):
+    hidden = ("docs/.hidden", "docs/.notes/page.md", "docs/images/.cache/deep/picture.png")
+    for name in ("models/model_20260101_000000.pt", "data/patient.nii.gz", "runs/train/model.pt", *hidden):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("not to be packed")
     (folder / "metadata.json").symlink_to("configs/metadata.json")
@@ -174,6 +178,23 @@ def test_weights_with_an_address_are_left_out_and_fetched(root, tmp_path):
     assert entry["hash_val"] == package.digest(root / "models" / "model.pt")
     download_large_files(bundle_path=str(folder))
     assert (folder / "models" / "model.pt").read_bytes() == (root / "models" / "model.pt").read_bytes()
+
+
+@pytest.mark.parametrize("with_address", [False, True])
+def test_weights_of_phantoms_keep_their_mark(root, tmp_path, with_address):
+    copy = tmp_path / "copy"
+    shutil.copytree(root, copy, symlinks=True)
+    write_record(copy / "models", phantoms=True)
+    address = ["--weights_url", (copy / "models").as_uri()] if with_address else []
+    assert package.main([str(tmp_path / "dist"), "--bundle_root", str(copy), *address]) == 0
+    folder = tmp_path / "dist" / NAME
+    download_large_files(bundle_path=str(folder)) if with_address else None
+    network = PriorAttentionNet(channels=CHANNELS)
+    assert check_weights(network, folder / "models" / "model.pt") is True
+    assert "models/run.json" in (folder / "SHA256SUMS").read_text()
+    # A record without weights is of no use.
+    (copy / "models" / "model.pt").unlink()
+    assert Path("models/run.json") not in package.bundle_files(copy)
 
 
 def spoil(root: Path, tmp_path: Path, kind: str) -> list[str]:

@@ -120,7 +120,14 @@ def test_a_device_that_is_not_there_is_refused(device, count, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda:1", "$torch.device('cuda:7')", None])
+@pytest.mark.parametrize("device", ["gpu", 0, 1, "0", "cuda:", "CPU", True, 1.5, ["cpu"], ""])
+def test_what_is_no_device_is_refused(device):
+    with pytest.raises(InputError) as caught:
+        check_settings({"device": device})
+    assert str(caught.value) == f"--device {device}: no such device; write cpu, cuda, or cuda:<number>."
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:1", torch.device("cuda:1"), "$torch.device('cuda:7')", "@gpu", None])
 def test_a_device_that_may_be_there_passes(device, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     check_settings({"device": device})

@@ -16,6 +16,7 @@ import torch
 from monai.bundle import ConfigParser
 from rich.console import Console
 from scripts.benchmark.measure import CONFIGS, cases_of, device_name, positive, report, summary, time_side_by_side
+from scripts.benchmark.pipeline import authors_transforms
 from scripts.data.datalist import labeled_items
 from scripts.networks import PriorAttentionNet
 from scripts.reproducibility import choose_algorithms
@@ -180,7 +181,7 @@ def epochs(
     items = labeled_items(data)[: args.cases]
     authors = trainer_of(
         ("train.json",),
-        common(args) | STEPS[BASELINE] | {"max_epochs": 1},
+        common(args) | STEPS[BASELINE] | {"train#preprocessing#transforms": authors_transforms(), "max_epochs": 1},
         (items * args.authors_samples)[: args.authors_samples],
     )
     settings = common(args) | fast | {"cache_dir": str(folder / "cache"), "max_epochs": 1}

@@ -26,7 +26,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from rich.console import Console
 from rich.progress import track
-from scripts.data.datalist import CHANNEL_ORDER, DECATHLON_NAMES, LOOKED_FOR, SEQUENCES, find_cases, image_files
+from scripts.data.datalist import CHANNEL_ORDER, LOOKED_FOR, SEQUENCES, find_cases, image_files, sequence_named
 from scripts.data.phantom import PHANTOM_DESCRIPTION
 from scripts.errors import InputError
 from scripts.transforms import check_label_values
@@ -105,15 +105,19 @@ def read_voxels(path: str | Path) -> np.ndarray:
     """All voxels of a NIfTI file.
 
     Raises:
-        InputError: the file is damaged.
+        InputError: the file is damaged, or its voxels are no plain numbers.
     """
     try:
         # Whole, since nibabel stops at the last voxel, and gzip's checksum comes after it.
         content = Path(path).read_bytes()
         content = gzip.decompress(content) if str(path).endswith(".gz") else content
-        return np.asanyarray(nib.nifti1.Nifti1Image.from_bytes(content).dataobj)
+        voxels = np.asanyarray(nib.nifti1.Nifti1Image.from_bytes(content).dataobj)
     except UNREADABLE as error:
         raise InputError(f"{path}: damaged ({_one_line(error)}); copy it again.") from error
+    if voxels.dtype.kind not in "iuf":
+        kind = "complex numbers" if voxels.dtype.kind == "c" else "colours"
+        raise InputError(f"{path}: its voxels are {kind}, not plain ones; export the sequence again, as grey values.")
+    return voxels
 
 
 def check_voxels(item: Mapping[str, Any]) -> None:
@@ -144,7 +148,7 @@ def check_channel_order(item: Mapping[str, Any], channel_order: Sequence[str]) -
     file lies, the setting alone says it.
 
     Raises:
-        InputError: they differ.
+        InputError: they differ, or the names there are not those of the four sequences.
     """
     files = image_files(item["image"])
     stated = Path(files[0]).parent.parent / "dataset.json"
@@ -155,7 +159,12 @@ def check_channel_order(item: Mapping[str, Any], channel_order: Sequence[str]) -
         order = [str(modality[str(number)]) for number in range(len(modality))]
     except (OSError, ValueError, KeyError, TypeError):
         return
-    known = [DECATHLON_NAMES.get(name.lower(), name) for name in order]
+    known = [sequence_named(name) for name in order]
+    if None in known or sorted(map(str, known)) != sorted(SEQUENCES):
+        raise InputError(
+            f"{stated}: the channels are {', '.join(order)}, and not each of {', '.join(SEQUENCES)} once; write these "
+            f"names there, or, if --channel_order ({', '.join(channel_order)}) is right, move that file away."
+        )
     if known != list(channel_order):
         raise InputError(
             f"{stated}: the channels are {', '.join(order)}, but --channel_order says {', '.join(channel_order)}; "

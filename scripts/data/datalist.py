@@ -31,8 +31,13 @@ SEQUENCES = ("t1", "t1ce", "t2", "flair")
 SELECTIONS = ("training", "validation", "all")
 # What the channels of a four-dimensional file are, unless the setting channel_order says otherwise: as in Task01.
 CHANNEL_ORDER = ("flair", "t1", "t1ce", "t2")
-# The same names as Task01's dataset.json writes them.
-DECATHLON_NAMES = {"flair": "flair", "t1w": "t1", "t1gd": "t1ce", "t2w": "t2"}
+# The same names in small letters and digits, as Task01's dataset.json and others' write them.
+SPELLINGS = {
+    "t1": ("t1", "t1w", "t1n"),
+    "t1ce": ("t1ce", "t1gd", "t1c", "t1wce", "t1wgd"),
+    "t2": ("t2", "t2w"),
+    "flair": ("flair", "t2flair", "t2f"),
+}
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ RELEASES = (
 )
 DECATHLON = Release("Medical Segmentation Decathlon, Task01", "", SEQUENCES, et_label=3, oedema_label=1)
 _DECATHLON_IMAGES = {"imagesTr": "labelsTr", "imagesTs": None}
+_EXTENSION = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 _NIFTI = re.compile(r"[^.].*\.nii(\.gz)?")
 _PATTERNS = [(release, release.file_pattern()) for release in RELEASES]
 # BraTS20_Training_355 ships its segmentation under the name it had before the release: W39_1998.09.19_Segm.nii.
@@ -111,7 +117,15 @@ def case_name(image: str | Path) -> str:
     for _, pattern in _PATTERNS:
         if found := pattern.fullmatch(name):
             return found["case"]
-    return name.split(".")[0]
+    # p.1.nii.gz and p.2.nii.gz are two cases.
+    stem = _EXTENSION.sub("", name)
+    return stem if stem != name else Path(name).stem
+
+
+def sequence_named(name: str) -> str | None:
+    """The sequence that a channel's name means, whatever its capitals and punctuation; None where that is unclear."""
+    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    return next((sequence for sequence, spellings in SPELLINGS.items() if plain in spellings), None)
 
 
 def _read_folder(folder: Path, files: Sequence[str]) -> Iterator[Case]:
@@ -148,17 +162,29 @@ def _decathlon_case(file: Path) -> Case:
     return Case(case_name(file), file.parent, DECATHLON, file=file, label=label if label and label.is_file() else None)
 
 
+def _refuse_unreadable(error: OSError) -> None:
+    # An absent folder has no cases; nor has one that was removed meanwhile.
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise InputError(
+            f"{error.filename}: cannot be read ({error.strerror}), so its cases would be missing; "
+            "make it readable, or move it out of --dataset_dir."
+        ) from error
+
+
 def find_cases(dataset_dir: str | Path) -> list[Case]:
     """All cases in ``dataset_dir`` and below, complete or not, ordered by name; none where the folder is absent.
 
     Hidden folders are passed over. ``dataset_dir`` may itself be the folder of one case, or one four-dimensional file.
+
+    Raises:
+        InputError: a folder cannot be read, so that its cases would be left out in silence.
     """
     if Path(dataset_dir).is_file():
         return [_decathlon_case(Path(dataset_dir))]
     cases: list[Case] = []
     seen: set[str] = set()
     # Datasets are often put together from links; a link that leads back up must not loop.
-    for folder, folders, files in os.walk(dataset_dir, followlinks=True):
+    for folder, folders, files in os.walk(dataset_dir, onerror=_refuse_unreadable, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
             folders.clear()

@@ -67,14 +67,19 @@ class ArrayCache:
         """Whether nothing more is stored."""
         return bool(self._stopped)
 
-    def read(self, key: str) -> dict[str, np.ndarray] | None:
-        """The entry's arrays, mapped and not read (writing to them leaves the files alone); None if there is none."""
+    def read(self, key: str, names: Iterable[str] = ()) -> dict[str, np.ndarray] | None:
+        """The entry's arrays, mapped and not read (writing to them leaves the files alone); None if there is none.
+
+        An entry that is damaged or lacks one of ``names`` is dropped, so that it can be written again.
+        """
         folder = self.folder / key
         try:
             arrays = {
                 path.name.removesuffix(".npy"): np.load(path, mmap_mode="c", allow_pickle=False)
                 for path in sorted(folder.iterdir())
             }
+            if lacking := set(names) - set(arrays):
+                raise ValueError(f"no {', '.join(sorted(lacking))}")
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -260,8 +265,8 @@ class DiskCacheDataset(PersistentDataset):
     def _cachecheck(self, item_transformed: Mapping[str, Any]) -> dict[str, Any]:
         """The item up to its first random transform, from the cache or into it."""
         key = self.key(item_transformed)
-        arrays = self.cache.read(key)
-        if arrays is None or not set(self.keys) < set(arrays):
+        arrays = self.cache.read(key, [name for array in self.keys for name in (array, f"{array}.affine")])
+        if arrays is None:
             arrays = self._compute(item_transformed)
             self.cache.write(key, arrays)
         result = dict(item_transformed)

@@ -220,6 +220,18 @@ def test_an_image_that_shows_nothing_or_no_numbers_is_named(tmp_path, fill, said
     assert refusal(tmp_path, unlabeled_items(tmp_path)) == message
 
 
+@pytest.mark.parametrize("suffix", ["t2", "seg"])
+@pytest.mark.parametrize(
+    ("kind", "said"), [("c8", "complex numbers"), ([("R", "u1"), ("G", "u1"), ("B", "u1")], "colours")]
+)
+def test_voxels_that_are_no_plain_numbers_are_refused(tmp_path, kind, said, suffix):
+    make_case(tmp_path)
+    path = write(file_of(tmp_path, suffix), np.ones(SHAPE, np.dtype(kind)))
+    assert refusal(tmp_path) == (
+        f"{path}: its voxels are {said}, not plain ones; export the sequence again, as grey values."
+    )
+
+
 def test_one_voxel_below_zero_is_enough_for_an_image(tmp_path):
     make_case(tmp_path)
     values = np.zeros(SHAPE, np.int16)

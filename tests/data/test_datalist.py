@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cases are found in every release's layout, split without loss, and recorded so that the split can be taken again."""
 
+import errno
 import json
 import os
 import re
@@ -200,6 +201,25 @@ def test_an_absent_or_empty_folder_has_no_cases(tmp_path):
         assert split_datalist(root) == {"training": [], "validation": [], "all": []}
 
 
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    make_case(tmp_path / "BraTS20_Training_001")
+    closed = make_case(tmp_path / "BraTS20_Training_002")
+    scandir = os.scandir
+
+    def refusing(path):
+        if Path(path) == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(InputError) as caught:
+        labeled_items(tmp_path)
+    assert str(caught.value) == (
+        f"{closed}: cannot be read (Permission denied), so its cases would be missing; "
+        "make it readable, or move it out of --dataset_dir."
+    )
+
+
 @pytest.mark.parametrize(
     ("file", "name"),
     [
@@ -209,6 +229,13 @@ def test_an_absent_or_empty_folder_has_no_cases(tmp_path):
         ("patient_t1_t1.nii.gz", "patient_t1"),
         ("scan.nii.gz", "scan"),
         ("BraTS20_Training_001.nii.gz", "BraTS20_Training_001"),
+        ("BraTS-GLI-00000-000-t1n.nii.gz", "BraTS-GLI-00000-000"),
+        ("p.1.nii.gz", "p.1"),
+        ("p.2.nii", "p.2"),
+        ("p.1_t1.nii.gz", "p.1"),
+        ("W39_1998.09.19.nii.gz", "W39_1998.09.19"),
+        ("p.1.NII.GZ", "p.1"),
+        ("p.1.mha", "p.1"),
     ],
 )
 def test_case_names_come_from_file_names(file, name):

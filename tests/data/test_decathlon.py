@@ -127,6 +127,31 @@ def test_an_order_other_than_the_data_sets_is_refused(task01):
     assert check_cases(items, task01, channel_order=SEQUENCES) is False
 
 
+@pytest.mark.parametrize(
+    ("names", "accepted"),
+    [
+        (["FLAIR", "T1", "T1ce", "T2"], True),
+        (["T2-FLAIR", "T1n", "T1c", "T2w"], True),
+        (["t2f", "T1W", "T1_Gd", "t2"], True),
+        (["FLAIR", "T1", "MRI", "T2"], False),
+        (["FLAIR", "T1", "T1w", "T2"], False),
+        (["FLAIR", "T1", "T1ce"], False),
+    ],
+)
+def test_names_of_channels_are_known_by_any_clear_spelling(task01, names, accepted):
+    (task01 / "dataset.json").write_text(json.dumps({"modality": dict(enumerate(names))}))
+    items = labeled_items(task01)
+    if accepted:
+        assert check_cases(items, task01) is False
+        return
+    with pytest.raises(InputError) as caught:
+        check_cases(items, task01)
+    assert str(caught.value) == (
+        f"{task01}/dataset.json: the channels are {', '.join(names)}, and not each of t1, t1ce, t2, flair once; write "
+        "these names there, or, if --channel_order (flair, t1, t1ce, t2) is right, move that file away."
+    )
+
+
 def test_one_reader_serves_many_threads(brats):
     """Images and label maps by turns; MONAI's own reader mixes up their number of files."""
     loader = LoadImaged(["image", "label"], reader=SequenceReader(), image_only=True, ensure_channel_first=True)
