@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,29 +14,30 @@ import torch
 from ignite.engine import Events
 from monai.engines.workflow import Workflow
 from monai.transforms import Compose
-from scripts.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 class BackgroundCompose(Compose):
     """An evaluator's post-processing that runs in a thread of its own; the evaluator goes on with the next case.
 
-    There is one thread, since MONAI's ``Invertd`` switches settings of the preprocessing on and off meanwhile; for the
-    same reason the loader must preprocess in other processes. Nothing comes back, so no metric can read the result. An
-    error of the background is raised at the next case, or at the end. Attach to the evaluator as a handler as well.
+    There is one thread, since MONAI's ``Invertd`` switches settings of the preprocessing on and off meanwhile. For the
+    same reason the loader must preprocess in other processes; where it does not, and where this is not attached to the
+    evaluator as a handler too, all is done in the foreground. Nothing comes back, so no metric can read the result. An
+    error of the background is raised at the next case, or at the end, and no later case is saved.
 
     Args:
         transforms: as in ``Compose``.
         waiting: cases that may wait for the thread or be in it; the evaluator waits when there are more, so that
             memory is bounded.
-
-    Raises:
-        InputError: (at the start) the loader has no worker processes; (at a case) it is not attached.
     """
 
     def __init__(self, transforms: Any = None, waiting: int = 2) -> None:
         super().__init__(transforms)
+        self.waiting = waiting
         self.slots = threading.Semaphore(waiting)
         self.cases: deque[Future[None]] = deque()
+        self.failed = threading.Event()
         self.executor: ThreadPoolExecutor | None = None
 
     def attach(self, engine: Workflow) -> None:
@@ -45,17 +47,19 @@ class BackgroundCompose(Compose):
         engine.add_event_handler(Events.EXCEPTION_RAISED, self.stop)
 
     def start(self, engine: Workflow) -> None:
-        """Start the thread."""
+        """Start the thread; nothing of an earlier run is left."""
+        self.slots, self.cases, self.failed = threading.Semaphore(self.waiting), deque(), threading.Event()
         if getattr(engine.data_loader, "num_workers", 0) < 1:
-            raise InputError("--num_workers 0: cases that overlap need a loader process of their own; give 1 or more.")
+            logger.warning("--num_workers 0: cases are done one after another; overlap needs 1 or more.")
+            return
         self.executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="postprocessing")
 
     def __call__(
         self, input_: Any, start: int = 0, end: int | None = None, threading: bool = False, lazy: bool | None = None
-    ) -> dict[str, Any]:
+    ) -> Any:
         """Hand a case over; its results go where the transforms save them."""
         if self.executor is None:
-            raise InputError("inference_pipelined.yaml: name it last, since other configurations replace the handlers.")
+            return super().__call__(input_, start, end, threading, lazy)
         self.raise_error()
         self.slots.acquire()
         self.cases.append(self.executor.submit(self.process, dict(input_)))
@@ -64,11 +68,16 @@ class BackgroundCompose(Compose):
     def process(self, case: dict[str, Any]) -> None:
         """Run the transforms over one case, in the thread."""
         try:
+            if self.failed.is_set():
+                return
             # A thread begins with the first GPU.
             devices = {value.device for value in case.values() if isinstance(value, torch.Tensor) and value.is_cuda}
             if devices:
                 torch.cuda.set_device(devices.pop())
             super().__call__(case)
+        except BaseException:
+            self.failed.set()
+            raise
         finally:
             self.slots.release()
 
@@ -86,6 +95,7 @@ class BackgroundCompose(Compose):
         """End the thread after the case that it is at."""
         if self.executor is not None:
             self.executor.shutdown(cancel_futures=True)
+            self.executor = None
         # With a handler for errors, ignite leaves it to that to raise them.
         if error is not None:
             raise error

@@ -19,8 +19,6 @@ logger = logging.getLogger(__name__)
 
 # Probabilities this close to 0 or 1 are as good as certain; beyond, float32 logits would become infinite.
 SMALLEST_PROBABILITY = 1e-7
-# Larger volumes are put together in the host's memory: four maps in float32 and their weights are 1.3 GB here.
-STITCHED_ON_DEVICE = 400**3
 # A probability of 2e-9, by sigmoid.
 BACKGROUND_LOGIT = -20.0
 
@@ -28,16 +26,14 @@ BACKGROUND_LOGIT = -20.0
 class BrainWindowInferer(SlidingWindowInferer):
     """MONAI's sliding window that passes over windows without brain, whose voxels are all exactly 0.
 
-    They are background by the data's own definition; their logits are those of a probability of next to 0. What a GPU
-    needs for putting windows together is bounded (MONAI's ``cpu_thresh``, with a default).
-
+    They are background by the data's own definition; their logits are those of a probability of next to 0.
     Args:
         args, kwargs: MONAI's.
         out_channels: output maps of the network.
     """
 
     def __init__(self, *args: Any, out_channels: int = 4, **kwargs: Any) -> None:
-        super().__init__(*args, **{"cpu_thresh": STITCHED_ON_DEVICE, **kwargs})
+        super().__init__(*args, **kwargs)
         self.out_channels = out_channels
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from hashlib import sha256
@@ -16,7 +17,7 @@ from scripts.background import BackgroundCompose
 from scripts.errors import InputError, input_error_behind
 from scripts.inferers import BrainWindowInferer
 from scripts.networks import PriorAttentionNet
-from workflows import CHANNELS, SIZE, bundle_run
+from workflows import CHANNELS, SIZE, bundle_run, initialized
 
 WINDOWS = {**SIZE, "roi_size": [32, 32, 32], "num_workers": 1, "min_et_voxels": 0, "min_component_voxels": 0}
 
@@ -68,19 +69,31 @@ def test_a_folder_that_cannot_be_written_stops_the_run_in_one_line(small_cohort,
     assert not list((tmp_path / "maps").glob("*.nii.gz*"))
 
 
-def test_without_loader_processes_one_line_says_what_to_do(small_cohort, model_file, tmp_path):
-    settings = {**WINDOWS, "num_workers": 0, "dataset_dir": str(small_cohort), "model_file": model_file}
-    with pytest.raises(Exception) as caught:
-        bundle_run("inference.json", "inference_pipelined.yaml", output_dir=str(tmp_path / "maps"), **settings)
-    assert "--num_workers 0" in str(input_error_behind(caught.value))
-
-
-def test_named_before_what_replaces_the_handlers_it_says_so(small_cohort, model_file, tmp_path):
-    settings = {**WINDOWS, "dataset_dir": str(small_cohort), "model_file": model_file}
-    names = ("inference.json", "inference_pipelined.yaml", "inference_openvino.yaml")
-    with pytest.raises(Exception) as caught:
-        bundle_run(*names, output_dir=str(tmp_path / "m"), openvino_cache=str(tmp_path / "o"), **settings)
-    assert "name it last" in str(input_error_behind(caught.value))
+@pytest.mark.parametrize(
+    ("names", "workers", "overlaps"),
+    [
+        (("inference_pipelined.yaml",), 0, False),
+        (("inference_pipelined.yaml", "inference_openvino.yaml"), 1, True),
+        (("inference_ensemble.yaml", "inference_pipelined.yaml"), 1, True),
+    ],
+)
+def test_with_other_handlers_it_overlaps_and_without_loader_processes_it_does_not(
+    names, workers, overlaps, small_cohort, model_file, tmp_path, monkeypatch, caplog
+):
+    threads = []
+    process = BackgroundCompose.process
+    monkeypatch.setattr(BackgroundCompose, "process", lambda *a: (threads.append(1), process(*a))[1])
+    model: str | list[str] = model_file
+    if "inference_ensemble.yaml" in names:
+        model = [model_file, shutil.copy(model_file, tmp_path / "another.pt")]
+        model = list(map(str, model))
+    place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "maps"), "model_file": model}
+    if "inference_openvino.yaml" in names:
+        place["openvino_cache"] = str(tmp_path / "openvino")
+    bundle_run("inference.json", *names, **{**WINDOWS, "num_workers": workers}, **place)
+    assert len(list((tmp_path / "maps").glob("*.nii.gz"))) == 6
+    assert len(threads) == 6 * overlaps
+    assert ("--num_workers 0" in caplog.text) == (not overlaps)
 
 
 def pipeline(step, waiting, cases):
@@ -95,6 +108,7 @@ def pipeline(step, waiting, cases):
     engine = Engine(forward)
     engine.data_loader = SimpleNamespace(num_workers=1)
     background.attach(engine)
+    engine.background = background
     return engine, [{"case": number} for number in range(cases)], forwards
 
 
@@ -151,7 +165,14 @@ def test_an_error_is_that_of_the_first_case_and_what_follows_is_not_begun():
     with pytest.raises(Exception) as caught:
         engine.run(cases)
     assert str(input_error_behind(caught.value)) == "case 2: no"
-    assert saved[:2] == [0, 1] and len(forwards) < 10
+    assert saved == [0, 1] and len(forwards) < 10
+    # A run after it begins anew.
+    saved.clear()
+    again = Engine(lambda engine, case: engine_background(case))
+    engine_background, again.data_loader = engine.background, engine.data_loader
+    engine_background.attach(again)
+    again.run(cases[3:])
+    assert saved == list(range(3, 50))
 
 
 def test_an_error_in_the_last_case_is_not_lost():
@@ -185,4 +206,6 @@ def test_a_volume_stitched_in_the_hosts_memory_is_the_same():
     settings = {"roi_size": (16, 16, 16), "sw_batch_size": 2, "overlap": 0.5, "mode": "gaussian"}
     here, there = (BrainWindowInferer(**settings, **more)(volume, torch.tanh) for more in ({}, {"cpu_thresh": 10}))
     assert torch.equal(here, there) and there.device.type == "cpu"
-    assert BrainWindowInferer(**settings).cpu_thresh == 400**3
+    made = initialized("inference.json", kind="infer")
+    # Four maps in float32 and their weights: 1.3 GB.
+    assert made.inferer.cpu_thresh == 400**3

@@ -83,8 +83,9 @@ FORBIDDEN_IMPORTS = {
     *("ftplib", "http", "requests", "socket", "telnetlib", "urllib", "urllib3", "smtplib"),
     *("ctypes", "pty", "code", "codeop"),
 }
-# Allowed where the reason stands: files.py names pickle's error; demo.py starts this bundle's own commands.
-ALLOWED = {("scripts/files.py", "pickle"), ("scripts/demo.py", "subprocess")}
+# Allowed where the reason stands: files.py names pickle's error; the others start this bundle's own commands.
+STARTING = ("demo", "gpu_check", "benchmark/cohort", "benchmark/ranks")
+ALLOWED = {("scripts/files.py", "pickle"), *((f"scripts/{name}.py", "subprocess") for name in STARTING)}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -8,7 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from scripts.benchmark import case, cohort, network, pipeline, postprocessing, ranks, training
+from scripts.benchmark import case, cohort, network, pipeline, plot, postprocessing, ranks, training
 
 SUBCOMMANDS = {
     "network": network,
@@ -18,6 +18,7 @@ SUBCOMMANDS = {
     "postprocessing": postprocessing,
     "cohort": cohort,
     "ranks": ranks,
+    "plot": plot,
 }
 
 
