@@ -331,7 +331,7 @@ def check_device(device: Any) -> None:
     Raises:
         InputError: ``device`` is no name of a device, or names a GPU that this machine does not have.
     """
-    if device is None or (isinstance(device, str) and device.startswith(("$", "@"))):
+    if device is None or isinstance(device, Mapping) or (isinstance(device, str) and device.startswith(("$", "@"))):
         # Left to the configuration, which only evaluation can tell.
         return
     try:

@@ -99,7 +99,8 @@ def epoch_seconds(args: argparse.Namespace, ranks: int, cohort: Path, datalist: 
         environment["CUDA_VISIBLE_DEVICES"] = ""
     done = subprocess.run(command, cwd=CONFIGS.parent, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise InputError(f"training with {ranks} processes failed: {done.stderr.strip().splitlines()[-1:]}")
+        told = [line for line in done.stderr.splitlines() if line.startswith("error: ")] or ["no reason told"]
+        raise InputError(f"training with {ranks} processes failed: {told[0].removeprefix('error: ')}")
     events = EventAccumulator(str(output / "tensorboard" / "training"))
     events.Reload()
     steps = -(-args.cases // ranks)
