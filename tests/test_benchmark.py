@@ -10,7 +10,11 @@ import re
 import pytest
 import torch
 from scripts.benchmark import __main__ as benchmark
+from scripts.benchmark.cohort import subset
 from scripts.benchmark.measure import machine, summary, time_side_by_side
+from scripts.benchmark.training import step_flops
+from scripts.data.datalist import unlabeled_items
+from scripts.gpu_check import run_step
 from scripts.networks import PriorAttentionNet
 from workflows import CHANNELS, command
 
@@ -69,3 +73,64 @@ def test_post_processing_in_the_box_gives_the_scores_of_the_whole_grid(small_coh
     whole, box = content["facts"].values()
     assert whole == box and len(whole.split(", ")) == 6
     assert [row["name"] for row in content["rows"]] == ["whole grid", "lesion's box"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["network", "--runs", "0"], "0: a whole number above 0"),
+        (["training", "--size", "-3"], "-3: a whole number above 0"),
+        (["training", "--device", "gpu"], "gpu: no device that torch can use here"),
+        (["cohort", "--cases", "1", "none"], "none: a whole number above 0"),
+    ],
+)
+def test_impossible_arguments_are_refused_in_one_line(arguments, told, capsys):
+    with pytest.raises(SystemExit) as caught:
+        benchmark.main(arguments)
+    assert caught.value.code == 2
+    assert told in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_cohort_smaller_than_asked_for_is_refused(small_cohort, tmp_path):
+    with pytest.raises(ValueError, match="6 cases, and 7 are asked for"):
+        subset(small_cohort, 7, tmp_path / "part")
+    subset(small_cohort, 2, tmp_path / "two")
+    assert [item["case"] for item in unlabeled_items(tmp_path / "two")] == [
+        item["case"] for item in unlabeled_items(small_cohort)[:2]
+    ]
+
+
+def test_a_step_of_the_full_network_is_three_forwards():
+    # 1.22 TFLOP a forward at 128^3 (610 GMAC, by the layers); the backward is two of them but for the image's gradient.
+    assert step_flops([32, 64, 128, 256, 320], 128) == pytest.approx(3 * 1.22e12, rel=0.02)
+
+
+def test_training_steps_are_measured(tmp_path):
+    output = tmp_path / "training.json"
+    size = ["--size", "32", "--channels", *map(str, CHANNELS), "--steps", "1", "--runs", "1", "--samples", "0"]
+    for _ in range(2):
+        assert benchmark.main(["training", "--device", "cpu", *size, "--no-compile", "--output", str(output)]) == 0
+    content = json.loads(output.read_text())
+    names = [row["name"] for row in content["rows"]]
+    assert names == ["the authors' way", "train.json", "train.json, channels last", "train.json, cuDNN's fastest"]
+    flops, rate = content["facts"]["TFLOP of a sample's step (counted)"], 1e12
+    assert flops >= 0 and all(0 < row["share_of_matrix_rate"] * rate for row in content["rows"])
+    # Nothing is overwritten.
+    assert len(list(tmp_path.glob("training*.json"))) == 2
+
+
+def test_the_picture_is_drawn_and_without_results_one_line_says_so(tmp_path):
+    picture = tmp_path / "performance.png"
+    assert benchmark.main(["plot", "--output", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="no results"):
+        benchmark.main(["plot", "--results", str(tmp_path), "--output", str(tmp_path / "other.png")])
+    assert not (tmp_path / "other.png").exists()
+
+
+def test_the_check_of_a_gpu_stops_what_takes_too_long(tmp_path):
+    assert run_step(["json.tool", "--help"], tmp_path / "log.txt", 30) == "done"
+    assert "usage" in (tmp_path / "log.txt").read_text()
+    assert run_step(["json.tool", "/absent"], tmp_path / "log.txt", 30) == "failed"
+    assert run_step(["http.server", "0", "--bind", "127.0.0.1"], tmp_path / "log.txt", 1) == "no time left"
+    assert run_step(["json.tool", "--help"], tmp_path / "log.txt", 0) == "no time left"
