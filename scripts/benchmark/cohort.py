@@ -88,10 +88,9 @@ def run(args: argparse.Namespace) -> None:
                 each = (seconds - first) / more if more else None
                 rows.append(row(way, count, seconds, each, gigabytes))
                 console.print(f"{way}, {count} cases: {seconds:.1f} s, {gigabytes:.2f} GB", highlight=False)
+    theirs = f"{' + '.join(AUTHORS_CONFIGS)}, float32, nothing at the same time"
     facts: dict[str, Any] = {
-        AUTHORS: f"{' + '.join(AUTHORS_CONFIGS)}, float32, nothing at the same time"
-        if args.authors_cases
-        else "not run",
+        AUTHORS: theirs if args.authors_cases else "not run",
         OURS: " + ".join(ours),
         "s_each_further_case": "what each case adds to the time of the smallest cohort",
         "peak_gb": "of the largest process",
