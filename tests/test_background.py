@@ -30,13 +30,9 @@ def model_file(tmp_path_factory):
     return str(path)
 
 
-@pytest.mark.parametrize(
-    "overlays", [(), ("inference_whole_brain.yaml",), ("inference_tta.yaml",), ("inference_openvino.yaml",)]
-)
+@pytest.mark.parametrize("overlays", [(), ("inference_whole_brain.yaml",), ("inference_tta.yaml",)])
 def test_maps_are_those_of_one_case_after_another(overlays, small_cohort, model_file, tmp_path):
     place = {"dataset_dir": str(small_cohort), "model_file": model_file, **WINDOWS}
-    if "inference_openvino.yaml" in overlays:
-        place |= {"openvino_cache": str(tmp_path / "openvino"), "openvino_precision": "f32"}
     for name, more in (("plain", ()), ("pipelined", ("inference_pipelined.yaml",))):
         bundle_run("inference.json", *overlays, *more, output_dir=str(tmp_path / name), **place)
     plain, pipelined = (
@@ -71,11 +67,7 @@ def test_a_folder_that_cannot_be_written_stops_the_run_in_one_line(small_cohort,
 
 @pytest.mark.parametrize(
     ("names", "workers", "overlaps"),
-    [
-        (("inference_pipelined.yaml",), 0, False),
-        (("inference_pipelined.yaml", "inference_openvino.yaml"), 1, True),
-        (("inference_ensemble.yaml", "inference_pipelined.yaml"), 1, True),
-    ],
+    [(("inference_pipelined.yaml",), 0, False), (("inference_ensemble.yaml", "inference_pipelined.yaml"), 1, True)],
 )
 def test_with_other_handlers_it_overlaps_and_without_loader_processes_it_does_not(
     names, workers, overlaps, small_cohort, model_file, tmp_path, monkeypatch, caplog
@@ -88,8 +80,6 @@ def test_with_other_handlers_it_overlaps_and_without_loader_processes_it_does_no
         model = [model_file, shutil.copy(model_file, tmp_path / "another.pt")]
         model = list(map(str, model))
     place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "maps"), "model_file": model}
-    if "inference_openvino.yaml" in names:
-        place["openvino_cache"] = str(tmp_path / "openvino")
     bundle_run("inference.json", *names, **{**WINDOWS, "num_workers": workers}, **place)
     assert len(list((tmp_path / "maps").glob("*.nii.gz"))) == 6
     assert len(threads) == 6 * overlaps

@@ -7,11 +7,13 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
+from hashlib import sha256
 
 import numpy as np
 import pytest
 import torch
 from scripts import openvino_network
+from scripts.background import BackgroundCompose
 from scripts.errors import InputError, input_error_behind
 from scripts.networks import PriorAttentionNet
 from scripts.openvino_network import OpenVINONetwork, checksum
@@ -145,3 +147,21 @@ def test_an_absent_package_is_said_in_one_line(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(InputError, match=r"OpenVINO is not installed; pip install openvino, or leave out the overlay"):
         openvino_network.OpenVINONetwork(PriorAttentionNet(channels=CHANNELS), str(model), str(tmp_path))
+
+
+def test_cases_overlap_whichever_overlay_comes_first(small_cohort, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    torch.save(PriorAttentionNet(channels=CHANNELS).state_dict(), tmp_path / "model.pt")
+    threads = []
+    process = BackgroundCompose.process
+    monkeypatch.setattr(BackgroundCompose, "process", lambda *a: (threads.append(1), process(*a))[1])
+    names = ("inference_openvino.yaml", "inference_pipelined.yaml")
+    maps = []
+    for number, overlays in enumerate((names[:1], names, names[::-1])):
+        output = tmp_path / str(number)
+        place = {"dataset_dir": str(small_cohort), "output_dir": str(output), "model_file": str(tmp_path / "model.pt")}
+        place |= {"openvino_cache": str(tmp_path / "openvino"), "openvino_precision": "f32"}
+        bundle_run("inference.json", *overlays, **{**SIZE, "num_workers": 1}, **place)
+        maps.append({path.name: sha256(path.read_bytes()).hexdigest() for path in output.glob("*.nii.gz")})
+    assert len(maps[0]) == 6 and maps[0] == maps[1] == maps[2]
+    assert len(threads) == 12
