@@ -163,7 +163,7 @@ def test_images_of_another_orientation_come_back_in_their_own_grid(training, seg
     folder = tmp_path / "sagittal" / case.name
     folder.mkdir(parents=True)
     order = np.array([[2, 1], [0, -1], [1, 1]])
-    for sequence in ("t1", "t1ce", "t2", "flair"):
+    for sequence in ("t1", "t2", "t1ce", "flair"):
         image = nib.load(case / f"{case.name}_{sequence}.nii.gz")
         nib.save(image.as_reoriented(order), folder / f"{case.name}_{sequence}.nii.gz")
     model = str(training / "model.pt")
@@ -189,11 +189,11 @@ def test_cases_of_a_datalist_keep_their_names(training, cohort, tmp_path):
     """Two entries whose files have one name: two label maps, by the entries' names."""
     items = json.loads((training / "datalist.json").read_text())["training"]
     for name, item in zip(("site_a", "site_b"), items, strict=True):
-        for sequence, file in zip(("t1", "t1ce", "t2", "flair"), item["image"], strict=True):
+        for sequence, file in zip(("t1", "t2", "t1ce", "flair"), item["image"], strict=True):
             target = tmp_path / "data" / name / f"p1_{sequence}.nii.gz"
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(cohort / file, target)
-        item["image"] = [f"{name}/p1_{sequence}.nii.gz" for sequence in ("t1", "t1ce", "t2", "flair")]
+        item["image"] = [f"{name}/p1_{sequence}.nii.gz" for sequence in ("t1", "t2", "t1ce", "flair")]
         shutil.copy(cohort / item["label"], tmp_path / "data" / name / "p1_seg.nii.gz")
         item.update(case=name, label=f"{name}/p1_seg.nii.gz")
     lists = tmp_path / "list.json"

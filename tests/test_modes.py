@@ -335,7 +335,7 @@ def test_whole_brain_in_one_forward_is_the_network_itself(small_cohort, members,
         save_probabilities=True,
     )  # fmt: skip
     raw = np.stack(
-        [nib.load(small_cohort / FIRST / f"{FIRST}_{s}.nii.gz").get_fdata() for s in ("t1", "t1ce", "t2", "flair")]
+        [nib.load(small_cohort / FIRST / f"{FIRST}_{s}.nii.gz").get_fdata() for s in ("t1", "t2", "t1ce", "flair")]
     )
     box = tuple(slice(axis.min(), axis.max() + 1) for axis in np.nonzero((raw != 0).any(axis=0)))
     image = raw[(slice(None), *box)]
@@ -465,7 +465,7 @@ def test_the_authors_path_step_by_step(cohort, members, tmp_path):
     case = next(cohort.rglob(FIRST))
     whole = {"spacing": [1.0] * 3, "roi_size": [240, 240, 160], "min_component_voxels": 0, "min_et_voxels": 0}
     folder = infer(case, tmp_path / "maps", "inference_authors.yaml", model_file=members[0], **whole)
-    raw = np.stack([nib.load(case / f"{FIRST}_{s}.nii.gz").get_fdata() for s in ("t1", "t1ce", "t2", "flair")])
+    raw = np.stack([nib.load(case / f"{FIRST}_{s}.nii.gz").get_fdata() for s in ("t1", "t2", "t1ce", "flair")])
     padded = np.pad(raw, [(0, 0), (0, 0), (0, 0), (2, 3)])
     flat = padded.reshape(4, -1)
     normal = (padded - flat.mean(1).reshape(4, 1, 1, 1)) / flat.std(1).reshape(4, 1, 1, 1)

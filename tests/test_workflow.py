@@ -43,7 +43,7 @@ def make_cases(root, count=5, label=True, description=""):
     for index in range(1, count + 1):
         name = f"BraTS20_Training_{index:03}"
         (root / name).mkdir(parents=True)
-        for suffix in ("t1", "t1ce", "t2", "flair", *(["seg"] if label else [])):
+        for suffix in ("t1", "t2", "t1ce", "flair", *(["seg"] if label else [])):
             image = nib.Nifti1Image(np.ones((4, 4, 4), np.int16), np.eye(4))
             image.header["descrip"] = description.encode()
             nib.save(image, root / name / f"{name}_{suffix}.nii.gz")

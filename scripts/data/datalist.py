@@ -26,8 +26,8 @@ from scripts.transforms import ET_LABELS, check_et_label
 
 logger = logging.getLogger(__name__)
 
-# The network's input channels, in this order.
-SEQUENCES = ("t1", "t1ce", "t2", "flair")
+# The input channels, in the order of the PANet authors' program, whose weights fit as they are.
+SEQUENCES = ("t1", "t2", "t1ce", "flair")
 SELECTIONS = ("training", "validation", "all")
 # What the channels of a four-dimensional file are, unless the setting channel_order says otherwise: as in Task01.
 CHANNEL_ORDER = ("flair", "t1", "t1ce", "t2")
@@ -65,8 +65,8 @@ class Release:
 
 
 RELEASES = (
-    Release("BraTS 2018 to 2021", "_", ("t1", "t1ce", "t2", "flair"), et_label=4),
-    Release("BraTS 2023 and later", "-", ("t1n", "t1c", "t2w", "t2f"), et_label=3),
+    Release("BraTS 2018 to 2021", "_", ("t1", "t2", "t1ce", "flair"), et_label=4),
+    Release("BraTS 2023 and later", "-", ("t1n", "t2w", "t1c", "t2f"), et_label=3),
 )
 DECATHLON = Release("Medical Segmentation Decathlon, Task01", "", SEQUENCES, et_label=3, oedema_label=1)
 _DECATHLON_IMAGES = {"imagesTr": "labelsTr", "imagesTs": None}
@@ -126,6 +126,28 @@ def sequence_named(name: str) -> str | None:
     """The sequence that a channel's name means, whatever its capitals and punctuation; None where that is unclear."""
     plain = re.sub(r"[^a-z0-9]", "", name.lower())
     return next((sequence for sequence, spellings in SPELLINGS.items() if plain in spellings), None)
+
+
+def sequence_of(file: str | Path) -> str | None:
+    """The sequence that an image file's name tells; None where it tells none."""
+    name = Path(file).name
+    for release, pattern in _PATTERNS:
+        if (found := pattern.fullmatch(name)) and found["sequence"] in release.suffixes:
+            return SEQUENCES[release.suffixes.index(found["sequence"])]
+    # The end of any other name, such as p1_T1-Gd.nii.gz.
+    parts = re.split(r"[^A-Za-z0-9]+", _EXTENSION.sub("", name))
+    return sequence_named("".join(parts[-2:])) or sequence_named(parts[-1])
+
+
+def sequences_told(files: Sequence[str]) -> list[str] | None:
+    """The sequences of four files by their names; None unless these tell each of the four once."""
+    told = [sequence_of(file) for file in files]
+    return [str(sequence) for sequence in told] if sorted(map(str, told)) == sorted(SEQUENCES) else None
+
+
+def in_network_order(files: Sequence[str], sequences: Sequence[str]) -> list[str]:
+    """The four files, of which ``sequences`` says which is which, in the order of the network's channels."""
+    return [files[sequences.index(sequence)] for sequence in SEQUENCES]
 
 
 def _read_folder(folder: Path, files: Sequence[str]) -> Iterator[Case]:
@@ -233,13 +255,17 @@ def image_files(image: str | Sequence[str]) -> list[str]:
     """Files behind an entry's ``image``: four in the network's order, or a single four-dimensional one.
 
     Args:
-        image: four paths; or one path, of a four-dimensional file or of the folder of one case.
+        image: four paths, which are put in order where their names tell the sequences, and else are taken to be in it;
+            or one path, of a four-dimensional file or of the folder of one case.
 
     Raises:
         InputError: the folder does not hold exactly one complete case.
     """
     paths = [image] if isinstance(image, str) else [str(path) for path in image]
-    if len(paths) > 1 or not Path(paths[0]).is_dir():
+    if len(paths) > 1:
+        told = sequences_told(paths) if len(paths) == len(SEQUENCES) else None
+        return in_network_order(paths, told) if told else paths
+    if not Path(paths[0]).is_dir():
         return paths
     folder = Path(paths[0])
     cases = [case for case in _read_folder(folder, os.listdir(folder)) if not case.missing and case.file is None]
@@ -346,10 +372,13 @@ def select(datalist: dict[str, list[dict[str, Any]]], cases: str) -> list[dict[s
 
 
 def read_datalist(path: str | Path, dataset_dir: str | Path) -> dict[str, list[dict[str, Any]]]:
-    """Read a datalist file as ``write_datalist`` makes it.
+    """Read a datalist file as ``write_datalist`` makes it; each entry's four images come in the network's order.
+
+    Which sequence each of the four is, ``sequences`` at the top of the file says, or else the files' names.
 
     Raises:
-        InputError: the file is absent, not JSON, or lacks a list or a key; the message names the file.
+        InputError: the file is absent, not JSON, or lacks a list or a key, or nothing says which sequence an image is,
+            or two things say different ones; the message names the file.
     """
     path = Path(path)
     try:
@@ -363,11 +392,41 @@ def read_datalist(path: str | Path, dataset_dir: str | Path) -> dict[str, list[d
         entries = content.get(name) if isinstance(content, dict) else None
         if not isinstance(entries, list):
             raise InputError(f"{path}: no list '{name}'; a datalist holds the lists training and validation.")
-        lists[name] = [_resolve(entry, path, dataset_dir) for entry in entries]
+        lists[name] = [_resolve(entry, path, dataset_dir, _stated_sequences(content, path)) for entry in entries]
     return lists
 
 
-def _resolve(entry: Any, path: Path, dataset_dir: str | Path) -> dict[str, Any]:
+def _stated_sequences(content: Mapping[str, Any], path: Path) -> list[str] | None:
+    stated = content.get("sequences")
+    if stated is None:
+        return None
+    known = [sequence_named(str(name)) for name in stated] if isinstance(stated, list) else []
+    if sorted(map(str, known)) != sorted(SEQUENCES):
+        raise InputError(
+            f"{path}: 'sequences' is {json.dumps(stated)}; list each of {', '.join(SEQUENCES)} once, "
+            "in the order of every entry's four images."
+        )
+    return [str(sequence) for sequence in known]
+
+
+def _four_images(image: list[str], path: Path, sequences: list[str] | None) -> list[str]:
+    if sequences is None:
+        if (told := sequences_told(image)) is None:
+            raise InputError(
+                f"{path}: neither 'sequences' nor their names say which sequence each of these files is; "
+                f'add "sequences": {json.dumps(list(SEQUENCES))}, in the order of the files, to {path.name}: {image}'
+            )
+        return in_network_order(image, told)
+    for file, sequence in zip(image, sequences, strict=True):
+        if (told_one := sequence_of(file)) not in (None, sequence):
+            raise InputError(
+                f"{path}: 'sequences' says that {file} is {sequence}, but its name says {told_one}; "
+                "correct the one or the other."
+            )
+    return in_network_order(image, sequences)
+
+
+def _resolve(entry: Any, path: Path, dataset_dir: str | Path, sequences: list[str] | None) -> dict[str, Any]:
     is_dict = isinstance(entry, dict)
     if not (is_dict and isinstance(entry.get("image"), list | str) and isinstance(entry.get("label"), str)):
         raise InputError(f"{path}: an entry lacks 'image' (four files, or one) or 'label' (file): {entry}")
@@ -376,8 +435,8 @@ def _resolve(entry: Any, path: Path, dataset_dir: str | Path) -> dict[str, Any]:
         first = Path(image_files(image)[0]).name
     else:
         if len(entry["image"]) != len(SEQUENCES) or not all(isinstance(file, str) for file in entry["image"]):
-            raise InputError(f"{path}: 'image' must list {', '.join(SEQUENCES)}, in this order: {entry}")
-        image = [str(Path(dataset_dir) / file) for file in entry["image"]]
+            raise InputError(f"{path}: 'image' must list four files, {', '.join(SEQUENCES)}: {entry}")
+        image = [str(Path(dataset_dir) / file) for file in _four_images(entry["image"], path, sequences)]
         first = Path(image[0]).name
     et_label = entry.get("et_label")
     if et_label is None:

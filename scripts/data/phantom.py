@@ -31,7 +31,6 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from scipy import fft, ndimage
-from scripts.data.datalist import SEQUENCES
 from scripts.errors import InputError
 
 Float = npt.NDArray[np.float32]
@@ -41,6 +40,8 @@ Images = dict[str, Int16]  # by modality
 
 GENERATOR_VERSION = 1
 PHANTOM_DESCRIPTION = "synthetic brain tumour phantom, not a patient"
+# In the order in which their random numbers are drawn, which is part of the generator's version.
+MODALITIES = ("t1", "t1ce", "t2", "flair")
 GRID = (240, 240, 155)
 AFFINE: npt.NDArray[np.float64] = np.array(
     [[-1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 239.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
@@ -576,7 +577,7 @@ def render(rng: np.random.Generator, tissue: Tissue, labels: npt.NDArray[np.uint
     coil = smooth_noise(rng, 150.0)  # the part of the bias field that all modalities share
     whole: Mask = (labels > 0)[tissue.brain]
     images: Images = {}
-    for name in SEQUENCES:
+    for name in MODALITIES:
         mean = {key: np.float32(value * rng.normal(1, 0.03)) for key, value in SIGNAL[name].items()}
         normal = tissue.csf * mean["csf"] + tissue.grey * mean["grey"] + tissue.white * mean["white"]
         normal *= 1 + np.float32(0.02) * texture
@@ -649,7 +650,7 @@ def case_name(index: int) -> str:
 
 
 def _case_files(folder: Path) -> dict[str, Path]:
-    return {part: folder / f"{folder.name}_{part}.nii.gz" for part in (*SEQUENCES, "seg")}
+    return {part: folder / f"{folder.name}_{part}.nii.gz" for part in (*MODALITIES, "seg")}
 
 
 def _is_complete(folder: Path) -> bool:

@@ -37,6 +37,8 @@ class SequenceReader(NibabelReader):
                 "in the order in which the file holds them."
             )
         self.channel_order = list(channel_order)
+        # A setting like the other, so that a cache of what was read in another order is never taken for this.
+        self.sequences = list(SEQUENCES)
 
     @property
     def filenames(self) -> Sequence[PathLike]:
@@ -64,5 +66,5 @@ class SequenceReader(NibabelReader):
         if not isinstance(img, list) and voxels.ndim > 3:
             if voxels.shape[3:] != (len(SEQUENCES),):
                 raise InputError(f"{img.get_filename()}: of shape {voxels.shape}; give one file with four channels.")
-            voxels = voxels[..., [self.channel_order.index(sequence) for sequence in SEQUENCES]]
+            voxels = voxels[..., [self.channel_order.index(sequence) for sequence in self.sequences]]
         return voxels, meta

@@ -73,7 +73,7 @@ class PriorAttentionNet(nn.Module):
 
     Args:
         spatial_dims: 2 or 3.
-        in_channels: input sequences; for BraTS t1, t1ce, t2, flair.
+        in_channels: input sequences; for BraTS t1, t2, t1ce, flair.
         out_channels: output maps; for BraTS background, ET, TC, WT.
         channels: feature maps of the five levels.
         strides: strides of the five encoder blocks.

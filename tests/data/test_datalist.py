@@ -3,6 +3,7 @@
 """Cases are found in every release's layout, split without loss, and recorded so that the split can be taken again."""
 
 import errno
+import itertools
 import json
 import os
 import re
@@ -13,17 +14,19 @@ from scripts.data.datalist import (
     SEQUENCES,
     case_name,
     find_cases,
+    image_files,
     labeled_items,
     read_datalist,
     select,
+    sequence_named,
     split_datalist,
     unlabeled_items,
     write_datalist,
 )
 from scripts.errors import InputError
 
-OLD = ("t1", "t1ce", "t2", "flair")
-NEW = ("t1n", "t1c", "t2w", "t2f")
+OLD = ("t1", "t2", "t1ce", "flair")
+NEW = ("t1n", "t2w", "t1c", "t2f")
 
 
 def make_case(folder, old=True, label=True, extension=".nii.gz", leave_out=()):
@@ -63,7 +66,7 @@ def test_brats_2018_below_hgg_and_lgg(tmp_path):
     assert [item["case"] for item in items] == [low, high]
     assert items[1] == {
         "case": high,
-        "image": [str(root / "HGG" / high / f"{high}_{s}.nii.gz") for s in ("t1", "t1ce", "t2", "flair")],
+        "image": [str(root / "HGG" / high / f"{high}_{s}.nii.gz") for s in ("t1", "t2", "t1ce", "flair")],
         "label": str(root / "HGG" / high / f"{high}_seg.nii.gz"),
         "et_label": 4,
         "oedema_label": 2,
@@ -122,7 +125,8 @@ def test_releases_are_known_by_their_names_and_channels_ordered_by_them(tmp_path
     assert item["case"] == folder
     assert [Path(p).name for p in item["image"]] == [f"{folder}{separator}{s}.nii.gz" for s in suffixes]
     assert (item["et_label"], item["resection_cavity"]) == (et_label, 0)
-    assert SEQUENCES == ("t1", "t1ce", "t2", "flair")
+    # That of the PANet authors' program.
+    assert SEQUENCES == ("t1", "t2", "t1ce", "flair")
 
 
 def test_visits_of_one_patient_are_cases_of_their_own(tmp_path):
@@ -325,7 +329,7 @@ def test_a_datalist_names_the_order_of_channels_and_relative_paths(tmp_path):
     root = cohort(tmp_path / "data", 2)
     write_datalist(split_datalist(root), root, tmp_path / "datalist.json")
     written = contents(tmp_path / "datalist.json")
-    assert written["sequences"] == ["t1", "t1ce", "t2", "flair"]
+    assert written["sequences"] == ["t1", "t2", "t1ce", "flair"]
     files = [p for name in ("training", "validation") for i in written[name] for p in [*i["image"], i["label"]]]
     assert len(files) == 10 and not any(os.path.isabs(p) for p in files)
 
@@ -361,7 +365,8 @@ def minimal(**changes):
 
 def test_a_datalist_by_hand_needs_images_and_label_only(tmp_path):
     new = {"image": [f"b/b-{s}.nii.gz" for s in NEW], "label": "b/b-seg.nii.gz"}
-    other = minimal(image=["x.nii", "y.nii", "z.nii", "w.nii"], et_label=3, resection_cavity=1, case="mine", fold=2)
+    files = ["x_T2 FLAIR.nii", "T1-Gd.nii", "z_t1w.nii", "w-T2.nii"]
+    other = minimal(image=files, et_label=3, resection_cavity=1, case="mine", fold=2)
     path = tmp_path / "list.json"
     path.write_text(json.dumps({"training": [minimal(), new], "validation": [other]}))
     lists = read_datalist(path, "/data")
@@ -385,7 +390,56 @@ def test_a_datalist_by_hand_needs_images_and_label_only(tmp_path):
     ]
     (item,) = lists["validation"]
     assert (item["case"], item["et_label"], item["resection_cavity"]) == ("mine", 3, 1)
-    assert item["image"] == ["/data/x.nii", "/data/y.nii", "/data/z.nii", "/data/w.nii"]
+    assert item["image"] == [f"/data/{files[number]}" for number in (2, 3, 1, 0)]
+
+
+@pytest.mark.parametrize("names", [("x", "y", "z", "w"), OLD])
+def test_a_datalist_that_says_its_sequences_is_obeyed(tmp_path, names):
+    """Whatever the order, that of version 0.2.0 included; the images come in the network's."""
+    for order in (("t1", "t1ce", "t2", "flair"), ("FLAIR", "T1w", "T1Gd", "T2w"), ("T2", "t1c", "T2-FLAIR", "t1")):
+        known = [sequence_named(name) for name in order]
+        by_sequence = dict(zip(OLD, names, strict=True))
+        entry = {"image": [f"p_{by_sequence[s]}.nii" for s in known], "label": "p_seg.nii", "et_label": 4, "case": "p"}
+        path = tmp_path / "list.json"
+        path.write_text(json.dumps({"sequences": order, "training": [entry], "validation": []}))
+        (item,) = read_datalist(path, "/data")["training"]
+        assert item["image"] == [f"/data/p_{name}.nii" for name in names]
+        # A run that writes it down again says the same.
+        write_datalist({"training": [item], "validation": []}, "/data", tmp_path / "again.json")
+        assert read_datalist(tmp_path / "again.json", "/data")["training"] == [item]
+
+
+@pytest.mark.parametrize("order", itertools.permutations(OLD))
+def test_files_that_tell_their_sequences_are_put_in_order(tmp_path, order):
+    """In a datalist that does not say them, and in a caller's own list."""
+    image = [f"a/a_{sequence}.nii.gz" for sequence in order]
+    (tmp_path / "list.json").write_text(json.dumps({"training": [minimal(image=image)], "validation": []}))
+    (item,) = read_datalist(tmp_path / "list.json", "/data")["training"]
+    wanted = [f"a/a_{sequence}.nii.gz" for sequence in OLD]
+    assert item["image"] == [f"/data/{file}" for file in wanted]
+    assert image_files(image) == wanted
+    assert image_files(["d.nii", "c.nii", "b.nii", "a.nii"]) == ["d.nii", "c.nii", "b.nii", "a.nii"]
+
+
+@pytest.mark.parametrize(
+    ("sequences", "image", "said"),
+    [
+        (None, ["x.nii", "y.nii", "z.nii", "w.nii"], "neither 'sequences' nor their names say which sequence"),
+        (None, ["a_t1.nii", "b_t1.nii", "c_t2.nii", "d_flair.nii"], "neither 'sequences' nor their names say"),
+        (["t1", "t2"], list("xyzw"), '\'sequences\' is ["t1", "t2"]; list each of t1, t2, t1ce, flair once'),
+        (["t1", "t1", "t2", "flair"], list("xyzw"), "list each of t1, t2, t1ce, flair once"),
+        ("t1 t2 t1ce flair", list("xyzw"), "list each of t1, t2, t1ce, flair once"),
+        (list(OLD), ["a_t1.nii", "a_t1ce.nii", "a_t2.nii", "a_flair.nii"], "a_t1ce.nii is t2, but its name says t1ce"),
+    ],
+)
+def test_a_datalist_of_which_nothing_tells_the_sequences_is_refused(tmp_path, sequences, image, said):
+    entry = {"image": image, "label": "seg.nii", "et_label": 4}
+    stated = {} if sequences is None else {"sequences": sequences}
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps({**stated, "training": [], "validation": [entry]}))
+    with pytest.raises(InputError, match=re.escape(said)) as caught:
+        read_datalist(path, tmp_path)
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
 def test_an_explicit_et_label_overrules_the_datalists(tmp_path):
@@ -410,12 +464,16 @@ def test_an_explicit_et_label_overrules_the_datalists(tmp_path):
         ('{"training": [], "validation": [{"image": ["a", "b", "c", "d"]}]}', "'label' (file)"),
         (
             '{"training": [{"image": ["a_t1.nii"], "label": "b"}], "validation": []}',
-            "t1, t1ce, t2, flair, in this order",
+            "'image' must list four files, t1, t2, t1ce, flair",
         ),
-        ('{"training": [{"image": ["a", "b", "c", "d"], "label": "b"}], "validation": []}', "'et_label' (3 or 4)"),
+        (
+            '{"training": [{"image": ["a_t1", "b_t2", "c_t1gd", "d_flair"], "label": "b"}], "validation": []}',
+            "'et_label' (3 or 4)",
+        ),
         ('{"training": [{"image": [1, 2, 3, 4], "label": "b"}], "validation": []}', "'image' must list"),
         (
-            '{"training": [{"image": ["a", "b", "c", "d"], "label": "b", "et_label": 7}], "validation": []}',
+            '{"training": [{"image": ["a_t1", "b_t2", "c_t1gd", "d_flair"], "label": "b", "et_label": 7}],'
+            ' "validation": []}',
             "'et_label' is 3 or 4",
         ),
     ],
@@ -455,7 +513,7 @@ def test_the_trainings_split_is_taken_before_a_new_one_but_not_before_a_chosen_o
 @pytest.mark.parametrize("name", ["../evil", "a/b", "", 3, ".."])
 def test_a_case_is_a_plain_name(tmp_path, name):
     """Results are named after it."""
-    entry = {"case": name, "image": [f"p_{s}.nii.gz" for s in ("t1", "t1ce", "t2", "flair")], "label": "p_seg.nii.gz"}
+    entry = {"case": name, "image": [f"p_{s}.nii.gz" for s in OLD], "label": "p_seg.nii.gz"}
     path = tmp_path / "list.json"
     path.write_text(json.dumps({"training": [entry], "validation": []}))
     with pytest.raises(InputError, match="'case' must be a plain name"):

@@ -110,7 +110,7 @@ def test_the_order_of_channels_is_the_settings(brats, tmp_path):
 
 @pytest.mark.parametrize("order", [["t1", "t1ce", "t2"], ["t1", "t1", "t2", "flair"], ["t1", "t1gd", "t2", "flair"]])
 def test_an_order_that_is_none_is_refused(order):
-    with pytest.raises(InputError, match="name each of t1, t1ce, t2, flair once"):
+    with pytest.raises(InputError, match="name each of t1, t2, t1ce, flair once"):
         SequenceReader(order)
 
 
@@ -119,7 +119,7 @@ def test_an_order_other_than_the_data_sets_is_refused(task01):
     with pytest.raises(InputError) as caught:
         check_cases(items, task01, channel_order=SEQUENCES)
     assert str(caught.value) == (
-        f"{task01}/dataset.json: the channels are FLAIR, T1w, t1gd, T2w, but --channel_order says t1, t1ce, t2, flair; "
+        f"{task01}/dataset.json: the channels are FLAIR, T1w, t1gd, T2w, but --channel_order says t1, t2, t1ce, flair; "
         "set --channel_order \"['flair', 't1', 't1ce', 't2']\"."
     )
     # Four files say it by their names, whatever lies beside them.
@@ -147,7 +147,7 @@ def test_names_of_channels_are_known_by_any_clear_spelling(task01, names, accept
     with pytest.raises(InputError) as caught:
         check_cases(items, task01)
     assert str(caught.value) == (
-        f"{task01}/dataset.json: the channels are {', '.join(names)}, and not each of t1, t1ce, t2, flair once; write "
+        f"{task01}/dataset.json: the channels are {', '.join(names)}, and not each of t1, t2, t1ce, flair once; write "
         "these names there, or, if --channel_order (flair, t1, t1ce, t2) is right, move that file away."
     )
 

@@ -35,6 +35,7 @@ from scripts.benchmark import pipeline
 from scripts.data import disk_cache
 from scripts.data.datalist import labeled_items
 from scripts.data.disk_cache import GB, ArrayCache, CacheEstimate, DiskCacheDataset, describe, loader_bytes
+from scripts.data.readers import SequenceReader
 from scripts.reproducibility import SeededCompose
 from workflows import ROOT, TRAINING_SIZE, bundle_run, files
 
@@ -171,7 +172,24 @@ def test_changed_content_is_another_key_and_a_moved_cohort_is_not(items, tmp_pat
     path.write_bytes(content)
     assert cached.key(item) == keys[0]
     assert cached.key({**item, "et_label": 9}) != keys[0]
-    assert cached.key({**item, "image": item["image"][::-1]}) != keys[0]
+    # Names that tell their sequences are put in order; others stand for what the order says.
+    assert cached.key({**item, "image": item["image"][::-1]}) == keys[0]
+    plain = [shutil.copy(file, tmp_path / f"{number}.nii.gz") for number, file in enumerate(item["image"])]
+    assert cached.key({**item, "image": plain}) == keys[0]
+    assert cached.key({**item, "image": plain[::-1]}) != keys[0]
+
+
+def test_what_was_read_in_another_order_of_channels_is_another_key(items, tmp_path, monkeypatch):
+    """That of version 0.2.0, whose entries may lie in the same folder."""
+
+    def key() -> str:
+        loading = SeededCompose([LoadImaged("image", reader=SequenceReader())])
+        return DiskCacheDataset(items, loading, tmp_path / "cache").key(items[0])
+
+    now = key()
+    monkeypatch.setattr("scripts.data.readers.SEQUENCES", ("t1", "t1ce", "t2", "flair"))
+    before = key()
+    assert now != before
 
 
 @pytest.mark.parametrize(

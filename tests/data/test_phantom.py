@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scripts import make_phantoms, threshold_baseline
 from scripts.data import phantom
-from scripts.data.datalist import SEQUENCES
-from scripts.data.phantom import COHORT_FOLDER, best_threshold_dice
+from scripts.data.phantom import COHORT_FOLDER, MODALITIES, best_threshold_dice
 from scripts.errors import InputError
 
 SEED = 2  # of the fixture `cohort`
@@ -30,7 +29,7 @@ def patients(cohort):
         folder = cohort / COHORT_FOLDER / phantom.case_name(index)
         volumes = {
             part: np.asanyarray(nib.load(folder / f"{folder.name}_{part}.nii.gz").dataobj)
-            for part in (*SEQUENCES, "seg")
+            for part in (*MODALITIES, "seg")
         }
         found.append((volumes, volumes.pop("seg")))
     return found
@@ -125,13 +124,13 @@ def tissue_means(seed, index):
     regions = {name: healthy & (getattr(tissue, name) > 0.95) for name in ("csf", "grey", "white")}
     regions |= {"oedema": labels == 2, "enhancing": labels == 4, "necrosis": labels == 1}
     share = {name: regions[name].sum() / healthy.sum() for name in ("csf", "grey", "white")}
-    means = {m: {name: np.median(images[m][region]) for name, region in regions.items()} for m in SEQUENCES}
+    means = {m: {name: np.median(images[m][region]) for name, region in regions.items()} for m in MODALITIES}
     return means, share
 
 
 def test_each_modality_has_its_contrast():
     means, share = tissue_means(SEED, 1)
-    t1, t1ce, t2, flair = (means[m] for m in SEQUENCES)
+    t1, t1ce, t2, flair = (means[m] for m in MODALITIES)
     assert t1["csf"] < t1["grey"] < t1["white"]
     assert t1["oedema"] < t1["white"]
     assert t1ce["csf"] < t1ce["grey"] < t1ce["white"] < t1ce["enhancing"]
@@ -151,7 +150,7 @@ def test_no_threshold_finds_the_tumour(patients):
 
 def test_a_case_depends_on_seed_and_number_alone(cohort, patients):
     images, labels = phantom.make_patient(SEED, 3, "demo")
-    assert list(images) == list(SEQUENCES)
+    assert list(images) == list(MODALITIES)
     for name, image in images.items():
         assert image.dtype == np.int16
         np.testing.assert_array_equal(image, patients[2][0][name])
@@ -237,7 +236,7 @@ def test_foreign_folder_and_file_are_refused(tmp_path):
 
 def test_failed_write_leaves_no_case(tmp_path, monkeypatch):
     blank = np.zeros((2, 2, 2), np.int16)
-    monkeypatch.setattr(phantom, "make_patient", lambda *_: (dict.fromkeys(SEQUENCES, blank), blank))
+    monkeypatch.setattr(phantom, "make_patient", lambda *_: (dict.fromkeys(MODALITIES, blank), blank))
     real = phantom.write_volume
 
     def fail_late(path, volume):

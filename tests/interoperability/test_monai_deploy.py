@@ -45,7 +45,7 @@ class Ports:
 def patient(cohort: Path, image_class):
     """One patient in memory: the sequences in the network's order, channels last, with the files' affine."""
     case = next(cohort.rglob("BraTS20_Training_001"))
-    files = [nib.load(case / f"{case.name}_{sequence}.nii.gz") for sequence in ("t1", "t1ce", "t2", "flair")]
+    files = [nib.load(case / f"{case.name}_{sequence}.nii.gz") for sequence in ("t1", "t2", "t1ce", "flair")]
     array = np.stack([np.asanyarray(file.dataobj) for file in files], axis=-1).astype(np.float32)
     affine = files[0].affine
     return case.name, image_class(array, {"affine": affine, "original_affine": affine, "original_channel_dim": -1})

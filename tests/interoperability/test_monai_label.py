@@ -137,7 +137,7 @@ def test_training_is_the_bundles_own(training_task, fresh_bundle, studies, small
     lists = json.loads((fresh_bundle / "runs" / "train" / "datalist.json").read_text())
     for item in lists["training"] + lists["validation"]:
         name = item["case"]
-        item.update(image=[f"{name}/{name}_{s}.nii.gz" for s in ("t1", "t1ce", "t2", "flair")])
+        item.update(image=[f"{name}/{name}_{s}.nii.gz" for s in ("t1", "t2", "t1ce", "flair")])
         item.update(label=f"{name}/{name}_seg.nii.gz")
     (tmp_path / "lists.json").write_text(json.dumps(lists))
     place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "ours"), "pretrained_file": start}
