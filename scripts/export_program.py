@@ -6,7 +6,8 @@
 
 The file is read by ``torch.export.load`` where only PyTorch is installed. It takes any number of windows of any size
 that the network takes, from twice the network's size multiple on. The configuration and metadata.json travel inside,
-as in the TorchScript that ``monai.bundle ckpt_export`` makes.
+as in the TorchScript that ``monai.bundle ckpt_export`` makes, and so does the record of the weights, with which the
+configuration is compared.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from monai.bundle import ConfigParser
 from scripts.errors import InputError
 from scripts.files import load_torch, replacing
 from scripts.weights import check_weights
+from scripts.weights_record import record_file
 
 # Larger windows than any scanner's volume; torch.export wants a bound.
 MAX_MULTIPLE = 128
@@ -72,11 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = ConfigParser()
     config.read_config([str(file) for file in configs])
     network = config.get_parsed_content("network_def")
-    check_weights(network, str(model_file))
+    record = check_weights(network, str(model_file), config.get_parsed_content("weights_settings"))
     network.load_state_dict(load_torch(model_file))
 
     program = export_network(network)
     extra = {file.with_suffix(".json").name: ConfigParser.load_config_file(str(file)) for file in (*configs, metadata)}
+    if record is not None:
+        extra[record_file(model_file).name] = record
     texts = {name: json.dumps(content) for name, content in extra.items()}
     with replacing(args.program_file) as temporary:
         torch.export.save(program, temporary, extra_files=texts)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -66,6 +67,33 @@ def save_text(text: str, path: str | Path) -> None:
 def save_json(value: Any, path: str | Path) -> None:
     """Write indented JSON into place; what JSON does not know (a path, a device) as its text."""
     save_text(json.dumps(value, indent=2, default=str) + "\n", path)
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is no file.
+
+    Raises:
+        InputError: the file is not JSON, or holds something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); restore or remove it.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: no record, which is a JSON object; restore or remove it.")
+    return content
+
+
+def file_checksum(path: Path, algorithm: str = "sha256") -> str:
+    """Checksum of a file's bytes in hexadecimal digits."""
+    found = hashlib.new(algorithm)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def load_torch(path: str | Path) -> Any:

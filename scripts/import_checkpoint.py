@@ -4,9 +4,11 @@
 
     python -m scripts.import_checkpoint AUTHORS.pkl models/model.pt
 
-The network is read off the tensors' names and shapes, so any width, both heads, both ways of upsampling and all
-switches are recognised. What the authors' code stores but never uses (activations of layers that do not activate,
-shortcuts beside an identity) is dropped; everything else must fit exactly.
+writes beside it the weights' record, ``models/model.json``, and prints the command that runs these weights: they need
+the authors' own preprocessing, ``inference_authors.yaml``. The network is read off the tensors' names and shapes, so
+any width, both heads, both ways of upsampling and all switches are recognised. What the authors' code stores but never
+uses (activations of layers that do not activate, shortcuts beside an identity) is dropped; everything else must fit
+exactly.
 """
 
 from __future__ import annotations
@@ -19,9 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from monai.bundle import ConfigParser
+from scripts.data.datalist import SEQUENCES
 from scripts.errors import InputError
-from scripts.files import load_torch, save_torch
+from scripts.files import load_torch
 from scripts.networks import PriorAttentionNet
+from scripts.networks.prior_attention_net import BOTTLENECK_ABOVE
+from scripts.weights_record import Record, imported, network_definition, network_options, record_file, save_weights
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+# This bundle's outputs among the authors' exclusive classes, which are background, necrotic core, edema, ET.
+EXCLUSIVE_ORDER = (0, 3, 1, 2)
 
 # The authors' module names, left, and this bundle's, right. Order matters: the first that fits is taken.
 _HEAD_NAMES = {
@@ -162,6 +172,60 @@ def convert(state: Mapping[str, torch.Tensor], path: str | Path = "checkpoint") 
     return network, dropped
 
 
+def exclusive_outputs(state: Mapping[str, torch.Tensor], path: str | Path = "checkpoint") -> dict[str, torch.Tensor]:
+    """A state dict of the authors' network for exclusive classes, with the outputs in this bundle's order.
+
+    Theirs: background, necrotic core, edema, ET; here: background, ET, the rest of TC, the rest of WT.
+
+    Raises:
+        InputError: the network has other than four outputs.
+    """
+    changed = dict(state)
+    for name in state:
+        if re.fullmatch(r"convds[0-3]\.(weight|bias)", name):
+            if len(state[name]) != len(EXCLUSIVE_ORDER):
+                raise InputError(
+                    f"{path}: {len(state[name])} outputs, not the four classes of --exclusive; leave it out."
+                )
+            changed[name] = state[name][list(EXCLUSIVE_ORDER)]
+    return changed
+
+
+def imported_record(
+    network: PriorAttentionNet, arguments: Mapping[str, Any], checkpoint: Any, exclusive: bool
+) -> Record:
+    """The record of imported weights: the authors' preprocessing and post-processing."""
+    groups = (
+        (checkpoint.get("optimizer") or {}).get("param_groups") or [{}] if isinstance(checkpoint, Mapping) else [{}]
+    )
+    # Of their two recipes, that with SGD has another ET threshold.
+    min_et_voxels = 500 if "nesterov" in groups[0] else 300
+    return {
+        "network": network_definition(network, arguments),
+        "sequences": list(SEQUENCES),
+        "spacing": [1.0] * network.spatial_dims,
+        "exclusive": exclusive,
+        "normalization": "volume",
+        "postprocessing": {"min_component_voxels": 10, "min_et_voxels": min_et_voxels, "et_per_component": False},
+        "training": None,
+        "license": None,
+        "trained_on": imported("checkpoint of the PANet authors' program"),
+        "scores": None,
+    }
+
+
+def command_to_run(model_file: Path, record: Record) -> str:
+    """The command that segments patients with imported weights."""
+    configs = ["configs/inference.json", "configs/inference_authors.yaml"]
+    configs += ["configs/network_exclusive.yaml"] if record["exclusive"] else []
+    plain = ConfigParser.load_config_file(str(CONFIGS / "inference.json"))["network_def"]
+    own = network_definition(PriorAttentionNet(channels=(1,) * 5), plain)["arguments"]
+    theirs = record["network"]["arguments"]
+    options = network_options({name: value for name, value in theirs.items() if value != own[name]})
+    parts = ["python -m monai.bundle run", f'--config_file "{configs}"', f"--model_file {model_file}", *options]
+    return " ".join([*parts, "--dataset_dir <folder of cases>"])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -169,16 +233,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("checkpoint", type=Path, help="checkpoint of the authors' program (.pkl)")
     parser.add_argument("model_file", type=Path, help="model file to write, such as models/model.pt")
+    parser.add_argument(
+        "--exclusive", action="store_true", help="the network was trained on classes that exclude each other (softmax)"
+    )
     args = parser.parse_args(argv)
 
-    if args.model_file.exists():
-        raise InputError(f"{args.model_file}: exists already; move it away or choose another name.")
-    state = read_state_dict(load_torch(args.checkpoint), args.checkpoint)
+    for file in (args.model_file, record_file(args.model_file)):
+        if file.exists():
+            raise InputError(f"{file}: exists already; move it away or choose another name.")
+    if record_file(args.model_file) == args.model_file:
+        raise InputError(f"{args.model_file}: that is the name of a record; choose one that ends in .pt.")
+    checkpoint = load_torch(args.checkpoint)
+    state = read_state_dict(checkpoint, args.checkpoint)
+    if args.exclusive:
+        state = exclusive_outputs(state, args.checkpoint)
     network, dropped = convert(state, args.checkpoint)
-    save_torch(network.state_dict(), args.model_file)
+    arguments = network_arguments(state)
+    if arguments["bottleneck"] == (arguments["channels"][-1] > BOTTLENECK_ABOVE):
+        # As the network chooses by itself.
+        del arguments["bottleneck"]
+    record = imported_record(network, arguments, checkpoint, args.exclusive)
+    save_weights(network.state_dict(), args.model_file, record)
     print(f"{args.model_file}: {len(network.state_dict())} tensors; dropped {len(dropped)} that nothing reads")
-    shown = {k: list(v) if isinstance(v, tuple) else v for k, v in network_arguments(state).items()}
-    print("network_def: " + ", ".join(f"{name} {value}" for name, value in shown.items()))
+    print("network_def: " + ", ".join(f"{name} {value}" for name, value in record["network"]["arguments"].items()))
+    print(f"To segment patients with them:\n{command_to_run(args.model_file, record)}")
     return 0
 
 

@@ -12,7 +12,6 @@ configs/metadata.json. The same files give the same zip, byte by byte.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import shutil
 import sys
@@ -22,14 +21,14 @@ from pathlib import Path
 
 import yaml
 from scripts.errors import InputError
-from scripts.files import replacing
-from scripts.run_record import RECORD_FILE
+from scripts.files import file_checksum, replacing
+from scripts.weights_record import record_file
 
 # What belongs to a bundle; the repository's tests and tools do not.
 CONTENT = ("LICENSE", "configs/*.json", "configs/*.yaml", "configs/*.conf", "docs/**/*", "scripts/**/*.py")
 WEIGHTS = ("models/model.pt", "models/model.ts")
-# Beside the weights: whether they come from phantoms, of which every use of them warns.
-RECORD = f"models/{RECORD_FILE}"
+# Beside the weights: what they need, and what they were trained on.
+RECORD = str(record_file(WEIGHTS[0]))
 CHECKSUMS = "SHA256SUMS"
 # Of every file in the zip, so that its bytes depend on nothing else; the earliest that the format knows.
 TIMESTAMP = (1980, 1, 1, 0, 0, 0)
@@ -76,12 +75,6 @@ def bundle_files(bundle_root: Path, with_weights: bool = True) -> list[Path]:
     return sorted(path.relative_to(bundle_root) for path in found)
 
 
-def digest(path: Path, algorithm: str = "sha256") -> str:
-    """Checksum of a file in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
-
-
 def make_folder(bundle_root: Path, folder: Path, weights_url: str | None = None) -> None:
     """Copy the bundle into ``folder``, with a file SHA256SUMS, as ``sha256sum --check`` reads it.
 
@@ -105,7 +98,7 @@ def make_folder(bundle_root: Path, folder: Path, weights_url: str | None = None)
             {
                 "path": name,
                 "url": f"{weights_url.rstrip('/')}/{Path(name).name}",
-                "hash_val": digest(bundle_root / name),
+                "hash_val": file_checksum(bundle_root / name),
                 "hash_type": "sha256",
             }
             for name in weights
@@ -113,7 +106,7 @@ def make_folder(bundle_root: Path, folder: Path, weights_url: str | None = None)
         (folder / "large_files.yml").write_text(yaml.safe_dump({"large_files": entries}, sort_keys=False))
     (folder / "models").mkdir(exist_ok=True)
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    lines = [f"{digest(folder / file)}  {file.as_posix()}\n" for file in files]
+    lines = [f"{file_checksum(folder / file)}  {file.as_posix()}\n" for file in files]
     (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 
 
@@ -150,10 +143,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with replacing(archive) as temporary_archive:
             make_zip(temporary, temporary_archive)
     with replacing(checksum) as temporary:
-        temporary.write_text(f"{digest(archive)}  {archive.name}\n", encoding="utf-8")
+        temporary.write_text(f"{file_checksum(archive)}  {archive.name}\n", encoding="utf-8")
     if args.weights_url is None and not (folder / WEIGHTS[0]).is_file():
         print(f"no {WEIGHTS[0]}: the package is without weights")
-    print(f"{folder}\n{archive}\nsha1 for the model zoo's model_info.json: {digest(archive, 'sha1')}")
+    print(f"{folder}\n{archive}\nsha1 for the model zoo's model_info.json: {file_checksum(archive, 'sha1')}")
     return 0
 
 

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import platform
 from collections.abc import Mapping
 from datetime import datetime
@@ -14,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
-from scripts.errors import InputError
-from scripts.files import save_json
+from scripts.files import read_json, save_json
 
 RECORD_FILE = "run.json"
 CONFIG_FILE = "config.json"
 PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "nibabel", "scikit-image", "scipy")
 
 
-def running_config() -> dict[str, Any] | None:
-    """The configuration that is being evaluated right now, overrides included; None outside a bundle's run.
+def running_parser() -> ConfigParser | None:
+    """The parser of the configuration that is being evaluated right now; None outside a bundle's run.
 
     A configuration has no name for itself, so MONAI's parser is taken from the calling frames.
     """
@@ -31,9 +29,22 @@ def running_config() -> dict[str, Any] | None:
     while frame is not None:
         owner = frame.f_locals.get("self")
         if isinstance(owner, ConfigParser):
-            return {key: value for key, value in owner.get().items() if key != ConfigParser.meta_key}
+            return owner
         frame = frame.f_back
     return None
+
+
+def running_config() -> dict[str, Any] | None:
+    """The configuration that is being evaluated right now, overrides included; None outside a bundle's run."""
+    parser = running_parser()
+    if parser is None:
+        return None
+    return {key: value for key, value in parser.get().items() if key != ConfigParser.meta_key}
+
+
+def bundle_version() -> str:
+    """Version of this bundle, by its metadata.json; "unknown" where only the code was copied."""
+    return str(read_json(Path(__file__).parent.parent / "configs" / "metadata.json").get("version", "unknown"))
 
 
 def versions() -> dict[str, str]:
@@ -53,16 +64,7 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     Raises:
         InputError: the file is there, but no record.
     """
-    path = Path(folder) / RECORD_FILE
-    if not path.is_file():
-        return {}
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); restore or remove it.") from error
-    if not isinstance(record, dict):
-        raise InputError(f"{path}: not the record of a run; restore or remove it.")
-    return record
+    return read_json(Path(folder) / RECORD_FILE)
 
 
 def write_record(output_dir: str | Path, phantoms: bool, **facts: Any) -> None:
@@ -77,5 +79,11 @@ def write_record(output_dir: str | Path, phantoms: bool, **facts: Any) -> None:
     if config is not None:
         save_json(config, Path(output_dir) / CONFIG_FILE)
     started = datetime.now().astimezone().isoformat(timespec="seconds")
-    record: Mapping[str, Any] = {"started": started, "phantoms": phantoms, "versions": versions(), **facts}
+    record: Mapping[str, Any] = {
+        "started": started,
+        "bundle_version": bundle_version(),
+        "phantoms": phantoms,
+        "versions": versions(),
+        **facts,
+    }
     save_json(record, Path(output_dir) / RECORD_FILE)

@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from ignite.engine import Events
 from monai.engines.workflow import Workflow
+from scripts.data.datalist import SEQUENCES
 from scripts.distributed import rank, unwrap
 from scripts.errors import InputError
-from scripts.files import load_torch, replacing, save_torch
+from scripts.files import load_torch, replacing
+from scripts.run_record import read_record
 from scripts.weights import weights_difference
+from scripts.weights_record import Record, save_weights
 from torch.optim.lr_scheduler import LRScheduler
 
 logger = logging.getLogger(__name__)
@@ -53,9 +56,18 @@ class TrainingFiles(TrainingParts):
     """Keep a training's weights and state on disk, each file whole at any moment.
 
     In ``output_dir``: ``model.pt``, the bare weights of the best validation so far (without validation, the newest);
-    ``model_last.pt``, the newest; ``trainer_state.pt``, all it takes to go on: tensors and plain values only; and
+    ``model_last.pt``, the newest; beside each its record, ``model.json`` and ``model_last.json``
+    (``scripts.weights_record``); ``trainer_state.pt``, all it takes to go on: tensors and plain values only; and
     ``trainer_state_previous.pt``, the same of the epoch before, should the newest not survive.
+
+    Args:
+        args, kwargs: as in ``TrainingParts``.
+        settings: what the weights depend on, for their record (``scripts.weights_record.weights_settings``).
     """
+
+    def __init__(self, *args: Any, settings: Record, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.settings = settings
 
     def attach(self, engine: Workflow) -> None:
         """Write after the epochs of ``engine``; attach after the validation."""
@@ -66,20 +78,29 @@ class TrainingFiles(TrainingParts):
         epoch = engine.state.epoch
         last = epoch == engine.state.max_epochs
         if self.evaluator is not None and self.evaluator.state.best_metric_epoch == epoch:
-            save_torch(self._weights(), self.output_dir / "model.pt")
+            self._save("model.pt", epoch)
             logger.info("Best validation so far: %.4f, after epoch %d", self.evaluator.state.best_metric, epoch)
         if self.evaluator is None or (last and self.evaluator.state.best_metric_epoch < 0):
             if self.evaluator is not None:
                 logger.warning(
                     "No epoch was validated (val_interval is longer than the training): model.pt is the last."
                 )
-            save_torch(self._weights(), self.output_dir / "model.pt")
-        save_torch(self._weights(), self.output_dir / "model_last.pt")
+            self._save("model.pt", epoch)
+        self._save("model_last.pt", epoch)
         newest, previous = (self.output_dir / name for name in STATE_FILES)
         with replacing(newest) as temporary:
             torch.save(self._state(engine), temporary)
             if newest.exists():
                 newest.replace(previous)
+
+    def _save(self, name: str, epoch: int) -> None:
+        # What the run's preparation has counted; a federated client's training has none.
+        content = read_record(self.output_dir).get("trained_on")
+        scores: dict[str, Any] = {"epoch": epoch}
+        if self.evaluator is not None and self.evaluator.state.metrics and self.evaluator.state.epoch == epoch:
+            scores |= {key: value for key, value in self.evaluator.state.metrics.items() if isinstance(value, float)}
+        record = {**self.settings, "trained_on": content, "scores": scores}
+        save_weights(self._weights(), self.output_dir / name, record)
 
     def _weights(self) -> dict[str, torch.Tensor]:
         return {name: value.cpu() for name, value in unwrap(self.network).state_dict().items()}
@@ -89,6 +110,7 @@ class TrainingFiles(TrainingParts):
         best = self.evaluator.state if self.evaluator is not None else None
         return {
             "network": self._weights(),
+            "sequences": list(SEQUENCES),
             "optimizer": self.optimizer.state_dict(),
             "optimizer_class": type(self.optimizer).__name__,
             "lr_scheduler": self.lr_scheduler.state_dict(),
@@ -136,7 +158,8 @@ class ResumeTraining(TrainingParts):
     every other handler that reads the epoch.
 
     Raises:
-        InputError: (at the start) there is no valid state, or it is of another network, optimiser or epoch length.
+        InputError: (at the start) there is no valid state, or it is of another network, optimiser or epoch length, or
+            of a version whose channels had another order.
     """
 
     def attach(self, engine: Workflow) -> None:
@@ -178,6 +201,12 @@ def check_resumable(
     """
     if difference := weights_difference(network, state["network"]):
         raise InputError(f"{path}: state of another network ({difference}); resume with the run's own configuration.")
+    if (order := state.get("sequences")) != list(SEQUENCES):
+        theirs = f"the order {', '.join(order)}" if order else "another order (version 0.2.0 or before)"
+        raise InputError(
+            f"{path}: a training on channels in {theirs}, which is {', '.join(SEQUENCES)} now; train anew, without "
+            "train_resume.yaml."
+        )
     if (kept := state["optimizer_class"]) != (own := type(optimizer).__name__):
         raise InputError(f"{path}: state of another optimiser ({kept}, not {own}); resume with its configuration.")
     epoch, iteration = int(state["epoch"]), int(state["iteration"])
@@ -190,6 +219,6 @@ def check_resumable(
 
 def remove_unfinished(output_dir: str | Path) -> None:
     """Remove what a training that was killed while it wrote a file has left half written."""
-    for name in (*STATE_FILES, "model.pt", "model_last.pt"):
+    for name in (*STATE_FILES, "model.pt", "model.json", "model_last.pt", "model_last.json"):
         for folder in Path(output_dir).glob(f".{name}.*"):
             shutil.rmtree(folder)

@@ -13,42 +13,52 @@ from typing import Any
 import torch
 from monai.networks.utils import copy_model_state
 from monai.utils import ensure_tuple
-from scripts.distributed import rank, unwrap
+from scripts.distributed import launched_rank, rank, unwrap
 from scripts.errors import InputError
 from scripts.files import load_torch
-from scripts.run_record import read_record
+from scripts.weights_record import Record, read_weights_record, refuse_other_use
 
 logger = logging.getLogger(__name__)
 
 
 def find_model_file(output_dir: str, bundle_root: str) -> str:
-    """Weights to evaluate: the run's own in ``output_dir``, else the bundle's in ``models``."""
+    """Weights to evaluate: the run's own in ``output_dir``, else the bundle's in ``models``; the log says which."""
     own = Path(output_dir) / "model.pt"
-    return str(own if own.is_file() else Path(bundle_root) / "models" / "model.pt")
+    found = own if own.is_file() else Path(bundle_root) / "models" / "model.pt"
+    if launched_rank() == 0:
+        logger.info("Weights: %s", found)
+    return str(found)
 
 
-def check_weights(network: torch.nn.Module, model_file: str) -> bool:
-    """Check that ``model_file`` fits ``network``.
+def check_weights(network: torch.nn.Module, model_file: str, settings: Record | None = None) -> Record | None:
+    """Check that ``model_file`` fits ``network`` and, by its record, the other settings.
+
+    Args:
+        network: what the weights are for.
+        model_file: bare weights.
+        settings: those of the configuration (``weights_settings``); None leaves them unchecked.
 
     Returns:
-        Whether the weights come from synthetic phantoms, by the record beside the file.
+        The weights' record; None, with a warning, where there is none.
 
     Raises:
-        InputError: the file is absent or unreadable, or holds another network's weights; the message names a tensor.
+        InputError: the file is absent or unreadable, holds another network's weights, or was trained with other
+            settings; the message names a tensor or a setting.
     """
     if not Path(model_file).is_file():
         raise InputError(
             f"{model_file}: no such file; train first, import weights (python -m scripts.import_checkpoint), "
             "or name a model file."
         )
-    state = load_torch(model_file)
-    difference = weights_difference(network, state)
+    record = read_weights_record(model_file)
+    if record is not None and settings is not None:
+        refuse_other_use(record, settings, model_file)
+    difference = weights_difference(network, load_torch(model_file))
     if difference:
         raise InputError(
             f"{model_file}: weights of another network ({difference}); use the configuration it was trained with."
         )
-    record = read_record(Path(model_file).parent)
-    return bool(record.get("phantoms"))
+    return record
 
 
 def weights_difference(network: torch.nn.Module, state: Any) -> str:

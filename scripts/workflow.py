@@ -34,6 +34,15 @@ from scripts.run_record import CONFIG_FILE, RECORD_FILE, read_record, running_co
 from scripts.training_state import check_resumable, newest_state, remove_unfinished
 from scripts.transforms import check_et_label
 from scripts.weights import check_weights, load_pretrained
+from scripts.weights_record import (
+    Record,
+    check_start,
+    knows_phantoms,
+    parent,
+    read_weights_record,
+    record_file,
+    trained_on,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -49,18 +58,63 @@ MLFLOW = "MLFlowHandler"
 # Packages that MONAI's own parts need, only where they are used.
 PACKAGES_BEHIND = {MLFLOW: ("mlflow", "sqlalchemy", "alembic")}
 AMP_DTYPES = ("bfloat16", "float16")
-# Keys that say where and on what a training runs, not what it is.
+# A plain training's weights are published only if nothing that changes them was changed. Of train.json's keys these
+# change weights, or which weights are the best by validation ...
+RECIPE = {
+    "datalist_file",
+    "validation_fraction",
+    "split_seed",
+    "folds",
+    "fold",
+    "pretrained_file",
+    "reinitialize",
+    "seed",
+    "max_epochs",
+    "val_interval",
+    "batch_size",
+    "learning_rate",
+    "warmup_epochs",
+    "flat_epochs",
+    "patch_size",
+    "spacing",
+    "roi_size",
+    "overlap",
+    "window_weighting",
+    "exclusive",
+    "min_component_voxels",
+    "min_et_voxels",
+    "et_per_component",
+    "oedema_last",
+    "network_def",
+    "network",
+    "loss",
+    "optimizer",
+    "lr_scheduler",
+    "datalist",
+    "reader",
+    "weights_settings",
+    "train",
+    "validate",
+    "initialize",
+    "run",
+    "imports",
+}
+# ... and these say where, on what and how fast a training runs, how its data are read, and what else it writes.
 NOT_OF_THE_RECIPE = {
     "bundle_root",
     "dataset_dir",
     "output_dir",
     "overwrite",
     "publish",
+    "data_license",
     "et_label",
     "channel_order",
     "saved_et_label",
+    "save_label_maps",
+    "label_map_dir",
     "num_workers",
     "cache_rate",
+    "sw_batch_size",
     "resume",
     "deterministic",
     "compile",
@@ -70,6 +124,9 @@ NOT_OF_THE_RECIPE = {
     "rank",
     "world_size",
     "device",
+    "tensorboard",
+    "training_scalars",
+    "tensorboard_validation",
 }
 
 
@@ -91,17 +148,19 @@ def prepare_training(
     reinitialize: str | Sequence[str] = (),
     resume: bool = False,
     channel_order: Sequence[str] = CHANNEL_ORDER,
+    settings: Record | None = None,
 ) -> None:
     """Check settings and cases, load ``pretrained_file``, then write split, configuration and versions.
 
     A caller may bring its own lists, as MONAI Label does, in place of the cases below ``dataset_dir``. Since such a
     caller trains again and again, the folder of its earlier run is then kept under a dated name without being told to.
 
-    All of that goes to ``output_dir``. With several ranks, rank 0 does so alone; each loads ``pretrained_file``.
+    All of that goes to ``output_dir``. With several ranks, rank 0 does so alone; each loads ``pretrained_file``, whose
+    record is compared with ``settings`` (``scripts.weights_record``).
 
     Raises:
         InputError: a setting cannot work, there are too few cases or a faulty one, ``output_dir`` is in use, or, with
-            ``resume``, holds nothing to resume from.
+            ``resume``, holds nothing to resume from; or ``pretrained_file`` takes channels in another order.
     """
     pretrained_file = None if resume else pretrained_file
     searched: str | None = dataset_dir
@@ -113,6 +172,7 @@ def prepare_training(
         check_window(unwrap(network), "roi_size", roi_size)
         check_et_label(saved_et_label)
         state: dict[str, Any] = {}
+        start: dict[str, Any] | None = None
         if resume:
             path, state = newest_state(output_dir)
             steps = math.ceil(math.ceil(len(training) / world_size()) / batch_size)
@@ -123,7 +183,8 @@ def prepare_training(
         lists = {name: [complete_item(item, saved_et_label) for item in items] for name, items in lists.items()}
         # One patient may stand on both sides, to see whether a network can learn it.
         both = {str(item["image"]): item for items in lists.values() for item in items}
-        phantoms = check_cases(list(both.values()), searched, "labelled cases", datalist_file, channel_order)
+        synthetic = check_cases(list(both.values()), searched, "labelled cases", datalist_file, channel_order)
+        phantoms = any(synthetic)
         needed = ["training", "validation"] if val_interval else ["training"]
         for name in needed:
             if not lists[name]:
@@ -135,20 +196,40 @@ def prepare_training(
         if pretrained_file is not None:
             if Path(pretrained_file).resolve().is_relative_to(Path(output_dir).resolve()):
                 raise InputError(f"{pretrained_file}: lies in --output_dir; choose another for the new training.")
-            load_pretrained(network, pretrained_file, reinitialize)
-            # What starts from phantoms' weights is not of patients alone.
-            phantoms = phantoms or bool(read_record(Path(pretrained_file).parent).get("phantoms"))
+            start = start_of_training(network, pretrained_file, reinitialize, settings)
         if resume:
             record_resumption(output_dir, epoch=int(state["epoch"]))
         else:
             claim_output(output_dir)
             write_datalist(lists, dataset_dir, Path(output_dir) / "datalist.json")
-            facts = recorded_order(both.values(), channel_order)
-            write_record(output_dir, phantoms, cases={name: len(items) for name, items in lists.items()}, **facts)
+            facts: dict[str, Any] = recorded_order(both.values(), channel_order)
+            if start is not None:
+                # What starts from phantoms' weights is not of patients alone.
+                phantoms = phantoms or knows_phantoms(start)
+            which = dict(zip(both, synthetic, strict=True))
+            trained = {str(item["image"]) for item in lists["training"]}
+            made = sum(which[image] for image in trained)
+            facts |= {"cases": {name: len(items) for name, items in lists.items()}}
+            write_record(output_dir, phantoms, trained_on=trained_on(len(trained) - made, made, start), **facts)
 
     on_rank_zero(check_and_claim)
     if pretrained_file is not None and rank() != 0:
         load_pretrained(network, pretrained_file, reinitialize)
+
+
+def start_of_training(
+    network: torch.nn.Module, model_file: str, reinitialize: str | Sequence[str], settings: Record | None
+) -> dict[str, Any]:
+    """Load the weights that a training starts from, and return what its own weights' record says of them.
+
+    Raises:
+        InputError: the file is absent or none of weights, nothing in it fits, or it takes channels in another order.
+    """
+    record = read_weights_record(model_file) if Path(model_file).is_file() else None
+    if settings is not None:
+        check_start(record, settings, model_file)
+    load_pretrained(network, model_file, reinitialize)
+    return parent(model_file, record)
 
 
 def prepare_evaluation(
@@ -163,15 +244,17 @@ def prepare_evaluation(
     selection: str | None = None,
     overwrite: bool = False,
     channel_order: Sequence[str] = CHANNEL_ORDER,
+    settings: Record | None = None,
 ) -> None:
     """Check settings, cases and weights, and write configuration and versions into ``output_dir``.
 
     Serves evaluation (items with labels, chosen by ``selection``) and inference (without). ``model_file`` is one file
-    or, for an ensemble, several. With several ranks, rank 0 does all this alone.
+    or, for an ensemble, several, whose records are compared with ``settings`` (``scripts.weights_record``). With
+    several ranks, rank 0 does all this alone.
 
     Raises:
-        InputError: a setting cannot work, there is no case or a faulty one, the weights are absent or of another
-            network, or ``output_dir`` is in use.
+        InputError: a setting cannot work, there is no case or a faulty one, the weights are absent, of another network
+            or trained with other settings, or ``output_dir`` is in use.
     """
 
     def check_and_claim() -> None:
@@ -186,22 +269,34 @@ def prepare_evaluation(
         refuse_used(output_dir, dataset_dir, overwrite)
         if not files or len(set(files)) != len(files):
             raise InputError(f"--model_file {list(files)}: name at least one model file, and each once.")
-        phantom_weights = [check_weights(unwrap(network), file) for file in files]
+        records = [check_weights(unwrap(network), file, settings) for file in files]
         if not items and selection not in (None, "all") and labeled_items(dataset_dir):
             raise InputError(f"{datalist_file or dataset_dir}: no case for {selection}; choose --cases all.")
         kind = "cases" if selection is None else "labelled cases"
         completed = [complete_item(item, saved_et_label) for item in items]
-        phantoms = check_cases(completed, dataset_dir, kind, datalist_file, channel_order)
+        phantoms = any(check_cases(completed, dataset_dir, kind, datalist_file, channel_order))
         check_ranks(items, kind)
+        phantom_weights = [knows_phantoms(record, only=True) for record in records]
         for file, synthetic in zip(files, phantom_weights, strict=True):
             if synthetic:
                 logger.warning("%s was trained on synthetic phantoms: its results say nothing about patients.", file)
         claim_output(output_dir)
         facts: dict[str, Any] = {"model_file": files[0] if len(files) == 1 else files, "cases": len(items)}
         facts |= recorded_order(completed, channel_order)
+        if settings is not None:
+            report_thresholds(settings["postprocessing"], records)
+            facts["postprocessing"] = settings["postprocessing"]
         write_record(output_dir, phantoms, phantom_weights=any(phantom_weights), **facts)
 
     on_rank_zero(check_and_claim)
+
+
+def report_thresholds(used: Mapping[str, Any], records: Sequence[Record | None]) -> None:
+    """Say which thresholds of the post-processing the user has set, and what the weights' records say instead."""
+    for name, value in used.items():
+        theirs = {record["postprocessing"][name] for record in records if record and record.get("postprocessing")}
+        if theirs - {value}:
+            logger.info("--%s %s, where the weights' record says %s", name, value, ", ".join(map(str, sorted(theirs))))
 
 
 def recorded_order(items: Iterable[Mapping[str, Any]], channel_order: Sequence[str]) -> dict[str, list[str]]:
@@ -248,7 +343,7 @@ def record_resumption(output_dir: str, epoch: int) -> None:
                 config_file,
             )
         keep_earlier(config_file)
-    kept = ("started", "phantoms", "versions", "resumed", "recipe_changed")
+    kept = ("started", "bundle_version", "phantoms", "versions", "resumed", "recipe_changed")
     facts = {key: value for key, value in record.items() if key not in kept}
     history = [*record.get("resumed", []), {"started": record.get("started"), "until_epoch": epoch}]
     recipe_changed = sorted({*record.get("recipe_changed", []), *changed})
@@ -391,10 +486,11 @@ def claim_output(output_dir: str) -> None:
 
 
 def publish(output_dir: str, bundle_root: str, enabled: bool = True) -> None:
-    """Copy the best weights of a plain training to ``models/model.pt``, where MONAI's tools look for them.
+    """Copy the best weights of a plain training and their record to ``models``, where MONAI's tools look for them.
 
-    An earlier file there, and a TorchScript made of it, are kept under dated names. Not published are weights from
-    phantoms, and those of a training whose recipe is not that of train.json, since inference.json fits that alone.
+    An earlier file there, its record, and a TorchScript made of it, are kept under dated names. Not published are
+    weights from phantoms, and those of a training whose recipe is not that of train.json, since inference.json fits
+    that alone.
 
     Args:
         output_dir: folder of the run.
@@ -419,17 +515,20 @@ def publish(output_dir: str, bundle_root: str, enabled: bool = True) -> None:
     if target.is_file() and filecmp.cmp(best, target, shallow=False):
         logger.info("Weights: %s; published already as %s", best, target)
         return
-    with replacing(target) as temporary:
+    with replacing(target) as temporary, replacing(record_file(target)) as temporary_record:
         shutil.copyfile(best, temporary)
-        # What lies beside earlier weights, their export and their record, says nothing of these.
+        shutil.copyfile(record_file(best), temporary_record)
+        # What lies beside earlier weights, their record and their export, says nothing of these.
         for file in (target, target.with_suffix(".ts"), target.with_name(RECORD_FILE)):
             if (kept := keep_earlier(file)) is not None:
                 logger.info("Kept the earlier %s as %s", file, kept)
+                if file == target and record_file(file).exists():
+                    record_file(file).rename(record_file(kept))
     logger.info("Published %s as %s", best, target)
 
 
 def changed_recipe(config: Mapping[str, Any] | None, plain: Path) -> list[str]:
-    """Keys in which ``config`` departs from the configuration file ``plain``, but for those of place and machine.
+    """Keys in which ``config`` departs from the configuration file ``plain``, but for ``NOT_OF_THE_RECIPE``.
 
     Where a caller brings its own data, what it sets besides (length, handlers) is no departure either: MONAI Label
     trains the network of inference.json, and expects the weights in ``models``.

@@ -50,7 +50,14 @@ def trained(small_cohort, tmp_path_factory) -> Path:
 def test_a_training_on_two_ranks_leaves_one_set_of_files(trained):
     names = {path.name for path in trained.iterdir()}
     weights = {"model.pt", "model_last.pt", "trainer_state.pt", "trainer_state_previous.pt"}
-    assert names == weights | {"config.json", "run.json", "datalist.json", "tensorboard"}
+    assert names == weights | {
+        "model.json",
+        "model_last.json",
+        "config.json",
+        "run.json",
+        "datalist.json",
+        "tensorboard",
+    }
     for kind in ("training", "validation"):
         assert len(list((trained / "tensorboard" / kind).iterdir())) == 1
     state = torch.load(trained / "trainer_state.pt", weights_only=True)

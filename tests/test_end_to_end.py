@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 from monai.data import load_net_with_metadata
 from scripts.networks import PriorAttentionNet
+from scripts.run_record import bundle_version
 from scripts.workflow import changed_recipe
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from workflows import CHANNELS, CONFIGS, ROOT, SIZE, TRAINING_SIZE, bundle_run, command, files, models, rows, voxels
@@ -27,6 +30,7 @@ REGIONS = {"ET": (4,), "TC": (1, 4), "WT": (1, 2, 4)}
 def test_training_leaves_its_files(training, cohort):
     names = {path.name for path in training.iterdir()}
     wanted = {"model.pt", "model_last.pt", "trainer_state.pt", "config.json", "run.json", "datalist.json"}
+    wanted |= {"model.json", "model_last.json"}
     assert names == wanted | {"tensorboard", "trainer_state_previous.pt"}
     state = torch.load(training / "trainer_state.pt", weights_only=True)
     assert (state["epoch"], state["iteration"], state["best_metric_epoch"]) == (3, 6, 2)
@@ -42,10 +46,32 @@ def test_training_leaves_its_files(training, cohort):
     record = json.loads((training / "run.json").read_text())
     assert record["phantoms"] is True
     assert record["cases"] == {"training": 2, "validation": 1}
+    assert record["bundle_version"] == bundle_version() != "unknown"
     assert record["versions"]["torch"] == torch.__version__
     split = json.loads((training / "datalist.json").read_text())
     assert len(split["training"]) == 2
     assert all((cohort / file).is_file() for item in split["validation"] for file in item["image"])
+
+
+def test_weights_have_their_record_beside_them(training):
+    for name, epoch, scores in (("model", 2, {"val_mean_dice"}), ("model_last", 3, set())):
+        record = json.loads((training / f"{name}.json").read_text())
+        assert record["checksum"] == hashlib.sha256((training / f"{name}.pt").read_bytes()).hexdigest()
+        assert record["bundle_version"] == bundle_version()
+        assert record["network"]["class"] == "PriorAttentionNet"
+        network = PriorAttentionNet(**record["network"]["arguments"])
+        network.load_state_dict(torch.load(training / f"{name}.pt", weights_only=True))
+        assert record["sequences"] == ["t1", "t2", "t1ce", "flair"]
+        assert (record["spacing"], record["exclusive"], record["normalization"]) == ([4.0] * 3, False, "brain")
+        thresholds = {"min_component_voxels": 10, "min_et_voxels": 300, "et_per_component": False}
+        assert record["postprocessing"] == thresholds
+        how = {"window": [32] * 3, "overlap": 0.5, "inferer": "BrainWindowInferer", "precision": "float32"}
+        assert record["training"] == how
+        assert record["trained_on"] == {"patients": 0, "phantoms": 2, "imported": None, "started_from": None}
+        assert record["scores"]["epoch"] == epoch
+        assert {key for key in record["scores"] if key == "val_mean_dice"} == scores
+        # Neither a module's path nor an overlay: both may move.
+        assert not re.search(r"scripts\.|monai\.|\.yaml", json.dumps(record))
 
 
 def test_what_was_changed_of_the_recipe_is_told_exactly(training):
@@ -293,7 +319,7 @@ BAD_INPUT = {
     "another network": (
         ("inference.json",),
         {"model_file": "MODEL", "network_def#channels": [4, 4, 4, 4, 4]},
-        "weights of another network",
+        "it was trained with another network (channels [4, 4, 8, 8, 8]); add --network_def#channels",
     ),
     "unknown selection": (("train.json", "evaluate.json"), {"cases": "test"}, "choose one of training, validation"),
     "switch in lower case": (

@@ -26,10 +26,11 @@ from packaging.requirements import Requirement
 from scripts import package
 from scripts.data.datalist import SEQUENCES
 from scripts.errors import InputError
+from scripts.files import file_checksum
 from scripts.networks import PriorAttentionNet
-from scripts.run_record import write_record
 from scripts.transforms import REGIONS
 from scripts.weights import check_weights
+from scripts.weights_record import knows_phantoms
 from workflows import CHANNELS, CONFIGS, ROOT, SIZE, TRAINING_SIZE, rows, voxels
 
 NAME = "brats_mri_panet_segmentation"
@@ -95,7 +96,7 @@ def test_zip_has_one_folder_of_plain_files(archive, packed, root):
 def test_checksums_are_those_of_the_files(archive, packed):
     for line in (packed / NAME / "SHA256SUMS").read_text().splitlines():
         checksum, name = line.split("  ", 1)
-        assert package.digest(packed / NAME / name) == checksum
+        assert file_checksum(packed / NAME / name) == checksum
     listed = {line.split("  ", 1)[1] for line in (packed / NAME / "SHA256SUMS").read_text().splitlines()}
     assert listed == set(relative_files(packed / NAME)) - {"SHA256SUMS"}
     if shutil.which("sha256sum"):
@@ -175,7 +176,7 @@ def test_weights_with_an_address_are_left_out_and_fetched(root, tmp_path):
     assert not (folder / "models" / "model.pt").exists()
     (entry,) = yaml.safe_load((folder / "large_files.yml").read_text())["large_files"]
     assert entry["path"] == "models/model.pt"
-    assert entry["hash_val"] == package.digest(root / "models" / "model.pt")
+    assert entry["hash_val"] == file_checksum(root / "models" / "model.pt")
     download_large_files(bundle_path=str(folder))
     assert (folder / "models" / "model.pt").read_bytes() == (root / "models" / "model.pt").read_bytes()
 
@@ -184,17 +185,16 @@ def test_weights_with_an_address_are_left_out_and_fetched(root, tmp_path):
 def test_weights_of_phantoms_keep_their_mark(root, tmp_path, with_address):
     copy = tmp_path / "copy"
     shutil.copytree(root, copy, symlinks=True)
-    write_record(copy / "models", phantoms=True)
     address = ["--weights_url", (copy / "models").as_uri()] if with_address else []
     assert package.main([str(tmp_path / "dist"), "--bundle_root", str(copy), *address]) == 0
     folder = tmp_path / "dist" / NAME
     download_large_files(bundle_path=str(folder)) if with_address else None
     network = PriorAttentionNet(channels=CHANNELS)
-    assert check_weights(network, folder / "models" / "model.pt") is True
-    assert "models/run.json" in (folder / "SHA256SUMS").read_text()
+    assert knows_phantoms(check_weights(network, folder / "models" / "model.pt"), only=True)
+    assert "models/model.json" in (folder / "SHA256SUMS").read_text()
     # A record without weights is of no use.
     (copy / "models" / "model.pt").unlink()
-    assert Path("models/run.json") not in package.bundle_files(copy)
+    assert Path("models/model.json") not in package.bundle_files(copy)
 
 
 def spoil(root: Path, tmp_path: Path, kind: str) -> list[str]:

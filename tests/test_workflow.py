@@ -13,12 +13,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.transforms import Compose
 from scripts.data.datalist import labeled_items, read_datalist, split_datalist, unlabeled_items
 from scripts.data.phantom import PHANTOM_DESCRIPTION
 from scripts.errors import InputError
 from scripts.networks import PriorAttentionNet
 from scripts.weights import check_weights, find_model_file, weights_difference
+from scripts.weights_record import read_weights_record, save_weights, trained_on, weights_settings
 from scripts.workflow import (
+    NOT_OF_THE_RECIPE,
+    RECIPE,
     changed_recipe,
     check_settings,
     check_window,
@@ -68,6 +72,12 @@ def record(folder):
 
 
 WINDOW = (32, 32, 32)
+
+
+def settings() -> dict:
+    """What stands in the record of the small network's weights, outside a running configuration."""
+    thresholds = {"min_component_voxels": 10, "min_et_voxels": 300, "et_per_component": False}
+    return weights_settings(small_network(), [1, 1, 1], False, Compose([]), thresholds)
 
 
 def prepare(datalist, dataset_dir, output_dir, **changes):
@@ -217,24 +227,9 @@ def test_results_never_go_where_the_data_are(tmp_path, below, overwrite):
 # Weights.
 
 
-@pytest.mark.parametrize("content", ["{", "[]"])
-def test_a_damaged_record_beside_the_weights_is_named(model, content):
-    (model.parent / "run.json").write_text(content)
-    with pytest.raises(InputError, match=r"run\.json: .* restore or remove it"):
-        check_weights(small_network(), str(model))
-
-
 def test_fitting_weights_pass(model):
-    assert check_weights(small_network(), str(model)) is False
+    assert check_weights(small_network(), str(model)) is None
     assert weights_difference(small_network(), small_network().state_dict()) == ""
-
-
-@pytest.mark.parametrize(
-    ("content", "phantoms"), [({"phantoms": True}, True), ({"phantoms": False}, False), ({}, False)]
-)
-def test_the_record_beside_weights_says_whether_they_come_from_phantoms(model, content, phantoms):
-    (model.parent / "run.json").write_text(json.dumps(content))
-    assert check_weights(small_network(), str(model)) is phantoms
 
 
 @pytest.mark.parametrize(
@@ -279,12 +274,14 @@ def test_unreadable_weights_are_refused(model):
         check_weights(small_network(), str(model))
 
 
-def test_the_runs_own_weights_come_before_the_bundles(tmp_path):
+def test_the_runs_own_weights_come_before_the_bundles_and_the_log_says_which(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     bundle, run = tmp_path / "bundle", tmp_path / "run"
     assert find_model_file(str(run), str(bundle)) == str(bundle / "models" / "model.pt")
     run.mkdir()
     (run / "model.pt").touch()
     assert find_model_file(str(run), str(bundle)) == str(run / "model.pt")
+    assert caplog.messages == [f"Weights: {bundle / 'models' / 'model.pt'}", f"Weights: {run / 'model.pt'}"]
 
 
 # Before a training.
@@ -351,14 +348,14 @@ def test_an_evaluation_leaves_its_record(tmp_path, model, label, caplog):
 
 def test_results_never_go_where_their_weights_are(tmp_path, data, model):
     """An earlier run's folder is moved away, and they would go with it."""
-    (model.parent / "run.json").write_text("{}")
+    (model.parent / "run.json").write_text('{"bundle_version": "0.3.0"}')
     with pytest.raises(InputError, match=r"holds the weights \(.*model\.pt\); choose another --output_dir"):
         evaluate(labeled_items(data), data, model, model.parent, overwrite=True)
     assert model.is_file()
 
 
 def test_weights_from_phantoms_are_warned_of(tmp_path, data, model, caplog):
-    (model.parent / "run.json").write_text('{"phantoms": true}')
+    save_weights(small_network().state_dict(), model, {**settings(), "trained_on": trained_on(0, 3)})
     evaluate(labeled_items(data), data, model, tmp_path / "out")
     assert f"{model} was trained on synthetic phantoms: its results say nothing about patients." in caplog.messages
 
@@ -384,7 +381,7 @@ def bundle(tmp_path):
     (root / "configs").mkdir(parents=True)
     run.mkdir()
     (root / "configs" / "train.json").write_text('{"max_epochs": 100, "device": "cpu"}')
-    torch.save(small_network().state_dict(), run / "model.pt")
+    save_weights(small_network().state_dict(), run / "model.pt", {**settings(), "trained_on": trained_on(4, 0)})
     (run / "run.json").write_text('{"phantoms": false}')
     return root, run
 
@@ -397,7 +394,8 @@ def published(root):
 def test_the_best_weights_are_published(bundle):
     root, run = bundle
     publish(str(run), str(root))
-    assert published(root) == {"model.pt": (run / "model.pt").read_bytes()}
+    assert published(root) == {name: (run / name).read_bytes() for name in ("model.json", "model.pt")}
+    assert read_weights_record(root / "models" / "model.pt")["trained_on"]["patients"] == 4
     assert (run / "model.pt").exists()
 
 
@@ -406,7 +404,7 @@ def test_what_is_published_already_is_not_published_again(bundle):
     publish(str(run), str(root))
     before = (root / "models" / "model.pt").stat().st_mtime_ns
     publish(str(run), str(root))
-    assert list(published(root)) == ["model.pt"]
+    assert list(published(root)) == ["model.json", "model.pt"]
     assert (root / "models" / "model.pt").stat().st_mtime_ns == before
 
 
@@ -417,6 +415,7 @@ def test_earlier_published_weights_and_their_export_are_kept_under_their_date(bu
     seconds = time.mktime(time.strptime("2024-03-05 06:07:08", "%Y-%m-%d %H:%M:%S"))
     for content in (b"first", b"second"):
         earlier.write_bytes(content)
+        earlier.with_suffix(".json").write_bytes(b"record of " + content)
         os.utime(earlier, (seconds, seconds))
         publish(str(run), str(root))
     exported = root / "models" / "model.ts"
@@ -426,10 +425,27 @@ def test_earlier_published_weights_and_their_export_are_kept_under_their_date(bu
     publish(str(run), str(root))
     assert published(root) == {
         "model.pt": (run / "model.pt").read_bytes(),
+        "model.json": (run / "model.json").read_bytes(),
         "model_20240305_060708.pt": b"first",
+        "model_20240305_060708.json": b"record of first",
         "model_20240305_060708_2.pt": b"second",
+        "model_20240305_060708_2.json": b"record of second",
         "model_20240305_060708.ts": b"export",
     }
+
+
+def test_every_key_of_a_training_is_of_its_recipe_or_not():
+    keys = set(json.loads((CONFIGS / "train.json").read_text()))
+    assert set(RECIPE) | set(NOT_OF_THE_RECIPE) == keys
+    assert not set(RECIPE) & set(NOT_OF_THE_RECIPE)
+
+
+def test_what_does_not_change_weights_does_not_keep_them_from_being_published():
+    plain = CONFIGS / "train.json"
+    config = json.loads(plain.read_text())
+    outputs = {"sw_batch_size": 4, "save_label_maps": True, "label_map_dir": "maps", "data_license": "CC BY 3.0"}
+    assert changed_recipe({**config, **outputs}, plain) == []
+    assert changed_recipe({**config, **outputs, "seed": 1, "overlap": 0.25}, plain) == ["overlap", "seed"]
 
 
 @pytest.mark.parametrize(

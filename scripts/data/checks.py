@@ -178,7 +178,7 @@ def check_cases(
     cases: str = "cases",
     datalist_file: str | Path | None = None,
     channel_order: Sequence[str] = CHANNEL_ORDER,
-) -> bool:
+) -> list[bool]:
     """Refuse data that a workflow would stumble over later.
 
     Args:
@@ -191,7 +191,7 @@ def check_cases(
         channel_order: what the channels of four-dimensional files are.
 
     Returns:
-        Whether any case is a synthetic phantom.
+        Of each item, whether it is a synthetic phantom.
 
     Raises:
         InputError: there is no case, one is incomplete, two have one name, or a file is absent, damaged, empty, of
@@ -234,7 +234,7 @@ def check_cases(
     logger.info("%s: %s %d, checked", dataset_dir or "Given list", cases, len(items))
     if any(phantoms):
         logger.warning("%d of %d %s are synthetic phantoms, not patients.", sum(phantoms), len(items), cases)
-    return any(phantoms)
+    return phantoms
 
 
 def _nothing_found(dataset_dir: Path, cases: str, found: int) -> str:

@@ -36,7 +36,7 @@ def bundle(training: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = root / "configs" / name
         path.write_text(json.dumps(shrink(json.loads(path.read_text()), size), indent=4))
     (root / "models").mkdir()
-    for name in ("model.pt", "run.json"):
+    for name in ("model.pt", "model.json"):
         shutil.copy(training / name, root / "models")
     return root
 
