@@ -19,7 +19,7 @@ from scripts.files import save_json
 
 RECORD_FILE = "run.json"
 CONFIG_FILE = "config.json"
-PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "nibabel", "scikit-image", "scipy")
+PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "nibabel", "scipy")
 
 
 def running_config() -> dict[str, Any] | None:

@@ -19,7 +19,6 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, Spacingd
 from scipy import ndimage
 from scripts.errors import InputError
-from skimage.morphology import remove_small_objects
 
 REGIONS = ("ET", "TC", "WT")
 BACKGROUND_CHANNEL, ET_CHANNEL, TC_CHANNEL, WT_CHANNEL = range(4)
@@ -235,11 +234,20 @@ def uncertainty(probabilities: torch.Tensor) -> torch.Tensor:
     return -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)) * (100 / math.log(2))
 
 
+def small_components(mask: np.ndarray, min_voxels: int) -> np.ndarray:
+    """Where ``mask``, bool of shape (*size), has components of fewer than ``min_voxels`` voxels; of the same shape.
+
+    Neighbors share a face (6-connectivity), as in the authors' testing.
+    """
+    components, _ = ndimage.label(mask)
+    return mask & (np.bincount(components.ravel())[components] < min_voxels)
+
+
 class RemoveSmallComponentsd(MapTransform):
     """Clear connected components of fewer than ``min_voxels`` voxels, in each channel for itself.
 
     MONAI's ``RemoveSmallObjects`` labels all channels together, so that a speck of ET inside TC would count as part of
-    TC. Neighbours share a face (6-connectivity), as in the authors' testing.
+    TC.
 
     Args:
         keys: keys of regions, non-zero inside, of shape (channel, *size).
@@ -268,9 +276,7 @@ class RemoveSmallComponentsd(MapTransform):
                 inside = regions[channel][box]
                 mask = np.asarray(inside.cpu()) > 0
                 if mask.any():
-                    # skimage removes components up to and including max_size.
-                    kept = remove_small_objects(mask, max_size=self.min_voxels - 1, connectivity=1)
-                    inside[torch.as_tensor(mask & ~kept, device=inside.device)] = 0
+                    inside[torch.as_tensor(small_components(mask, self.min_voxels), device=inside.device)] = 0
             item[key] = regions
         return item
 
@@ -301,8 +307,7 @@ class SuppressSmallEnhancingTumord(MapTransform):
             inside = regions[(slice(None), *lesion_box([regions[ET_CHANNEL]]))]
             et = np.asarray(inside[ET_CHANNEL].cpu()) > 0
             if self.per_component:
-                components, _ = ndimage.label(et)
-                small = et & (np.bincount(components.ravel())[components] < self.min_voxels)
+                small = small_components(et, self.min_voxels)
             else:
                 small = et if et.sum() < self.min_voxels else np.zeros_like(et)
             if small.any():
