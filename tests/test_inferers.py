@@ -8,10 +8,10 @@ import itertools
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
-from functorch.compile import make_boxed_func
 from monai.inferers import SimpleInferer, SlidingWindowInferer
 from scripts.errors import InputError
 from scripts.inferers import BACKGROUND_LOGIT, BrainWindowInferer, CompiledInferer, FlipInferer, WholeVolumeInferer
