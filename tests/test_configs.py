@@ -184,6 +184,9 @@ def test_every_image_is_read_in_the_networks_order_and_every_label_by_one_conven
     for name in names:
         for step in steps(read(name), "scripts.transforms.LabelsToRegionsd"):
             assert step["keys"] == "pred" or step["default_et_label"] == "@saved_et_label", name
+            # Values are checked at this step, or at another before it by the same convention.
+            checks = steps(read(name), "scripts.transforms.CheckLabelsd")
+            assert step.get("check", True) or [check["default_et_label"] for check in checks] == ["@saved_et_label"]
 
 
 def test_recipe_is_the_authors():
