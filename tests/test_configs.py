@@ -140,7 +140,7 @@ def test_the_table_of_keys_is_complete():
         plain |= {k: v for k, v in read(name).items() if "#" not in k and not isinstance(v, dict)}
     # Neither an expression nor a list of components.
     keys = {k for k, v in plain.items() if not (isinstance(v, str) and v[0] in "$@") and "_target_" not in str(v)}
-    keys |= {"dataset_dir", "output_dir", "device", "amp", "roi_size", "model_file"}
+    keys |= {"dataset_dir", "output_dir", "device", "amp", "amp_dtype", "roi_size", "model_file"}
     internal = READ_BY_MONAI | {"bundle_root", "rank", "world_size", "label_map_dir", "save_label_maps"}
     assert named == keys - internal
 

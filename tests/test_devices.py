@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -151,6 +152,40 @@ class NoWaiting(TorchDispatchMode):
         """To the host always, since its values are used there; to a device unless told not to."""
         target = torch.device(target)
         return source.device.type != target.type and (target.type == "cpu" or not non_blocking)
+
+
+@pytest.mark.parametrize("name", ["train.json", "inference.json"])
+@pytest.mark.parametrize(
+    ("device", "capability", "set_by_hand", "wanted"),
+    [
+        ("cuda:1", (7, 0), None, torch.float16),
+        ("cuda:1", (7, 5), None, torch.float16),
+        ("cuda:1", (8, 0), None, torch.bfloat16),
+        ("cuda:1", (9, 0), None, torch.bfloat16),
+        ("cuda:1", (9, 0), "float16", torch.float16),
+        ("cuda:1", (7, 5), "bfloat16", torch.bfloat16),
+        ("cpu", None, None, torch.bfloat16),
+    ],
+)
+def test_the_precision_is_one_that_the_gpu_computes_in(name, device, capability, set_by_hand, wanted, monkeypatch):
+    def found(asked):
+        assert str(asked) == "cuda:1" and capability is not None
+        return capability
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", found)
+    parser = ConfigParser()
+    parser.read_config(str(CONFIGS / name))
+    parser["device"] = device
+    if set_by_hand is not None:
+        parser["amp_dtype"] = set_by_hand
+    engines = ["train#trainer", "validate#evaluator"] if name == "train.json" else ["evaluator"]
+    for engine in engines:
+        assert parser.get_parsed_content(f"{engine}#amp_kwargs") == {"dtype": wanted}
+    if name == "train.json":
+        # float16 takes a scaled loss, bfloat16 does not.
+        trainer = SimpleNamespace(scaler=torch.amp.GradScaler("cpu"))
+        parser.get_parsed_content("train#handlers#0").started(trainer)
+        assert trainer.scaler.is_enabled() == (wanted == torch.float16)
 
 
 def step_settings(device, **more):
