@@ -130,14 +130,12 @@ class PriorAttentionNet(nn.Module):
         if bottleneck is None:
             bottleneck = channels[-1] > BOTTLENECK_ABOVE
 
-        self.encoder = nn.ModuleList(
-            PlainStem(spatial_dims, c_in, c_out, stride)
-            if level == 0 and is_group_norm(norm)
-            else ResBlock(spatial_dims, c_in, c_out, stride, norm, act, bottleneck)
-            for level, (c_in, c_out, stride) in enumerate(
-                zip([in_channels, *channels[:-1]], channels, strides, strict=True)
-            )
-        )
+        self.encoder = nn.ModuleList()
+        for c_in, c_out, stride in zip([in_channels, *channels[:-1]], channels, strides, strict=True):
+            if not self.encoder and is_group_norm(norm):
+                self.encoder.append(PlainStem(spatial_dims, c_in, c_out, stride))
+            else:
+                self.encoder.append(ResBlock(spatial_dims, c_in, c_out, stride, norm, act, bottleneck))
 
         conv = Conv[Conv.CONV, spatial_dims]
         self.head: nn.Module | None = None
