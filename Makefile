@@ -18,7 +18,7 @@ package: .venv/.installed
 	$(BIN)/python -m scripts.package dist
 
 # Where a GPU is lent for a short while there may be no package index: `make gpu-wheels`, here, brings into wheels/ what a
-# Python with PyTorch, SciPy, scikit-image, TensorBoard, rich, matplotlib and pytest lacks; carry the folder along.
+# Python with PyTorch, SciPy, TensorBoard, rich, matplotlib and pytest lacks; carry the folder along.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
 GPU_RESULTS ?= runs/gpu_check
 gpu-check:

@@ -31,6 +31,8 @@ from scripts.run_record import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = ["--num_workers", str(max(1, min(12, len(os.sched_getaffinity(0)) - 2)))]
+# All files with tests on a GPU: to collect the others takes packages that a machine with one may lack.
+GPU_TESTS = ("tests/test_devices.py", "tests/networks/test_prior_attention_net.py")
 # What a CPU can do while one waits, to try the command itself.
 SMALL = {
     "network": ["--size", "32", "--runs", "1"],
@@ -65,10 +67,10 @@ def steps(device: str, small: bool, cohort: Path, results: Path) -> dict[str, li
     def benchmark(what: str, name: str, *options: str) -> list[str]:
         return ["scripts.benchmark", what, "--output", str(results / f"{name}.json"), *options, *sizes[what]]
 
-    # The marker is that of tests on a GPU; on a CPU, the same tests there.
-    chosen = ["-m", "gpu", "tests"] if device != "cpu" else ["tests/test_devices.py", "-k", "resiz or wait"]
+    # The marker is that of tests on a GPU; on a CPU, some of the same tests there.
+    chosen = ["-m", "gpu"] if device != "cpu" else ["-k", "cpu and (resiz or wait or evaluation)"]
     return {
-        "correctness": ["pytest", "-q", "-p", "no:cacheprovider", *chosen],
+        "correctness": ["pytest", "-q", "-p", "no:cacheprovider", *chosen, *GPU_TESTS],
         "network": benchmark("network", "network", "--device", device),
         "training": benchmark("training", "training", *data, "--no-compile"),
         "cohort": benchmark("cohort", "cohort", *data, *counts),

@@ -47,9 +47,13 @@ _HEAD_NAMES = {
 }
 _DECODER_BLOCKS = ("conv3_1", "conv2_2", "conv1_3", "conv0_4")
 _DECONVOLUTIONS = ("up4_3", "up3_2", "up2_1", "up1_0")
-# Stored by the authors' code in every residual block, and read by nothing: activations of what does not activate, and
-# the shortcut where the identity serves.
-_DEAD = re.compile(rf"(backbone\.conv[0-4]_0|{'|'.join(_DECODER_BLOCKS)})\.((conv2|conv3)\.act|identity_mapping)\..+")
+# Stored by the authors' code in every residual block, and read by nothing: the shortcut where the identity serves, and
+# activations of what does not activate; with group normalization that is the sum, else the last layers before it.
+_SHORTCUT = r"identity_mapping\..+"
+_DEAD = {
+    norm_first: re.compile(rf"(backbone\.conv[0-4]_0|{'|'.join(_DECODER_BLOCKS)})\.({activation}|{_SHORTCUT})")
+    for norm_first, activation in ((True, r"act\.weight"), (False, r"(conv2|conv3)\.act\..+"))
+}
 
 
 def read_state_dict(checkpoint: Any, path: str | Path) -> dict[str, torch.Tensor]:
@@ -71,22 +75,22 @@ def network_arguments(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     Raises:
         KeyError: a tensor that every such network has is missing; its name is the error's argument.
     """
-    bottleneck = "backbone.conv0_0.conv3.conv.weight" in state
-    last = "conv3" if bottleneck else "conv2"
-    widths = [state[f"backbone.conv{i}_0.{last}.conv.weight"].shape[0] for i in range(5)]
-    first = state["backbone.conv0_0.conv1.conv.weight"]
-    norm = "instance"
-    if "backbone.conv0_0.conv1.norm.running_mean" in state:
-        norm = "batch"
-    elif "backbone.conv0_0.conv1.norm.weight" in state:
+    # With group normalization the first block is a plain convolution, so the second tells of what kind blocks are.
+    norm = "batch" if "backbone.conv1_0.conv1.norm.running_mean" in state else "instance"
+    bottleneck = "backbone.conv1_0.conv3.conv.weight" in state
+    ends = [f"backbone.conv{i}_0.{'conv3' if bottleneck else 'conv2'}.conv.weight" for i in range(5)]
+    start = "backbone.conv0_0.conv1.conv.weight"
+    if "backbone.conv0_0.0.weight" in state:
         norm = "group"
+        start = ends[0] = "backbone.conv0_0.0.weight"
+    first = state[start]
     arguments: dict[str, Any] = {
         "spatial_dims": first.dim() - 2,
         "in_channels": first.shape[1],
         "out_channels": state["convds0.weight"].shape[0],
-        "channels": widths,
+        "channels": [state[end].shape[0] for end in ends],
         "norm": norm,
-        "act": ("prelu", {"init": 0.25}) if "backbone.conv0_0.act.weight" in state else "relu",
+        "act": ("prelu", {"init": 0.25}) if "backbone.conv1_0.conv1.act.weight" in state else "relu",
         "upsample": "deconv" if "up4_3.trans_conv.weight" in state else "interpolate",
         "prior_attention": "one_stage.conv_out.weight" in state,
         "deep_supervision": "convds1.weight" in state,
@@ -150,6 +154,7 @@ def convert(state: Mapping[str, torch.Tensor], path: str | Path = "checkpoint") 
     wanted = network.state_dict()
     levels = (3, 2, 1, 0) if arguments["deep_supervision"] else (0,)
     outputs = {f"convds{level}": f"outputs.{position}" for position, level in enumerate(levels)}
+    dead = _DEAD[arguments["norm"] == "group"]
 
     converted: dict[str, torch.Tensor] = {}
     dropped: list[str] = []
@@ -159,7 +164,7 @@ def convert(state: Mapping[str, torch.Tensor], path: str | Path = "checkpoint") 
         ours = name.replace(top, outputs[top], 1) if top in outputs else rename(name, arguments.get("head", "fcn"))
         if ours in wanted:
             converted[ours] = value
-        elif _DEAD.fullmatch(name):
+        elif dead.fullmatch(name):
             dropped.append(name)
         else:
             unexpected.append(name)

@@ -84,6 +84,8 @@ class WholeVolumeInferer(Inferer):
 class CompiledInferer(Inferer):
     """One forward of the network as ``torch.compile`` makes it; as it is where that fails, which one warning says.
 
+    What the gradient takes is compiled with the first forward, so that a failure there has the same remedy.
+
     MONAI's engines can compile as well, but then a machine without compiler or Triton ends the run.
 
     Args:
@@ -106,7 +108,9 @@ class CompiledInferer(Inferer):
             if self.compiled is None or self.network is not network:
                 # Patches are of one size.
                 self.network, self.compiled = network, torch.compile(network, dynamic=False)
-            return self.compiled(plain, *args, **kwargs)
+            # Else the gradient's part is compiled only when it is asked for, where nothing could go on without it.
+            with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
+                return self.compiled(plain, *args, **kwargs)
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = " ".join(str(error).split())[:200]
             logger.warning("torch.compile failed (%s); going on without it.", reason)

@@ -17,7 +17,7 @@ from scripts.files import read_json, save_json
 
 RECORD_FILE = "run.json"
 CONFIG_FILE = "config.json"
-PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "nibabel", "scikit-image", "scipy")
+PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "nibabel", "scipy")
 
 
 def running_parser() -> ConfigParser | None:

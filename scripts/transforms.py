@@ -19,7 +19,6 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, Spacingd
 from scipy import ndimage
 from scripts.errors import InputError
-from skimage.morphology import remove_small_objects
 
 REGIONS = ("ET", "TC", "WT")
 BACKGROUND_CHANNEL, ET_CHANNEL, TC_CHANNEL, WT_CHANNEL = range(4)
@@ -119,8 +118,8 @@ class KeySpacingd(Spacingd):
         return {**data, **super().__call__(own, lazy)}
 
 
-class LabelsToRegionsd(MapTransform):
-    """Turn a BraTS label map, (1, *size), into the four regions, uint8 of shape (4, *size).
+class CheckLabelsd(MapTransform):
+    """Refuse BraTS label maps, (1, *size), that hold a value which their release does not use; change nothing.
 
     Args:
         keys: keys of label maps.
@@ -132,7 +131,7 @@ class LabelsToRegionsd(MapTransform):
             is the user's explicit choice, never inferred.
 
     Raises:
-        InputError: the map holds a value that its release does not use; the message names the file.
+        InputError: there is such a value; the message names the file.
     """
 
     def __init__(
@@ -153,18 +152,44 @@ class LabelsToRegionsd(MapTransform):
         self.cavity_key = cavity_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Convert the label maps of one case."""
+        """Check the label maps of one case."""
         item = dict(data)
+        et_label, _, cavity = self.convention(item)
         for key in self.key_iterator(item):
-            labels = item[key]
-            et_label, oedema_label, cavity = self.et_label, 2, False
-            if et_label is None:
-                et_label = int(item.get(self.et_label_key, self.default_et_label))
-                oedema_label = int(item.get(self.oedema_key, 2))
-                cavity = bool(item.get(self.cavity_key, 0))
-            name = str(getattr(labels, "meta", {}).get("filename_or_obj", key))
-            check_label_values(np.unique(labels.cpu()), et_label, name, cavity)
-            item[key] = labels_to_regions(labels[0], et_label, oedema_label)
+            name = str(getattr(item[key], "meta", {}).get("filename_or_obj", key))
+            check_label_values(np.unique(item[key].cpu()), et_label, name, cavity)
+        return item
+
+    def convention(self, item: Mapping[Hashable, Any]) -> tuple[int, int, bool]:
+        """Values of ET and of oedema in a case's label maps, and whether 4 may be the resection cavity."""
+        if self.et_label is not None:
+            return self.et_label, 2, False
+        et_label = int(item.get(self.et_label_key, self.default_et_label))
+        return et_label, int(item.get(self.oedema_key, 2)), bool(item.get(self.cavity_key, 0))
+
+
+class LabelsToRegionsd(CheckLabelsd):
+    """Turn a BraTS label map, (1, *size), into the four regions, uint8 of shape (4, *size).
+
+    Args:
+        args, kwargs: as in ``CheckLabelsd``.
+        check: check the values first, which brings them to the host; False where ``CheckLabelsd`` has done so before
+            they went to a device.
+
+    Raises:
+        InputError: the map holds a value that its release does not use; the message names the file.
+    """
+
+    def __init__(self, *args: Any, check: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.check = check
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Convert the label maps of one case."""
+        item = super().__call__(data) if self.check else dict(data)
+        et_label, oedema_label, _ = self.convention(item)
+        for key in self.key_iterator(item):
+            item[key] = labels_to_regions(item[key][0], et_label, oedema_label)
         return item
 
 
@@ -235,11 +260,20 @@ def uncertainty(probabilities: torch.Tensor) -> torch.Tensor:
     return -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)) * (100 / math.log(2))
 
 
+def small_components(mask: np.ndarray, min_voxels: int) -> np.ndarray:
+    """Where ``mask``, bool of shape (*size), has components of fewer than ``min_voxels`` voxels; of the same shape.
+
+    Neighbors share a face (6-connectivity), as in the authors' testing.
+    """
+    components, _ = ndimage.label(mask)
+    return mask & (np.bincount(components.ravel())[components] < min_voxels)
+
+
 class RemoveSmallComponentsd(MapTransform):
     """Clear connected components of fewer than ``min_voxels`` voxels, in each channel for itself.
 
     MONAI's ``RemoveSmallObjects`` labels all channels together, so that a speck of ET inside TC would count as part of
-    TC. Neighbours share a face (6-connectivity), as in the authors' testing.
+    TC.
 
     Args:
         keys: keys of regions, non-zero inside, of shape (channel, *size).
@@ -268,9 +302,7 @@ class RemoveSmallComponentsd(MapTransform):
                 inside = regions[channel][box]
                 mask = np.asarray(inside.cpu()) > 0
                 if mask.any():
-                    # skimage removes components up to and including max_size.
-                    kept = remove_small_objects(mask, max_size=self.min_voxels - 1, connectivity=1)
-                    inside[torch.as_tensor(mask & ~kept, device=inside.device)] = 0
+                    inside[torch.as_tensor(small_components(mask, self.min_voxels), device=inside.device)] = 0
             item[key] = regions
         return item
 
@@ -301,8 +333,7 @@ class SuppressSmallEnhancingTumord(MapTransform):
             inside = regions[(slice(None), *lesion_box([regions[ET_CHANNEL]]))]
             et = np.asarray(inside[ET_CHANNEL].cpu()) > 0
             if self.per_component:
-                components, _ = ndimage.label(et)
-                small = et & (np.bincount(components.ravel())[components] < self.min_voxels)
+                small = small_components(et, self.min_voxels)
             else:
                 small = et if et.sum() < self.min_voxels else np.zeros_like(et)
             if small.any():

@@ -368,7 +368,8 @@ def check_settings(config: Mapping[str, Any] | None = None) -> None:
         if name.endswith("_target_") and isinstance(value, str):
             check_installed(name, value)
     check_device(config.get("device"))
-    if (precision := config.get("amp_dtype", AMP_DTYPES[0])) not in AMP_DTYPES:
+    precision = config.get("amp_dtype", AMP_DTYPES[0])
+    if not left_to_evaluation(precision) and precision not in AMP_DTYPES:
         raise InputError(f"--amp_dtype {precision}: choose one of {', '.join(AMP_DTYPES)}.")
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started > 1 and config.get("world_size") == 1:
@@ -420,14 +421,18 @@ def check_installed(name: str, target: str) -> None:
             raise InputError(f"{name} {target}: needs the package {package}, which is absent; pip install {package}.")
 
 
+def left_to_evaluation(value: Any) -> bool:
+    """Whether a value is a part, an expression or a reference, which only the configuration's evaluation can tell."""
+    return isinstance(value, Mapping) or (isinstance(value, str) and value.startswith(("$", "@")))
+
+
 def check_device(device: Any) -> None:
     """Refuse a device that is none, or not there.
 
     Raises:
         InputError: ``device`` is no name of a device, or names a GPU that this machine does not have.
     """
-    if device is None or isinstance(device, Mapping) or (isinstance(device, str) and device.startswith(("$", "@"))):
-        # Left to the configuration, which only evaluation can tell.
+    if device is None or left_to_evaluation(device):
         return
     try:
         # What torch makes of a bare number depends on the machine.

@@ -139,7 +139,7 @@ def test_the_table_of_keys_is_complete():
     plain = [(k, v) for k, v in found if "#" not in k and not isinstance(v, dict)]
     # Neither an expression nor a list of components.
     keys = {k for k, v in plain if not (isinstance(v, str) and v[0] in "$@") and "_target_" not in str(v)}
-    keys |= {"dataset_dir", "output_dir", "device", "amp", "roi_size", "model_file"}
+    keys |= {"dataset_dir", "output_dir", "device", "amp", "amp_dtype", "roi_size", "model_file"}
     internal = READ_BY_MONAI | {"bundle_root", "rank", "world_size", "label_map_dir", "save_label_maps"}
     assert named == keys - internal
 
@@ -181,6 +181,9 @@ def test_every_image_is_read_in_the_networks_order_and_every_label_by_one_conven
     for name in names:
         for step in steps(read(name), "scripts.transforms.LabelsToRegionsd"):
             assert step["keys"] == "pred" or step["default_et_label"] == "@saved_et_label", name
+            # Values are checked at this step, or at another before it by the same convention.
+            checks = steps(read(name), "scripts.transforms.CheckLabelsd")
+            assert step.get("check", True) or [check["default_et_label"] for check in checks] == ["@saved_et_label"]
 
 
 def test_recipe_is_the_authors():

@@ -56,13 +56,17 @@ def authors_state(network, head="fcn", supervision=True, dead_slopes=True):
     """The network's weights as the authors store them, and the names of what they store beside it and never read."""
     state = {authors_name(name, head, supervision): value.clone() for name, value in network.state_dict().items()}
     dead = set()
-    # An identity shortcut is stored as a block too, and each block has a slope, even where nothing is activated.
+    group = "backbone.conv0_0.0.weight" in state
+    # An identity shortcut is stored as a block too, and each block has a slope, even where nothing is activated: the
+    # last units or, with group normalization, the sum.
     blocks = {re.match(r"(backbone\.conv\d_0|conv\d_\d)\.conv1\.", name) for name in state}
     for block in {found[1] for found in blocks if found}:
         last = "conv3" if f"{block}.conv3.conv.weight" in state else "conv2"
         if f"{block}.identity_mapping.conv.weight" not in state:
             dead.add(f"{block}.identity_mapping.conv.weight")
-        if dead_slopes:
+        if dead_slopes and group:
+            dead.add(f"{block}.act.weight")
+        elif dead_slopes:
             dead |= {f"{block}.{last}.act.weight", f"{block}.identity_mapping.act.weight"}
     state |= {name: torch.full((1,), 9.0) for name in dead}
     return state, dead
@@ -143,6 +147,9 @@ VARIATIONS = [
     {"spatial_dims": 2, "head": "parallel", "upsample": "deconv"},
     {"norm": "batch"},
     {"norm": "group"},
+    {"norm": "group", "channels": (8, 16, 16, 8, 8), "head": "parallel", "upsample": "deconv"},
+    {"norm": "group", "bottleneck": True, "spatial_dims": 2},
+    {"norm": "group", "act": "relu"},
     {"act": "relu"},
     {"bottleneck": True},
     {"bottleneck": True, "norm": "batch", "upsample": "deconv"},

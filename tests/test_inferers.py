@@ -8,12 +8,15 @@ import itertools
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.inferers import SimpleInferer, SlidingWindowInferer
 from scripts.errors import InputError
 from scripts.inferers import BACKGROUND_LOGIT, BrainWindowInferer, CompiledInferer, FlipInferer, WholeVolumeInferer
+from torch._dynamo.backends.common import aot_autograd
+from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
 SIZES = st.tuples(*[st.integers(1, 70)] * 3)
 
@@ -141,6 +144,50 @@ def test_where_compiling_fails_one_warning_says_so_and_the_network_works(monkeyp
         assert torch.equal(inferer(x, network), network(x))
     (warning,) = (record.getMessage() for record in caplog.records if "torch.compile" in record.getMessage())
     assert "no compiler here" in warning and "\n" not in warning
+
+
+def fail(graph, example_inputs, **options):
+    raise RuntimeError("no compiler for gradients here")
+
+
+def only_forwards(graph, example_inputs):
+    """A compiler that takes a forward's graph as it is, and fails on the gradient's."""
+
+    def take(graph, example_inputs):
+        return make_boxed_func(graph.forward)
+
+    return aot_autograd(fw_compiler=take, bw_compiler=fail)(graph, example_inputs)
+
+
+def only_forwards_by_inductor(graph, example_inputs):
+    """torch's own compiler, failing where it comes to the gradient."""
+
+    def inner(graph, example_inputs, **options):
+        return (fail if options.get("is_backward") else compile_fx_inner)(graph, example_inputs, **options)
+
+    return compile_fx(graph, example_inputs, inner_compile=inner)
+
+
+@pytest.mark.parametrize("backend", [only_forwards, only_forwards_by_inductor])
+def test_where_compiling_the_gradient_fails_the_training_goes_on(backend, monkeypatch, caplog):
+    torch.compiler.reset()
+    compiled = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda network, **options: compiled(network, backend=backend, **options))
+    network, plain = small_layer(), small_layer()
+    optimizers = [torch.optim.SGD(layers.parameters(), lr=0.1) for layers in (network, plain)]
+    inferer = CompiledInferer()
+    with torch._inductor.config.patch(force_disable_caches=True):
+        for seed in range(3):
+            x = torch.randn(1, 1, 4, 4, 4, generator=torch.Generator().manual_seed(seed))
+            for optimizer, result in zip(optimizers, (inferer(x, network), plain(x)), strict=True):
+                optimizer.zero_grad()
+                result.square().sum().backward()
+                optimizer.step()
+            gradients = [[parameter.grad for parameter in layers.parameters()] for layers in (network, plain)]
+            assert all(bool(gradient.any()) for gradient in gradients[0])
+            torch.testing.assert_close(*gradients)
+    (warning,) = (record.getMessage() for record in caplog.records if "torch.compile" in record.getMessage())
+    assert "no compiler for gradients here" in warning and not inferer.enabled
 
 
 def test_an_error_of_the_network_is_not_taken_for_one_of_the_compiler():

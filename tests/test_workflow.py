@@ -153,6 +153,11 @@ def test_an_unknown_precision_is_refused():
         check_settings({"amp_dtype": "bf16"})
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16", "$'float16'", "@precision", {"_target_": "str"}])
+def test_a_precision_that_may_be_one_passes(precision):
+    check_settings({"amp_dtype": precision})
+
+
 def test_settings_of_another_workflow_are_no_mistake(caplog):
     """An overlay may leave a setting of the main configurations without a reader."""
     check_settings({"bundle_root": ".", "publish": True, "overlap": 0.5, "run": []})

@@ -21,7 +21,8 @@ class FCNHead(nn.Module):
     Args:
         spatial_dims: 2 or 3.
         channels: feature maps of x2, x3 and x4.
-        norm, act: MONAI layer specifications. The authors use batch normalisation here whatever the network has.
+        norm, act: MONAI layer specifications. The authors use batch normalization and PReLU here whatever the network
+            has.
     """
 
     def __init__(self, spatial_dims: int, channels: tuple[int, int, int], norm: LayerSpec, act: LayerSpec) -> None:
@@ -46,7 +47,8 @@ class ParallelHead(nn.Module):
     Args:
         spatial_dims: 2 or 3.
         channels: feature maps of x2, x3 and x4; half of x2's are used for each branch.
-        norm, act: MONAI layer specifications. The authors use batch normalisation here whatever the network has.
+        norm, act: MONAI layer specifications. The authors use batch normalization and PReLU here whatever the network
+            has.
     """
 
     def __init__(self, spatial_dims: int, channels: tuple[int, int, int], norm: LayerSpec, act: LayerSpec) -> None:

@@ -25,8 +25,8 @@ def is_group_norm(norm: LayerSpec) -> bool:
 def build_norm(norm: LayerSpec, spatial_dims: int, channels: int) -> nn.Module:
     """Normalisation over ``channels`` feature maps.
 
-    Group normalisation takes the largest number of groups that divides both ``num_groups`` (default 8) and
-    ``channels``, so that one setting serves every width, the four input sequences included.
+    Group normalization takes the largest number of groups that divides both ``num_groups`` (default 8) and
+    ``channels``: the authors' 8 wherever they can be had, and fewer for widths that their program cannot build.
     """
     if is_group_norm(norm):
         args = dict(split_args(norm)[1])
@@ -76,8 +76,12 @@ class ConvNorm(nn.Sequential):
 class ResBlock(nn.Module):
     """Residual block: two 3-wide ``ConvNorm``, or a bottleneck of 1, 3 and 1, plus a shortcut, then activation.
 
-    The shortcut is the identity where neither channels nor size change, else a 1-wide ``ConvNorm`` without
-    activation (paper, section III; the bottleneck is the authors' choice for networks wider than 320 channels).
+    The shortcut is the identity where neither channels nor size change, else a 1-wide ``ConvNorm``. Neither it nor the
+    body's last ``ConvNorm`` activates (paper, section III; the bottleneck is the authors' choice for networks wider
+    than 320 channels).
+
+    With group normalization it is the other way round, as in the authors' program: each ``ConvNorm`` activates, and
+    the sum does not.
 
     Args:
         spatial_dims: 2 or 3.
@@ -98,23 +102,39 @@ class ResBlock(nn.Module):
         bottleneck: bool = False,
     ) -> None:
         super().__init__()
+        norm_first = is_group_norm(norm)
+        last_act = act if norm_first else None
         if bottleneck:
             middle = max(in_channels // 4, 1)
             self.body = nn.Sequential(
                 ConvNorm(spatial_dims, in_channels, middle, 1, 1, norm, act),
                 ConvNorm(spatial_dims, middle, middle, 3, stride, norm, act),
-                ConvNorm(spatial_dims, middle, out_channels, 1, 1, norm, None),
+                ConvNorm(spatial_dims, middle, out_channels, 1, 1, norm, last_act),
             )
         else:
             self.body = nn.Sequential(
                 ConvNorm(spatial_dims, in_channels, out_channels, 3, stride, norm, act),
-                ConvNorm(spatial_dims, out_channels, out_channels, 3, 1, norm, None),
+                ConvNorm(spatial_dims, out_channels, out_channels, 3, 1, norm, last_act),
             )
         self.shortcut: nn.Module = nn.Identity()
         if in_channels != out_channels or stride != 1:
-            self.shortcut = ConvNorm(spatial_dims, in_channels, out_channels, 1, stride, norm, None)
-        self.act = get_act_layer(act)
+            self.shortcut = ConvNorm(spatial_dims, in_channels, out_channels, 1, stride, norm, last_act)
+        self.act = nn.Identity() if norm_first else get_act_layer(act)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (batch, in_channels, *size) to (batch, out_channels, *size / stride)."""
         return self.act(self.body(x) + self.shortcut(x))
+
+
+class PlainStem(nn.Sequential):
+    """Convolution with bias, 3 wide, then ReLU: the authors' first encoder block of networks with group normalization.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels, out_channels: feature maps in and out.
+        stride: stride of the convolution.
+    """
+
+    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        conv = Conv[Conv.CONV, spatial_dims](in_channels, out_channels, 3, stride=stride, padding=1)
+        super().__init__(conv, nn.ReLU())

@@ -12,7 +12,7 @@ import torch
 import torch.nn as nn
 from monai.networks.layers.factories import Conv
 from scripts.networks.attention_heads import FCNHead, ParallelHead
-from scripts.networks.blocks import LayerSpec, ResBlock
+from scripts.networks.blocks import LayerSpec, PlainStem, ResBlock, is_group_norm
 from scripts.networks.resize import resize_like
 
 HEADS = {"fcn": FCNHead, "parallel": ParallelHead}
@@ -78,11 +78,13 @@ class PriorAttentionNet(nn.Module):
         channels: feature maps of the five levels.
         strides: strides of the five encoder blocks.
         norm: normalisation outside the head, as MONAI names it: "instance", "batch", "group", or a tuple with
-            arguments. Group normalisation comes before activation and convolution.
-        act: activation, as MONAI names it.
+            arguments. Group normalization comes before activation and convolution, and the first block is then a
+            plain convolution and ReLU (``PlainStem``), as in the authors' program.
+        act: activation outside the head, as MONAI names it.
         upsample: "interpolate" (linear) or "deconv" (transposed convolution) in the decoder.
         head: attention-guiding head, "fcn" or "parallel"; unused without ``prior_attention``.
         head_norm: normalisation in the head; the authors use batch normalisation in every network.
+        head_act: activation in the head; the authors use PReLU in every network.
         prior_attention: predict the prior and weight the skip connections by it; off is the paper's "enhanced" U-Net.
         deep_supervision: also give the coarser levels' maps in training; with ``prior_attention`` off too, what
             remains is the plain residual U-Net.
@@ -104,6 +106,7 @@ class PriorAttentionNet(nn.Module):
         upsample: str = "interpolate",
         head: str = "fcn",
         head_norm: LayerSpec = "batch",
+        head_act: LayerSpec = ("prelu", {"init": 0.25}),
         prior_attention: bool = True,
         deep_supervision: bool = True,
         bottleneck: bool | None = None,
@@ -127,16 +130,18 @@ class PriorAttentionNet(nn.Module):
         if bottleneck is None:
             bottleneck = channels[-1] > BOTTLENECK_ABOVE
 
-        self.encoder = nn.ModuleList(
-            ResBlock(spatial_dims, c_in, c_out, stride, norm, act, bottleneck)
-            for c_in, c_out, stride in zip([in_channels, *channels[:-1]], channels, strides, strict=True)
-        )
+        self.encoder = nn.ModuleList()
+        for c_in, c_out, stride in zip([in_channels, *channels[:-1]], channels, strides, strict=True):
+            if not self.encoder and is_group_norm(norm):
+                self.encoder.append(PlainStem(spatial_dims, c_in, c_out, stride))
+            else:
+                self.encoder.append(ResBlock(spatial_dims, c_in, c_out, stride, norm, act, bottleneck))
 
         conv = Conv[Conv.CONV, spatial_dims]
         self.head: nn.Module | None = None
         self.prior_downsample: nn.Module | None = None
         if prior_attention:
-            self.head = HEADS[head](spatial_dims, (channels[2], channels[3], channels[4]), head_norm, act)
+            self.head = HEADS[head](spatial_dims, (channels[2], channels[3], channels[4]), head_norm, head_act)
             # Without padding, as the authors have it; the coarsest attention map is learned, not only resized.
             self.prior_downsample = conv(1, 1, 3, stride=2)
 

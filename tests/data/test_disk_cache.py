@@ -401,6 +401,11 @@ def test_the_overlay_caches_what_train_json_does_before_its_patches():
         [{k: v for k, v in step.items() if k != "_desc_"} for step in config["train"]["preprocessing"]["transforms"]]
         for config in (plain, cached)
     )
+    # Labels are checked in the cached part, once, instead of where they become regions.
+    check = next(step for step in after if step["_target_"] == "scripts.transforms.CheckLabelsd")
+    after.remove(check)
+    regions = next(step for step in after if step["_target_"] == "scripts.transforms.LabelsToRegionsd")
+    assert regions.pop("check") is False and check == {**regions, "_target_": check["_target_"]}
     crop = [step["_target_"] for step in before].index("RandSpatialCropd")
     assert after[: crop + 1] == before[: crop + 1]
     assert [step["_target_"] for step in after[crop + 1 : crop + 3]] == ["ToDeviced", "CastToTyped"]
