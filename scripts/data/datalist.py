@@ -442,21 +442,39 @@ def _resolve(entry: Any, path: Path, dataset_dir: str | Path) -> dict[str, Any]:
             raise InputError(f"{path}: 'image' must list {', '.join(SEQUENCES)}, in this order: {entry}")
         image = [str(Path(dataset_dir) / file) for file in entry["image"]]
         first = Path(image[0]).name
-    et_label = entry.get("et_label")
-    if et_label is None:
-        et_label = next((r.et_label for r, p in _PATTERNS if p.fullmatch(first)), None)
+    release = _release_of(entry, image, first)
+    et_label, oedema_label = (
+        getattr(release, key, None) if entry.get(key) is None else entry[key] for key in ("et_label", "oedema_label")
+    )
     if et_label is None:
         raise InputError(f"{path}: an entry says no 'et_label' (3 or 4) and its files' names tell no release: {entry}")
     if et_label not in ET_LABELS:
         raise InputError(f"{path}: 'et_label' is 3 or 4: {entry}")
+    if oedema_label is None:
+        # The Decathlon's four-dimensional files have core and edema the other way round.
+        raise InputError(
+            f"{path}: an entry says no 'oedema_label' (2 as in BraTS, 1 as in the Decathlon; core has the other) "
+            f"and its files' names tell no release: {entry}"
+        )
+    if oedema_label not in (1, 2):
+        raise InputError(f"{path}: 'oedema_label' is 2 or 1: {entry}")
     return {
         "case": _plain_name(entry, path, case_name(first)),
         "image": image,
         "label": str(Path(dataset_dir) / entry["label"]),
         "et_label": et_label,
-        "oedema_label": entry.get("oedema_label", 2),
+        "oedema_label": oedema_label,
         "resection_cavity": entry.get("resection_cavity", 0),
     }
+
+
+def _release_of(entry: Mapping[str, Any], image: str | Sequence[str], first: str) -> Release | None:
+    """The release whose label values an entry has that does not say them; None where its names do not tell."""
+    named = next((release for release, pattern in _PATTERNS if pattern.fullmatch(first)), None)
+    if named is None and isinstance(image, str) and Path(image).parent.name in _DECATHLON_IMAGES:
+        # Another value of ET says that the label maps were made anew, by whatever convention.
+        return DECATHLON if entry.get("et_label") in (None, DECATHLON.et_label) else None
+    return named
 
 
 def _plain_name(entry: Mapping[str, Any], path: Path, default: str) -> str:

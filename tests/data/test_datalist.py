@@ -491,7 +491,8 @@ def minimal(**changes):
 
 def test_a_datalist_by_hand_needs_images_and_label_only(tmp_path):
     new = {"image": [f"b/b-{s}.nii.gz" for s in NEW], "label": "b/b-seg.nii.gz"}
-    other = minimal(image=["x.nii", "y.nii", "z.nii", "w.nii"], et_label=3, resection_cavity=1, case="mine", fold=2)
+    other = minimal(image=["x.nii", "y.nii", "z.nii", "w.nii"], et_label=3, oedema_label=1, case="mine", fold=2)
+    other["resection_cavity"] = 1
     path = tmp_path / "list.json"
     path.write_text(json.dumps({"training": [minimal(), new], "validation": [other]}))
     lists = read_datalist(path, "/data")
@@ -514,7 +515,7 @@ def test_a_datalist_by_hand_needs_images_and_label_only(tmp_path):
         },
     ]
     (item,) = lists["validation"]
-    assert (item["case"], item["et_label"], item["resection_cavity"]) == ("mine", 3, 1)
+    assert (item["case"], item["et_label"], item["oedema_label"], item["resection_cavity"]) == ("mine", 3, 1, 1)
     assert item["image"] == ["/data/x.nii", "/data/y.nii", "/data/z.nii", "/data/w.nii"]
 
 
@@ -547,6 +548,19 @@ def test_an_explicit_et_label_overrules_the_datalists(tmp_path):
         (
             '{"training": [{"image": ["a", "b", "c", "d"], "label": "b", "et_label": 7}], "validation": []}',
             "'et_label' is 3 or 4",
+        ),
+        (
+            '{"training": [{"image": ["a", "b", "c", "d"], "label": "b", "et_label": 4}], "validation": []}',
+            "an entry says no 'oedema_label' (2 as in BraTS, 1 as in the Decathlon; core has the other)",
+        ),
+        ('{"training": [{"image": "a.nii", "label": "b", "et_label": 4}], "validation": []}', "says no 'oedema_label'"),
+        (
+            '{"training": [{"image": "imagesTr/a.nii", "label": "b", "et_label": 4}], "validation": []}',
+            "says no 'oedema_label'",
+        ),
+        (
+            '{"training": [{"image": "a.nii", "label": "b", "et_label": 3, "oedema_label": 3}], "validation": []}',
+            "'oedema_label' is 2 or 1",
         ),
     ],
 )

@@ -179,6 +179,23 @@ def test_splits_keep_four_dimensional_files(task01, tmp_path):
     assert lists == {name: split[name] for name in ("training", "validation")}
 
 
+def test_an_entry_by_hand_has_the_decathlons_labels_where_its_folder_tells(task01, tmp_path):
+    """Core and oedema are the other way round than in BraTS; taken for BraTS's, they would change places in silence."""
+    entry = {"image": f"imagesTr/{NAME}.nii.gz", "label": f"labelsTr/{NAME}.nii.gz"}
+    (wanted, *_) = labeled_items(task01)
+    lists = tmp_path / "list.json"
+    for said in ({}, {"et_label": 3}, {"et_label": None, "oedema_label": None}):
+        lists.write_text(json.dumps({"training": [{**entry, **said}], "validation": []}))
+        assert read_datalist(lists, task01)["training"] == [wanted]
+    os.rename(task01 / "imagesTr", task01 / "scans")
+    entry["image"] = f"scans/{NAME}.nii.gz"
+    lists.write_text(json.dumps({"training": [{**entry, "et_label": 3}], "validation": []}))
+    with pytest.raises(InputError, match="an entry says no 'oedema_label'"):
+        read_datalist(lists, task01)
+    lists.write_text(json.dumps({"training": [{**entry, "et_label": 3, "oedema_label": 1}], "validation": []}))
+    assert read_datalist(lists, task01)["training"] == [{**wanted, "image": str(task01 / entry["image"])}]
+
+
 def test_bare_entries_are_completed(brats, task01):
     """As MONAI Label hands them over, for a folder and for one file."""
     label = str(brats / NAME / f"{NAME}_seg.nii.gz")
