@@ -4,15 +4,20 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import itk
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.transforms import LoadImaged
+from monai.data import ITKReader
+from monai.transforms import LoadImage, LoadImaged
 from scripts.data.checks import check_cases, check_voxels
 from scripts.data.datalist import (
     SEQUENCES,
@@ -25,7 +30,7 @@ from scripts.data.datalist import (
     unlabeled_items,
     write_datalist,
 )
-from scripts.data.readers import SequenceReader
+from scripts.data.readers import LoadImageByReaderd, SequenceReader
 from scripts.errors import InputError
 from scripts.transforms import LabelsToRegionsd, labels_to_regions
 from workflows import SIZE, TRAINING_SIZE, bundle_run, voxels, write_decathlon
@@ -64,9 +69,7 @@ def task01(brats, tmp_path):
 
 
 def load(item, **arguments):
-    return LoadImaged("image", reader=SequenceReader(**arguments), image_only=True, ensure_channel_first=True)(item)[
-        "image"
-    ]
+    return LoadImageByReaderd("image", SequenceReader(**arguments), ensure_channel_first=True)(item)["image"]
 
 
 def test_cases_of_the_decathlon_are_found(task01):
@@ -154,7 +157,7 @@ def test_names_of_channels_are_known_by_any_clear_spelling(task01, names, accept
 
 def test_one_reader_serves_many_threads(brats):
     """Images and label maps by turns; MONAI's own reader mixes up their number of files."""
-    loader = LoadImaged(["image", "label"], reader=SequenceReader(), image_only=True, ensure_channel_first=True)
+    loader = LoadImageByReaderd(["image", "label"], SequenceReader(), ensure_channel_first=True)
     (item, *_) = labeled_items(brats)
     with ThreadPoolExecutor(8) as pool:
         shapes = {(tuple(i["image"].shape), tuple(i["label"].shape)) for i in pool.map(loader, [item] * 200)}
@@ -236,6 +239,49 @@ def test_faulty_files_are_named(tmp_path, brats):
         check_voxels({"image": str(empty)})
     with pytest.raises(InputError, match="0 complete cases"):
         image_files(str(tmp_path / "imagesTr"))
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
+def test_another_format_is_refused_and_no_other_reader_tried(tmp_path, suffix):
+    """MONAI's readers would take it, with its channels in its own order, which the setting says nothing of."""
+    path = tmp_path / f"scan{suffix}"
+    channels = np.stack([np.full(SHAPE, value, np.float32) for value in (1, 2, 3, 4)], axis=-1)
+    itk.imwrite(itk.image_from_array(channels, is_vector=True), str(path))
+    assert LoadImage(reader=ITKReader(), ensure_channel_first=True)(path).shape[0] == 4, "else nothing is tested"
+    said = f"{path}: not a NIfTI image (.nii, .nii.gz), the only format read; convert it to NIfTI."
+    for item in ({"image": str(path)}, {"image": [str(path)] * 4}):
+        with pytest.raises(InputError) as caught:
+            load(item)
+        assert str(caught.value) == said
+        with pytest.raises(InputError) as caught:
+            check_cases([{**item, "case": "scan"}], tmp_path, datalist_file="list.json")
+        assert str(caught.value) == said
+
+
+def test_a_readers_error_comes_through(tmp_path, brats):
+    """As one line that names the file, whether its header or its voxels cannot be read."""
+    (item, *_) = labeled_items(brats)
+    file = Path(item["image"][2])
+    content = gzip.decompress(file.read_bytes())
+    for damaged, said in (
+        (b"", "not a readable NIfTI image"),
+        (b"no image at all", "not a readable NIfTI image"),
+        (gzip.compress(content[:-50]), "damaged"),
+    ):
+        file.write_bytes(damaged)
+        with pytest.raises(InputError) as caught:
+            load(item)
+        assert str(caught.value).startswith(f"{file}: {said} ("), str(caught.value)
+        assert "\n" not in str(caught.value)
+    file.unlink()
+    with pytest.raises(InputError, match=re.escape(f"{file}: not a readable NIfTI image (")):
+        load(item)
+
+
+def test_monais_consumers_know_the_loader_for_one():
+    """MONAI Label by its class, MONAI Deploy by its name."""
+    assert issubclass(LoadImageByReaderd, LoadImaged)
+    assert "LoadImage" in LoadImageByReaderd.__name__
 
 
 # The workflows.
