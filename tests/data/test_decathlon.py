@@ -31,7 +31,7 @@ from scripts.data.datalist import (
     write_datalist,
 )
 from scripts.data.readers import LoadImageByReaderd, SequenceReader
-from scripts.errors import InputError
+from scripts.errors import InputError, input_error_behind
 from scripts.transforms import LabelsToRegionsd, labels_to_regions
 from workflows import SIZE, TRAINING_SIZE, bundle_run, voxels, write_decathlon
 
@@ -285,6 +285,25 @@ def test_monais_consumers_know_the_loader_for_one():
 
 
 # The workflows.
+
+
+@pytest.mark.parametrize("workflow", ["inference", "evaluation", "maps elsewhere", "training"])
+def test_results_in_the_images_folder_are_refused_and_nothing_is_changed(task01, workflow, tmp_path):
+    """An image and the label map of its case have one name."""
+    images = task01 / "imagesTr"
+    before = {path: path.read_bytes() for path in task01.rglob("*") if path.is_file()}
+    place = {"dataset_dir": str(task01), "output_dir": str(images), **SIZE}
+    names = {"inference": ["inference.json"], "training": ["train.json"]}.get(workflow, ["train.json", "evaluate.json"])
+    if workflow == "evaluation":
+        place |= {"evaluation_dir": str(images), "cases": "all"}
+    elif workflow != "inference":
+        place |= {"output_dir": str(tmp_path / "out"), "label_map_dir": str(images), "save_label_maps": True}
+    with pytest.raises(RuntimeError) as caught:
+        bundle_run(*names, **place)
+    error = str(input_error_behind(caught.value))
+    assert error.startswith(f"{images}/BraTS20_Training_00") and "would be written over" in error
+    assert {path: path.read_bytes() for path in task01.rglob("*") if path.is_file()} == before
+    assert not (tmp_path / "out").exists()
 
 
 def test_one_file_is_segmented_as_its_four_sequences_are(cohort, training, segmentation, tmp_path):
