@@ -235,12 +235,12 @@ def contents(root):
 def test_a_label_map_never_replaces_an_image_or_a_label(tmp_path, model, folder):
     root = decathlon(tmp_path)
     before = contents(root)
-    labelled = folder != "imagesTs"
-    items = labeled_items(root) if labelled else unlabeled_items(root / folder)
+    labeled = folder != "imagesTs"
+    items = labeled_items(root) if labeled else unlabeled_items(root / folder)
     assert len(items) == 1
     out, case = root / folder, items[0]["case"]
     with pytest.raises(InputError) as caught:
-        evaluate(items, root, model, out, map_dir=str(out), selection="all" if labelled else None)
+        evaluate(items, root, model, out, map_dir=str(out), selection="all" if labeled else None)
     assert str(caught.value) == (
         f"{out / case}.nii.gz: would be written over {out / case}.nii.gz, an input; choose another --output_dir."
     )

@@ -183,7 +183,7 @@ def test_splits_keep_four_dimensional_files(task01, tmp_path):
 
 
 def test_an_entry_by_hand_has_the_decathlons_labels_where_its_folder_tells(task01, tmp_path):
-    """Core and oedema are the other way round than in BraTS; taken for BraTS's, they would change places in silence."""
+    """Core and edema are the other way round than in BraTS; taken for BraTS's, they would change places in silence."""
     entry = {"image": f"imagesTr/{NAME}.nii.gz", "label": f"labelsTr/{NAME}.nii.gz"}
     (wanted, *_) = labeled_items(task01)
     lists = tmp_path / "list.json"
