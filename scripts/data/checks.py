@@ -119,7 +119,7 @@ def read_voxels(path: str | Path) -> np.ndarray:
     try:
         # Whole, since nibabel stops at the last voxel, and gzip's checksum comes after it.
         content = Path(path).read_bytes()
-        content = gzip.decompress(content) if str(path).endswith(".gz") else content
+        content = gzip.decompress(content) if str(path).lower().endswith(".gz") else content
         voxels = np.asanyarray(nib.nifti1.Nifti1Image.from_bytes(content).dataobj)
     except UNREADABLE as error:
         raise InputError(f"{path}: damaged ({one_line(error)}); copy it again.") from error
@@ -162,7 +162,7 @@ def processors() -> int:
 
 
 def available_memory() -> float:
-    """Memory that can be had without swapping, in bytes."""
+    """Memory that can be had without swapping, in bytes; half of all where the system does not say it."""
     try:
         found = re.search(r"^MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"), re.MULTILINE)
     except OSError:

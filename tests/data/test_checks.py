@@ -10,6 +10,7 @@ import shutil
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -484,9 +485,30 @@ def test_cases_are_read_by_as_many_threads_as_processors_and_memory_allow(
     assert started == [threads]
 
 
-def test_available_memory_is_the_systems():
-    free = available_memory()
-    assert 0 < free <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+@pytest.mark.parametrize(
+    ("text", "available"),
+    [("MemTotal: 9 kB\nMemAvailable:    4096 kB\n", 4096 * 1024), ("MemTotal: 9 kB\n", None), (None, None)],
+)
+def test_available_memory_is_the_systems_or_half_of_all(monkeypatch, text, available):
+    def read_text(path, **options):
+        assert path == Path("/proc/meminfo")
+        if text is None:
+            raise FileNotFoundError(path)
+        return text
+
+    everything = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < available_memory() <= everything
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert available_memory() == (available or everything / 2)
+
+
+def test_names_in_capitals_are_read_as_others(tmp_path):
+    make_case(tmp_path)
+    (item,) = labeled_items(tmp_path)
+    for number, file in enumerate(item["image"]):
+        item["image"][number] = str(Path(file).rename(file.replace(".nii.gz", ".NII.GZ")))
+    assert check_voxels(item) == pytest.approx(3 / 8)
+    assert check_grid(item) is False
 
 
 # Patients.
