@@ -8,6 +8,7 @@ import atexit
 import csv
 import io
 import logging
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -23,7 +24,8 @@ from monai.utils import evenly_divisible_all_gather, string_list_all_gather
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-from scripts.distributed import rank
+from scripts.distributed import rank, unwrap
+from scripts.errors import InputError
 from scripts.files import save_text
 from scripts.losses import PriorAttentionLoss
 from scripts.transforms import REGIONS
@@ -182,6 +184,73 @@ class TrainingScalars:
             for name, value in zip(terms, own, strict=True):
                 writer.add_scalar(f"train/loss_{name}", value, step)
             writer.add_scalar("train/learning_rate", rate, step)
+
+
+class FiniteTraining:
+    """End a training whose loss or weights are no finite numbers, before that epoch's validation and files.
+
+    So the last good state survives, for a resumption. No step waits for the device: losses stay there, and are looked
+    at once at the end of the epoch (on the way to it every half a minute), together with the weights. With several
+    ranks each looks at its own losses; bad ones of another rank are seen by the weights, which the averaged gradients
+    spoil.
+
+    Ignite's ``TerminateOnNan`` would wait for the device in every step, and end the training as if it were complete,
+    with exit status 0, after the epoch's files were written.
+
+    Args:
+        network: what is trained.
+
+    Raises:
+        InputError: (at the end of an epoch, or on the way to it) the loss of an iteration or a weight is not finite.
+    """
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.network = network
+        self._waiting: list[tuple[int, torch.Tensor]] = []
+        self._looked = time.monotonic()
+
+    def attach(self, engine: Workflow) -> None:
+        """Follow ``engine``; attach before the validation and before what writes files."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+
+    def iteration_completed(self, engine: Workflow) -> None:
+        """Note the loss of the iteration."""
+        items = engine.state.output if isinstance(engine.state.output, list) else [engine.state.output]
+        self._waiting += [(engine.state.iteration, torch.as_tensor(item["loss"]).detach()) for item in items]
+        if time.monotonic() - self._looked > LOG_INTERVAL_S:
+            self.look(engine)
+
+    def epoch_completed(self, engine: Workflow) -> None:
+        """Look at the epoch's losses, and at the weights that they led to."""
+        self.look(engine)
+        values = [value for value in unwrap(self.network).state_dict().values() if value.is_floating_point()]
+        if not bool(torch.stack([value.isfinite().all() for value in values]).all()):
+            raise InputError(f"epoch {engine.state.epoch}: weights are not finite; {_remedy(engine)}")
+
+    def look(self, engine: Workflow) -> None:
+        """Look at the losses that have been noted."""
+        self._looked = time.monotonic()
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        # One transfer from the device for all of them.
+        losses = torch.stack([loss.float().mean() for _, loss in waiting]).tolist()
+        for (iteration, _), loss in zip(waiting, losses, strict=True):
+            if not math.isfinite(loss):
+                raise InputError(
+                    f"iteration {iteration} (epoch {engine.state.epoch}): the loss is {loss}; {_remedy(engine)}"
+                )
+
+
+def _remedy(engine: Workflow) -> str:
+    anew = "train anew with a lower --learning_rate, or with --amp False"
+    if engine.state.epoch < 2:
+        return f"{anew}."
+    return (
+        f"nothing of this epoch was written: go on after epoch {engine.state.epoch - 1} with train_resume.yaml "
+        f"(and --amp False, if the precision may be the cause), or {anew}."
+    )
 
 
 class AsynchronousSteps:

@@ -151,6 +151,8 @@ class FlipInferer(Inferer):
             dims = [axis + 2 for axis in flip]
             logits = torch.flip(self.inferer(torch.flip(inputs, dims), network, *args, **kwargs), dims).float()
             probability = logits.softmax(dim=1) if self.exclusive else logits.sigmoid()
+            # Faults of the network must not pass for certainty.
+            probability = probability.masked_fill_(~logits.isfinite(), torch.nan)
             total = probability if total is None else total.add_(probability)
         assert total is not None
         mean = (total / len(self.flips)).clamp(SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)

@@ -218,6 +218,36 @@ def check_label_values(values: np.ndarray, et_label: int, name: str, cavity: boo
     raise InputError(f"{name}: unexpected label {shown} beside 0, 1, 2, {et_label}; {remedy}.")
 
 
+class RequireFinited(MapTransform):
+    """Refuse predictions that hold NaN or infinite values, of which thresholds would make an empty label map.
+
+    Before the activation: a sigmoid makes 1 of infinity.
+
+    Args:
+        keys: keys of logits, (channel, *size).
+        case_key: key of the case's name; where an entry has none, its file is named.
+
+    Raises:
+        InputError: (when called) a value is not finite; the message names the case.
+    """
+
+    def __init__(self, keys: KeysCollection, case_key: str = "case", allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.case_key = case_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Look at the predictions of one case."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            if not bool(torch.isfinite(torch.as_tensor(item[key])).all()):
+                case = item.get(self.case_key) or getattr(item[key], "meta", {}).get("filename_or_obj", "this case")
+                raise InputError(
+                    f"{case}: the network's output ({key}) holds NaN or infinite values, so nothing is saved; "
+                    "check the weights (--model_file), or compute more exactly with --amp False."
+                )
+        return item
+
+
 class ProbabilitiesToRegionsd(MapTransform):
     """Turn probabilities, (4, *size), into regions, uint8 of the same shape.
 

@@ -43,6 +43,7 @@ from scripts.weights_record import (
     record_file,
     trained_on,
 )
+from scripts.writers import map_files
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ RECIPE = {
     "min_et_voxels",
     "et_per_component",
     "oedema_last",
+    "pred_keys",
     "network_def",
     "network",
     "loss",
@@ -149,14 +151,16 @@ def prepare_training(
     resume: bool = False,
     channel_order: Sequence[str] = CHANNEL_ORDER,
     settings: Record | None = None,
+    label_map_dir: str | None = None,
 ) -> None:
     """Check settings and cases, load ``pretrained_file``, then write split, configuration and versions.
 
     A caller may bring its own lists, as MONAI Label does, in place of the cases below ``dataset_dir``. Since such a
     caller trains again and again, the folder of its earlier run is then kept under a dated name without being told to.
 
-    All of that goes to ``output_dir``. With several ranks, rank 0 does so alone; each loads ``pretrained_file``, whose
-    record is compared with ``settings`` (``scripts.weights_record``).
+    All of that goes to ``output_dir``; label maps of the validation, where they are saved, to ``label_map_dir``. With
+    several ranks, rank 0 does so alone; each loads ``pretrained_file``, whose record is compared with ``settings``
+    (``scripts.weights_record``).
 
     Raises:
         InputError: a setting cannot work, there are too few cases or a faulty one, ``output_dir`` is in use, or, with
@@ -183,6 +187,8 @@ def prepare_training(
         lists = {name: [complete_item(item, saved_et_label) for item in items] for name, items in lists.items()}
         # One patient may stand on both sides, to see whether a network can learn it.
         both = {str(item["image"]): item for items in lists.values() for item in items}
+        if not resume:
+            refuse_replacing(list(both.values()), label_map_dir, output_dir, datalist_file)
         synthetic = check_cases(list(both.values()), searched, "labelled cases", datalist_file, channel_order)
         phantoms = any(synthetic)
         needed = ["training", "validation"] if val_interval else ["training"]
@@ -245,12 +251,13 @@ def prepare_evaluation(
     overwrite: bool = False,
     channel_order: Sequence[str] = CHANNEL_ORDER,
     settings: Record | None = None,
+    map_dir: str | None = None,
 ) -> None:
     """Check settings, cases and weights, and write configuration and versions into ``output_dir``.
 
     Serves evaluation (items with labels, chosen by ``selection``) and inference (without). ``model_file`` is one file
-    or, for an ensemble, several, whose records are compared with ``settings`` (``scripts.weights_record``). With
-    several ranks, rank 0 does all this alone.
+    or, for an ensemble, several, whose records are compared with ``settings`` (``scripts.weights_record``). Label maps
+    go to ``map_dir``, None where none are saved. With several ranks, rank 0 does all this alone.
 
     Raises:
         InputError: a setting cannot work, there is no case or a faulty one, the weights are absent, of another network
@@ -267,13 +274,14 @@ def prepare_evaluation(
             if inside and (Path(output_dir) / RECORD_FILE).exists():
                 raise InputError(f"{output_dir}: holds the weights ({file}); choose another --output_dir.")
         refuse_used(output_dir, dataset_dir, overwrite)
+        completed = [complete_item(item, saved_et_label) for item in items]
+        refuse_replacing(completed, map_dir, output_dir)
         if not files or len(set(files)) != len(files):
             raise InputError(f"--model_file {list(files)}: name at least one model file, and each once.")
         records = [check_weights(unwrap(network), file, settings) for file in files]
         if not items and selection not in (None, "all") and labeled_items(dataset_dir):
             raise InputError(f"{datalist_file or dataset_dir}: no case for {selection}; choose --cases all.")
         kind = "cases" if selection is None else "labelled cases"
-        completed = [complete_item(item, saved_et_label) for item in items]
         phantoms = any(check_cases(completed, dataset_dir, kind, datalist_file, channel_order))
         check_ranks(items, kind)
         phantom_weights = [knows_phantoms(record, only=True) for record in records]
@@ -482,6 +490,43 @@ def refuse_used(output_dir: str, dataset_dir: str, overwrite: bool) -> None:
             f"{folder}: holds an earlier run; choose another --output_dir, or add --overwrite True "
             "(the earlier folder is then kept under a dated name)."
         )
+
+
+def refuse_replacing(items: Items, map_dir: str | None, output_dir: str, datalist_file: str | None = None) -> None:
+    """Make sure, before anything is read at length, that no result takes the place of a file that the run reads.
+
+    Args:
+        items: what the run reads.
+        map_dir: folder for label maps and maps of regions; None where none are saved.
+        output_dir: the run's folder, which is moved away where it holds an earlier run.
+        datalist_file: a training's, also read; one of the run's own is written to ``output_dir``.
+
+    Raises:
+        InputError: a file to be written is one of them, whatever links lead there, or they would be moved away.
+    """
+    read = [file for item in items for file in (*image_files(item["image"]), item.get("label")) if file]
+    written = [path for item in items if map_dir is not None for path in map_files(str(item["case"]), map_dir)]
+    if (Path(output_dir) / RECORD_FILE).exists():
+        folder = os.path.realpath(output_dir)
+        for file in read:
+            if any(Path(path).is_relative_to(folder) for path in (os.path.abspath(file), os.path.realpath(file))):
+                raise InputError(f"{output_dir}: holds {file}, which the run reads; choose another --output_dir.")
+    elif datalist_file is not None:
+        read.append(datalist_file)
+        written.append(Path(output_dir) / "datalist.json")
+    known = {_identity(file): file for file in read}
+    for path in written:
+        if (identity := _identity(path)) is not None and identity in known:
+            raise InputError(f"{path}: would be written over {known[identity]}, an input; choose another --output_dir.")
+
+
+def _identity(path: str | Path) -> tuple[int, int] | None:
+    """What is the same for all links to a file; None where there is no file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def claim_output(output_dir: str) -> None:

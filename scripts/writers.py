@@ -16,6 +16,15 @@ from scripts.data.datalist import case_name, image_files
 from scripts.files import replacing
 from scripts.transforms import region_probabilities, uncertainty
 
+REGION_MAP_NAMES = ("enhance", "core", "whole")
+REGION_MAP_KINDS = ("prob", "unc")
+
+
+def map_files(case: str, folder: PathLike) -> list[Path]:
+    """All files that the writers below may make of a case in ``folder``: its label map first, then maps of regions."""
+    maps = [f"{case}_{kind}_{name}" for kind in REGION_MAP_KINDS for name in REGION_MAP_NAMES]
+    return [Path(folder) / f"{name}.nii.gz" for name in (case, *maps)]
+
 
 class MapWriter(NibabelWriter):
     """MONAI's NIfTI writer for maps that are in the input's grid already, through a temporary file."""
@@ -76,8 +85,6 @@ class SaveRegionMapsd(MapTransform):
         ValueError: another ``kind``.
     """
 
-    NAMES = ("enhance", "core", "whole")
-
     def __init__(
         self,
         keys: KeysCollection,
@@ -88,7 +95,7 @@ class SaveRegionMapsd(MapTransform):
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        if kind not in ("prob", "unc"):
+        if kind not in REGION_MAP_KINDS:
             raise ValueError(f"kind must be 'prob' or 'unc', got {kind!r}.")
         self.output_dir = Path(output_dir)
         self.kind = kind
@@ -104,6 +111,6 @@ class SaveRegionMapsd(MapTransform):
             maps = region_probabilities(item[key], self.exclusive)
             if self.kind == "unc":
                 maps = uncertainty(maps).round()
-            for name, region in zip(self.NAMES, maps, strict=True):
+            for name, region in zip(REGION_MAP_NAMES, maps, strict=True):
                 self.saver(region[None], filename=self.output_dir / f"{item[self.case_key]}_{self.kind}_{name}")
         return item

@@ -42,13 +42,30 @@ def small_cohort(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
-@pytest.fixture(scope="session")
-def real_cases() -> Path:
-    """The two real cases, found by the environment variable BRATS_PANET_SHARED."""
+def shared_data() -> Path:
+    """The folder of real cases, found by the environment variable BRATS_PANET_SHARED."""
     shared = os.environ.get("BRATS_PANET_SHARED")
     if not shared or not (Path(shared) / "data").is_dir():
         pytest.skip("the real cases are not here: BRATS_PANET_SHARED names no folder with data/")
     return Path(shared) / "data"
+
+
+@pytest.fixture(scope="session")
+def real_cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of links to the two real cases with silver labels."""
+    folder = tmp_path_factory.mktemp("real")
+    for case in shared_data().glob("TCGA-*"):
+        (folder / case.name).symlink_to(case)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shifted_case() -> Path:
+    """The real case whose label map has another origin than its images, as BraTS 2017 shipped it."""
+    case = shared_data() / "tcga" / "Brats17_TCIA_105_1"
+    if not case.is_dir():
+        pytest.skip(f"{case} is not here")
+    return case
 
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")

@@ -175,9 +175,12 @@ def steps(node, target: str):
 def test_every_image_is_read_in_the_networks_order_and_every_label_by_one_convention():
     """Without the reader a four-dimensional file would be taken in its own order, and nothing would tell."""
     names = {path.name for path in CONFIGS.iterdir() if path.suffix in (".json", ".yaml")} - {"metadata.json"}
-    loaders = [(name, step) for name in sorted(names) for step in steps(read(name), "LoadImaged")]
+    loaders = [
+        (name, step) for name in sorted(names) for step in steps(read(name), "scripts.data.readers.LoadImageByReaderd")
+    ]
     assert {name for name, _ in loaders} >= {"train.json", "inference.json", "train_cached.yaml"}
     assert all(step["reader"] == "@reader" for _, step in loaders)
+    assert not [name for name in names if list(steps(read(name), "LoadImaged"))], "MONAI's falls back to other readers"
     for name in names:
         for step in steps(read(name), "scripts.transforms.LabelsToRegionsd"):
             assert step["keys"] == "pred" or step["default_et_label"] == "@saved_et_label", name

@@ -111,6 +111,20 @@ def test_a_failure_on_one_rank_ends_all_with_its_message(small_cohort, tmp_path)
     assert time.monotonic() - start < 120, "the other rank went on waiting"
 
 
+def test_a_bad_loss_on_another_rank_keeps_rank_zero_from_writing(small_cohort, tmp_path):
+    overlay = tmp_path / "spoil.json"
+    handler = {"_target_": "workflows.SpoilAt", "iteration": 6, "rank": 1}
+    overlay.write_text(json.dumps({"+train#handlers": [handler]}))
+    place = {"dataset_dir": small_cohort, "output_dir": tmp_path / "run"}
+    two_epochs = {**TRAINING, "max_epochs": 3, "val_interval": 3}
+    done = torchrun([*files("train.json", "multi_gpu_train.json"), str(overlay)], tmp_path, **place, **two_epochs)
+    assert done.returncode != 0
+    assert "the loss is nan" in done.stderr
+    state = torch.load(tmp_path / "run" / "trainer_state.pt", weights_only=True)
+    assert all(bool(value.isfinite().all()) for value in state["network"].values())
+    assert state["iteration"] < 6
+
+
 def test_a_refusal_is_said_once(small_cohort, tmp_path):
     place = {"dataset_dir": tmp_path / "nowhere", "output_dir": tmp_path / "run"}
     done = torchrun(files("train.json", "multi_gpu_train.json"), tmp_path, **place, **TRAINING)

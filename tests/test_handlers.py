@@ -13,7 +13,15 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
-from scripts.handlers import EvaluationReport, LazySummaryWriter, ProgressHandler, TrainingScalars, summarize
+from scripts.errors import InputError
+from scripts.handlers import (
+    EvaluationReport,
+    FiniteTraining,
+    LazySummaryWriter,
+    ProgressHandler,
+    TrainingScalars,
+    summarize,
+)
 from scripts.losses import PriorAttentionLoss
 from scripts.lr_schedulers import WarmupFlatCosineLR
 from scripts.training_state import ResumeTraining, TrainingFiles, newest_state
@@ -286,6 +294,76 @@ def test_a_long_epoch_is_written_on_the_way(tmp_path, monkeypatch):
     iterations(loss, optimizer, writer, scalars, (3, 4))
     writer.close()
     assert [step for step, _ in events(tmp_path)["train/loss"]] == [1, 2, 3]
+
+
+# Losses and weights that are not finite.
+
+
+def finite_training(losses, network=None, steps=4, epochs=2):
+    """An engine whose iterations have the listed losses, with two handlers that tell what else runs and when."""
+    network = network or torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    engine = Engine(lambda engine, batch: [{"loss": torch.tensor(losses[engine.state.iteration - 1])}])
+    handler = FiniteTraining(network)
+    handler.attach(engine)
+    done = []
+    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: done.append(engine.state.iteration))
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda engine: done.append("files"))
+    return engine, handler, done, lambda: engine.run(range(steps), max_epochs=epochs)
+
+
+def test_finite_losses_and_weights_pass():
+    _, _, done, run = finite_training([0.5] * 8)
+    run()
+    assert done == [1, 2, 3, 4, "files", 5, 6, 7, 8, "files"]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("iteration", [5, 6, 8])
+def test_a_loss_that_is_not_finite_ends_the_epoch_before_its_files(bad, iteration):
+    losses = [0.5] * 8
+    losses[iteration - 1 :] = [bad] * (9 - iteration)
+    _, _, done, run = finite_training(losses)
+    with pytest.raises(InputError) as caught:
+        run()
+    assert str(caught.value).startswith(
+        f"iteration {iteration} (epoch 2): the loss is {bad}; nothing of this epoch was"
+    )
+    assert "go on after epoch 1 with train_resume.yaml" in str(caught.value)
+    assert done == [1, 2, 3, 4, "files", 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("name", ["0.weight", "1.running_var"])
+def test_weights_and_statistics_that_are_not_finite_end_it_too(name):
+    """As with several ranks, where another rank's loss was bad."""
+    network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    network.state_dict()[name].view(-1)[1] = float("inf")
+    _, _, done, run = finite_training([0.5] * 8, network)
+    with pytest.raises(InputError, match=r"^epoch 1: weights are not finite; train anew with a lower --learning_rate"):
+        run()
+    assert done == [1, 2, 3, 4]
+
+
+def test_no_step_reads_a_loss_but_now_and_then(monkeypatch):
+    """Reading one waits for the device; on the way through a long epoch that is done every half a minute."""
+    now, read = [1000.0], []
+    monkeypatch.setattr("scripts.handlers.time.monotonic", lambda: now[0])
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: (read.append(len(self)), tolist(self))[1])
+    monkeypatch.setattr(torch.Tensor, "item", lambda self: pytest.fail("a step waits for the device"))
+    monkeypatch.setattr(torch.Tensor, "__bool__", lambda self: pytest.fail("a step waits for the device"))
+    engine, handler, _, _ = finite_training([0.5] * 8)
+    for iteration in range(1, 8):
+        engine.state.iteration = iteration
+        engine.state.output = [{"loss": torch.tensor(float("nan") if iteration == 7 else 0.5)}]
+        if iteration == 4:
+            now[0] += 31
+        if iteration == 7:
+            now[0] += 31
+            with pytest.raises(InputError, match="iteration 7 "):
+                handler.iteration_completed(engine)
+        else:
+            handler.iteration_completed(engine)
+    assert read == [4, 3]
 
 
 # Report.

@@ -49,6 +49,21 @@ def ramp(x: torch.Tensor) -> torch.Tensor:
     return x * along + torch.arange(x.shape[1])[:, None, None, None] * along
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_flips_do_not_hide_logits_that_are_not_finite(bad, exclusive):
+    """The sigmoid of an infinite one is 1."""
+
+    def network(x):
+        result = ramp(x)
+        result[0, 2, 1, 2, 3] = bad
+        return result
+
+    result = FlipInferer(SimpleInferer(), (0,), exclusive)(torch.randn(1, 4, 5, 6, 7), network)
+    assert not result[0, 2, 1, 2, 3].isfinite() and not result[0, 2, 3, 2, 3].isfinite()
+    assert result[0, :, 2].isfinite().all()
+
+
 @pytest.mark.parametrize("axes", [(0, 1, 2), (2,), (0, 1), ()])
 @pytest.mark.parametrize("exclusive", [True, False])
 def test_flips_average_probabilities_over_all_combinations(axes, exclusive):

@@ -42,6 +42,21 @@ def resume(cohort: Path, output: Path, **changes) -> None:
     bundle_run("train.json", "train_resume.yaml", **settings(cohort, output, **changes))
 
 
+def spoil(cohort: Path, output: Path, folder: Path, what: str, iteration: int, **changes) -> str:
+    """The one line with which a training ends whose images or weights become NaN in the given iteration."""
+    overlay = folder / "spoil.json"
+    handler = {"_target_": "workflows.SpoilAt", "iteration": iteration, "what": what, "network": "@network"}
+    overlay.write_text(json.dumps({"+train#handlers": [handler]}))
+    chosen = {"bundle_root": ROOT, **settings(cohort, output, **changes)}
+    flat = [text for key, value in chosen.items() for text in (f"--{key}", str(value))]
+    config = str([*files("train.json"), str(overlay)])
+    done = command("monai.bundle", "run", "--config_file", config, *flat, cwd=folder)
+    assert done.returncode == 1, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    return line
+
+
 def load(path: Path) -> dict:
     return torch.load(path, weights_only=True)
 
@@ -103,6 +118,43 @@ def test_resumed_it_ends_as_if_never_stopped(small_cohort, uninterrupted, killed
     record = json.loads((output / "run.json").read_text())
     assert [entry["until_epoch"] for entry in record["resumed"]] == [2]
     assert len(list(output.glob("config_*.json"))) == 1, "the configuration that it started with is kept"
+
+
+@pytest.mark.parametrize(
+    ("what", "iteration", "said"),
+    [
+        # In the middle of the third epoch, and its last iteration, which is validated after the second epoch of two.
+        ("images", 8, "error: iteration 8 (epoch 3): the loss is nan"),
+        ("images", 12, "error: iteration 12 (epoch 4): the loss is nan"),
+        ("weights", 12, "error: epoch 4: weights are not finite"),
+    ],
+)
+def test_a_loss_that_is_not_finite_ends_it_with_the_last_good_state(
+    small_cohort, uninterrupted, tmp_path, what, iteration, said
+):
+    output = tmp_path / "run"
+    line = spoil(small_cohort, output, tmp_path, what, iteration)
+    epoch = 2 if iteration == 8 else 3
+    assert line == (
+        f"{said}; nothing of this epoch was written: go on after epoch {epoch} with train_resume.yaml (and "
+        "--amp False, if the precision may be the cause), or train anew with a lower --learning_rate, or with "
+        "--amp False."
+    )
+    assert load(output / "trainer_state.pt")["epoch"] == epoch
+    for name in ("model.pt", "model_last.pt"):
+        assert all(bool(value.isfinite().all()) for value in load(output / name).values())
+    assert load(output / "trainer_state.pt")["best_metric_epoch"] == 2
+    resume(small_cohort, output)
+    for name in ("trainer_state.pt", "model.pt", "model_last.pt"):
+        assert_same(load(output / name), load(uninterrupted / name), name)
+
+
+def test_a_loss_that_is_not_finite_in_the_first_epoch_leaves_nothing_to_resume(small_cohort, tmp_path):
+    line = spoil(small_cohort, tmp_path / "run", tmp_path, "images", 2)
+    assert line == (
+        "error: iteration 2 (epoch 1): the loss is nan; train anew with a lower --learning_rate, or with --amp False."
+    )
+    assert not list((tmp_path / "run").glob("*.pt"))
 
 
 def test_with_a_fused_optimiser_it_goes_on_in_another_layout(small_cohort, uninterrupted, tmp_path):

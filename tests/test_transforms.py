@@ -23,6 +23,7 @@ from scripts.transforms import (
     ProbabilitiesToRegionsd,
     RegionsToLabelsd,
     RemoveSmallComponentsd,
+    RequireFinited,
     SuppressSmallEnhancingTumord,
     check_label_values,
     labels_to_regions,
@@ -66,6 +67,29 @@ def test_resampling_touches_its_own_keys_only():
     wanted = Spacingd("image", pixdim=(2.0, 2.0, 2.0))({"image": image})["image"]
     assert wanted.shape != image.shape and torch.equal(done.pop("image"), wanted)
     assert done == {"image_path": "case.nii.gz", "label": 3}
+
+
+# Predictions that are not finite.
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_one_value_that_is_not_finite_is_refused_with_the_cases_name(bad, dtype):
+    logits = meta(np.random.default_rng(0).normal(size=(4, 5, 6, 7)) * 1e4, "p_t1.nii.gz", dtype)
+    item = {"pred_0": logits, "pred_1": logits.clone(), "case": "p", "other": np.nan}
+    assert RequireFinited(["pred_0", "pred_1"])(item) == item
+    item["pred_1"][2, 3, 4, 5] = bad
+    with pytest.raises(InputError) as caught:
+        RequireFinited(["pred_0", "pred_1"])(item)
+    assert str(caught.value) == (
+        "p: the network's output (pred_1) holds NaN or infinite values, so nothing is saved; "
+        "check the weights (--model_file), or compute more exactly with --amp False."
+    )
+    # Entries that others bring have no name of a case.
+    with pytest.raises(InputError, match=r"^p_t1\.nii\.gz: the network's output \(pred_1\)"):
+        RequireFinited("pred_1")({"pred_1": item["pred_1"]})
+    with pytest.raises(InputError, match=r"^this case: the network's output"):
+        RequireFinited("pred_1")({"pred_1": item["pred_1"].as_tensor()})
 
 
 # Probabilities.

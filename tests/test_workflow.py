@@ -30,6 +30,7 @@ from scripts.workflow import (
     prepare_evaluation,
     prepare_training,
     publish,
+    refuse_replacing,
     refuse_used,
 )
 from workflows import CONFIGS
@@ -227,6 +228,92 @@ def test_results_never_go_where_the_data_are(tmp_path, below, overwrite):
     with pytest.raises(InputError, match="holds the data"):
         refuse_used(str(tmp_path / "out"), str(data), overwrite)
     assert data.is_dir()
+
+
+# Results never replace what a run reads.
+
+
+def decathlon(tmp_path):
+    """Task01 with one case, and its items."""
+    root = tmp_path / "Task01"
+    for folder, shape in (("imagesTs", (4, 4, 4, 4)), ("imagesTr", (4, 4, 4, 4)), ("labelsTr", (4, 4, 4))):
+        (root / folder).mkdir(parents=True)
+        nib.save(nib.Nifti1Image(np.ones(shape, np.int16), np.eye(4)), root / folder / f"case_{folder[-1]}.nii.gz")
+    return root
+
+
+def contents(root):
+    return {path: path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize("folder", ["imagesTs", "imagesTr", "labelsTr"])
+def test_a_label_map_never_replaces_an_image_or_a_label(tmp_path, model, folder):
+    root = decathlon(tmp_path)
+    before = contents(root)
+    labeled = folder != "imagesTs"
+    items = labeled_items(root) if labeled else unlabeled_items(root / folder)
+    assert len(items) == 1
+    out, case = root / folder, items[0]["case"]
+    with pytest.raises(InputError) as caught:
+        evaluate(items, root, model, out, map_dir=str(out), selection="all" if labeled else None)
+    assert str(caught.value) == (
+        f"{out / case}.nii.gz: would be written over {out / case}.nii.gz, an input; choose another --output_dir."
+    )
+    assert contents(root) == before
+    # Where no label maps are saved there, nothing is in the way.
+    refuse_replacing(items, None, str(out))
+
+
+@pytest.mark.parametrize("name", ["p_prob_core", "p_prob_enhance", "p_unc_whole"])
+def test_a_map_of_a_region_never_replaces_an_image(tmp_path, name):
+    path = tmp_path / f"{name}.nii.gz"
+    path.touch()
+    items = [{"case": "p", "image": [str(path), "b", "c", "d"]}]
+    with pytest.raises(InputError, match=f"{name}.nii.gz: would be written over"):
+        refuse_replacing(items, str(tmp_path), str(tmp_path))
+    refuse_replacing([{**items[0], "case": "q"}], str(tmp_path), str(tmp_path))
+
+
+@pytest.mark.parametrize("link", ["folder", "image", "result"])
+def test_links_do_not_hide_what_would_be_replaced(tmp_path, link):
+    data, out = tmp_path / "data", tmp_path / "out"
+    data.mkdir()
+    (data / "p.nii.gz").touch()
+    image = data / "p.nii.gz"
+    if link == "folder":
+        out.symlink_to(data)
+    elif link == "image":
+        out.mkdir()
+        image.rename(out / "p.nii.gz")
+        image.symlink_to(out / "p.nii.gz")
+    else:
+        out.mkdir()
+        (out / "p.nii.gz").symlink_to(image)
+    with pytest.raises(InputError, match="would be written over"):
+        refuse_replacing([{"case": "p", "image": str(image)}], str(out), str(out))
+
+
+def test_an_earlier_runs_folder_with_inputs_in_it_is_not_moved_away(tmp_path):
+    """By --overwrite True it would be, and the inputs with it."""
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "scan.nii.gz").touch()
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere" / "scan.nii.gz"
+    link.symlink_to(tmp_path / "scan.nii.gz")
+    for file in (tmp_path / "scan.nii.gz", link):
+        with pytest.raises(InputError) as caught:
+            refuse_replacing([{"case": "p", "image": str(file)}], None, str(tmp_path))
+        assert str(caught.value) == f"{tmp_path}: holds {file}, which the run reads; choose another --output_dir."
+
+
+def test_a_trainings_split_never_replaces_the_datalist_given(tmp_path, data):
+    split, out = split_datalist(data), tmp_path / "out"
+    out.mkdir()
+    (out / "datalist.json").write_text("mine")
+    with pytest.raises(InputError, match=r"datalist\.json: would be written over .*an input"):
+        prepare(split, data, out, datalist_file=str(out / "datalist.json"))
+    assert (out / "datalist.json").read_text() == "mine"
+    prepare(split, data, tmp_path / "other", datalist_file=str(out / "datalist.json"))
 
 
 # Weights.

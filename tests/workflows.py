@@ -117,6 +117,25 @@ class FailAt:
         raise InputError(f"rank {self.rank} has had enough; try again.")
 
 
+class SpoilAt:
+    """A handler that makes NaN, on one rank, of a batch's images, and so of the loss, or of one of the weights."""
+
+    def __init__(self, iteration: int, what: str = "images", rank: int = 0, network=None) -> None:
+        self.iteration, self.what, self.rank, self.network = iteration, what, rank, network
+
+    def attach(self, engine) -> None:
+        if distributed.rank() == self.rank:
+            event = Events.ITERATION_STARTED if self.what == "images" else Events.ITERATION_COMPLETED
+            engine.add_event_handler(event(once=self.iteration), self.spoil)
+
+    def spoil(self, engine) -> None:
+        if self.what == "images":
+            engine.state.batch["image"] = engine.state.batch["image"] * float("nan")
+        else:
+            with torch.no_grad():
+                next(self.network.parameters()).view(-1)[0] = float("nan")
+
+
 class TellCases:
     """A handler that writes down which cases a rank has seen."""
 

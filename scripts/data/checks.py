@@ -12,8 +12,8 @@ import gzip
 import json
 import logging
 import os
+import re
 import sys
-import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,23 +21,28 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
-from nibabel.wrapstruct import WrapStructError
 from rich.console import Console
 from rich.progress import track
 from scripts.data.datalist import CHANNEL_ORDER, LOOKED_FOR, SEQUENCES, find_cases, image_files, sequence_named
 from scripts.data.phantom import PHANTOM_DESCRIPTION
+from scripts.data.readers import UNREADABLE, check_suffix, one_line
 from scripts.errors import InputError
 from scripts.transforms import check_label_values
 
 logger = logging.getLogger(__name__)
 
-# What nibabel raises for a file that is no NIfTI image, or only part of one.
-UNREADABLE = (ImageFileError, HeaderDataError, WrapStructError, OSError, EOFError, ValueError, zlib.error)
-
 # The BraTS preprocessing resamples to this grid; a network trained on it knows no other scale.
 EXPECTED_SPACING_MM = 1.0
+
+# Real brains fill 13 to 19 % of BraTS's grid.
+LARGEST_BRAIN = 0.5
+
+# What reading a case takes at most: four float32 sequences of BraTS's grid, unpacked and as an array, and a mask.
+MEMORY_PER_CASE = 500e6
+
+# Releases of other tumors have the names of 2023, and label values of their own meaning.
+OTHER_TUMORS = {"PED": "pediatric tumors", "MEN": "meningiomas", "MET": "metastases"}
+_OTHER_TUMOR = re.compile(rf"BraTS-(?P<kind>{'|'.join(OTHER_TUMORS)})-.*", re.IGNORECASE)
 
 
 def read_header(path: str | Path, channels: int = 0) -> nib.Nifti1Image:
@@ -53,10 +58,11 @@ def read_header(path: str | Path, channels: int = 0) -> nib.Nifti1Image:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; check the datalist or --dataset_dir.")
+    check_suffix(path)
     try:
         image = nib.nifti1.Nifti1Image.from_filename(path)
     except UNREADABLE as error:
-        raise InputError(f"{path}: not a readable NIfTI image ({_one_line(error)}); copy it again.") from error
+        raise InputError(f"{path}: not a readable NIfTI image ({one_line(error)}); copy it again.") from error
     if channels and image.shape[3:] != (channels,):
         raise InputError(
             f"{path}: of shape {image.shape}, not one file with {channels} channels; "
@@ -67,12 +73,8 @@ def read_header(path: str | Path, channels: int = 0) -> nib.Nifti1Image:
     return image
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
-
-
 def check_grid(item: Mapping[str, Any]) -> bool:
-    """Check that a case's files share one grid, reading headers only.
+    """Check that a case's files share one grid, reading headers only; a label map's origin alone may differ.
 
     Returns:
         Whether the case is a synthetic phantom.
@@ -85,6 +87,13 @@ def check_grid(item: Mapping[str, Any]) -> bool:
     first = read_header(files[0], channels=len(SEQUENCES) if len(images) == 1 else 0)
     for file in files[1:]:
         other = read_header(file)
+        same_axes = other.shape == first.shape[:3] and np.allclose(other.affine[:3, :3], first.affine[:3, :3])
+        if file == item.get("label") and same_axes and not np.allclose(other.affine, first.affine):
+            # As BraTS 2017 ships some. No transform brings image and label map together by their origins.
+            logger.warning(
+                "%s: its origin differs from that of the images, its shape and axes do not; taken voxel by voxel.", file
+            )
+            continue
         # As strict as MONAI, which stacks the sequences and would stop there.
         if other.shape != first.shape[:3] or not np.allclose(other.affine, first.affine):
             raise InputError(
@@ -110,23 +119,27 @@ def read_voxels(path: str | Path) -> np.ndarray:
     try:
         # Whole, since nibabel stops at the last voxel, and gzip's checksum comes after it.
         content = Path(path).read_bytes()
-        content = gzip.decompress(content) if str(path).endswith(".gz") else content
+        content = gzip.decompress(content) if str(path).lower().endswith(".gz") else content
         voxels = np.asanyarray(nib.nifti1.Nifti1Image.from_bytes(content).dataobj)
     except UNREADABLE as error:
-        raise InputError(f"{path}: damaged ({_one_line(error)}); copy it again.") from error
+        raise InputError(f"{path}: damaged ({one_line(error)}); copy it again.") from error
     if voxels.dtype.kind not in "iuf":
         kind = "complex numbers" if voxels.dtype.kind == "c" else "colours"
         raise InputError(f"{path}: its voxels are {kind}, not plain ones; export the sequence again, as grey values.")
     return voxels
 
 
-def check_voxels(item: Mapping[str, Any]) -> None:
+def check_voxels(item: Mapping[str, Any]) -> float:
     """Read a case whole: each sequence shows something, and the label map holds its release's values and no other.
+
+    Returns:
+        The share of the grid in which a sequence is not 0, which is what counts as brain.
 
     Raises:
         InputError: a file is damaged, an image empty or not finite, or a label unexpected.
     """
     files = image_files(item["image"])
+    brain = np.zeros(1, dtype=bool)
     for path in files:
         voxels = read_voxels(path)
         channels = np.moveaxis(voxels, -1, 0) if len(files) == 1 else voxels[None]
@@ -136,9 +149,57 @@ def check_voxels(item: Mapping[str, Any]) -> None:
                 raise InputError(f"{path}: {where}empty, every voxel is 0; export the sequence again.")
         if not np.isfinite(voxels).all():
             raise InputError(f"{path}: holds voxels that are no finite numbers; export the sequence again.")
+        brain = np.logical_or(brain, channels.any(axis=0))
     if "label" in item:
         values = np.unique(read_voxels(item["label"]))
         check_label_values(values, int(item["et_label"]), item["label"], bool(item.get("resection_cavity", 0)))
+    return float(brain.mean())
+
+
+def processors() -> int:
+    """How many processors this process may use, which a scheduler or a container may limit."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory() -> float:
+    """Memory that can be had without swapping, in bytes; half of all where the system does not say it."""
+    try:
+        found = re.search(r"^MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"), re.MULTILINE)
+    except OSError:
+        found = None
+    if found is None:
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) / 2
+    return float(found[1]) * 1024
+
+
+def reading_threads() -> int:
+    """How many cases to read at a time: one for each processor, as far as memory goes."""
+    return max(1, min(processors(), int(available_memory() / MEMORY_PER_CASE)))
+
+
+def warn_of_other_tumors(items: Sequence[Mapping[str, Any]]) -> None:
+    """Warn, once for each kind, of cases whose names say that they are no gliomas."""
+    kinds: dict[str, list[str]] = {}
+    for item in items:
+        if found := _OTHER_TUMOR.fullmatch(str(item["case"])):
+            kinds.setdefault(found["kind"].upper(), []).append(str(item["case"]))
+    for kind, cases in kinds.items():
+        logger.warning(
+            "%s: %s, by its name; the weights of this bundle and its reading of label values are for gliomas.",
+            cases[0] if len(cases) == 1 else f"{cases[0]} and {len(cases) - 1} more",
+            OTHER_TUMORS[kind],
+        )
+
+
+def warn_of_large_brains(items: Sequence[Mapping[str, Any]], shares: Sequence[float]) -> None:
+    """Warn of cases of which more than half the grid counts as brain: their background may not be 0."""
+    cases = [str(item["case"]) for item, share in zip(items, shares, strict=True) if share > LARGEST_BRAIN]
+    if cases:
+        logger.warning(
+            "%s: more than half of the grid is not 0, and all that is not 0 counts as brain. Well if the images are "
+            "cut close to the brain; otherwise strip the skull and set the background to exactly 0.",
+            ", ".join(cases[:10]) + (f" and {len(cases) - 10} more" if len(cases) > 10 else ""),
+        )
 
 
 def check_channel_order(item: Mapping[str, Any], channel_order: Sequence[str]) -> None:
@@ -222,15 +283,16 @@ def check_cases(
     console = Console(stderr=True)
     phantoms = [check_grid(item) for item in items]
     # Decompression releases the interpreter's lock, so threads use all cores.
-    pool = ThreadPoolExecutor(os.cpu_count())
+    pool = ThreadPoolExecutor(reading_threads())
     try:
         done = pool.map(check_voxels, items)
         step = f"Reading {len(items)} {cases}"
-        for _ in track(done, step, len(items), console=console, transient=True, disable=quiet):
-            pass
+        shares = list(track(done, step, len(items), console=console, transient=True, disable=quiet))
     finally:
         # At the first fault the rest need not be read.
         pool.shutdown(cancel_futures=True)
+    warn_of_large_brains(items, shares)
+    warn_of_other_tumors(items)
     logger.info("%s: %s %d, checked", dataset_dir or "Given list", cases, len(items))
     if any(phantoms):
         logger.warning("%d of %d %s are synthetic phantoms, not patients.", sum(phantoms), len(items), cases)

@@ -71,6 +71,8 @@ RELEASES = (
 DECATHLON = Release("Medical Segmentation Decathlon, Task01", "", SEQUENCES, et_label=3, oedema_label=1)
 _DECATHLON_IMAGES = {"imagesTr": "labelsTr", "imagesTs": None}
 _EXTENSION = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
+# The last number is the visit: BraTS-GLI-00005-101 (2023 on), Brats18_TCIA01_378_1 (2017 to 2019).
+_VISIT = re.compile(r"(?P<patient>BraTS(-[a-z]+)+-\d+|BraTS1[789]_.+)[-_]\d+", re.IGNORECASE)
 _NIFTI = re.compile(r"[^.].*\.nii(\.gz)?")
 _PATTERNS = [(release, release.file_pattern()) for release in RELEASES]
 # BraTS20_Training_355 ships its segmentation under the name it had before the release: W39_1998.09.19_Segm.nii.
@@ -120,6 +122,30 @@ def case_name(image: str | Path) -> str:
     # p.1.nii.gz and p.2.nii.gz are two cases.
     stem = _EXTENSION.sub("", name)
     return stem if stem != name else Path(name).stem
+
+
+def patient_name(case: str) -> str:
+    """The patient whom a case is of, from its name: those of one release's visits are the same but for the last number.
+
+    Cases of other names, and of BraTS 2020, 2021 and the Decathlon, are each a patient of their own. One patient's
+    names in two releases have nothing in common.
+    """
+    found = _VISIT.fullmatch(case)
+    return found["patient"] if found else case
+
+
+def by_patient(items: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The items in lists, one for each patient, in the order of their first items."""
+    patients: dict[str, list[dict[str, Any]]] = {}
+    for item in items:
+        patients.setdefault(patient_name(str(item["case"])), []).append(item)
+    return list(patients.values())
+
+
+def shared_patients(training: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Patients with cases in both lists, by name."""
+    first, second = ({patient_name(str(item["case"])) for item in items} for items in (training, validation))
+    return sorted(first & second)
 
 
 def sequence_named(name: str) -> str | None:
@@ -305,10 +331,11 @@ def split_datalist(
             relative paths in it are relative to ``dataset_dir``.
         recorded: the split that an earlier training wrote; taken, where it exists, before a new split is made, so
             that no case trained on is ever held out.
-        validation_fraction: share of cases held out, at random (Monte Carlo cross-validation, as the authors do).
+        validation_fraction: share of cases held out, at random (Monte Carlo cross-validation, as the authors do), whole
+            patients (``patient_name``) together.
         seed: seed of the split, one of its own.
         et_label: the label value of ET, where it is not the release's own.
-        folds: number of equal parts for cross-validation.
+        folds: number of parts for cross-validation, as equal as whole patients make them.
         fold: hold out this part, from 0, instead of ``validation_fraction``.
 
     Raises:
@@ -328,6 +355,13 @@ def split_datalist(
         logger.warning("No split in %s: a new one is made, of which the weights may have seen any case.", recorded)
     if datalist_file is not None:
         lists = read_datalist(datalist_file, dataset_dir)
+        if shared := shared_patients(lists["training"], lists["validation"]):
+            logger.warning(
+                "%s: %s in training and in validation; its scores there say nothing about new patients: %s",
+                datalist_file,
+                "a patient is" if len(shared) == 1 else f"{len(shared)} patients are",
+                ", ".join(shared),
+            )
         if fold is not None and (found := labeled_items(dataset_dir)):
             own, _ = _fold(found, folds, fold, seed)
             if {item["case"] for item in own} != {item["case"] for item in lists["training"]}:
@@ -341,17 +375,46 @@ def split_datalist(
         if fold is not None and items:
             training, validation = _fold(items, folds, fold, seed)
         elif len(items) > 1:
-            count = min(max(round(len(items) * validation_fraction), 1), len(items) - 1)
-            parts = partition_dataset(items, ratios=[len(items) - count, count], shuffle=True, seed=seed)
-            training, validation = (sorted(part, key=_by_name) for part in parts)
+            training, validation = _random_split(items, validation_fraction, seed)
         lists = {"training": training, "validation": validation}
     return {**lists, "all": lists["training"] + lists["validation"]}
 
 
+def _shuffled_patients(items: Sequence[dict[str, Any]], seed: int) -> list[list[dict[str, Any]]]:
+    (patients,) = partition_dataset(by_patient(items), num_partitions=1, shuffle=True, seed=seed)
+    return list(patients)
+
+
+def _random_split(items: list[dict[str, Any]], fraction: float, seed: int) -> tuple[list[Any], list[Any]]:
+    """Hold out whole patients, drawn from the end of the shuffled ones, as near to the share of cases as they allow."""
+    wanted = min(max(round(len(items) * fraction), 1), len(items) - 1)
+    training = _shuffled_patients(items, seed)
+    if len(training) == 1:
+        logger.warning("All %d labelled cases are of one patient, so none is held out.", len(items))
+    validation: list[dict[str, Any]] = []
+    for patient in reversed(training[1:]):
+        if len(validation) + len(patient) <= wanted:
+            training.remove(patient)
+            validation += patient
+    # All that are left have more cases than are wanting; the smallest may still come nearer than none.
+    smallest = min(training, key=len)
+    short = wanted - len(validation)
+    if len(training) > 1 and (not validation or len(smallest) < 2 * short):
+        training.remove(smallest)
+        validation += smallest
+    return sorted((item for patient in training for item in patient), key=_by_name), sorted(validation, key=_by_name)
+
+
 def _fold(items: list[dict[str, Any]], folds: int, fold: int, seed: int) -> tuple[list[Any], list[Any]]:
-    if folds < 2 or folds > len(items):
-        raise InputError(f"--folds {folds}: {len(items)} labelled cases make 2 to {len(items)} folds.")
-    parts = partition_dataset(items, num_partitions=folds, shuffle=True, seed=seed)
+    patients = _shuffled_patients(items, seed)
+    if folds < 2 or folds > len(patients):
+        of = f" of {len(patients)} patient{'s' * (len(patients) > 1)}" if len(patients) < len(items) else ""
+        possible = f"2 to {len(patients)}" if len(patients) > 1 else "no"
+        raise InputError(f"--folds {folds}: {len(items)} labelled cases{of} make {possible} folds.")
+    parts: list[list[dict[str, Any]]] = [[] for _ in range(folds)]
+    # The largest first, each to the smallest fold: patients with one case each are dealt out in turn.
+    for patient in sorted(patients, key=len, reverse=True):
+        min(parts, key=len).extend(patient)
     training = [item for number, part in enumerate(parts) if number != fold for item in part]
     return sorted(training, key=_by_name), sorted(parts[fold], key=_by_name)
 
@@ -438,21 +501,39 @@ def _resolve(entry: Any, path: Path, dataset_dir: str | Path, sequences: list[st
             raise InputError(f"{path}: 'image' must list four files, {', '.join(SEQUENCES)}: {entry}")
         image = [str(Path(dataset_dir) / file) for file in _four_images(entry["image"], path, sequences)]
         first = Path(image[0]).name
-    et_label = entry.get("et_label")
-    if et_label is None:
-        et_label = next((r.et_label for r, p in _PATTERNS if p.fullmatch(first)), None)
+    release = _release_of(entry, image, first)
+    et_label, oedema_label = (
+        getattr(release, key, None) if entry.get(key) is None else entry[key] for key in ("et_label", "oedema_label")
+    )
     if et_label is None:
         raise InputError(f"{path}: an entry says no 'et_label' (3 or 4) and its files' names tell no release: {entry}")
     if et_label not in ET_LABELS:
         raise InputError(f"{path}: 'et_label' is 3 or 4: {entry}")
+    if oedema_label is None:
+        # The Decathlon's four-dimensional files have core and edema the other way round.
+        raise InputError(
+            f"{path}: an entry says no 'oedema_label' (2 as in BraTS, 1 as in the Decathlon; core has the other) "
+            f"and its files' names tell no release: {entry}"
+        )
+    if oedema_label not in (1, 2):
+        raise InputError(f"{path}: 'oedema_label' is 2 or 1: {entry}")
     return {
         "case": _plain_name(entry, path, case_name(first)),
         "image": image,
         "label": str(Path(dataset_dir) / entry["label"]),
         "et_label": et_label,
-        "oedema_label": entry.get("oedema_label", 2),
+        "oedema_label": oedema_label,
         "resection_cavity": entry.get("resection_cavity", 0),
     }
+
+
+def _release_of(entry: Mapping[str, Any], image: str | Sequence[str], first: str) -> Release | None:
+    """The release whose label values an entry has that does not say them; None where its names do not tell."""
+    named = next((release for release, pattern in _PATTERNS if pattern.fullmatch(first)), None)
+    if named is None and isinstance(image, str) and Path(image).parent.name in _DECATHLON_IMAGES:
+        # Another value of ET says that the label maps were made anew, by whatever convention.
+        return DECATHLON if entry.get("et_label") in (None, DECATHLON.et_label) else None
+    return named
 
 
 def _plain_name(entry: Mapping[str, Any], path: Path, default: str) -> str:

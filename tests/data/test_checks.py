@@ -9,12 +9,24 @@ import re
 import shutil
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from monai.transforms import LoadImaged
-from scripts.data.checks import check_cases, check_grid, check_voxels, read_header, read_voxels
+from scripts.data import checks
+from scripts.data.checks import (
+    available_memory,
+    check_cases,
+    check_grid,
+    check_voxels,
+    read_header,
+    read_voxels,
+    warn_of_large_brains,
+    warn_of_other_tumors,
+)
 from scripts.data.datalist import labeled_items, split_datalist, unlabeled_items, write_datalist
 from scripts.data.phantom import PHANTOM_DESCRIPTION
 from scripts.errors import InputError
@@ -35,9 +47,10 @@ def write(path, values, affine=AFFINE, description=""):
 def make_case(root, name="BraTS20_Training_001", labels=(0, 1, 2, 4), extension=".nii.gz", description=""):
     """A case of noise that does not compress, so that a file can be cut off anywhere."""
     rng = np.random.default_rng(len(name))
-    separator, suffixes = ("-", NEW) if "-GLI-" in name else ("_", OLD)
+    separator, suffixes = ("-", NEW) if name.lower().startswith("brats-") else ("_", OLD)
     for suffix in suffixes:
         values = rng.integers(-100, 1000, SHAPE).astype(np.int16)
+        values[:5] = 0
         write(root / name / f"{name}{separator}{suffix}{extension}", values, description=description)
     if labels is not None:
         values = np.resize(np.asarray(labels, np.uint8), SHAPE)
@@ -143,8 +156,11 @@ def test_a_file_of_another_shape_is_named(tmp_path, suffix):
     assert "resample all sequences to one grid" in message
 
 
-@pytest.mark.parametrize("suffix", ["t2", "seg"])
-@pytest.mark.parametrize("change", [(0, 3, 0.5), (0, 0, 1.0), (2, 2, 1.2)], ids=["shifted", "flipped", "stretched"])
+@pytest.mark.parametrize(
+    ("suffix", "change"),
+    [("t2", (0, 3, 0.5)), ("t2", (0, 0, 1.0)), ("t2", (2, 2, 1.2)), ("seg", (0, 0, 1.0)), ("seg", (2, 2, 1.2))],
+    ids=["shifted", "flipped", "stretched", "flipped label", "stretched label"],
+)
 def test_a_file_elsewhere_is_named(tmp_path, suffix, change):
     make_case(tmp_path)
     affine = AFFINE.copy()
@@ -153,6 +169,23 @@ def test_a_file_elsewhere_is_named(tmp_path, suffix, change):
     message = refusal(tmp_path)
     assert message.startswith(f"{file_of(tmp_path, suffix)}: its grid")
     assert "lies elsewhere" in message and "co-register" in message
+
+
+def test_a_label_map_of_another_origin_is_taken_with_a_warning(tmp_path, caplog):
+    """As BraTS 2017 ships some, which fit voxel for voxel."""
+    make_case(tmp_path)
+    shifted = AFFINE.copy()
+    shifted[:3, 3] = (0, 239, -7.5)
+    labels = np.asanyarray(nib.load(file_of(tmp_path, "seg")).dataobj)
+    write(file_of(tmp_path, "seg"), labels, shifted)
+    assert not any(check_cases(labeled_items(tmp_path), tmp_path))
+    (warning,) = [r.message for r in caplog.records if "origin" in r.message]
+    assert warning == (
+        f"{file_of(tmp_path, 'seg')}: its origin differs from that of the images, its shape and axes do not; "
+        "taken voxel by voxel."
+    )
+    write(file_of(tmp_path, "seg"), labels[1:], shifted)
+    assert "its grid" in refusal(tmp_path)
 
 
 # Files.
@@ -366,6 +399,116 @@ def test_one_case_can_be_checked_alone(tmp_path):
     with pytest.raises(InputError, match=re.escape("unexpected label 3")):
         check_voxels(item)
     check_voxels({**item, "et_label": 3, "resection_cavity": 0})
+
+
+# What is warned of.
+
+
+def warnings(caplog):
+    return [record.message for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_a_grid_that_is_mostly_brain_is_warned_of_by_the_cases_name(tmp_path, caplog):
+    """As without skull-stripping; or with noise, of which each sequence alone may fill less."""
+    make_case(tmp_path)
+    make_case(tmp_path, "BraTS20_Training_002")
+    for number, suffix in enumerate(OLD):
+        values = np.zeros(SHAPE, np.int16)
+        values[2 * number : 2 * number + 1] = -3
+        write(file_of(tmp_path, suffix, "BraTS20_Training_002"), values)
+    assert not any(check_cases(labeled_items(tmp_path), tmp_path))
+    assert warnings(caplog) == []
+    values = np.ones(SHAPE, np.int16)
+    values[:3] = 0
+    write(file_of(tmp_path, "flair", "BraTS20_Training_002"), values)
+    assert not any(check_cases(labeled_items(tmp_path), tmp_path))
+    (warning,) = warnings(caplog)
+    assert warning.startswith("BraTS20_Training_002: more than half of the grid is not 0")
+    assert "Well if the images are cut close to the brain; otherwise strip the skull" in warning
+    assert check_voxels(labeled_items(tmp_path)[1]) == pytest.approx(7 / 8)
+
+
+def test_a_four_dimensional_file_that_is_mostly_brain_is_warned_of_too(tmp_path, caplog):
+    voxels = np.zeros((*SHAPE, 4), np.int16)
+    for channel in range(4):
+        voxels[2 * channel : 2 * channel + 2, ..., channel] = 1
+    path = write(tmp_path / "scan.nii.gz", voxels)
+    check_cases([{"image": str(path), "case": "scan"}], tmp_path, datalist_file="list.json")
+    (warning,) = warnings(caplog)
+    assert warning.startswith("scan: more than half of the grid is not 0")
+
+
+def test_many_such_cases_are_counted(tmp_path, caplog):
+    items = [{"case": f"c{number}"} for number in range(12)]
+    warn_of_large_brains(items, [0.51] * 12)
+    assert warnings(caplog)[0].startswith("c0, c1, c2, c3, c4, c5, c6, c7, c8, c9 and 2 more: more than half")
+
+
+def test_releases_of_other_tumors_are_warned_of_once_each(tmp_path, caplog):
+    names = ("BraTS-PED-00001-000", "BraTS-PED-00002-000", "brats-men-00003-000", "BraTS-MET-00004-000")
+    for name in (*names, "BraTS-GLI-00001-000", "BraTS-SSA-00001-000", "BraTS20_Training_001"):
+        make_case(tmp_path, name, labels=(0, 1, 2))
+    assert not any(check_cases(labeled_items(tmp_path), tmp_path))
+    where = "by its name; the weights of this bundle and its reading of label values are for gliomas."
+    assert sorted(warnings(caplog)) == [
+        f"BraTS-MET-00004-000: metastases, {where}",
+        f"BraTS-PED-00001-000 and 1 more: pediatric tumors, {where}",
+        f"brats-men-00003-000: meningiomas, {where}",
+    ]
+    caplog.clear()
+    warn_of_other_tumors([{"case": "BraTS-MEN-RT-0001-1"}, {"case": "BraTS-METRIC-1"}, {"case": "MEN"}])
+    assert warnings(caplog) == [f"BraTS-MEN-RT-0001-1: meningiomas, {where}"]
+
+
+# Reading.
+
+
+@pytest.mark.parametrize(
+    ("processors", "gigabytes", "threads"), [(64, 100, 64), (2, 100, 2), (64, 4, 8), (64, 0.1, 1), (1, 0, 1)]
+)
+def test_cases_are_read_by_as_many_threads_as_processors_and_memory_allow(
+    tmp_path, monkeypatch, processors, gigabytes, threads
+):
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(processors)))
+    monkeypatch.setattr(checks, "available_memory", lambda: gigabytes * 1e9)
+    started = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, max_workers):
+            started.append(max_workers)
+            super().__init__(max_workers)
+
+    monkeypatch.setattr(checks, "ThreadPoolExecutor", Pool)
+    make_case(tmp_path)
+    check_cases(labeled_items(tmp_path), tmp_path)
+    assert started == [threads]
+
+
+@pytest.mark.parametrize(
+    ("text", "available"),
+    [("MemTotal: 9 kB\nMemAvailable:    4096 kB\n", 4096 * 1024), ("MemTotal: 9 kB\n", None), (None, None)],
+)
+def test_available_memory_is_the_systems_or_half_of_all(monkeypatch, text, available):
+    def read_text(path, **options):
+        assert path == Path("/proc/meminfo")
+        if text is None:
+            raise FileNotFoundError(path)
+        return text
+
+    everything = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < available_memory() <= everything
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert available_memory() == (available or everything / 2)
+
+
+def test_names_in_capitals_are_read_as_others(tmp_path):
+    make_case(tmp_path)
+    (item,) = labeled_items(tmp_path)
+    for number, file in enumerate(item["image"]):
+        item["image"][number] = str(Path(file).rename(file.replace(".nii.gz", ".NII.GZ")))
+    assert check_voxels(item) == pytest.approx(3 / 8)
+    assert check_grid(item) is False
 
 
 # Patients.

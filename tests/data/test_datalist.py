@@ -5,17 +5,20 @@
 import errno
 import itertools
 import json
+import logging
 import os
 import re
 from pathlib import Path
 
 import pytest
+from monai.data import partition_dataset
 from scripts.data.datalist import (
     SEQUENCES,
     case_name,
     find_cases,
     image_files,
     labeled_items,
+    patient_name,
     read_datalist,
     select,
     sequence_named,
@@ -296,6 +299,133 @@ def test_split_does_not_depend_on_where_the_cohort_lies(tmp_path):
     assert names[0] == names[1]
 
 
+# Patients with several visits.
+
+
+@pytest.mark.parametrize(
+    ("case", "patient"),
+    [
+        ("BraTS-GLI-00005-100", "BraTS-GLI-00005"),
+        ("BraTS-GLI-00005-101", "BraTS-GLI-00005"),
+        ("BraTS-MEN-RT-0001-1", "BraTS-MEN-RT-0001"),
+        ("brats-ped-00002-000", "brats-ped-00002"),
+        ("BraTS-GoAT-00005", "BraTS-GoAT-00005"),
+        ("Brats17_TCIA_105_1", "Brats17_TCIA_105"),
+        ("Brats18_TCIA01_378_1", "Brats18_TCIA01_378"),
+        ("Brats18_2013_0_1", "Brats18_2013_0"),
+        ("Brats18_CBICA_AAM_1", "Brats18_CBICA_AAM"),
+        ("BraTS19_TMC_06290_1", "BraTS19_TMC_06290"),
+        ("BraTS20_Training_001", "BraTS20_Training_001"),
+        ("BraTS20_Validation_001", "BraTS20_Validation_001"),
+        ("BraTS2021_00000", "BraTS2021_00000"),
+        ("BRATS_001", "BRATS_001"),
+        ("TCGA-DU-7294", "TCGA-DU-7294"),
+        ("scan_2", "scan_2"),
+    ],
+)
+def test_patients_are_known_by_names_without_the_visit(case, patient):
+    assert patient_name(case) == patient
+
+
+def visits(root, *counts):
+    """Patients with so many visits each, in the names of BraTS 2024."""
+    for patient, count in enumerate(counts):
+        for visit in range(count):
+            make_case(root / f"BraTS-GLI-{patient:05}-{100 + visit}", old=False)
+    return root
+
+
+def names(items):
+    return [item["case"] for item in items]
+
+
+def patients(items):
+    return {item["case"][:15] for item in items}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_visits_of_one_patient_stay_together(tmp_path, seed):
+    root = visits(tmp_path, 1, 3, 2, 1, 4, 1, 2, 2, 1, 3)
+    split = split_datalist(root, seed=seed)
+    assert not patients(split["training"]) & patients(split["validation"])
+    assert (len(split["training"]), len(split["validation"])) == (16, 4)
+    held_out = []
+    for fold in range(5):
+        split = split_datalist(root, seed=seed, fold=fold)
+        assert not patients(split["training"]) & patients(split["validation"])
+        assert len(split["validation"]) == 4
+        assert sorted(names(split["all"])) == found(root)
+        held_out += names(split["validation"])
+    assert sorted(held_out) == found(root)
+
+
+@pytest.mark.parametrize(
+    ("counts", "fraction", "held_out"),
+    # As many cases as whole patients allow: at least one of them, never all.
+    [((3, 3, 3), 0.2, 3), ((2, 2, 2, 2), 0.3, 2), ((4, 4, 4), 0.6, 8), ((5, 1), 0.2, 1), ((2, 2, 2), 0.5, 2)],
+)
+def test_the_share_held_out_is_as_near_as_whole_patients_allow(tmp_path, counts, fraction, held_out):
+    for seed in range(4):
+        split = split_datalist(visits(tmp_path / str(seed), *counts), validation_fraction=fraction, seed=seed)
+        assert len(split["validation"]) == held_out
+        assert len(split["all"]) == sum(counts)
+
+
+def test_visits_of_one_patient_alone_are_for_training(tmp_path, caplog):
+    split = split_datalist(visits(tmp_path, 3))
+    assert (len(split["training"]), len(split["validation"])) == (3, 0)
+    assert caplog.messages == ["All 3 labelled cases are of one patient, so none is held out."]
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ((2, 2, 2), "--folds 5: 6 labelled cases of 3 patients make 2 to 3 folds."),
+        ((6,), "--folds 5: 6 labelled cases of 1 patient make no folds."),
+        ((1, 1), "--folds 5: 2 labelled cases make 2 to 2 folds."),
+    ],
+)
+def test_fewer_patients_than_folds_are_refused(tmp_path, counts, said):
+    with pytest.raises(InputError) as caught:
+        split_datalist(visits(tmp_path, *counts), fold=0)
+    assert str(caught.value) == said
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("count", [5, 11, 16, 29])
+def test_where_each_case_is_a_patient_the_split_is_monais(tmp_path, count, seed):
+    """So that a split made before patients were looked at is made again."""
+    items = labeled_items(cohort(tmp_path, count))
+    held_out = round(count * 0.2)
+    parts = partition_dataset(items, ratios=[count - held_out, held_out], shuffle=True, seed=seed)
+    split = split_datalist(tmp_path, seed=seed)
+    assert [names(split[part]) for part in ("training", "validation")] == [sorted(names(part)) for part in parts]
+    parts = partition_dataset(items, num_partitions=5, shuffle=True, seed=seed)
+    for fold in range(5):
+        split = split_datalist(tmp_path, seed=seed, fold=fold)
+        assert names(split["validation"]) == sorted(names(parts[fold]))
+        assert names(split["training"]) == sorted(set(names(items)) - set(names(parts[fold])))
+
+
+@pytest.mark.parametrize("given", ["datalist_file", "recorded"])
+def test_a_given_split_that_shares_a_patient_is_warned_of_and_taken(tmp_path, given, caplog):
+    items = labeled_items(visits(tmp_path / "data", 2, 1, 2))
+    caplog.set_level(logging.WARNING)
+    file = tmp_path / "list.json"
+    where = "in training and in validation; its scores there say nothing about new patients"
+    for training, validation, said in (
+        (items[:2], items[2:], None),
+        (items[:1], items[1:], f"{file}: a patient is {where}: BraTS-GLI-00000"),
+        # The same case on both sides, as one does to see whether a network can learn it.
+        (items, items[1:], f"{file}: 3 patients are {where}: BraTS-GLI-00000, BraTS-GLI-00001, BraTS-GLI-00002"),
+    ):
+        caplog.clear()
+        write_datalist({"training": training, "validation": validation}, tmp_path / "data", file)
+        split = split_datalist(tmp_path / "data", **{given: file})
+        assert (split["training"], split["validation"]) == (training, validation)
+        assert caplog.messages == ([said] if said else [])
+
+
 def test_a_single_case_is_for_training(tmp_path):
     split = split_datalist(cohort(tmp_path, 1))
     assert (len(split["training"]), len(split["validation"]), len(split["all"])) == (1, 0, 1)
@@ -366,7 +496,8 @@ def minimal(**changes):
 def test_a_datalist_by_hand_needs_images_and_label_only(tmp_path):
     new = {"image": [f"b/b-{s}.nii.gz" for s in NEW], "label": "b/b-seg.nii.gz"}
     files = ["x_T2 FLAIR.nii", "T1-Gd.nii", "z_t1w.nii", "w-T2.nii"]
-    other = minimal(image=files, et_label=3, resection_cavity=1, case="mine", fold=2)
+    other = minimal(image=files, et_label=3, oedema_label=1, case="mine", fold=2)
+    other["resection_cavity"] = 1
     path = tmp_path / "list.json"
     path.write_text(json.dumps({"training": [minimal(), new], "validation": [other]}))
     lists = read_datalist(path, "/data")
@@ -389,7 +520,7 @@ def test_a_datalist_by_hand_needs_images_and_label_only(tmp_path):
         },
     ]
     (item,) = lists["validation"]
-    assert (item["case"], item["et_label"], item["resection_cavity"]) == ("mine", 3, 1)
+    assert (item["case"], item["et_label"], item["oedema_label"], item["resection_cavity"]) == ("mine", 3, 1, 1)
     assert item["image"] == [f"/data/{files[number]}" for number in (2, 3, 1, 0)]
 
 
@@ -399,7 +530,8 @@ def test_a_datalist_that_says_its_sequences_is_obeyed(tmp_path, names):
     for order in (("t1", "t1ce", "t2", "flair"), ("FLAIR", "T1w", "T1Gd", "T2w"), ("T2", "t1c", "T2-FLAIR", "t1")):
         known = [sequence_named(name) for name in order]
         by_sequence = dict(zip(OLD, names, strict=True))
-        entry = {"image": [f"p_{by_sequence[s]}.nii" for s in known], "label": "p_seg.nii", "et_label": 4, "case": "p"}
+        image = [f"p_{by_sequence[s]}.nii" for s in known]
+        entry = {"image": image, "label": "p_seg.nii", "et_label": 4, "oedema_label": 2, "case": "p"}
         path = tmp_path / "list.json"
         path.write_text(json.dumps({"sequences": order, "training": [entry], "validation": []}))
         (item,) = read_datalist(path, "/data")["training"]
@@ -475,6 +607,20 @@ def test_an_explicit_et_label_overrules_the_datalists(tmp_path):
             '{"training": [{"image": ["a_t1", "b_t2", "c_t1gd", "d_flair"], "label": "b", "et_label": 7}],'
             ' "validation": []}',
             "'et_label' is 3 or 4",
+        ),
+        (
+            '{"training": [{"image": ["a_t1", "b_t2", "c_t1gd", "d_flair"], "label": "b", "et_label": 4}],'
+            ' "validation": []}',
+            "an entry says no 'oedema_label' (2 as in BraTS, 1 as in the Decathlon; core has the other)",
+        ),
+        ('{"training": [{"image": "a.nii", "label": "b", "et_label": 4}], "validation": []}', "says no 'oedema_label'"),
+        (
+            '{"training": [{"image": "imagesTr/a.nii", "label": "b", "et_label": 4}], "validation": []}',
+            "says no 'oedema_label'",
+        ),
+        (
+            '{"training": [{"image": "a.nii", "label": "b", "et_label": 3, "oedema_label": 3}], "validation": []}',
+            "'oedema_label' is 2 or 1",
         ),
     ],
 )

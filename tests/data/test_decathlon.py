@@ -4,15 +4,20 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import itk
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.transforms import LoadImaged
+from monai.data import ITKReader
+from monai.transforms import LoadImage, LoadImaged
 from scripts.data.checks import check_cases, check_voxels
 from scripts.data.datalist import (
     SEQUENCES,
@@ -25,8 +30,8 @@ from scripts.data.datalist import (
     unlabeled_items,
     write_datalist,
 )
-from scripts.data.readers import SequenceReader
-from scripts.errors import InputError
+from scripts.data.readers import LoadImageByReaderd, SequenceReader
+from scripts.errors import InputError, input_error_behind
 from scripts.transforms import LabelsToRegionsd, labels_to_regions
 from workflows import SIZE, TRAINING_SIZE, bundle_run, voxels, write_decathlon
 
@@ -64,9 +69,7 @@ def task01(brats, tmp_path):
 
 
 def load(item, **arguments):
-    return LoadImaged("image", reader=SequenceReader(**arguments), image_only=True, ensure_channel_first=True)(item)[
-        "image"
-    ]
+    return LoadImageByReaderd("image", SequenceReader(**arguments), ensure_channel_first=True)(item)["image"]
 
 
 def test_cases_of_the_decathlon_are_found(task01):
@@ -154,7 +157,7 @@ def test_names_of_channels_are_known_by_any_clear_spelling(task01, names, accept
 
 def test_one_reader_serves_many_threads(brats):
     """Images and label maps by turns; MONAI's own reader mixes up their number of files."""
-    loader = LoadImaged(["image", "label"], reader=SequenceReader(), image_only=True, ensure_channel_first=True)
+    loader = LoadImageByReaderd(["image", "label"], SequenceReader(), ensure_channel_first=True)
     (item, *_) = labeled_items(brats)
     with ThreadPoolExecutor(8) as pool:
         shapes = {(tuple(i["image"].shape), tuple(i["label"].shape)) for i in pool.map(loader, [item] * 200)}
@@ -177,6 +180,23 @@ def test_splits_keep_four_dimensional_files(task01, tmp_path):
     assert json.loads((tmp_path / "list.json").read_text())["training"][0]["image"].startswith("imagesTr/")
     lists = read_datalist(tmp_path / "list.json", task01)
     assert lists == {name: split[name] for name in ("training", "validation")}
+
+
+def test_an_entry_by_hand_has_the_decathlons_labels_where_its_folder_tells(task01, tmp_path):
+    """Core and edema are the other way round than in BraTS; taken for BraTS's, they would change places in silence."""
+    entry = {"image": f"imagesTr/{NAME}.nii.gz", "label": f"labelsTr/{NAME}.nii.gz"}
+    (wanted, *_) = labeled_items(task01)
+    lists = tmp_path / "list.json"
+    for said in ({}, {"et_label": 3}, {"et_label": None, "oedema_label": None}):
+        lists.write_text(json.dumps({"training": [{**entry, **said}], "validation": []}))
+        assert read_datalist(lists, task01)["training"] == [wanted]
+    os.rename(task01 / "imagesTr", task01 / "scans")
+    entry["image"] = f"scans/{NAME}.nii.gz"
+    lists.write_text(json.dumps({"training": [{**entry, "et_label": 3}], "validation": []}))
+    with pytest.raises(InputError, match="an entry says no 'oedema_label'"):
+        read_datalist(lists, task01)
+    lists.write_text(json.dumps({"training": [{**entry, "et_label": 3, "oedema_label": 1}], "validation": []}))
+    assert read_datalist(lists, task01)["training"] == [{**wanted, "image": str(task01 / entry["image"])}]
 
 
 def test_bare_entries_are_completed(brats, task01):
@@ -221,7 +241,69 @@ def test_faulty_files_are_named(tmp_path, brats):
         image_files(str(tmp_path / "imagesTr"))
 
 
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
+def test_another_format_is_refused_and_no_other_reader_tried(tmp_path, suffix):
+    """MONAI's readers would take it, with its channels in its own order, which the setting says nothing of."""
+    path = tmp_path / f"scan{suffix}"
+    channels = np.stack([np.full(SHAPE, value, np.float32) for value in (1, 2, 3, 4)], axis=-1)
+    itk.imwrite(itk.image_from_array(channels, is_vector=True), str(path))
+    assert LoadImage(reader=ITKReader(), ensure_channel_first=True)(path).shape[0] == 4, "else nothing is tested"
+    said = f"{path}: not a NIfTI image (.nii, .nii.gz), the only format read; convert it to NIfTI."
+    for item in ({"image": str(path)}, {"image": [str(path)] * 4}):
+        with pytest.raises(InputError) as caught:
+            load(item)
+        assert str(caught.value) == said
+        with pytest.raises(InputError) as caught:
+            check_cases([{**item, "case": "scan"}], tmp_path, datalist_file="list.json")
+        assert str(caught.value) == said
+
+
+def test_a_readers_error_comes_through(tmp_path, brats):
+    """As one line that names the file, whether its header or its voxels cannot be read."""
+    (item, *_) = labeled_items(brats)
+    file = Path(item["image"][2])
+    content = gzip.decompress(file.read_bytes())
+    for damaged, said in (
+        (b"", "not a readable NIfTI image"),
+        (b"no image at all", "not a readable NIfTI image"),
+        (gzip.compress(content[:-50]), "damaged"),
+    ):
+        file.write_bytes(damaged)
+        with pytest.raises(InputError) as caught:
+            load(item)
+        assert str(caught.value).startswith(f"{file}: {said} ("), str(caught.value)
+        assert "\n" not in str(caught.value)
+    file.unlink()
+    with pytest.raises(InputError, match=re.escape(f"{file}: not a readable NIfTI image (")):
+        load(item)
+
+
+def test_monais_consumers_know_the_loader_for_one():
+    """MONAI Label by its class, MONAI Deploy by its name."""
+    assert issubclass(LoadImageByReaderd, LoadImaged)
+    assert "LoadImage" in LoadImageByReaderd.__name__
+
+
 # The workflows.
+
+
+@pytest.mark.parametrize("workflow", ["inference", "evaluation", "maps elsewhere", "training"])
+def test_results_in_the_images_folder_are_refused_and_nothing_is_changed(task01, workflow, tmp_path):
+    """An image and the label map of its case have one name."""
+    images = task01 / "imagesTr"
+    before = {path: path.read_bytes() for path in task01.rglob("*") if path.is_file()}
+    place = {"dataset_dir": str(task01), "output_dir": str(images), **SIZE}
+    names = {"inference": ["inference.json"], "training": ["train.json"]}.get(workflow, ["train.json", "evaluate.json"])
+    if workflow == "evaluation":
+        place |= {"evaluation_dir": str(images), "cases": "all"}
+    elif workflow != "inference":
+        place |= {"output_dir": str(tmp_path / "out"), "label_map_dir": str(images), "save_label_maps": True}
+    with pytest.raises(RuntimeError) as caught:
+        bundle_run(*names, **place)
+    error = str(input_error_behind(caught.value))
+    assert error.startswith(f"{images}/BraTS20_Training_00") and "would be written over" in error
+    assert {path: path.read_bytes() for path in task01.rglob("*") if path.is_file()} == before
+    assert not (tmp_path / "out").exists()
 
 
 def test_one_file_is_segmented_as_its_four_sequences_are(cohort, training, segmentation, tmp_path):

@@ -116,6 +116,7 @@ def test_the_operator_saves_nothing_itself(deploy, bundle):
     steps = deploy.get_bundle_config(str(bundle), "inference").get_parsed_content("postprocessing")
     kept = deploy.filter_compose(steps, deploy.DISALLOW_LOAD_SAVE).transforms
     assert [type(step).__name__ for step in kept] == [
+        "RequireFinited",
         "Activationsd",
         "Invertd",
         "ProbabilitiesToRegionsd",
