@@ -5,6 +5,7 @@
 import os
 import pickle
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ import torch
 from scripts.errors import InputError
 from scripts.import_checkpoint import convert, main, read_state_dict
 from scripts.networks import PriorAttentionNet
+from scripts.weights import check_weights
+from scripts.weights_record import read_weights_record
+from workflows import initialized
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[1]
@@ -117,7 +121,93 @@ def test_command_writes_a_bare_state_dict_for_the_network_it_names(head, tmp_pat
     assert f"{len(state)} tensors; dropped 19" in shown
     for words in (f"head {head}", "channels [4, 8, 8, 12, 16]", "spatial_dims 3", "norm instance", "prelu"):
         assert words in shown
-    assert [p.name for p in target.parent.iterdir()] == ["model.pt"]
+    assert sorted(p.name for p in target.parent.iterdir()) == ["model.json", "model.pt"]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_record_says_how_the_authors_weights_are_used_and_the_command_does_so(head, tmp_path, capsys):
+    target = tmp_path / "model.pt"
+    assert main([str(GOLDEN / f"panet_{head}_checkpoint.pkl"), str(target)]) == 0
+    record = read_weights_record(target)
+    assert record["sequences"] == ["t1", "t2", "t1ce", "flair"]
+    assert (record["normalization"], record["exclusive"], record["spacing"]) == ("volume", False, [1.0] * 3)
+    assert record["postprocessing"] == {"min_component_voxels": 10, "min_et_voxels": 300, "et_per_component": False}
+    assert record["trained_on"]["imported"] and record["trained_on"]["patients"] is None
+    shown = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert shown[:4] == ["python", "-m", "monai.bundle", "run"]
+    options = dict(zip(shown[4:-4:2], shown[5:-4:2], strict=True))
+    configs = ["configs/inference.json", "configs/inference_authors.yaml"]
+    assert options.pop("--config_file") == str(configs)
+    assert options.pop("--model_file") == str(target)
+    assert options == {
+        "--network_def#channels": str(list(SMALL)),
+        **({"--network_def#head": head} if head != "fcn" else {}),
+    }
+    # What the command sets up fits the record; without the authors' preprocessing, it is refused with the overlay.
+    changes = {name.removeprefix("--"): value for name, value in options.items()}
+    changes["network_def#channels"] = list(SMALL)
+    for names, said in ((configs, None), (configs[:1], "add configs/inference_authors.yaml")):
+        made = initialized(*(Path(name).name for name in names), kind="infer", **changes).parser
+        check = (made.get_parsed_content("network_def"), str(target), made.get_parsed_content("weights_settings"))
+        if said is None:
+            assert check_weights(*check) == record
+        else:
+            with pytest.raises(InputError, match=said):
+                check_weights(*check)
+
+
+def test_the_threshold_of_the_authors_recipe_with_sgd_comes_along(tmp_path):
+    checkpoint = golden_checkpoint()
+    network = PriorAttentionNet(channels=SMALL)
+    for optimizer, voxels in (
+        (torch.optim.Adam(network.parameters()), 300),
+        (torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.99, nesterov=True), 500),
+    ):
+        source = saved({**checkpoint, "optimizer": optimizer.state_dict()}, tmp_path / "a.pkl")
+        target = tmp_path / f"{voxels}.pt"
+        assert main([str(source), str(target)]) == 0
+        assert read_weights_record(target)["postprocessing"]["min_et_voxels"] == voxels
+
+
+def test_exclusive_classes_come_in_this_bundles_order(tmp_path, capsys):
+    """Theirs: background, necrotic core, edema, ET. Here: background, ET, the rest of TC, the rest of WT."""
+    plain, exclusive = tmp_path / "plain.pt", tmp_path / "exclusive.pt"
+    source = str(GOLDEN / "panet_fcn_checkpoint.pkl")
+    assert main([source, str(plain)]) == main([source, str(exclusive), "--exclusive"]) == 0
+    assert "'configs/network_exclusive.yaml'" in capsys.readouterr().out.splitlines()[-1]
+    assert read_weights_record(exclusive)["exclusive"] is True
+    network, x = PriorAttentionNet(channels=SMALL), torch.randn(1, 4, 32, 16, 16)
+    results = []
+    for file in (plain, exclusive):
+        network.load_state_dict(torch.load(file, weights_only=True))
+        with torch.no_grad():
+            results.append(network.predict_all(x))
+    for name in ("out", "level1", "level2", "level3"):
+        background, necrosis, edema, et = results[0][name].unbind(1)
+        assert torch.equal(results[1][name], torch.stack([background, et, necrosis, edema], 1)), name
+    assert torch.equal(results[0]["prior"], results[1]["prior"])
+
+
+def test_exclusive_needs_four_classes(tmp_path):
+    state, _ = authors_state(PriorAttentionNet(channels=SMALL, out_channels=3))
+    with pytest.raises(InputError, match="3 outputs, not the four classes of --exclusive; leave it out"):
+        main([str(saved(state, tmp_path / "a.pkl")), str(tmp_path / "model.pt"), "--exclusive"])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pkl"]
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.json"])
+def test_neither_weights_nor_a_record_are_overwritten(name, tmp_path):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(InputError, match="exists already") as caught:
+        main([str(GOLDEN / "panet_fcn_checkpoint.pkl"), str(tmp_path / "model.pt")])
+    assert str(caught.value).startswith(f"{tmp_path / name}: ")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_weights_are_not_given_the_name_of_a_record(tmp_path):
+    with pytest.raises(InputError, match=r"choose one that ends in \.pt"):
+        main([str(GOLDEN / "panet_fcn_checkpoint.pkl"), str(tmp_path / "model.json")])
+    assert not any(tmp_path.iterdir())
 
 
 def test_command_line_imports_and_then_refuses_to_overwrite(tmp_path):

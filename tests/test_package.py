@@ -45,7 +45,8 @@ def root(training, tmp_path_factory) -> Path:
         shutil.copytree(ROOT / name, folder / name)
     shutil.copy(ROOT / "LICENSE", folder)
     (folder / "models").mkdir()
-    shutil.copy(training / "model.pt", folder / "models")
+    for name in ("model.pt", "model.json"):
+        shutil.copy(training / name, folder / "models")
     hidden = ("docs/.hidden", "docs/.notes/page.md", "docs/images/.cache/deep/picture.png")
     for name in ("models/model_20260101_000000.pt", "data/patient.nii.gz", "runs/train/model.pt", *hidden):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
