@@ -24,6 +24,7 @@ from rich.table import Table
 from scripts.errors import InputError
 from scripts.training_state import STATE_FILES, newest_state
 from scripts.transforms import REGIONS
+from scripts.weights_record import record_file
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
@@ -105,6 +106,7 @@ def demo(run_dir: Path, cases: int, epochs: int, seed: int) -> None:
     else:
         files = configs("inference.json", "inference_demo.yaml")
         options = ["--bundle_root", str(ROOT), "--ckpt_file", str(model), "--filepath", str(exported)]
+        options += ["--_meta_#weights", f"%{record_file(model)}"]
         run("TorchScript", "monai.bundle", "ckpt_export", "--config_file", files, *options)
 
     picture = run_dir / "picture.png"

@@ -8,16 +8,19 @@ import copy
 import importlib.util
 import inspect
 import json
+import shutil
 import tempfile
 from pathlib import Path
 
 import monai
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export
+from monai.data import load_net_with_metadata
 from scripts import export_program, tensorrt
 from scripts.errors import InputError, input_error_behind
 from scripts.networks import PriorAttentionNet
+from scripts.weights_record import save_weights, trained_on
 from workflows import CHANNELS, CONFIGS, ROOT, files, initialized
 
 SIZES = [(1, 32, 32, 32), (2, 64, 48, 32), (1, 48, 80, 64)]
@@ -46,7 +49,13 @@ def root(network, tmp_path_factory) -> Path:
     (folder / "configs" / "inference.json").write_text(json.dumps(config))
     (folder / "configs" / "metadata.json").write_text((CONFIGS / "metadata.json").read_text())
     (folder / "models").mkdir()
-    torch.save(network.state_dict(), folder / "models" / "model.pt")
+    place = {"bundle_root": str(folder), "dataset_dir": str(folder)}
+    made = ConfigWorkflow(
+        str(folder / "configs" / "inference.json"), workflow_type="infer", logging_file=False, **place
+    )
+    made.initialize()
+    settings = made.parser.get_parsed_content("weights_settings")
+    save_weights(network.state_dict(), folder / "models" / "model.pt", {**settings, "trained_on": trained_on(4, 0)})
     return folder
 
 
@@ -91,13 +100,14 @@ def test_onnx_equals_eager_at_any_size(network, root, monkeypatch, tmp_path):
 def test_exported_program_equals_eager_at_any_size(network, root):
     path = root / "models" / "model.pt2"
     assert export_program.main([str(path), "--bundle_root", str(root)]) == 0
-    extra = {"metadata.json": "", "inference.json": ""}
+    extra = {"metadata.json": "", "inference.json": "", "model.json": ""}
     program = torch.export.load(path, extra_files=extra).module()
     for x in samples():
         with torch.no_grad():
             assert torch.equal(program(x), network(x))
     assert json.loads(extra["metadata.json"]) == json.loads((CONFIGS / "metadata.json").read_text())
     assert json.loads(extra["inference.json"])["network_def"]["channels"] == [4, 6, 8, 10, 12]
+    assert json.loads(extra["model.json"]) == json.loads((root / "models" / "model.json").read_text())
     # A size that the network refuses is refused here too.
     with pytest.raises((RuntimeError, AssertionError), match="16"):
         program(torch.zeros(1, 4, 40, 32, 32))
@@ -106,6 +116,28 @@ def test_exported_program_equals_eager_at_any_size(network, root):
     with pytest.raises(InputError, match="exists already"):
         export_program.main([str(path), "--bundle_root", str(root)])
     assert path.stat().st_mtime_ns == before
+
+
+def test_torchscript_carries_the_record_where_the_command_says_so(root, tmp_path):
+    """As docs/interoperability.md has it."""
+    exported = tmp_path / "model.ts"
+    record = {"_meta_#weights": f"%{root / 'models' / 'model.json'}"}
+    config = str(root / "configs" / "inference.json")
+    ckpt_export(bundle_root=str(root), config_file=config, filepath=str(exported), **record)
+    _, metadata, _ = load_net_with_metadata(str(exported))
+    assert metadata["weights"] == json.loads((root / "models" / "model.json").read_text())
+    assert metadata["version"] == json.loads((CONFIGS / "metadata.json").read_text())["version"]
+
+
+def test_an_export_by_another_use_of_the_weights_is_refused(root, tmp_path):
+    model = tmp_path / "model.pt"
+    shutil.copy(root / "models" / "model.pt", model)
+    record = json.loads((root / "models" / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps({**record, "spacing": [2.0, 2.0, 2.0]}))
+    with pytest.raises(InputError, match=r"voxels of 2 x 2 x 2 mm, not 1 x 1 x 1; add --spacing"):
+        arguments = ["--bundle_root", str(root), "--model_file", str(model)]
+        export_program.main([str(tmp_path / "model.pt2"), *arguments])
+    assert not (tmp_path / "model.pt2").exists()
 
 
 BAD_EXPORTS = {

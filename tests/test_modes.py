@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -219,7 +220,7 @@ def test_networks_train_evaluate_and_infer_by_one_overlay(overlay, small_cohort,
         kinds = {type(m) for name, m in made.network_def.named_modules() if name.startswith("head") == inside}
         assert (kinds & norms, kinds & {nn.PReLU, nn.ReLU}) == wanted
     said = refused("inference.json", dataset_dir=str(small_cohort), model_file=model, **SIZE)
-    assert "weights of another network" in said
+    assert "it was trained with another network (" in said
 
 
 def test_exclusive_classes(small_cohort, tmp_path):
@@ -265,6 +266,22 @@ def test_finetuning_starts_from_the_file_but_for_what_is_named(small_cohort, tra
         elif "running" not in name and "num_batches" not in name:
             assert torch.equal(after[name], value), name
     assert json.loads((tmp_path / "run" / "run.json").read_text())["phantoms"] is True
+    # The record names the weights that it began with.
+    start = json.loads((tmp_path / "run" / "model.json").read_text())["trained_on"]["started_from"]
+    record = json.loads((trained / "model.json").read_text())
+    assert start == {"checksum": record["checksum"], "trained_on": record["trained_on"]}
+
+
+def test_finetuning_from_weights_of_another_order_of_channels_is_refused(small_cohort, trained, tmp_path):
+    for name in ("model.pt", "model.json"):
+        shutil.copy(trained / name, tmp_path)
+    record = json.loads((tmp_path / "model.json").read_text())
+    record["sequences"] = ["t1", "t1ce", "t2", "flair"]
+    (tmp_path / "model.json").write_text(json.dumps(record))
+    with pytest.raises(RuntimeError) as caught:
+        train(small_cohort, tmp_path / "run", "train_finetune.yaml", pretrained_file=str(tmp_path / "model.pt"))
+    assert "it has channels in the order t1, t1ce, t2, flair" in str(caught.value.__cause__)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
