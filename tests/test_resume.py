@@ -248,7 +248,7 @@ def with_sequences(output: Path, sequences: dict) -> dict:
 
 REFUSED = {
     "version 0.2.0": (
-        before_0_3_0,
+        lambda output: with_sequences(output, {}),
         "channels in another order (version 0.2.0 or before), which is t1, t2, t1ce, flair",
     ),
     "another order": (
