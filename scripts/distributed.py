@@ -31,6 +31,15 @@ _replicas: list[DistributedDataParallel] = []
 TIMEOUT = timedelta(hours=4)
 
 
+def on_any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether ``flag`` is true on any rank; every rank must ask. ``device`` is where the ranks' tensors lie."""
+    if not dist.is_initialized():
+        return flag
+    found = torch.tensor(float(flag), device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return bool(found)
+
+
 def rank() -> int:
     """This process's number among those that work together, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0

@@ -25,12 +25,13 @@ from rich.console import Console
 from rich.table import Table
 from scripts import make_phantoms
 from scripts.benchmark.measure import device_name, machine, positive
+from scripts.data.checks import processors
 from scripts.errors import InputError
 from scripts.files import keep_earlier, save_json
 from scripts.run_record import versions
 
 ROOT = Path(__file__).resolve().parents[1]
-WORKERS = ["--num_workers", str(max(1, min(12, len(os.sched_getaffinity(0)) - 2)))]
+WORKERS = ["--num_workers", str(max(1, min(12, processors() - 2)))]
 # All files with tests on a GPU: to collect the others takes packages that a machine with one may lack.
 GPU_TESTS = ("tests/test_devices.py", "tests/networks/test_prior_attention_net.py")
 # What a CPU can do while one waits, to try the command itself.

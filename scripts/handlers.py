@@ -24,7 +24,7 @@ from monai.utils import evenly_divisible_all_gather, string_list_all_gather
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-from scripts.distributed import rank, unwrap
+from scripts.distributed import on_any_rank, rank, unwrap
 from scripts.errors import InputError
 from scripts.files import save_text
 from scripts.losses import PriorAttentionLoss
@@ -191,8 +191,8 @@ class FiniteTraining:
 
     So the last good state survives, for a resumption. No step waits for the device: losses stay there, and are looked
     at once at the end of the epoch (on the way to it every half a minute), together with the weights. With several
-    ranks each looks at its own losses; bad ones of another rank are seen by the weights, which the averaged gradients
-    spoil.
+    ranks each looks at its own, and all end together: a scaler that passes over bad gradients keeps the others' weights
+    finite.
 
     Ignite's ``TerminateOnNan`` would wait for the device in every step, and end the training as if it were complete,
     with exit status 0, after the epoch's files were written.
@@ -218,29 +218,31 @@ class FiniteTraining:
         """Note the loss of the iteration."""
         items = engine.state.output if isinstance(engine.state.output, list) else [engine.state.output]
         self._waiting += [(engine.state.iteration, torch.as_tensor(item["loss"]).detach()) for item in items]
-        if time.monotonic() - self._looked > LOG_INTERVAL_S:
-            self.look(engine)
+        if time.monotonic() - self._looked > LOG_INTERVAL_S and (fault := self.fault(engine)):
+            raise InputError(f"{fault}; {_remedy(engine)}")
 
     def epoch_completed(self, engine: Workflow) -> None:
         """Look at the epoch's losses, and at the weights that they led to."""
-        self.look(engine)
+        fault = self.fault(engine)
         values = [value for value in unwrap(self.network).state_dict().values() if value.is_floating_point()]
-        if not bool(torch.stack([value.isfinite().all() for value in values]).all()):
-            raise InputError(f"epoch {engine.state.epoch}: weights are not finite; {_remedy(engine)}")
+        if not fault and not bool(torch.stack([value.isfinite().all() for value in values]).all()):
+            fault = f"epoch {engine.state.epoch}: weights are not finite"
+        if on_any_rank(bool(fault), values[0].device):
+            fault = fault or f"epoch {engine.state.epoch}: the loss of another process is not finite"
+            raise InputError(f"{fault}; {_remedy(engine)}")
 
-    def look(self, engine: Workflow) -> None:
-        """Look at the losses that have been noted."""
+    def fault(self, engine: Workflow) -> str:
+        """What is wrong with the losses that have been noted, in words; empty if nothing is."""
         self._looked = time.monotonic()
         waiting, self._waiting = self._waiting, []
         if not waiting:
-            return
+            return ""
         # One transfer from the device for all of them.
         losses = torch.stack([loss.float().mean() for _, loss in waiting]).tolist()
         for (iteration, _), loss in zip(waiting, losses, strict=True):
             if not math.isfinite(loss):
-                raise InputError(
-                    f"iteration {iteration} (epoch {engine.state.epoch}): the loss is {loss}; {_remedy(engine)}"
-                )
+                return f"iteration {iteration} (epoch {engine.state.epoch}): the loss is {loss}"
+        return ""
 
 
 def _remedy(engine: Workflow) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,11 +28,14 @@ from scripts.errors import InputError
 from scripts.files import load_torch
 from scripts.networks import PriorAttentionNet
 from scripts.networks.prior_attention_net import BOTTLENECK_ABOVE
+from scripts.run_record import CONFIG_FILE, RECORD_FILE
 from scripts.weights_record import Record, imported, network_definition, network_options, record_file, save_weights
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 # This bundle's outputs among the authors' exclusive classes, which are background, necrotic core, edema, ET.
 EXCLUSIVE_ORDER = (0, 3, 1, 2)
+# Beside weights these say something else.
+FILES_OF_RUNS = (RECORD_FILE, CONFIG_FILE, "datalist.json")
 
 # The authors' module names, left, and this bundle's, right. Order matters: the first that fits is taken.
 _HEAD_NAMES = {
@@ -200,11 +204,10 @@ def imported_record(
     network: PriorAttentionNet, arguments: Mapping[str, Any], checkpoint: Any, exclusive: bool
 ) -> Record:
     """The record of imported weights: the authors' preprocessing and post-processing."""
-    groups = (
-        (checkpoint.get("optimizer") or {}).get("param_groups") or [{}] if isinstance(checkpoint, Mapping) else [{}]
-    )
+    optimizer = checkpoint.get("optimizer") if isinstance(checkpoint, Mapping) else None
+    groups = optimizer.get("param_groups") if isinstance(optimizer, Mapping) else None
     # Of their two recipes, that with SGD has another ET threshold.
-    min_et_voxels = 500 if "nesterov" in groups[0] else 300
+    min_et_voxels = 500 if groups and "nesterov" in groups[0] else 300
     return {
         "network": network_definition(network, arguments),
         "sequences": list(SEQUENCES),
@@ -212,7 +215,7 @@ def imported_record(
         "exclusive": exclusive,
         "normalization": "volume",
         "postprocessing": {"min_component_voxels": 10, "min_et_voxels": min_et_voxels, "et_per_component": False},
-        "training": None,
+        "training": {"window": [128] * network.spatial_dims, "overlap": 0.75, "inferer": "SlidingWindowInferer"},
         "license": None,
         "trained_on": imported("checkpoint of the PANet authors' program"),
         "scores": None,
@@ -227,7 +230,12 @@ def command_to_run(model_file: Path, record: Record) -> str:
     own = network_definition(PriorAttentionNet(channels=(1,) * 5), plain)["arguments"]
     theirs = record["network"]["arguments"]
     options = network_options({name: value for name, value in theirs.items() if value != own[name]})
-    parts = ["python -m monai.bundle run", f'--config_file "{configs}"', f"--model_file {model_file}", *options]
+    parts = [
+        "python -m monai.bundle run",
+        f'--config_file "{configs}"',
+        f"--model_file {shlex.quote(str(model_file))}",
+        *options,
+    ]
     return " ".join([*parts, "--dataset_dir <folder of cases>"])
 
 
@@ -246,8 +254,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for file in (args.model_file, record_file(args.model_file)):
         if file.exists():
             raise InputError(f"{file}: exists already; move it away or choose another name.")
-    if record_file(args.model_file) == args.model_file:
-        raise InputError(f"{args.model_file}: that is the name of a record; choose one that ends in .pt.")
+    if record_file(args.model_file) == args.model_file or record_file(args.model_file).name in FILES_OF_RUNS:
+        raise InputError(f"{args.model_file}: its record would be taken for another file; choose a name like model.pt.")
     checkpoint = load_torch(args.checkpoint)
     state = read_state_dict(checkpoint, args.checkpoint)
     if args.exclusive:
@@ -261,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     save_weights(network.state_dict(), args.model_file, record)
     print(f"{args.model_file}: {len(network.state_dict())} tensors; dropped {len(dropped)} that nothing reads")
     print("network_def: " + ", ".join(f"{name} {value}" for name, value in record["network"]["arguments"].items()))
-    print(f"To segment patients with them:\n{command_to_run(args.model_file, record)}")
+    print(f"To segment patients with them, in the bundle's root:\n{command_to_run(args.model_file, record)}")
     return 0
 
 

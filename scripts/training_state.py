@@ -16,9 +16,8 @@ from scripts.data.datalist import SEQUENCES
 from scripts.distributed import rank, unwrap
 from scripts.errors import InputError
 from scripts.files import load_torch, replacing
-from scripts.run_record import read_record
 from scripts.weights import weights_difference
-from scripts.weights_record import Record, save_weights
+from scripts.weights_record import Record, record_file, save_weights
 from torch.optim.lr_scheduler import LRScheduler
 
 logger = logging.getLogger(__name__)
@@ -94,12 +93,11 @@ class TrainingFiles(TrainingParts):
                 newest.replace(previous)
 
     def _save(self, name: str, epoch: int) -> None:
-        # What the run's preparation has counted; a federated client's training has none.
-        content = read_record(self.output_dir).get("trained_on")
         scores: dict[str, Any] = {"epoch": epoch}
         if self.evaluator is not None and self.evaluator.state.metrics and self.evaluator.state.epoch == epoch:
             scores |= {key: value for key, value in self.evaluator.state.metrics.items() if isinstance(value, float)}
-        record = {**self.settings, "trained_on": content, "scores": scores}
+        # The run's preparation has counted the cases; a federated client's training has none.
+        record = {"trained_on": None, **self.settings, "scores": scores}
         save_weights(self._weights(), self.output_dir / name, record)
 
     def _weights(self) -> dict[str, torch.Tensor]:
@@ -219,6 +217,7 @@ def check_resumable(
 
 def remove_unfinished(output_dir: str | Path) -> None:
     """Remove what a training that was killed while it wrote a file has left half written."""
-    for name in (*STATE_FILES, "model.pt", "model.json", "model_last.pt", "model_last.json"):
+    weights = ("model.pt", "model_last.pt")
+    for name in (*STATE_FILES, *weights, *(record_file(file).name for file in weights)):
         for folder in Path(output_dir).glob(f".{name}.*"):
             shutil.rmtree(folder)

@@ -9,7 +9,6 @@ the bundle writes has a record, and each workflow compares the record of the wei
 
 from __future__ import annotations
 
-import functools
 import inspect
 import json
 import logging
@@ -30,8 +29,6 @@ logger = logging.getLogger(__name__)
 Record = dict[str, Any]
 
 THRESHOLDS = ("min_component_voxels", "min_et_voxels", "et_per_component")
-# What a record must hold to be compared.
-COMPARED = ("network", "sequences", "spacing", "exclusive", "normalization")
 
 
 def record_file(model_file: str | Path) -> Path:
@@ -76,11 +73,26 @@ def weights_settings(
 
 
 def running_arguments() -> Record:
-    """Arguments of ``network_def`` in the running configuration, references resolved; empty outside of one."""
+    """Arguments of ``network_def`` in the running configuration, references resolved; empty outside of one.
+
+    Raises:
+        InputError: ``network_def`` is an expression, of which nothing can be read.
+    """
     parser = running_parser()
-    item = parser.ref_resolver.get_item("network_def") if parser is not None else None
-    config = item.get_config() if item is not None else {}
-    return dict(config) if isinstance(config, Mapping) else {}
+    name = "network_def"
+    if parser is None or (text := parser.get(name)) is None:
+        return {}
+    while isinstance(text, str) and text.startswith("@"):
+        name = text[1:]
+        text = parser.get(name)
+    item = parser.ref_resolver.get_item(name)
+    config = item.get_config() if item is not None else None
+    if not isinstance(config, Mapping):
+        raise InputError(
+            f"--{name} {text}: write it as a component with _target_ and arguments, so that the record of the weights "
+            "can name them."
+        )
+    return dict(config)
 
 
 def network_definition(network: torch.nn.Module, arguments: Mapping[str, Any]) -> Record:
@@ -171,26 +183,22 @@ def read_weights_record(model_file: str | Path, quiet: bool = False) -> Record |
         InputError: the record is damaged, or there is none and the weights were made by version 0.2.0 or before, whose
             channels had another order.
     """
-    path = record_file(model_file)
-    if not path.is_file():
-        run = read_json(path.with_name(RECORD_FILE))
-        if run and "bundle_version" not in run:
-            raise InputError(
-                f"{model_file}: made by version 0.2.0 or before ({path.with_name(RECORD_FILE)}), whose channels were "
-                f"t1, t1ce, t2, flair; they are {', '.join(SEQUENCES)} now, so train or import these weights again."
-            )
+    # A link's record lies beside it, or beside the file that it leads to.
+    path = next((p for p in map(record_file, (model_file, Path(model_file).resolve())) if p.is_file()), None)
+    record = read_json(path) if path is not None else {}
+    fits = record.get("checksum") == file_checksum(Path(model_file)) if record else False
+    if not fits:
+        refuse_former_version(model_file)
+    if path is None or "checksum" not in record:
         if not quiet:
             logger.warning(
                 "%s: there is no record of these weights (%s), so nothing tells whether they fit these settings, nor "
                 "whether they come from version 0.2.0 or before, whose channels had another order.",
                 model_file,
-                path.name,
+                record_file(model_file).name,
             )
         return None
-    record = read_json(path)
-    if missing := [key for key in ("checksum", "trained_on", *COMPARED) if key not in record]:
-        raise InputError(f"{path}: no record of weights (it lacks {missing[0]}); restore or remove it.")
-    if record["checksum"] != file_checksum(Path(model_file)):
+    if not fits:
         if not quiet:
             logger.warning(
                 "%s: the record of other weights (by their checksum) than %s, so it is passed over; nothing tells "
@@ -199,45 +207,76 @@ def read_weights_record(model_file: str | Path, quiet: bool = False) -> Record |
                 model_file,
             )
         return None
+    if faulty := [key for key, good in _faults(record).items() if not good]:
+        raise InputError(f"{path}: a damaged record of weights ({faulty[0]}); restore or remove it.")
     return record
 
 
-def recorded_thresholds(model_file: str | Sequence[str], **defaults: Any) -> Record:
-    """Thresholds of the post-processing by the record of the weights; ``defaults`` where there is none.
+def _faults(record: Record) -> dict[str, bool]:
+    """Whether what is read of a record is of its kind, by key."""
+    network, after = record.get("network"), record.get("postprocessing")
+    described = isinstance(network, Mapping) and isinstance(network.get("arguments"), Mapping) and "class" in network
+    return {
+        "network": described,
+        "sequences": isinstance(record.get("sequences"), list),
+        "spacing": isinstance(record.get("spacing"), list),
+        "exclusive": isinstance(record.get("exclusive"), bool),
+        "normalization": isinstance(record.get("normalization"), str),
+        "postprocessing": after is None or (isinstance(after, Mapping) and set(THRESHOLDS) <= set(after)),
+        "trained_on": isinstance(record.get("trained_on", ""), (Mapping, type(None))),
+    }
 
-    So what a recipe needs (the authors' SGD recipe has an ET threshold of 500) goes with its weights. For an ensemble,
-    the records must agree.
+
+def refuse_former_version(model_file: str | Path) -> None:
+    """Refuse weights that lie in the folder of a run of version 0.2.0 or before.
 
     Raises:
-        InputError: the records of an ensemble differ; the message names a setting to decide it.
+        InputError: they do.
     """
-    found: Record = dict(defaults)
+    for path in {file.with_name(RECORD_FILE) for file in (Path(model_file), Path(model_file).resolve())}:
+        run = read_json(path)
+        if run and "bundle_version" not in run:
+            raise InputError(
+                f"{model_file}: made by version 0.2.0 or before ({path}), whose channels were t1, t1ce, t2, flair; "
+                f"they are {', '.join(SEQUENCES)} now, so train or import these weights again."
+            )
+
+
+class RecordedThresholds(dict[str, Any]):
+    """Thresholds by name; those on which the records of an ensemble differ are refused when they are asked for."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.disputed: dict[str, str] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        """The threshold.
+
+        Raises:
+            InputError: the records differ on it.
+        """
+        if name in self.disputed:
+            raise InputError(f"{self.disputed[name]}; set --{name}.")
+        return super().__getitem__(name)
+
+
+def recorded_thresholds(model_file: str | Sequence[str], **defaults: Any) -> RecordedThresholds:
+    """Thresholds of the post-processing by the record of the weights; ``defaults`` where there is none.
+
+    So what a recipe needs (the authors' SGD recipe has an ET threshold of 500) goes with its weights. Where the records
+    of an ensemble differ, the user must decide.
+    """
+    found = RecordedThresholds(defaults)
     sources: dict[str, str] = {}
-    for file in ensure_tuple(model_file):
-        for name, value in _thresholds_of(str(file)).items():
-            if name not in defaults:
-                continue
-            if name in sources and found[name] != value:
-                raise InputError(
-                    f"{record_file(file)}: {name} is {value}, but {found[name]} in {record_file(sources[name])}; "
-                    f"set --{name}."
-                )
-            found[name], sources[name] = value, str(file)
+    for file in map(str, ensure_tuple(model_file)):
+        record = read_weights_record(file, quiet=True) if Path(file).is_file() else None
+        for name, value in ((record or {}).get("postprocessing") or {}).items():
+            if name in sources and dict.__getitem__(found, name) != value:
+                other = f"{dict.__getitem__(found, name)} in {record_file(sources[name])}"
+                found.disputed[name] = f"{record_file(file)}: {name} is {value}, but {other}"
+            elif name in defaults:
+                found[name], sources[name] = value, file
     return found
-
-
-def _thresholds_of(model_file: str) -> Record:
-    path = Path(model_file)
-    if not path.is_file() or not record_file(path).is_file():
-        return {}
-    stamps = tuple(file.stat().st_mtime_ns for file in (path, record_file(path)))
-    return _kept_thresholds(model_file, stamps)
-
-
-@functools.lru_cache(maxsize=16)
-def _kept_thresholds(model_file: str, stamps: tuple[int, ...]) -> Record:
-    record = read_weights_record(model_file, quiet=True) or {}
-    return dict(record.get("postprocessing") or {})
 
 
 def differences(record: Record, settings: Record) -> list[str]:
@@ -306,7 +345,8 @@ def refuse_other_use(record: Record, settings: Record, model_file: str | Path) -
         InputError: they would; the message says in what, and how to run these weights.
     """
     if found := differences(record, settings):
-        raise InputError(f"{model_file}: by its record ({record_file(model_file)}) it was trained with {found[0]}.")
+        told = ". It was also trained with ".join(found)
+        raise InputError(f"{model_file}: by its record ({record_file(model_file)}) it was trained with {told}.")
 
 
 def check_start(record: Record | None, settings: Record, model_file: str | Path) -> None:
@@ -320,4 +360,5 @@ def check_start(record: Record | None, settings: Record, model_file: str | Path)
     for difference in differences(record, settings):
         if record["sequences"] != settings["sequences"]:
             raise InputError(f"{model_file}: by its record ({record_file(model_file)}) it has {difference}.")
-        logger.warning("%s was trained with %s, if that is not meant.", model_file, difference)
+        # The remedies are those of inference.
+        logger.warning("%s was trained with %s.", model_file, difference.split(";")[0])

@@ -26,7 +26,14 @@ import torch
 from monai.bundle import ConfigParser
 from monai.utils import ensure_tuple
 from scripts.data.checks import check_cases
-from scripts.data.datalist import CHANNEL_ORDER, complete_item, image_files, labeled_items, write_datalist
+from scripts.data.datalist import (
+    CHANNEL_ORDER,
+    complete_item,
+    image_files,
+    labeled_items,
+    warn_of_shared_patients,
+    write_datalist,
+)
 from scripts.distributed import launched_rank, on_rank_zero, rank, unwrap, world_size
 from scripts.errors import InputError
 from scripts.files import keep_earlier, replacing
@@ -41,6 +48,7 @@ from scripts.weights_record import (
     parent,
     read_weights_record,
     record_file,
+    refuse_other_use,
     trained_on,
 )
 from scripts.writers import map_files
@@ -59,49 +67,8 @@ MLFLOW = "MLFlowHandler"
 # Packages that MONAI's own parts need, only where they are used.
 PACKAGES_BEHIND = {MLFLOW: ("mlflow", "sqlalchemy", "alembic")}
 AMP_DTYPES = ("bfloat16", "float16")
-# A plain training's weights are published only if nothing that changes them was changed. Of train.json's keys these
-# change weights, or which weights are the best by validation ...
-RECIPE = {
-    "datalist_file",
-    "validation_fraction",
-    "split_seed",
-    "folds",
-    "fold",
-    "pretrained_file",
-    "reinitialize",
-    "seed",
-    "max_epochs",
-    "val_interval",
-    "batch_size",
-    "learning_rate",
-    "warmup_epochs",
-    "flat_epochs",
-    "patch_size",
-    "spacing",
-    "roi_size",
-    "overlap",
-    "window_weighting",
-    "exclusive",
-    "min_component_voxels",
-    "min_et_voxels",
-    "et_per_component",
-    "oedema_last",
-    "pred_keys",
-    "network_def",
-    "network",
-    "loss",
-    "optimizer",
-    "lr_scheduler",
-    "datalist",
-    "reader",
-    "weights_settings",
-    "train",
-    "validate",
-    "initialize",
-    "run",
-    "imports",
-}
-# ... and these say where, on what and how fast a training runs, how its data are read, and what else it writes.
+# A plain training's weights are published only if nothing that changes them was changed. These keys do not: they say
+# where, on what and how fast a training runs, how its data are read, and what else it writes.
 NOT_OF_THE_RECIPE = {
     "bundle_root",
     "dataset_dir",
@@ -181,14 +148,20 @@ def prepare_training(
             path, state = newest_state(output_dir)
             steps = math.ceil(math.ceil(len(training) / world_size()) / batch_size)
             check_resumable(state, path, unwrap(network), optimizer, steps)
+            if settings is not None:
+                last = Path(output_dir) / "model_last.pt"
+                if last.is_file() and (kept := read_weights_record(last)) is not None:
+                    refuse_other_use(kept, settings, last)
+                settings["trained_on"] = read_record(output_dir).get("trained_on")
         else:
             refuse_used(output_dir, dataset_dir, overwrite)
         lists = {"training": training, "validation": validation if val_interval else []}
         lists = {name: [complete_item(item, saved_et_label) for item in items] for name, items in lists.items()}
         # One patient may stand on both sides, to see whether a network can learn it.
         both = {str(item["image"]): item for items in lists.values() for item in items}
-        if not resume:
-            refuse_replacing(list(both.values()), label_map_dir, output_dir, datalist_file)
+        refuse_replacing(list(both.values()), label_map_dir, output_dir, datalist_file, resume)
+        if searched is None:
+            warn_of_shared_patients(lists["training"], lists["validation"], "The given lists")
         synthetic = check_cases(list(both.values()), searched, "labelled cases", datalist_file, channel_order)
         phantoms = any(synthetic)
         needed = ["training", "validation"] if val_interval else ["training"]
@@ -215,8 +188,12 @@ def prepare_training(
             which = dict(zip(both, synthetic, strict=True))
             trained = {str(item["image"]) for item in lists["training"]}
             made = sum(which[image] for image in trained)
+            facts |= {"trained_on": trained_on(len(trained) - made, made, start)}
             facts |= {"cases": {name: len(items) for name, items in lists.items()}}
-            write_record(output_dir, phantoms, trained_on=trained_on(len(trained) - made, made, start), **facts)
+            if settings is not None:
+                # For the records of the weights, which the training's handler writes.
+                settings["trained_on"] = facts["trained_on"]
+            write_record(output_dir, phantoms, **facts)
 
     on_rank_zero(check_and_claim)
     if pretrained_file is not None and rank() != 0:
@@ -302,7 +279,7 @@ def prepare_evaluation(
 def report_thresholds(used: Mapping[str, Any], records: Sequence[Record | None]) -> None:
     """Say which thresholds of the post-processing the user has set, and what the weights' records say instead."""
     for name, value in used.items():
-        theirs = {record["postprocessing"][name] for record in records if record and record.get("postprocessing")}
+        theirs = {record["postprocessing"].get(name) for record in records if record and record["postprocessing"]}
         if theirs - {value}:
             logger.info("--%s %s, where the weights' record says %s", name, value, ", ".join(map(str, sorted(theirs))))
 
@@ -492,7 +469,9 @@ def refuse_used(output_dir: str, dataset_dir: str, overwrite: bool) -> None:
         )
 
 
-def refuse_replacing(items: Items, map_dir: str | None, output_dir: str, datalist_file: str | None = None) -> None:
+def refuse_replacing(
+    items: Items, map_dir: str | None, output_dir: str, datalist_file: str | None = None, resume: bool = False
+) -> None:
     """Make sure, before anything is read at length, that no result takes the place of a file that the run reads.
 
     Args:
@@ -500,18 +479,19 @@ def refuse_replacing(items: Items, map_dir: str | None, output_dir: str, datalis
         map_dir: folder for label maps and maps of regions; None where none are saved.
         output_dir: the run's folder, which is moved away where it holds an earlier run.
         datalist_file: a training's, also read; one of the run's own is written to ``output_dir``.
+        resume: the run goes on in ``output_dir``, which is then not moved, nor is its datalist written again.
 
     Raises:
         InputError: a file to be written is one of them, whatever links lead there, or they would be moved away.
     """
     read = [file for item in items for file in (*image_files(item["image"]), item.get("label")) if file]
     written = [path for item in items if map_dir is not None for path in map_files(str(item["case"]), map_dir)]
-    if (Path(output_dir) / RECORD_FILE).exists():
+    if not resume and (Path(output_dir) / RECORD_FILE).exists():
         folder = os.path.realpath(output_dir)
         for file in read:
             if any(Path(path).is_relative_to(folder) for path in (os.path.abspath(file), os.path.realpath(file))):
                 raise InputError(f"{output_dir}: holds {file}, which the run reads; choose another --output_dir.")
-    elif datalist_file is not None:
+    elif not resume and datalist_file is not None:
         read.append(datalist_file)
         written.append(Path(output_dir) / "datalist.json")
     known = {_identity(file): file for file in read}
@@ -561,8 +541,12 @@ def publish(output_dir: str, bundle_root: str, enabled: bool = True) -> None:
     if record.get("phantoms"):
         logger.warning("Weights: %s; not published, since they come from synthetic phantoms.", best)
         return
+    if not record_file(best).is_file():
+        logger.warning("Weights: %s; not published, since their record (%s) is gone.", best, record_file(best).name)
+        return
     target = Path(bundle_root) / "models" / "model.pt"
-    if target.is_file() and filecmp.cmp(best, target, shallow=False):
+    pairs = ((best, target), (record_file(best), record_file(target)))
+    if all(there.is_file() and filecmp.cmp(own, there, shallow=False) for own, there in pairs):
         logger.info("Weights: %s; published already as %s", best, target)
         return
     with replacing(target) as temporary, replacing(record_file(target)) as temporary_record:

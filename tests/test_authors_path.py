@@ -5,11 +5,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
-from workflows import ROOT, command, files, voxels
+from workflows import ROOT, command, voxels
 
 GOLDEN = Path(__file__).parent / "golden"
 CASE = "TCGA-FG-6692"
@@ -23,20 +24,14 @@ def shared() -> Path | None:
 
 
 def label_map(case: Path, folder: Path) -> np.ndarray:
-    """What the bundle makes of the checkpoint and ``case``, by its commands."""
-    model = folder / "model.pt"
-    done = command("scripts.import_checkpoint", str(GOLDEN / "authors_path_checkpoint.pkl"), str(model), cwd=ROOT)
+    """What the bundle makes of the checkpoint and ``case``, by the command that the import prints."""
+    arguments = [str(GOLDEN / "authors_path_checkpoint.pkl"), str(folder / "model.pt")]
+    done = command("scripts.import_checkpoint", *arguments, cwd=folder)
     assert done.returncode == 0, done.stderr
-    arguments = {
-        "bundle_root": ROOT,
-        "dataset_dir": case,
-        "output_dir": folder / "maps",
-        "model_file": model,
-        "network_def#channels": [6, 8, 8, 12, 16],
-    }
-    flat = [text for key, value in arguments.items() for text in (f"--{key}", str(value))]
-    names = str(files("inference.json", "inference_authors.yaml"))
-    done = command("monai.bundle", "run", "--config_file", names, *flat, cwd=folder)
+    printed = done.stdout.splitlines()[-1].removesuffix("<folder of cases>")
+    python, _, module, *options = shlex.split(printed)
+    assert python == "python" and "--network_def#channels" in options
+    done = command(module, *options, str(case), "--output_dir", str(folder / "maps"), cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "no record" not in done.stderr
     return voxels(folder / "maps" / f"{case.name}.nii.gz")

@@ -3,6 +3,8 @@
 """Handlers on small engines: what is written when, and with which values."""
 
 import csv
+import hashlib
+import json
 import logging
 import re
 import statistics
@@ -26,6 +28,8 @@ from scripts.losses import PriorAttentionLoss
 from scripts.lr_schedulers import WarmupFlatCosineLR
 from scripts.training_state import ResumeTraining, TrainingFiles, newest_state
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+SETTINGS = {"network": {"class": "Linear", "arguments": {}, "defaults": {}}, "spacing": [1.0]}
 
 
 def training(output_dir, scores=None, max_epochs=4, steps=3):
@@ -62,7 +66,7 @@ def training(output_dir, scores=None, max_epochs=4, steps=3):
     def remember(engine):
         weights[engine.state.epoch] = {name: value.clone() for name, value in network.state_dict().items()}
 
-    TrainingFiles(output_dir, network, optimizer, scheduler, evaluator).attach(trainer)
+    TrainingFiles(output_dir, network, optimizer, scheduler, evaluator, settings=SETTINGS).attach(trainer)
     batches = list(torch.randn(steps, 8, 3, generator=torch.Generator().manual_seed(1)))
     return SimpleNamespace(
         run=lambda: trainer.run(batches, max_epochs=max_epochs),
@@ -109,13 +113,20 @@ def test_model_is_of_the_best_validation_and_last_of_the_last_epoch(tmp_path, sc
     with caplog.at_level(logging.INFO):
         run.run()
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == [
+        "model.json",
         "model.pt",
+        "model_last.json",
         "model_last.pt",
         "trainer_state.pt",
         "trainer_state_previous.pt",
     ]
     assert same(load(tmp_path / "new" / "model.pt"), run.weights[best])
     assert same(load(tmp_path / "new" / "model_last.pt"), run.weights[4])
+    for name, epoch in (("model", best), ("model_last", 4)):
+        record = json.loads((tmp_path / "new" / f"{name}.json").read_text())
+        # What the run's preparation has counted is not known here, as in a federated client.
+        assert (record["scores"]["epoch"], record["trained_on"], record["spacing"]) == (epoch, None, [1.0])
+        assert record["checksum"] == hashlib.sha256((tmp_path / "new" / f"{name}.pt").read_bytes()).hexdigest()
     assert f"{scores[best]:.4f}, after epoch {best}" in [m for m in caplog.messages if "Best" in m][-1]
     state = load(tmp_path / "new" / "trainer_state.pt")
     assert (state["best_metric"], state["best_metric_epoch"]) == (pytest.approx(scores[best]), best)
@@ -209,7 +220,7 @@ def test_the_newer_of_two_valid_states_is_taken(tmp_path):
 def test_weights_of_a_parallel_network_have_the_bare_names(tmp_path):
     run = training(tmp_path)
     wrapped = torch.nn.DataParallel(run.network)
-    handler = TrainingFiles(tmp_path, wrapped, run.optimizer, run.scheduler)
+    handler = TrainingFiles(tmp_path, wrapped, run.optimizer, run.scheduler, settings=SETTINGS)
     handler.epoch_completed(SimpleNamespace(state=SimpleNamespace(epoch=1, max_epochs=1, iteration=3)))
     assert same(load(tmp_path / "model.pt"), run.network.state_dict())
 
@@ -224,7 +235,7 @@ def test_a_failed_write_keeps_the_earlier_files(tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
-    handler = TrainingFiles(tmp_path, run.network, run.optimizer, run.scheduler)
+    handler = TrainingFiles(tmp_path, run.network, run.optimizer, run.scheduler, settings=SETTINGS)
     with pytest.raises(OSError, match="No space left"):
         handler.epoch_completed(run.trainer)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before

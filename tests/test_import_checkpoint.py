@@ -126,12 +126,13 @@ def test_command_writes_a_bare_state_dict_for_the_network_it_names(head, tmp_pat
 
 @pytest.mark.parametrize("head", HEADS)
 def test_the_record_says_how_the_authors_weights_are_used_and_the_command_does_so(head, tmp_path, capsys):
-    target = tmp_path / "model.pt"
+    target = tmp_path / "my models" / "model.pt"
     assert main([str(GOLDEN / f"panet_{head}_checkpoint.pkl"), str(target)]) == 0
     record = read_weights_record(target)
     assert record["sequences"] == ["t1", "t2", "t1ce", "flair"]
     assert (record["normalization"], record["exclusive"], record["spacing"]) == ("volume", False, [1.0] * 3)
     assert record["postprocessing"] == {"min_component_voxels": 10, "min_et_voxels": 300, "et_per_component": False}
+    assert record["training"]["window"] == [128] * 3
     assert record["trained_on"]["imported"] and record["trained_on"]["patients"] is None
     shown = shlex.split(capsys.readouterr().out.splitlines()[-1])
     assert shown[:4] == ["python", "-m", "monai.bundle", "run"]
@@ -204,9 +205,10 @@ def test_neither_weights_nor_a_record_are_overwritten(name, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_weights_are_not_given_the_name_of_a_record(tmp_path):
-    with pytest.raises(InputError, match=r"choose one that ends in \.pt"):
-        main([str(GOLDEN / "panet_fcn_checkpoint.pkl"), str(tmp_path / "model.json")])
+@pytest.mark.parametrize("name", ["model.json", "run.pt", "config.pt", "datalist.pt"])
+def test_weights_are_not_given_a_name_whose_record_is_another_file(name, tmp_path):
+    with pytest.raises(InputError, match=r"choose a name like model\.pt"):
+        main([str(GOLDEN / "panet_fcn_checkpoint.pkl"), str(tmp_path / name)])
     assert not any(tmp_path.iterdir())
 
 

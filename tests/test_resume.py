@@ -262,6 +262,7 @@ REFUSED = {
         "state of another optimiser (Adam, not SGD)",
     ),
     "another batch size": (lambda output: {"batch_size": 3}, "6 iterations in 2 epochs, but an epoch now has 1"),
+    "another kind of outputs": (lambda output: {"exclusive": True}, "model_last.pt: by its record ("),
     "no such folder": (lambda output: {"output_dir": str(output / "nowhere")}, "give the --output_dir of a stopped"),
 }
 

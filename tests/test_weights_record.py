@@ -14,7 +14,7 @@ import pytest
 import torch
 from monai.networks.nets import SegResNet
 from monai.transforms import Compose, CropForegroundd, NormalizeIntensity, NormalizeIntensityd, SpatialPadd
-from scripts.errors import InputError
+from scripts.errors import InputError, input_error_behind
 from scripts.networks import PriorAttentionNet
 from scripts.weights import check_weights
 from scripts.weights_record import (
@@ -226,12 +226,75 @@ def test_weights_with_the_record_of_others_are_used_with_a_warning(model, tmp_pa
     )
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"checksum": "x", "network": {}}'])
-def test_a_damaged_record_is_named(model, content):
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_what_is_no_json_object_beside_weights_is_named(model, content):
     record_file(model).write_text(content)
     with pytest.raises(InputError, match=r"model\.json: .*restore or remove it") as caught:
         check_weights(network(), str(model))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("network", {}),
+        ("network", None),
+        ("sequences", "t1"),
+        ("spacing", None),
+        ("exclusive", "yes"),
+        ("normalization", 1),
+        ("postprocessing", {"min_et_voxels": 3}),
+        ("trained_on", 4),
+    ],
+)
+def test_a_damaged_record_is_named_with_what_is_damaged(model, key, value):
+    record = json.loads(record_file(model).read_text())
+    record_file(model).write_text(json.dumps({**record, key: value}))
+    for check in (lambda: check_weights(network(), str(model), settings()), lambda: recorded_thresholds(str(model))):
+        with pytest.raises(
+            InputError, match=rf"model\.json: a damaged record of weights \({key}\); restore or remove it"
+        ):
+            check()
+
+
+def test_another_programs_file_of_that_name_is_no_record(model, caplog):
+    record_file(model).write_text('{"dice": 0.9}')
+    assert check_weights(network(), str(model), settings()) is None
+    assert "there is no record of these weights" in caplog.text
+
+
+def test_a_link_to_weights_leads_to_their_record(model, tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "linked.pt").symlink_to("../model.pt")
+    link = str(tmp_path / "models" / "linked.pt")
+    assert check_weights(network(), link, settings())["trained_on"] == trained_on(4, 0)
+    record_file(model).unlink()
+    (tmp_path / "run.json").write_text("{}")
+    assert check_weights(network(), link) is None
+    (tmp_path / "run.json").write_text('{"phantoms": false}')
+    with pytest.raises(InputError, match=r"version 0\.2\.0 or before"):
+        check_weights(network(), link)
+
+
+@pytest.mark.parametrize("reference", ["@mine", "$@mine"])
+def test_a_network_defined_elsewhere_is_recorded_or_refused(reference, tmp_path):
+    """Where nothing can be read of its arguments, a record would be wrong."""
+    mine = {"_target_": "scripts.networks.PriorAttentionNet", "channels": CHANNELS, "head": "parallel"}
+    place = {"dataset_dir": str(tmp_path), "mine": mine}
+    parser = initialized("inference.json", kind="infer", **place, network_def=reference).parser
+    if reference == "@mine":
+        arguments = parser.get_parsed_content("weights_settings")["network"]["arguments"]
+        assert (arguments["channels"], arguments["head"]) == (CHANNELS, "parallel")
+        return
+    with pytest.raises(RuntimeError) as caught:
+        parser.get_parsed_content("weights_settings")
+    assert "write it as a component with _target_" in str(caught.value.__cause__)
+
+
+def test_all_differences_are_named_at_once(tmp_path):
+    path = saved(tmp_path / "model.pt", spacing=[2.0] * 3, exclusive=True)
+    with pytest.raises(InputError, match=r"voxels of 2 .* It was also trained with classes that exclude each other"):
+        check_weights(network(), str(path), settings())
 
 
 def test_weights_beside_a_run_of_version_0_2_0_are_refused(model, tmp_path):
@@ -241,6 +304,12 @@ def test_weights_beside_a_run_of_version_0_2_0_are_refused(model, tmp_path):
     for how in (lambda: check_weights(network(), str(model), settings()), lambda: read_weights_record(model)):
         with pytest.raises(InputError, match=r"version 0\.2\.0 or before .* train or import these weights again\.$"):
             how()
+    # The record of other weights does not help.
+    saved(tmp_path / "other.pt", seed=1)
+    shutil.copy(tmp_path / "other.json", record_file(model))
+    with pytest.raises(InputError, match=r"version 0\.2\.0 or before"):
+        check_weights(network(), str(model))
+    record_file(model).unlink()
     (tmp_path / "run.json").write_text('{"bundle_version": "0.3.0", "phantoms": false}')
     assert check_weights(network(), str(model)) is None
 
@@ -248,9 +317,9 @@ def test_weights_beside_a_run_of_version_0_2_0_are_refused(model, tmp_path):
 def test_a_training_starts_from_other_weights_with_a_word_but_not_from_another_order(tmp_path, caplog):
     path = saved(tmp_path / "model.pt", spacing=[2.0] * 3, exclusive=True)
     check_start(read_weights_record(path), settings(), path)
-    assert [message.split(";")[0] for message in caplog.messages] == [
-        f"{path} was trained with voxels of 2 x 2 x 2 mm, not 1 x 1 x 1",
-        f"{path} was trained with classes that exclude each other (softmax), not regions that overlap",
+    assert caplog.messages == [
+        f"{path} was trained with voxels of 2 x 2 x 2 mm, not 1 x 1 x 1.",
+        f"{path} was trained with classes that exclude each other (softmax), not regions that overlap.",
     ]
     path = saved(tmp_path / "other.pt", sequences=["t1", "t1ce", "t2", "flair"])
     with pytest.raises(InputError, match=r"other\.json\) it has channels in the order t1, t1ce, t2, flair"):
@@ -283,13 +352,21 @@ def test_thresholds_come_from_the_record_unless_they_are_set(tmp_path):
 
 def test_thresholds_of_an_ensemble_must_agree(tmp_path):
     members = [str(saved(tmp_path / f"{seed}.pt", seed)) for seed in (0, 1)]
-    defaults = {"min_et_voxels": 2}
-    assert recorded_thresholds(members, **defaults) == {"min_et_voxels": 300}
+    assert recorded_thresholds(members, min_et_voxels=2) == {"min_et_voxels": 300}
     saved(Path(members[1]), 1, postprocessing={**THRESHOLDS, "min_et_voxels": 500})
-    with pytest.raises(
-        InputError, match=r"1\.json: min_et_voxels is 500, but 300 in .*0\.json; set --min_et_voxels\.$"
-    ):
-        recorded_thresholds(members, **defaults)
+    said = r"1\.json: min_et_voxels is 500, but 300 in .*0\.json; set --min_et_voxels\.$"
+    with pytest.raises(InputError, match=said):
+        recorded_thresholds(members, min_et_voxels=2)["min_et_voxels"]
+    # As it says; the other two are not in dispute.
+    place = {"model_file": members, "dataset_dir": str(tmp_path), "network_def#channels": CHANNELS}
+    names = ("inference.json", "inference_ensemble.yaml")
+    parser = initialized(*names, kind="infer", **place, min_et_voxels=400).parser
+    steps = {type(step).__name__: step for step in parser.get_parsed_content("postprocessing").transforms}
+    assert steps["SuppressSmallEnhancingTumord"].min_voxels == 400
+    assert steps["RemoveSmallComponentsd"].min_voxels == 10
+    with pytest.raises(RuntimeError) as caught:
+        initialized(*names, kind="infer", **place).parser.get_parsed_content("postprocessing")
+    assert re.search(said, str(input_error_behind(caught.value)))
 
 
 def test_main_configurations_fall_back_to_one_set_of_thresholds():

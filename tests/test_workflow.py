@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import time
 
 import nibabel as nib
@@ -22,7 +23,6 @@ from scripts.weights import check_weights, find_model_file, weights_difference
 from scripts.weights_record import read_weights_record, save_weights, trained_on, weights_settings
 from scripts.workflow import (
     NOT_OF_THE_RECIPE,
-    RECIPE,
     changed_recipe,
     check_settings,
     check_window,
@@ -271,6 +271,9 @@ def test_a_map_of_a_region_never_replaces_an_image(tmp_path, name):
     items = [{"case": "p", "image": [str(path), "b", "c", "d"]}]
     with pytest.raises(InputError, match=f"{name}.nii.gz: would be written over"):
         refuse_replacing(items, str(tmp_path), str(tmp_path))
+    # A training that goes on reads and writes as well.
+    with pytest.raises(InputError, match=f"{name}.nii.gz: would be written over"):
+        refuse_replacing(items, str(tmp_path), str(tmp_path / "out"), resume=True)
     refuse_replacing([{**items[0], "case": "q"}], str(tmp_path), str(tmp_path))
 
 
@@ -304,6 +307,8 @@ def test_an_earlier_runs_folder_with_inputs_in_it_is_not_moved_away(tmp_path):
         with pytest.raises(InputError) as caught:
             refuse_replacing([{"case": "p", "image": str(file)}], None, str(tmp_path))
         assert str(caught.value) == f"{tmp_path}: holds {file}, which the run reads; choose another --output_dir."
+        # Going on moves nothing.
+        refuse_replacing([{"case": "p", "image": str(file)}], None, str(tmp_path), resume=True)
 
 
 def test_a_trainings_split_never_replaces_the_datalist_given(tmp_path, data):
@@ -500,6 +505,22 @@ def test_what_is_published_already_is_not_published_again(bundle):
     assert (root / "models" / "model.pt").stat().st_mtime_ns == before
 
 
+def test_published_weights_without_their_record_get_it(bundle):
+    root, run = bundle
+    (root / "models").mkdir()
+    shutil.copy(run / "model.pt", root / "models")
+    publish(str(run), str(root))
+    assert published(root)["model.json"] == (run / "model.json").read_bytes()
+
+
+def test_weights_whose_record_is_gone_are_not_published(bundle, caplog):
+    root, run = bundle
+    (run / "model.json").unlink()
+    publish(str(run), str(root))
+    assert published(root) == {}
+    assert "not published, since their record (model.json) is gone." in caplog.text
+
+
 def test_earlier_published_weights_and_their_export_are_kept_under_their_date(bundle):
     root, run = bundle
     (root / "models").mkdir()
@@ -526,10 +547,53 @@ def test_earlier_published_weights_and_their_export_are_kept_under_their_date(bu
     }
 
 
+# What changes a training's weights, or which of them are the best by validation.
+RECIPE = {
+    "datalist_file",
+    "validation_fraction",
+    "split_seed",
+    "folds",
+    "fold",
+    "pretrained_file",
+    "reinitialize",
+    "seed",
+    "max_epochs",
+    "val_interval",
+    "batch_size",
+    "learning_rate",
+    "warmup_epochs",
+    "flat_epochs",
+    "patch_size",
+    "spacing",
+    "roi_size",
+    "overlap",
+    "window_weighting",
+    "exclusive",
+    "min_component_voxels",
+    "min_et_voxels",
+    "et_per_component",
+    "oedema_last",
+    "pred_keys",
+    "network_def",
+    "network",
+    "loss",
+    "optimizer",
+    "lr_scheduler",
+    "datalist",
+    "reader",
+    "weights_settings",
+    "train",
+    "validate",
+    "initialize",
+    "run",
+    "imports",
+}
+
+
 def test_every_key_of_a_training_is_of_its_recipe_or_not():
-    keys = set(json.loads((CONFIGS / "train.json").read_text()))
-    assert set(RECIPE) | set(NOT_OF_THE_RECIPE) == keys
-    assert not set(RECIPE) & set(NOT_OF_THE_RECIPE)
+    """A new key must be put on one side or the other."""
+    assert set(json.loads((CONFIGS / "train.json").read_text())) == RECIPE | NOT_OF_THE_RECIPE
+    assert not RECIPE & NOT_OF_THE_RECIPE
 
 
 def test_what_does_not_change_weights_does_not_keep_them_from_being_published():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -157,8 +158,17 @@ def check_voxels(item: Mapping[str, Any]) -> float:
 
 
 def processors() -> int:
-    """How many processors this process may use, which a scheduler or a container may limit."""
+    """How many processors this process may use, which a scheduler may limit."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def container_memory() -> float:
+    """Memory that this process's control group still grants, in bytes; infinite where none is limited."""
+    try:
+        limit, used = (Path("/sys/fs/cgroup", name).read_text() for name in ("memory.max", "memory.current"))
+        return float(limit) - float(used)
+    except (OSError, ValueError):
+        return math.inf
 
 
 def available_memory() -> float:
@@ -174,7 +184,7 @@ def available_memory() -> float:
 
 def reading_threads() -> int:
     """How many cases to read at a time: one for each processor, as far as memory goes."""
-    return max(1, min(processors(), int(available_memory() / MEMORY_PER_CASE)))
+    return max(1, min(processors(), int(min(available_memory(), container_memory()) / MEMORY_PER_CASE)))
 
 
 def warn_of_other_tumors(items: Sequence[Mapping[str, Any]]) -> None:

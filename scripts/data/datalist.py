@@ -134,18 +134,33 @@ def patient_name(case: str) -> str:
     return found["patient"] if found else case
 
 
+def patient_of(item: Mapping[str, Any]) -> str:
+    """The patient of an entry: by its image's name where that is one of a release with visits, else by ``case``."""
+    image = item["image"] if isinstance(item["image"], str) else str(item["image"][0])
+    found = _VISIT.fullmatch(case_name(image))
+    return found["patient"] if found else patient_name(str(item["case"]))
+
+
 def by_patient(items: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """The items in lists, one for each patient, in the order of their first items."""
     patients: dict[str, list[dict[str, Any]]] = {}
     for item in items:
-        patients.setdefault(patient_name(str(item["case"])), []).append(item)
+        patients.setdefault(patient_of(item), []).append(item)
     return list(patients.values())
 
 
-def shared_patients(training: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Patients with cases in both lists, by name."""
-    first, second = ({patient_name(str(item["case"])) for item in items} for items in (training, validation))
-    return sorted(first & second)
+def warn_of_shared_patients(
+    training: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], source: str | Path
+) -> None:
+    """Name the patients with cases in both lists, which come from ``source``, in a warning."""
+    first, second = ({patient_of(item) for item in items} for items in (training, validation))
+    if shared := sorted(first & second):
+        logger.warning(
+            "%s: %s in training and in validation; its scores there say nothing about new patients: %s",
+            source,
+            "a patient is" if len(shared) == 1 else f"{len(shared)} patients are",
+            ", ".join(shared),
+        )
 
 
 def sequence_named(name: str) -> str | None:
@@ -154,20 +169,21 @@ def sequence_named(name: str) -> str | None:
     return next((sequence for sequence, spellings in SPELLINGS.items() if plain in spellings), None)
 
 
-def sequence_of(file: str | Path) -> str | None:
-    """The sequence that an image file's name tells; None where it tells none."""
-    name = Path(file).name
+def released_sequence(file: str | Path) -> str | None:
+    """The sequence of an image file that a BraTS release has named; None for any other name."""
     for release, pattern in _PATTERNS:
-        if (found := pattern.fullmatch(name)) and found["sequence"] in release.suffixes:
+        if (found := pattern.fullmatch(Path(file).name)) and found["sequence"] in release.suffixes:
             return SEQUENCES[release.suffixes.index(found["sequence"])]
-    # The end of any other name, such as p1_T1-Gd.nii.gz.
-    parts = re.split(r"[^A-Za-z0-9]+", _EXTENSION.sub("", name))
-    return sequence_named("".join(parts[-2:])) or sequence_named(parts[-1])
+    return None
 
 
 def sequences_told(files: Sequence[str]) -> list[str] | None:
     """The sequences of four files by their names; None unless these tell each of the four once."""
-    told = [sequence_of(file) for file in files]
+    told = [released_sequence(file) for file in files]
+    if None in told:
+        # The ends of other names, such as p1_T1-Gd.nii.gz.
+        parts = [re.split(r"[^A-Za-z0-9]+", _EXTENSION.sub("", Path(file).name)) for file in files]
+        told = [sequence_named("".join(part[-2:])) or sequence_named(part[-1]) for part in parts]
     return [str(sequence) for sequence in told] if sorted(map(str, told)) == sorted(SEQUENCES) else None
 
 
@@ -308,7 +324,16 @@ def complete_item(item: Mapping[str, Any], et_label: int) -> dict[str, Any]:
     Args:
         item: the entry; what it says is kept.
         et_label: value of ET in label maps that this bundle saves.
+
+    Raises:
+        InputError: nothing tells which sequence each of four images is, in an entry that this module did not make.
     """
+    image = item["image"]
+    if "case" not in item and not isinstance(image, str) and len(image) > 1 and sequences_told(image) is None:
+        raise InputError(
+            f"{', '.join(map(str, image))}: these names do not say which sequence each file is; let them end in "
+            f"{', '.join(f'_{sequence}' for sequence in SEQUENCES)}, or give a --datalist_file that holds 'sequences'."
+        )
     reading = {"et_label": et_label, "oedema_label": 2, "resection_cavity": 0} if "label" in item else {}
     return {"case": case_name(image_files(item["image"])[0]), **reading, **item}
 
@@ -355,13 +380,7 @@ def split_datalist(
         logger.warning("No split in %s: a new one is made, of which the weights may have seen any case.", recorded)
     if datalist_file is not None:
         lists = read_datalist(datalist_file, dataset_dir)
-        if shared := shared_patients(lists["training"], lists["validation"]):
-            logger.warning(
-                "%s: %s in training and in validation; its scores there say nothing about new patients: %s",
-                datalist_file,
-                "a patient is" if len(shared) == 1 else f"{len(shared)} patients are",
-                ", ".join(shared),
-            )
+        warn_of_shared_patients(lists["training"], lists["validation"], datalist_file)
         if fold is not None and (found := labeled_items(dataset_dir)):
             own, _ = _fold(found, folds, fold, seed)
             if {item["case"] for item in own} != {item["case"] for item in lists["training"]}:
@@ -481,9 +500,9 @@ def _four_images(image: list[str], path: Path, sequences: list[str] | None) -> l
             )
         return in_network_order(image, told)
     for file, sequence in zip(image, sequences, strict=True):
-        if (told_one := sequence_of(file)) not in (None, sequence):
+        if (named := released_sequence(file)) not in (None, sequence):
             raise InputError(
-                f"{path}: 'sequences' says that {file} is {sequence}, but its name says {told_one}; "
+                f"{path}: 'sequences' says that {file} is {sequence}, but its name says {named}; "
                 "correct the one or the other."
             )
     return in_network_order(image, sequences)

@@ -15,6 +15,7 @@ from monai.data import partition_dataset
 from scripts.data.datalist import (
     SEQUENCES,
     case_name,
+    complete_item,
     find_cases,
     image_files,
     labeled_items,
@@ -24,6 +25,7 @@ from scripts.data.datalist import (
     sequence_named,
     split_datalist,
     unlabeled_items,
+    warn_of_shared_patients,
     write_datalist,
 )
 from scripts.errors import InputError
@@ -426,6 +428,21 @@ def test_a_given_split_that_shares_a_patient_is_warned_of_and_taken(tmp_path, gi
         assert caplog.messages == ([said] if said else [])
 
 
+def test_patients_are_known_by_their_images_whatever_the_case_is_called(tmp_path, caplog):
+    """In a caller's own lists too."""
+    caplog.set_level(logging.WARNING)
+    items = labeled_items(visits(tmp_path / "data", 2, 1))
+    renamed = [{**item, "case": f"p{number}"} for number, item in enumerate(items)]
+    warn_of_shared_patients(renamed[:1], renamed[1:], "mine")
+    (message,) = caplog.messages
+    assert message.startswith("mine: a patient is in training and in validation") and message.endswith(
+        " BraTS-GLI-00000"
+    )
+    caplog.clear()
+    warn_of_shared_patients(renamed[:2], renamed[2:], "mine")
+    assert caplog.messages == []
+
+
 def test_a_single_case_is_for_training(tmp_path):
     split = split_datalist(cohort(tmp_path, 1))
     assert (len(split["training"]), len(split["validation"]), len(split["all"])) == (1, 0, 1)
@@ -551,6 +568,30 @@ def test_files_that_tell_their_sequences_are_put_in_order(tmp_path, order):
     assert item["image"] == [f"/data/{file}" for file in wanted]
     assert image_files(image) == wanted
     assert image_files(["d.nii", "c.nii", "b.nii", "a.nii"]) == ["d.nii", "c.nii", "b.nii", "a.nii"]
+
+
+def test_names_by_other_conventions_do_not_overrule_the_list(tmp_path):
+    """BIDS names the contrast agent apart."""
+    image = ["s_T1w.nii.gz", "s_ce-gadolinium_T1w.nii.gz", "s_T2w.nii.gz", "s_FLAIR.nii.gz"]
+    entry = {"image": image, "label": "s_seg.nii.gz", "et_label": 4, "oedema_label": 2}
+    lists = {"training": [entry], "validation": []}
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps({"sequences": ["t1", "t1ce", "t2", "flair"], **lists}))
+    (item,) = read_datalist(path, "/data")["training"]
+    assert item["image"] == [f"/data/{image[number]}" for number in (0, 2, 1, 3)]
+    path.write_text(json.dumps(lists))
+    with pytest.raises(InputError, match="neither 'sequences' nor their names say"):
+        read_datalist(path, "/data")
+
+
+def test_a_callers_own_images_must_tell_their_sequences():
+    entry = {"image": ["x.nii.gz", "y.nii.gz", "z.nii.gz", "w.nii.gz"], "label": "l.nii.gz"}
+    with pytest.raises(InputError, match="which sequence each file is; let them end in _t1, _t2, _t1ce, _flair"):
+        complete_item(entry, 4)
+    # What a datalist has put in order is taken as it is.
+    assert complete_item({**entry, "case": "p"}, 4)["image"] == entry["image"]
+    told = [f"p_{sequence}.nii.gz" for sequence in ("flair", "t1", "t1ce", "t2")]
+    assert complete_item({"image": told}, 4)["case"] == "p"
 
 
 @pytest.mark.parametrize(
