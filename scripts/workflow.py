@@ -175,7 +175,9 @@ def prepare_training(
         if pretrained_file is not None:
             if Path(pretrained_file).resolve().is_relative_to(Path(output_dir).resolve()):
                 raise InputError(f"{pretrained_file}: lies in --output_dir; choose another for the new training.")
-            start = start_of_training(network, pretrained_file, reinitialize, settings)
+            load_pretrained(network, pretrained_file, reinitialize)
+        if (file := pretrained_file or loaded_by_caller(running_config())) is not None and not resume:
+            start = start_of_training(file, settings)
         if resume:
             record_resumption(output_dir, epoch=int(state["epoch"]))
         else:
@@ -200,19 +202,25 @@ def prepare_training(
         load_pretrained(network, pretrained_file, reinitialize)
 
 
-def start_of_training(
-    network: torch.nn.Module, model_file: str, reinitialize: str | Sequence[str], settings: Record | None
-) -> dict[str, Any]:
-    """Load the weights that a training starts from, and return what its own weights' record says of them.
+def start_of_training(model_file: str, settings: Record | None) -> dict[str, Any]:
+    """What the record of a training's weights says of the weights in ``model_file``, which it starts from.
 
     Raises:
-        InputError: the file is absent or none of weights, nothing in it fits, or it takes channels in another order.
+        InputError: they take channels in another order.
     """
-    record = read_weights_record(model_file) if Path(model_file).is_file() else None
+    record = read_weights_record(model_file)
     if settings is not None:
         check_start(record, settings, model_file)
-    load_pretrained(network, model_file, reinitialize)
     return parent(model_file, record)
+
+
+def loaded_by_caller(config: Mapping[str, Any] | None) -> str | None:
+    """The weights that a caller such as MONAI Label starts a training from, by a handler of its own; None without."""
+    for handler in config["train"]["handlers"] if config is not None and brings_own_data(config) else ():
+        file = handler.get("load_path") if isinstance(handler, Mapping) else None
+        if isinstance(file, str) and Path(file).is_file():
+            return file
+    return None
 
 
 def prepare_evaluation(

@@ -89,7 +89,19 @@ def studies(small_cohort, tmp_path_factory) -> Path:
     return folder
 
 
-def test_training_starts_from_the_models_weights_and_replaces_them(training_task, fresh_bundle, studies, small_cohort):
+@pytest.fixture
+def known(fresh_bundle) -> dict:
+    """What the record of the bundle's weights says once they are taken for weights of patients, like the studies."""
+    file = fresh_bundle / "models" / "model.json"
+    record = json.loads(file.read_text())
+    record["trained_on"] |= {"patients": 2, "phantoms": 0}
+    file.write_text(json.dumps(record))
+    return {"checksum": record["checksum"], "trained_on": record["trained_on"]}
+
+
+def test_training_starts_from_the_models_weights_and_replaces_them(
+    training_task, fresh_bundle, studies, small_cohort, known
+):
     models = fresh_bundle / "models"
     before = torch.load(models / "model.pt", weights_only=True)
     (models / "model.ts").touch()
@@ -101,6 +113,11 @@ def test_training_starts_from_the_models_weights_and_replaces_them(training_task
         best = torch.load(fresh_bundle / "runs" / "train" / "model.pt", weights_only=True)
         published = torch.load(models / "model.pt", weights_only=True)
         assert all(torch.equal(published[name], value) for name, value in best.items())
+        # Their record names the weights that MONAI Label began with.
+        content = json.loads((models / "model.json").read_text())["trained_on"]
+        assert (content["patients"], content["phantoms"], content["started_from"]) == (5, 0, known)
+        record = json.loads((models / "model.json").read_text())
+        known = {"checksum": record["checksum"], "trained_on": record["trained_on"]}
         # The earlier weights stay, and MONAI Label offers them.
         kept = list(models.glob("model_*.pt"))
         assert len(kept) == number
