@@ -21,6 +21,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from scripts import command
 from scripts.errors import InputError
 from scripts.training_state import STATE_FILES, newest_state
 from scripts.transforms import REGIONS
@@ -150,4 +151,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

@@ -3,8 +3,9 @@
 """The error for wrong input, and its display as one line.
 
 MONAI runs a bundle's parts inside its own code, which wraps an error several times; a traceback of fifty lines then
-buries the cause. With this module imported, an uncaught error that goes back to an ``InputError`` is shown as the
-``InputError``'s own line. Code that catches exceptions, such as a server, sees nothing different.
+buries the cause. In a command of the bundle, and in a workflow from its ``run`` list's first item on, an uncaught error
+that goes back to an ``InputError`` is shown as the ``InputError``'s own line. Programs that import the bundle are left
+as they are, and code that catches exceptions sees nothing different.
 """
 
 from __future__ import annotations
@@ -26,16 +27,19 @@ def input_error_behind(error: BaseException | None) -> InputError | None:
     return None
 
 
-_default_hook = sys.excepthook
+def show_input_errors() -> None:
+    """From now on show an uncaught error that goes back to an ``InputError`` as one line; all others as before."""
+    former = sys.excepthook
+    if getattr(former, "shows_input_errors", False):
+        return
 
+    def show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        cause = input_error_behind(error)
+        if cause is None:
+            former(kind, error, traceback)
+        else:
+            # A DataLoader's worker passes an error on as the text of its traceback, which ends with the message.
+            print(f"error: {str(cause).splitlines()[-1].split('InputError: ')[-1]}", file=sys.stderr)
 
-def _show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    cause = input_error_behind(error)
-    if cause is None:
-        _default_hook(kind, error, traceback)
-    else:
-        # A DataLoader's worker passes an error on as the text of its traceback, which ends with the message.
-        print(f"error: {str(cause).splitlines()[-1].split('InputError: ')[-1]}", file=sys.stderr)
-
-
-sys.excepthook = _show
+    show.shows_input_errors = True  # type: ignore[attr-defined]
+    sys.excepthook = show

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from monai.bundle import ConfigParser
+from scripts import command
 from scripts.errors import InputError
 from scripts.files import load_torch, replacing
 from scripts.weights import check_weights
@@ -89,4 +89,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

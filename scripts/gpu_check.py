@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from scripts import make_phantoms
+from scripts import command, make_phantoms
 from scripts.benchmark.measure import device_name, machine, positive
 from scripts.data.checks import processors
 from scripts.errors import InputError
@@ -140,4 +140,4 @@ def run_step(command: list[str], log: Path, seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

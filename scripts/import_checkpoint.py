@@ -16,13 +16,13 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
+from scripts import command
 from scripts.data.datalist import SEQUENCES
 from scripts.errors import InputError
 from scripts.files import load_torch
@@ -274,4 +274,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

@@ -14,12 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
+from scripts import command
 from scripts.errors import InputError
 from scripts.files import file_checksum, replacing
 from scripts.weights_record import record_file
@@ -151,4 +151,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

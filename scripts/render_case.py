@@ -11,7 +11,6 @@ patient's left is on the right-hand side.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ import numpy.typing as npt
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from scripts import command
 from scripts.data.checks import UNREADABLE, check_grid
 from scripts.data.datalist import SEQUENCES, Case, find_cases
 from scripts.errors import InputError
@@ -155,4 +155,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

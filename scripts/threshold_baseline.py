@@ -20,6 +20,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from scripts import command
 from scripts.data.checks import check_cases
 from scripts.data.datalist import SEQUENCES, labeled_items
 from scripts.data.phantom import best_threshold_dice
@@ -73,4 +74,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)

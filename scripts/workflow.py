@@ -35,7 +35,7 @@ from scripts.data.datalist import (
     write_datalist,
 )
 from scripts.distributed import launched_rank, on_rank_zero, rank, unwrap, world_size
-from scripts.errors import InputError
+from scripts.errors import InputError, show_input_errors
 from scripts.files import keep_earlier, replacing
 from scripts.run_record import CONFIG_FILE, RECORD_FILE, read_record, running_config, write_record
 from scripts.training_state import check_resumable, newest_state, remove_unfinished
@@ -346,6 +346,8 @@ def record_resumption(output_dir: str, epoch: int) -> None:
 def check_settings(config: Mapping[str, Any] | None = None) -> None:
     """Refuse what cannot work whatever the data, and warn of settings that nothing reads.
 
+    From here on wrong input is shown as one line, as in a command.
+
     Args:
         config: the configuration to check; by default the running one.
 
@@ -354,6 +356,7 @@ def check_settings(config: Mapping[str, Any] | None = None) -> None:
             Python takes for true, both; the device or precision does not exist; a package is not installed that a part
             needs; or torchrun started several processes for a configuration of one.
     """
+    show_input_errors()
     config = running_config() or {} if config is None else config
     for name, value in _leaves(config):
         if isinstance(value, str) and value in ("true", "false"):

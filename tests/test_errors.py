@@ -18,7 +18,7 @@ def run(code):
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
 
 
-IMPORT = "from scripts.errors import InputError\n"
+IMPORT = "from scripts.errors import InputError, show_input_errors\nshow_input_errors()\nshow_input_errors()\n"
 SHOWN = {
     "raised as it is": "raise InputError('a.nii: cut off')",
     "wrapped": (
@@ -55,6 +55,16 @@ def test_other_errors_keep_their_traceback(code):
     assert "error: " not in done.stderr.lower().splitlines()[0]
     assert done.stderr.splitlines()[-1].split(":")[0] in ("ValueError", "RuntimeError")
     assert done.returncode == 1
+
+
+def test_importing_the_bundle_leaves_the_programs_own_display_of_errors():
+    done = run(
+        "import sys\nhook = sys.excepthook = lambda *error: print('mine')\n"
+        "import scripts.workflow, scripts.transforms, scripts.demo\nassert sys.excepthook is hook\n"
+        "scripts.workflow.check_settings({})\n1 / 0"
+    )
+    # All but wrong input is left to it, in a workflow too.
+    assert (done.stdout, done.returncode) == ("mine\n", 1), done.stderr
 
 
 def test_a_program_that_catches_the_error_sees_nothing_else():

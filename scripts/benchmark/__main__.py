@@ -5,9 +5,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
+from scripts import command
 from scripts.benchmark import case, cohort, network, pipeline, plot, postprocessing, ranks, training
 
 SUBCOMMANDS = {
@@ -35,4 +35,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.run(main)
