@@ -287,7 +287,7 @@ def prepare_evaluation(
 def report_thresholds(used: Mapping[str, Any], records: Sequence[Record | None]) -> None:
     """Say which thresholds of the post-processing the user has set, and what the weights' records say instead."""
     for name, value in used.items():
-        theirs = {record["postprocessing"].get(name) for record in records if record and record["postprocessing"]}
+        theirs = {r["postprocessing"].get(name) for r in records if r and r.get("postprocessing")}
         if theirs - {value}:
             logger.info("--%s %s, where the weights' record says %s", name, value, ", ".join(map(str, sorted(theirs))))
 
