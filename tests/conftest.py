@@ -16,6 +16,11 @@ from scripts import make_phantoms
 from workflows import SIZE, TRAINING_SIZE, bundle_run, models
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that load OpenVINO into this process come last: a process that has run it may crash when it forks."""
+    items.sort(key=lambda item: item.path.name == "test_openvino_network.py")
+
+
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three phantoms (seed 2; the third has no ET): the second is added by a second call, the third by two workers."""

@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import shutil
+import subprocess
 import sys
 from hashlib import sha256
 
@@ -13,11 +16,10 @@ import numpy as np
 import pytest
 import torch
 from scripts import openvino_network
-from scripts.background import BackgroundCompose
 from scripts.errors import InputError, input_error_behind
 from scripts.networks import PriorAttentionNet
 from scripts.openvino_network import OpenVINONetwork, checksum
-from workflows import CHANNELS, SIZE, TRAINING_SIZE, bundle_run, rows, voxels
+from workflows import CHANNELS, ROOT, SIZE, TRAINING_SIZE, bundle_run, rows, voxels
 
 
 @pytest.fixture(scope="module")
@@ -149,19 +151,34 @@ def test_an_absent_package_is_said_in_one_line(model, tmp_path, monkeypatch):
         openvino_network.OpenVINONetwork(PriorAttentionNet(channels=CHANNELS), str(model), str(tmp_path))
 
 
-def test_cases_overlap_whichever_overlay_comes_first(small_cohort, tmp_path, monkeypatch):
+# A process of its own for each run: one that has run OpenVINO may crash when its loader forks.
+OVERLAPPED = """
+import json, sys
+from scripts.background import BackgroundCompose
+from workflows import bundle_run
+
+cases, process = [], BackgroundCompose.process
+BackgroundCompose.process = lambda *arguments: (cases.append(1), process(*arguments))[1]
+names, settings = json.loads(sys.argv[1])
+bundle_run(*names, **settings)
+print("overlapped:", len(cases))
+"""
+
+
+def test_cases_overlap_whichever_overlay_comes_first(small_cohort, tmp_path):
     torch.manual_seed(0)
     torch.save(PriorAttentionNet(channels=CHANNELS).state_dict(), tmp_path / "model.pt")
-    threads = []
-    process = BackgroundCompose.process
-    monkeypatch.setattr(BackgroundCompose, "process", lambda *a: (threads.append(1), process(*a))[1])
     names = ("inference_openvino.yaml", "inference_pipelined.yaml")
     maps = []
-    for number, overlays in enumerate((names[:1], names, names[::-1])):
+    for number, (overlays, overlapped) in enumerate(((names[:1], 0), (names, 6), (names[::-1], 6))):
         output = tmp_path / str(number)
         place = {"dataset_dir": str(small_cohort), "output_dir": str(output), "model_file": str(tmp_path / "model.pt")}
         place |= {"openvino_cache": str(tmp_path / "openvino"), "openvino_precision": "f32"}
-        bundle_run("inference.json", *overlays, **{**SIZE, "num_workers": 1}, **place)
+        arguments = json.dumps([["inference.json", *overlays], {**SIZE, **place, "num_workers": 1}])
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+        command = [sys.executable, "-W", "ignore", "-c", OVERLAPPED, arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.splitlines()[-1] == f"overlapped: {overlapped}"
         maps.append({path.name: sha256(path.read_bytes()).hexdigest() for path in output.glob("*.nii.gz")})
     assert len(maps[0]) == 6 and maps[0] == maps[1] == maps[2]
-    assert len(threads) == 12
