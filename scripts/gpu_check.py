@@ -101,11 +101,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         cohort = Path(folder) / "phantoms"
         make_phantoms.main([str(cohort), "--cases", "2" if args.small else "10"])
-        for name, command in steps(args.device, args.small, cohort, results).items():
+        for name, arguments in steps(args.device, args.small, cohort, results).items():
             left = end - time.monotonic()
             console.print(f"{name}: {left / 60:.1f} minutes left for all", highlight=False)
             start = time.monotonic()
-            outcome = run_step(command, results / f"{name}.txt", left)
+            outcome = run_step(arguments, results / f"{name}.txt", left)
             record["steps"][name] = {"outcome": outcome, "seconds": round(time.monotonic() - start, 1)}
             # After each step, so that it is there whatever happens next.
             save_json(record, results / "gpu_check.json")
@@ -120,14 +120,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if set(outcomes) == {"done"} else 1
 
 
-def run_step(command: list[str], log: Path, seconds: float) -> str:
-    """Run a module's command with what it says in ``log``: "done", "failed", or "no time left"."""
+def run_step(arguments: list[str], log: Path, seconds: float) -> str:
+    """Run a module by its ``arguments`` with what it says in ``log``: "done", "failed", or "no time left"."""
     if seconds <= 0:
         return "no time left"
     with open(log, "w", encoding="utf-8") as out:
         # A session of its own, so that what the command has started ends with it.
         process = subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=ROOT, stdout=out, stderr=out, start_new_session=True
+            [sys.executable, "-m", *arguments], cwd=ROOT, stdout=out, stderr=out, start_new_session=True
         )
         try:
             return "failed" if process.wait(timeout=seconds) else "done"

@@ -178,7 +178,7 @@ def test_half_precision(small_cohort, tmp_path):
 @pytest.mark.parametrize("overlay", [None, "train_benchmark.yaml", "train_fast.yaml"])
 def test_deterministic_or_fast(overlay):
     made = initialized("train.json", *[overlay] * (overlay is not None), kind="train")
-    made.parser.get_parsed_content("run::2")
+    made.parser.get_parsed_content("run::3")
     network, optimizer = made.parser.get_parsed_content("network"), made.parser.get_parsed_content("optimizer")
     benchmark, fast = overlay is not None, overlay == "train_fast.yaml"
     assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == (benchmark, not benchmark)
