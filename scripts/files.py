@@ -87,10 +87,10 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def file_checksum(path: Path, algorithm: str = "sha256") -> str:
-    """Checksum of a file's bytes in hexadecimal digits."""
-    found = hashlib.new(algorithm)
-    with path.open("rb") as file:
+def file_checksum(path: str | Path, algorithm: str = "sha256", **options: Any) -> str:
+    """Checksum of a file's bytes in hexadecimal digits, by one of hashlib's algorithms with its options."""
+    found = hashlib.new(algorithm, **options)
+    with open(path, "rb") as file:
         while block := file.read(1 << 20):
             found.update(block)
     return found.hexdigest()

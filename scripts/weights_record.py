@@ -147,7 +147,7 @@ def imported(source: str) -> Record:
 
 def parent(model_file: str | Path, record: Record | None) -> Record:
     """What the record of a training's weights says of the weights that it began with."""
-    return {"checksum": file_checksum(Path(model_file)), "trained_on": record["trained_on"] if record else None}
+    return {"checksum": file_checksum(model_file), "trained_on": record["trained_on"] if record else None}
 
 
 def knows_phantoms(record: Record | None, only: bool = False) -> bool:
@@ -186,7 +186,7 @@ def read_weights_record(model_file: str | Path, quiet: bool = False) -> Record |
     # A link's record lies beside it, or beside the file that it leads to.
     path = next((p for p in map(record_file, (model_file, Path(model_file).resolve())) if p.is_file()), None)
     record = read_json(path) if path is not None else {}
-    fits = record.get("checksum") == file_checksum(Path(model_file)) if record else False
+    fits = record.get("checksum") == file_checksum(model_file) if record else False
     if not fits:
         refuse_former_version(model_file)
     if path is None or "checksum" not in record:

@@ -137,8 +137,9 @@ def patient_name(case: str) -> str:
 def patient_of(item: Mapping[str, Any]) -> str:
     """The patient of an entry: by its image's name where that is one of a release with visits, else by ``case``."""
     image = item["image"] if isinstance(item["image"], str) else str(item["image"][0])
-    found = _VISIT.fullmatch(case_name(image))
-    return found["patient"] if found else patient_name(str(item["case"]))
+    by_image = case_name(image)
+    patient = patient_name(by_image)
+    return patient if patient != by_image else patient_name(str(item["case"]))
 
 
 def by_patient(items: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:

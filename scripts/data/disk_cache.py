@@ -32,6 +32,7 @@ from monai.transforms.traits import RandomizableTrait
 from scripts.augmentation import device_step
 from scripts.data.checks import read_header
 from scripts.data.datalist import image_files
+from scripts.files import file_checksum
 
 logger = logging.getLogger(__name__)
 
@@ -380,9 +381,8 @@ def digest(value: Any) -> str:
 
 
 def file_digest(path: str | Path) -> str:
-    """Hash of a file's bytes."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=20)).hexdigest()
+    """Digest of a file's bytes, as long as a key."""
+    return file_checksum(path, "blake2b", digest_size=20)
 
 
 def describe(value: Any, within: Iterable[int] = ()) -> Any:
