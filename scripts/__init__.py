@@ -1,3 +1,7 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the bundle's configurations are made of: network, loss, transforms, metrics, handlers and commands."""
+"""The bundle's code: commands (``python -m scripts.<command>``), and the library that they and the configurations name.
+
+A module in this folder is a command, or library that belongs to no one role. The folders below hold one role each. What
+is built on what, docs/architecture.md shows.
+"""

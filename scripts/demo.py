@@ -9,7 +9,6 @@ training that was stopped goes on.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import shlex
@@ -22,21 +21,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 from scripts import command
+from scripts.brats import REGIONS
 from scripts.errors import InputError
-from scripts.training_state import STATE_FILES, newest_state
-from scripts.transforms import REGIONS
-from scripts.weights_record import record_file
-
-ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = ROOT / "configs"
+from scripts.files import BUNDLE_ROOT
+from scripts.training.training_state import STATE_FILES, newest_state
+from scripts.weights.record import record_file
 
 
-def configs(*names: str) -> str:
-    """The value of MONAI's ``--config_file`` for some of the bundle's configurations."""
-    return str([str(CONFIGS / name) for name in names])
-
-
-def run(title: str, *arguments: str) -> None:
+def step(title: str, *arguments: str) -> None:
     """Run ``python -m ...`` and wait.
 
     Raises:
@@ -70,24 +62,24 @@ def demo(run_dir: Path, cases: int, epochs: int, seed: int) -> None:
     """Run all steps that are not done yet; everything lands below ``run_dir``."""
     cohort, training, segmentation = run_dir / "phantoms", run_dir / "train", run_dir / "segmentation"
     evaluation, model = training / "evaluation_validation", training / "model.pt"
-    common = ["--bundle_root", str(ROOT), "--dataset_dir", str(cohort), "--output_dir", str(training)]
+    common = ["--bundle_root", str(BUNDLE_ROOT), "--dataset_dir", str(cohort), "--output_dir", str(training)]
     again = ["--overwrite", "True"]
 
-    run("synthetic patients", "scripts.make_phantoms", str(cohort), "--cases", str(cases), "--seed", str(seed))
+    step("synthetic patients", "scripts.make_phantoms", str(cohort), "--cases", str(cases), "--seed", str(seed))
 
     done = trained_epochs(training, epochs)
     if done == epochs:
         print(f"\n== training: done already, {model}")
     else:
-        files = configs("train.json", "train_demo.yaml", *(["train_resume.yaml"] if done else []))
+        files = command.config_files(["train.json", "train_demo.yaml", *(["train_resume.yaml"] if done else [])])
         options = [*common, "--max_epochs", str(epochs), "--validation_fraction", "0.25", *again]
-        run("training", "monai.bundle", "run", "--config_file", files, *options)
+        step("training", "monai.bundle", "run", "--config_file", files, *options)
 
     if newer(evaluation / "summary.csv", model):
         print(f"\n== evaluation: done already, {evaluation}")
     else:
-        files = configs("train.json", "train_demo.yaml", "evaluate.json")
-        run("evaluation on unseen patients", "monai.bundle", "run", "--config_file", files, *common, *again)
+        files = command.config_files(["train.json", "train_demo.yaml", "evaluate.json"])
+        step("evaluation on unseen patients", "monai.bundle", "run", "--config_file", files, *common, *again)
 
     split = json.loads((training / "datalist.json").read_text(encoding="utf-8"))
     unseen = split["validation"][0]
@@ -96,26 +88,26 @@ def demo(run_dir: Path, cases: int, epochs: int, seed: int) -> None:
     if newer(label_map, model):
         print(f"\n== segmentation: done already, {label_map}")
     else:
-        files = configs("inference.json", "inference_demo.yaml")
-        options = ["--bundle_root", str(ROOT), "--dataset_dir", str(case_dir), "--output_dir", str(segmentation)]
+        files = command.config_files(["inference.json", "inference_demo.yaml"])
+        options = ["--bundle_root", str(BUNDLE_ROOT), "--dataset_dir", str(case_dir), "--output_dir", str(segmentation)]
         options += ["--model_file", str(model), *again]
-        run("one patient", "monai.bundle", "run", "--config_file", files, *options)
+        step("one patient", "monai.bundle", "run", "--config_file", files, *options)
 
     exported = training / "model.ts"
     if newer(exported, model):
         print(f"\n== TorchScript: done already, {exported}")
     else:
-        files = configs("inference.json", "inference_demo.yaml")
-        options = ["--bundle_root", str(ROOT), "--ckpt_file", str(model), "--filepath", str(exported)]
+        files = command.config_files(["inference.json", "inference_demo.yaml"])
+        options = ["--bundle_root", str(BUNDLE_ROOT), "--ckpt_file", str(model), "--filepath", str(exported)]
         options += ["--_meta_#weights", f"%{record_file(model)}"]
-        run("TorchScript", "monai.bundle", "ckpt_export", "--config_file", files, *options)
+        step("TorchScript", "monai.bundle", "ckpt_export", "--config_file", files, *options)
 
     picture = run_dir / "picture.png"
-    run("picture", "scripts.render_case", str(case_dir), str(picture), "--prediction", str(label_map))
-    report(evaluation, [evaluation / "scores.csv", label_map, exported, picture])
+    step("picture", "scripts.render_case", str(case_dir), str(picture), "--prediction", str(label_map))
+    print_scores(evaluation, [evaluation / "scores.csv", label_map, exported, picture])
 
 
-def report(evaluation: Path, paths: Sequence[Path]) -> None:
+def print_scores(evaluation: Path, paths: Sequence[Path]) -> None:
     """Print the mean scores and where everything lies."""
     with (evaluation / "scores.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -136,8 +128,8 @@ def report(evaluation: Path, paths: Sequence[Path]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.demo", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--run_dir", type=Path, default=ROOT / "runs" / "demo", help="default: %(default)s")
+    parser = command.parser("demo", __doc__)
+    parser.add_argument("--run_dir", type=Path, default=BUNDLE_ROOT / "runs" / "demo", help="default: %(default)s")
     parser.add_argument("--cases", type=int, default=16, help="synthetic patients (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=16, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the cohort (default: %(default)s)")

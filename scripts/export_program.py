@@ -12,7 +12,6 @@ configuration is compared.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,14 +21,15 @@ from monai.bundle import ConfigParser
 from scripts import command
 from scripts.errors import InputError
 from scripts.files import load_torch, replacing
-from scripts.weights import check_weights
-from scripts.weights_record import record_file
+from scripts.networks.protocol import SegmentationNetwork
+from scripts.weights.loading import check_weights
+from scripts.weights.record import record_file
 
 # Larger windows than any scanner's volume; torch.export wants a bound.
 MAX_MULTIPLE = 128
 
 
-def export_network(network: torch.nn.Module) -> torch.export.ExportedProgram:
+def export_network(network: SegmentationNetwork) -> torch.export.ExportedProgram:
     """The network in evaluation mode as an exported program, for any batch and any permitted size.
 
     Args:
@@ -39,8 +39,7 @@ def export_network(network: torch.nn.Module) -> torch.export.ExportedProgram:
         A program from such a tensor to logits of (batch, out_channels, *size), for sizes from twice the multiple on:
         torch.export takes a deepest level of one voxel for a constant.
     """
-    multiple = int(network.size_multiple)  # type: ignore[arg-type]
-    channels, dims = int(network.in_channels), int(network.spatial_dims)  # type: ignore[arg-type]
+    multiple, channels, dims = network.size_multiple, network.in_channels, network.spatial_dims
     # Unequal sizes, so that no two axes are taken for one.
     example = torch.zeros(2, channels, *(multiple * n for n in (2, 3, 4)[:dims]))
     shapes: dict[int, torch.export.Dim] = {0: torch.export.Dim("batch", max=1024)}
@@ -52,9 +51,7 @@ def export_network(network: torch.nn.Module) -> torch.export.ExportedProgram:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.export_program", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = command.parser("export_program", __doc__)
     parser.add_argument("program_file", type=Path, help="file to write, such as models/model.pt2")
     parser.add_argument("--bundle_root", type=Path, default=Path("."), help="root of the bundle")
     parser.add_argument("--config_file", type=Path, nargs="+", help="default: configs/inference.json")

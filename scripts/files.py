@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are either whole or absent: each is written beside its place and then moved there."""
+"""Where the bundle lies, and files that are either whole or absent: written beside their place, then moved there."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ from typing import Any
 import torch
 from scripts.errors import InputError
 
+BUNDLE_ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = BUNDLE_ROOT / "configs"
+
 # What torch raises for a file that is none of its own: its unpickler stumbles in as many ways as there are bytes.
-UNREADABLE = (
+UNREADABLE_TENSORS = (
     OSError,
     EOFError,
     RuntimeError,
@@ -107,7 +110,7 @@ def load_torch(path: str | Path) -> Any:
         raise InputError(f"{path}: no such file; give the path of a model file (.pt).")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
+    except UNREADABLE_TENSORS as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"{path}: not a readable file of tensors ({reason}); copy or train it again. "

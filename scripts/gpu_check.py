@@ -8,7 +8,6 @@ which says what ran where. Each step is a command of its own, so what one has me
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import signal
@@ -23,14 +22,14 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from scripts import command, make_phantoms
+from scripts import command
 from scripts.benchmark.measure import device_name, machine, positive
-from scripts.data.checks import processors
+from scripts.data.phantom import write_cohort
 from scripts.errors import InputError
-from scripts.files import keep_earlier, save_json
+from scripts.files import BUNDLE_ROOT, keep_earlier, save_json
+from scripts.machine import processors
 from scripts.run_record import versions
 
-ROOT = Path(__file__).resolve().parents[1]
 WORKERS = ["--num_workers", str(max(1, min(12, processors() - 2)))]
 # All files with tests on a GPU: to collect the others takes packages that a machine with one may lack.
 GPU_TESTS = ("tests/test_devices.py", "tests/networks/test_prior_attention_net.py")
@@ -81,7 +80,7 @@ def steps(device: str, small: bool, cohort: Path, results: Path) -> dict[str, li
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run all steps; returns 0 if each has done its work."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.gpu_check", description=(__doc__ or "").splitlines()[0])
+    parser = command.parser("gpu_check", __doc__)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/gpu_check"), help="default: %(default)s")
     parser.add_argument("--device", type=device_name, default="cuda", help="default: %(default)s")
     parser.add_argument("--minutes", type=positive, default=8, help="for all steps together (default: %(default)s)")
@@ -100,7 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     record |= {"machine": machine(), "versions": versions(), "cudnn": torch.backends.cudnn.version(), "steps": {}}
     with tempfile.TemporaryDirectory() as folder:
         cohort = Path(folder) / "phantoms"
-        make_phantoms.main([str(cohort), "--cases", "2" if args.small else "10"])
+        for _ in write_cohort(cohort, 2 if args.small else 10, 0, "demo", workers=2):
+            pass
         for name, arguments in steps(args.device, args.small, cohort, results).items():
             left = end - time.monotonic()
             console.print(f"{name}: {left / 60:.1f} minutes left for all", highlight=False)
@@ -127,7 +127,7 @@ def run_step(arguments: list[str], log: Path, seconds: float) -> str:
     with open(log, "w", encoding="utf-8") as out:
         # A session of its own, so that what the command has started ends with it.
         process = subprocess.Popen(
-            [sys.executable, "-m", *arguments], cwd=ROOT, stdout=out, stderr=out, start_new_session=True
+            [sys.executable, "-m", *arguments], cwd=BUNDLE_ROOT, stdout=out, stderr=out, start_new_session=True
         )
         try:
             return "failed" if process.wait(timeout=seconds) else "done"

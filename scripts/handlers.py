@@ -24,11 +24,11 @@ from monai.utils import evenly_divisible_all_gather, string_list_all_gather
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from scripts.brats import REGIONS
 from scripts.distributed import on_any_rank, rank, unwrap
 from scripts.errors import InputError
 from scripts.files import save_text
 from scripts.losses import PriorAttentionLoss
-from scripts.transforms import REGIONS
 from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger(__name__)

@@ -5,226 +5,32 @@
     python -m scripts.import_checkpoint AUTHORS.pkl models/model.pt
 
 writes beside it the weights' record, ``models/model.json``, and prints the command that runs these weights: they need
-the authors' own preprocessing, ``inference_authors.yaml``. The network is read off the tensors' names and shapes, so
-any width, both heads, both ways of upsampling and all switches are recognised. What the authors' code stores but never
-uses (activations of layers that do not activate, shortcuts beside an identity) is dropped; everything else must fit
-exactly.
+the authors' own preprocessing, ``authors.yaml``.
 """
 
 from __future__ import annotations
 
-import argparse
-import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 from monai.bundle import ConfigParser
 from scripts import command
-from scripts.data.datalist import SEQUENCES
 from scripts.errors import InputError
-from scripts.files import load_torch
+from scripts.files import CONFIGS, load_torch
 from scripts.networks import PriorAttentionNet
 from scripts.networks.prior_attention_net import BOTTLENECK_ABOVE
 from scripts.run_record import CONFIG_FILE, RECORD_FILE
-from scripts.weights_record import Record, imported, network_definition, network_options, record_file, save_weights
+from scripts.weights.authors import convert, exclusive_outputs, imported_record, network_arguments, read_state_dict
+from scripts.weights.record import Record, network_definition, network_options, record_file, save_weights
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-# This bundle's outputs among the authors' exclusive classes, which are background, necrotic core, edema, ET.
-EXCLUSIVE_ORDER = (0, 3, 1, 2)
 # Beside weights these say something else.
 FILES_OF_RUNS = (RECORD_FILE, CONFIG_FILE, "datalist.json")
-
-# The authors' module names, left, and this bundle's, right. Order matters: the first that fits is taken.
-_HEAD_NAMES = {
-    "fcn": {"conv5_4": "reduce4", "conv4_0": "fuse3", "conv4_3": "reduce3", "conv3_0": "fuse2", "conv_out": "output"},
-    "parallel": {
-        "conv3_0": "reduce2",
-        "conv4_0": "reduce3",
-        "conv5_0": "reduce4",
-        "conv4_5": "join_deep",
-        "conv3_4": "join_shallow",
-        "conv_out": "output",
-    },
-}
-_DECODER_BLOCKS = ("conv3_1", "conv2_2", "conv1_3", "conv0_4")
-_DECONVOLUTIONS = ("up4_3", "up3_2", "up2_1", "up1_0")
-# Stored by the authors' code in every residual block, and read by nothing: the shortcut where the identity serves, and
-# activations of what does not activate; with group normalization that is the sum, else the last layers before it.
-_SHORTCUT = r"identity_mapping\..+"
-_DEAD = {
-    norm_first: re.compile(rf"(backbone\.conv[0-4]_0|{'|'.join(_DECODER_BLOCKS)})\.({activation}|{_SHORTCUT})")
-    for norm_first, activation in ((True, r"act\.weight"), (False, r"(conv2|conv3)\.act\..+"))
-}
-
-
-def read_state_dict(checkpoint: Any, path: str | Path) -> dict[str, torch.Tensor]:
-    """The weights of a loaded checkpoint, which keeps them under ``net`` or is the state dict itself.
-
-    Raises:
-        InputError: there is no state dict in it.
-    """
-    state = checkpoint.get("net", checkpoint) if isinstance(checkpoint, Mapping) else {}
-    named = isinstance(state, Mapping) and all(isinstance(name, str) for name in state)
-    if not state or not named or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise InputError(f"{path}: no state dict under 'net'; expected a checkpoint of the PANet authors' program.")
-    return {name.removeprefix("module."): value for name, value in state.items()}
-
-
-def network_arguments(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Arguments of ``PriorAttentionNet`` read off a state dict in the authors' layout.
-
-    Raises:
-        KeyError: a tensor that every such network has is missing; its name is the error's argument.
-    """
-    # With group normalization the first block is a plain convolution, so the second tells of what kind blocks are.
-    norm = "batch" if "backbone.conv1_0.conv1.norm.running_mean" in state else "instance"
-    bottleneck = "backbone.conv1_0.conv3.conv.weight" in state
-    ends = [f"backbone.conv{i}_0.{'conv3' if bottleneck else 'conv2'}.conv.weight" for i in range(5)]
-    start = "backbone.conv0_0.conv1.conv.weight"
-    if "backbone.conv0_0.0.weight" in state:
-        norm = "group"
-        start = ends[0] = "backbone.conv0_0.0.weight"
-    first = state[start]
-    arguments: dict[str, Any] = {
-        "spatial_dims": first.dim() - 2,
-        "in_channels": first.shape[1],
-        "out_channels": state["convds0.weight"].shape[0],
-        "channels": [state[end].shape[0] for end in ends],
-        "norm": norm,
-        "act": ("prelu", {"init": 0.25}) if "backbone.conv1_0.conv1.act.weight" in state else "relu",
-        "upsample": "deconv" if "up4_3.trans_conv.weight" in state else "interpolate",
-        "prior_attention": "one_stage.conv_out.weight" in state,
-        "deep_supervision": "convds1.weight" in state,
-        "bottleneck": bottleneck,
-    }
-    if arguments["prior_attention"]:
-        arguments["head"] = "parallel" if "one_stage.conv3_4.conv.weight" in state else "fcn"
-    return arguments
-
-
-def rename(name: str, head: str) -> str:
-    """This bundle's name for a tensor of the authors' network; a name that is not theirs comes back unchanged."""
-    parts = name.split(".")
-    top = parts[0]
-    if top == "backbone":
-        found = re.fullmatch(r"conv([0-4])_0", parts[1]) if len(parts) > 1 else None
-        return _block_name(f"encoder.{found[1]}", parts[2:]) if found else name
-    if top == "one_stage" and len(parts) > 1 and parts[1] in _HEAD_NAMES[head]:
-        return ".".join(["head", _HEAD_NAMES[head][parts[1]], *parts[2:]])
-    if top in _DECODER_BLOCKS:
-        return _block_name(f"decoder.{_DECODER_BLOCKS.index(top)}.block", parts[1:])
-    if top in _DECONVOLUTIONS and parts[1:2] == ["trans_conv"]:
-        return ".".join([f"decoder.{_DECONVOLUTIONS.index(top)}.upsample", *parts[2:]])
-    if top == "conv_down":
-        return ".".join(["prior_downsample", *parts[1:]])
-    if found := re.fullmatch(r"skip_([0-3])\.param", name):
-        return f"decoder.{3 - int(found[1])}.skip_weight"
-    return name
-
-
-def _block_name(prefix: str, rest: list[str]) -> str:
-    if not rest:
-        return prefix
-    if found := re.fullmatch(r"conv([123])", rest[0]):
-        return ".".join([prefix, "body", str(int(found[1]) - 1), *rest[1:]])
-    if rest[0] == "identity_mapping":
-        return ".".join([prefix, "shortcut", *rest[1:]])
-    return ".".join([prefix, *rest])
-
-
-def convert(state: Mapping[str, torch.Tensor], path: str | Path = "checkpoint") -> tuple[PriorAttentionNet, list[str]]:
-    """Build the network that a state dict in the authors' layout belongs to, with its weights.
-
-    Args:
-        state: the authors' state dict.
-        path: what the error messages name.
-
-    Returns:
-        The network, and the authors' names of the dead tensors that were dropped.
-
-    Raises:
-        InputError: a tensor is missing or unexpected, or has another shape; the message names it.
-    """
-    try:
-        arguments = network_arguments(state)
-        network = PriorAttentionNet(**arguments)
-    except KeyError as error:
-        raise InputError(f"{path}: no tensor {error.args[0]}; expected the layout of the PANet authors.") from error
-    except ValueError as error:
-        raise InputError(f"{path}: weights of no PANet ({error}); expected the layout of the PANet authors.") from error
-    wanted = network.state_dict()
-    levels = (3, 2, 1, 0) if arguments["deep_supervision"] else (0,)
-    outputs = {f"convds{level}": f"outputs.{position}" for position, level in enumerate(levels)}
-    dead = _DEAD[arguments["norm"] == "group"]
-
-    converted: dict[str, torch.Tensor] = {}
-    dropped: list[str] = []
-    unexpected: list[str] = []
-    for name, value in state.items():
-        top = name.split(".")[0]
-        ours = name.replace(top, outputs[top], 1) if top in outputs else rename(name, arguments.get("head", "fcn"))
-        if ours in wanted:
-            converted[ours] = value
-        elif dead.fullmatch(name):
-            dropped.append(name)
-        else:
-            unexpected.append(name)
-    missing = sorted(set(wanted) - set(converted))
-    misshapen = [n for n, v in converted.items() if v.shape != wanted[n].shape]
-    for what, names in (("unexpected", unexpected), ("missing", missing), ("of another shape", misshapen)):
-        if names:
-            raise InputError(f"{path}: tensors {what}: {', '.join(names)}; nothing was written.")
-    network.load_state_dict(converted)
-    return network, dropped
-
-
-def exclusive_outputs(state: Mapping[str, torch.Tensor], path: str | Path = "checkpoint") -> dict[str, torch.Tensor]:
-    """A state dict of the authors' network for exclusive classes, with the outputs in this bundle's order.
-
-    Theirs: background, necrotic core, edema, ET; here: background, ET, the rest of TC, the rest of WT.
-
-    Raises:
-        InputError: the network has other than four outputs.
-    """
-    changed = dict(state)
-    for name in state:
-        if re.fullmatch(r"convds[0-3]\.(weight|bias)", name):
-            if len(state[name]) != len(EXCLUSIVE_ORDER):
-                raise InputError(
-                    f"{path}: {len(state[name])} outputs, not the four classes of --exclusive; leave it out."
-                )
-            changed[name] = state[name][list(EXCLUSIVE_ORDER)]
-    return changed
-
-
-def imported_record(
-    network: PriorAttentionNet, arguments: Mapping[str, Any], checkpoint: Any, exclusive: bool
-) -> Record:
-    """The record of imported weights: the authors' preprocessing and post-processing."""
-    optimizer = checkpoint.get("optimizer") if isinstance(checkpoint, Mapping) else None
-    groups = optimizer.get("param_groups") if isinstance(optimizer, Mapping) else None
-    # Of their two recipes, that with SGD has another ET threshold.
-    min_et_voxels = 500 if groups and "nesterov" in groups[0] else 300
-    return {
-        "network": network_definition(network, arguments),
-        "sequences": list(SEQUENCES),
-        "spacing": [1.0] * network.spatial_dims,
-        "exclusive": exclusive,
-        "normalization": "volume",
-        "postprocessing": {"min_component_voxels": 10, "min_et_voxels": min_et_voxels, "et_per_component": False},
-        "training": {"window": [128] * network.spatial_dims, "overlap": 0.75, "inferer": "SlidingWindowInferer"},
-        "license": None,
-        "trained_on": imported("checkpoint of the PANet authors' program"),
-        "scores": None,
-    }
 
 
 def command_to_run(model_file: Path, record: Record) -> str:
     """The command that segments patients with imported weights."""
-    configs = ["configs/inference.json", "configs/inference_authors.yaml"]
+    configs = ["configs/inference.json", "configs/authors.yaml"]
     configs += ["configs/network_exclusive.yaml"] if record["exclusive"] else []
     plain = ConfigParser.load_config_file(str(CONFIGS / "inference.json"))["network_def"]
     own = network_definition(PriorAttentionNet(channels=(1,) * 5), plain)["arguments"]
@@ -241,9 +47,7 @@ def command_to_run(model_file: Path, record: Record) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.import_checkpoint", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = command.parser("import_checkpoint", __doc__)
     parser.add_argument("checkpoint", type=Path, help="checkpoint of the authors' program (.pkl)")
     parser.add_argument("model_file", type=Path, help="model file to write, such as models/model.pt")
     parser.add_argument(

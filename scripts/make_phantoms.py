@@ -19,7 +19,7 @@ from scripts.errors import InputError
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line; exits with status 2 and a line on stderr where it is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.make_phantoms", description=__doc__)
+    parser = command.parser("make_phantoms", __doc__)
     parser.add_argument("out", type=Path, metavar="OUT", help="new or empty folder, or a cohort to be completed")
     parser.add_argument("--cases", type=int, default=10, help="number of patients (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the whole cohort (default: %(default)s)")

@@ -11,7 +11,6 @@ configs/metadata.json. The same files give the same zip, byte by byte.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import zipfile
@@ -22,7 +21,7 @@ import yaml
 from scripts import command
 from scripts.errors import InputError
 from scripts.files import file_checksum, replacing
-from scripts.weights_record import record_file
+from scripts.weights.record import record_file
 
 # What belongs to a bundle; the repository's tests and tools do not.
 CONTENT = ("LICENSE", "configs/*.json", "configs/*.yaml", "configs/*.conf", "docs/**/*", "scripts/**/*.py")
@@ -126,7 +125,7 @@ def make_zip(folder: Path, path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.package", description=(__doc__ or "").splitlines()[0])
+    parser = command.parser("package", __doc__)
     parser.add_argument("output_dir", type=Path, help="where folder and zip file go")
     parser.add_argument("--bundle_root", type=Path, default=Path("."), help="root of the bundle")
     parser.add_argument("--weights_url", help="address of the folder of the weights, which are then left out")

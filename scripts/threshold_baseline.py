@@ -8,35 +8,28 @@ directions, within the brain. A cohort on which this is high needs no network.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from scripts import command
+from scripts.brats import CORE_LABEL, EDEMA_LABEL, SEQUENCES
 from scripts.data.checks import check_cases
-from scripts.data.datalist import SEQUENCES, labeled_items
+from scripts.data.datalist import labeled_items
+from scripts.data.images import read_image, voxels_of
 from scripts.data.phantom import best_threshold_dice
-
-
-def read(path: str) -> npt.NDArray[np.generic]:
-    """The voxels of a NIfTI file."""
-    image: Any = nib.load(path)
-    return np.asanyarray(image.dataobj)
 
 
 def rate_case(item: Mapping[str, Any]) -> dict[str, float]:
     """Best threshold Dice by sequence of one datalist entry; the brain is where any sequence is not 0."""
-    images = [read(path) for path in item["image"]]
-    labels = read(item["label"])
-    tumour = np.isin(labels, (1, 2, item["et_label"]))
+    images = [voxels_of(read_image(path), path) for path in item["image"]]
+    labels = voxels_of(read_image(item["label"]), item["label"])
+    tumour = np.isin(labels, (CORE_LABEL, EDEMA_LABEL, item["et_label"]))
     brain = np.any([image != 0 for image in images], axis=0)
     return {
         name: best_threshold_dice(image[brain], tumour[brain]) for name, image in zip(SEQUENCES, images, strict=True)
@@ -45,7 +38,7 @@ def rate_case(item: Mapping[str, Any]) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.threshold_baseline", description=__doc__)
+    parser = command.parser("threshold_baseline", __doc__)
     parser.add_argument("dataset", type=Path, metavar="DATASET_DIR", help="searched at any depth for BraTS cases")
     parser.add_argument("--limit", type=float, help="exit with status 1 if any Dice exceeds this")
     args = parser.parse_args(argv)

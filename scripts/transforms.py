@@ -1,11 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Transforms for the BraTS rules that MONAI has no exact counterpart of.
-
-Regions are the channels (background, ET, TC, WT); they overlap: ET (enhancing tumour) lies in TC (tumour core = ET and
-necrotic or non-enhancing core), TC in WT (whole tumour = TC and oedema). BraTS label maps hold 1 for necrotic and
-non-enhancing core, 2 for oedema, and for ET 4 (releases 2018 to 2021) or 3 (from 2023 on).
-"""
+"""Transforms for the BraTS rules (``scripts.brats``) that MONAI has no exact counterpart of."""
 
 from __future__ import annotations
 
@@ -18,22 +13,16 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, Spacingd
 from scipy import ndimage
+from scripts.brats import (
+    CORE_LABEL,
+    EDEMA_LABEL,
+    ET_CHANNEL,
+    TC_CHANNEL,
+    WT_CHANNEL,
+    check_et_label,
+    check_label_values,
+)
 from scripts.errors import InputError
-
-REGIONS = ("ET", "TC", "WT")
-BACKGROUND_CHANNEL, ET_CHANNEL, TC_CHANNEL, WT_CHANNEL = range(4)
-ET_LABELS = (3, 4)
-
-
-def check_et_label(et_label: int) -> int:
-    """Return ``et_label`` if a BraTS release uses it for the enhancing tumour.
-
-    Raises:
-        InputError: it is neither 3 nor 4.
-    """
-    if et_label not in ET_LABELS:
-        raise InputError(f"ET label {et_label!r}: the enhancing tumour is 4 (BraTS 2018 to 2021) or 3 (from 2023 on).")
-    return et_label
 
 
 def lesion_box(masks: Iterable[torch.Tensor], margin: int = 0) -> tuple[slice, ...]:
@@ -65,7 +54,7 @@ def lesion_box(masks: Iterable[torch.Tensor], margin: int = 0) -> tuple[slice, .
     return tuple(box)
 
 
-def labels_to_regions(labels: torch.Tensor, et_label: int, oedema_label: int = 2) -> torch.Tensor:
+def labels_to_regions(labels: torch.Tensor, et_label: int, oedema_label: int = EDEMA_LABEL) -> torch.Tensor:
     """Regions, uint8 of shape (4, *size), from a label map of shape (*size).
 
     Args:
@@ -99,8 +88,8 @@ def regions_to_labels(regions: torch.Tensor, et_label: int = 4, oedema_last: boo
     box = lesion_box(regions[ET_CHANNEL:])
     et, tc, wt = (regions[c][box] > 0 for c in (ET_CHANNEL, TC_CHANNEL, WT_CHANNEL))
     inside = labels[0][box]
-    inside[wt] = 2
-    inside[tc] = 1
+    inside[wt] = EDEMA_LABEL
+    inside[tc] = CORE_LABEL
     inside[et & ~(wt & ~tc) if oedema_last else et] = et_label
     return labels
 
@@ -163,9 +152,9 @@ class CheckLabelsd(MapTransform):
     def convention(self, item: Mapping[Hashable, Any]) -> tuple[int, int, bool]:
         """Values of ET and of oedema in a case's label maps, and whether 4 may be the resection cavity."""
         if self.et_label is not None:
-            return self.et_label, 2, False
+            return self.et_label, EDEMA_LABEL, False
         et_label = int(item.get(self.et_label_key, self.default_et_label))
-        return et_label, int(item.get(self.oedema_key, 2)), bool(item.get(self.cavity_key, 0))
+        return et_label, int(item.get(self.oedema_key, EDEMA_LABEL)), bool(item.get(self.cavity_key, 0))
 
 
 class LabelsToRegionsd(CheckLabelsd):
@@ -191,31 +180,6 @@ class LabelsToRegionsd(CheckLabelsd):
         for key in self.key_iterator(item):
             item[key] = labels_to_regions(item[key][0], et_label, oedema_label)
         return item
-
-
-def check_label_values(values: np.ndarray, et_label: int, name: str, cavity: bool = False) -> None:
-    """Refuse label values that a release with this ET label does not use.
-
-    Args:
-        values: the distinct values of a label map.
-        et_label: the release's ET label.
-        name: file that the message names.
-        cavity: accept 4 as resection cavity in a release whose ET label is 3.
-
-    Raises:
-        InputError: another value occurs.
-    """
-    unknown = sorted({float(v) for v in values} - {0.0, 1.0, 2.0, float(et_label)} - ({4.0} if cavity else set()))
-    if not unknown:
-        return
-    shown = ", ".join(f"{v:g}" for v in unknown)
-    if et_label == 3 and unknown == [4.0]:
-        remedy = "in BraTS 2024 label 4 is the resection cavity, in BraTS 2018 to 2021 ET: set --et_label 3 or 4"
-    elif et_label == 4 and unknown == [3.0]:
-        remedy = "files of BraTS 2023 and later have ET as 3: set --et_label 3"
-    else:
-        remedy = "check the file"
-    raise InputError(f"{name}: unexpected label {shown} beside 0, 1, 2, {et_label}; {remedy}.")
 
 
 class RequireFinited(MapTransform):

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 from scripts import make_phantoms
+from tiny import make_cases, small_network
 from workflows import SIZE, TRAINING_SIZE, bundle_run, models
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that load OpenVINO into this process come last: a process that has run it may crash when it forks."""
-    items.sort(key=lambda item: item.path.name == "test_openvino_network.py")
+    items.sort(key=lambda item: item.path.name == "test_openvino.py")
 
 
 @pytest.fixture(scope="session")
@@ -113,3 +114,18 @@ def segmentation(cohort, training, tmp_path_factory) -> Path:
     model = str(training / "model.pt")
     bundle_run("inference.json", dataset_dir=str(cohort), output_dir=str(output), model_file=model, **SIZE)
     return output
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """Five tiny cases."""
+    return make_cases(tmp_path / "data")
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    """Tiny weights without a record."""
+    path = tmp_path / "models" / "model.pt"
+    path.parent.mkdir()
+    torch.save(small_network().state_dict(), path)
+    return path

@@ -13,7 +13,8 @@ from pydoc import locate
 import pytest
 import yaml
 from monai.bundle import ComponentLocator, ConfigParser, ConfigWorkflow
-from scripts.workflow import READ_BY_MONAI
+from scripts.workflow.settings import READ_BY_MONAI
+from workflows import listed
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -45,8 +46,10 @@ BASES = {
     "inference": [["inference.json"]],
     "network": [["train.json"], ["train.json", "evaluate.json"], ["inference.json"]],
     "multi_gpu_train": [["train.json"]],
-    "multi_gpu_evaluate": [["train.json", "evaluate.json"]],
-    "multi_gpu_inference": [["inference.json"]],
+    **{
+        name: [["train.json", "evaluate.json"], ["inference.json"]]
+        for name in ("multi_gpu_evaluate", "whole_brain", "tta", "openvino", "authors", "ensemble")
+    },
 }
 OVERLAYS = sorted(
     path.name for path in CONFIGS.iterdir() if path.suffix == ".yaml" or path.name.startswith("multi_gpu")
@@ -99,28 +102,6 @@ def test_overlays_begin_with_their_reason(overlay):
     assert (CONFIGS / overlay).read_text(encoding="utf-8").startswith("# ")
 
 
-@pytest.mark.parametrize("name", ["whole_brain", "tta", "ensemble", "authors", "openvino"])
-def test_evaluation_and_inference_overlays_agree(name):
-    """The same under both workflows' names, but for where results go and for reading the label."""
-    flat = {key.removeprefix("validate#"): value for key, value in read(f"evaluate_{name}.yaml").items()}
-    text = json.dumps(flat).replace("@validate#", "@")
-    evaluation, inference = json.loads(text), read(f"inference_{name}.yaml")
-    for key in ("output_dir", "handlers"):
-        evaluation.pop(key, None), inference.pop(key, None)
-    if "preprocessing#transforms" in evaluation:
-        steps = evaluation["preprocessing#transforms"]
-        assert steps.pop() == {
-            "_target_": "scripts.transforms.LabelsToRegionsd",
-            "keys": "label",
-            "default_et_label": "@saved_et_label",
-        }
-        assert steps[0].pop("keys") == ["image", "label"] and inference["preprocessing#transforms"][0].pop("keys")
-    if "evaluator" in evaluation:
-        for key in ("key_val_metric", "additional_metrics"):
-            evaluation["evaluator"].pop(key)
-    assert evaluation == inference
-
-
 def test_the_table_of_configurations_is_complete():
     text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     table = re.findall(r"^\| `([\w.]+)`(?:, `([\w.]+)`)* \|", text, re.MULTILINE)
@@ -144,17 +125,57 @@ def test_the_table_of_keys_is_complete():
     assert named == keys - internal
 
 
-def test_training_and_inference_define_one_network_and_one_set_of_parameters():
+# In what the two differ that have a name in common: where results go, where windows and thresholds come from, and what
+# one of them has besides.
+OWN = {"output_dir", "num_workers", "roi_size", "weights_settings", "run"}
+OWN |= {"min_component_voxels", "min_et_voxels", "et_per_component"}
+
+
+def without_reasons(node):
+    if isinstance(node, dict):
+        return {key: without_reasons(value) for key, value in node.items() if key != "_desc_"}
+    return [without_reasons(value) for value in node] if isinstance(node, list) else node
+
+
+def test_what_training_and_inference_both_name_is_the_same():
+    """The network, the preprocessing, the windows, the post-processing: an overlay may then lie over either."""
     train, inference = read("train.json"), read("inference.json")
-    described = {k: v for k, v in train["network_def"].items() if k != "_desc_"}
-    assert described == inference["network_def"]
-    shared = "spacing overlap window_weighting exclusive oedema_last"
-    for key in (*shared.split(), "channel_order", "saved_et_label", "amp", "amp_dtype", "rank", "world_size"):
-        assert train[key] == inference[key], key
+    shared = set(train) & set(inference)
+    assert shared >= {"network_def", "reader", "image_transforms", "windows", "flips", "inferer", "activation"}
+    assert shared >= {"label_map", "spacing", "overlap", "window_weighting", "exclusive", "oedema_last", *OWN}
+    assert [k for k in sorted(shared - OWN) if without_reasons(train[k]) != without_reasons(inference[k])] == []
     assert train["roi_size"] == "@patch_size"
     assert train["patch_size"] == inference["roi_size"]
-    assert train["validate"]["activation"] == inference["activation"]
-    assert train["reader"] == inference["reader"]
+    settings = [dict(config["weights_settings"]) for config in (train, inference)]
+    assert settings[0].pop("preprocessing") == "@validate#preprocessing"
+    assert settings[1].pop("preprocessing") == "@preprocessing"
+    del settings[0]["training"], settings[0]["data_license"]
+    assert without_reasons(settings[0]) == without_reasons(settings[1])
+
+
+def test_evaluation_and_inference_begin_in_the_same_way():
+    evaluate, inference = read("evaluate.json"), read("inference.json")
+    assert evaluate["load_pretrain"] is inference["load_pretrain"] is True
+    steps = [[step for step in config["run"] if isinstance(step, dict)] for config in (evaluate, inference)]
+    assert steps[0][:-1] == steps[1][:-1]
+    assert [step["_target_"] for step in steps[0]] == [step["_target_"] for step in steps[1]]
+
+
+def test_validation_prepares_images_as_inference_does():
+    train, inference = read("train.json"), read("inference.json")
+    assert inference["preprocessing"] == {"_target_": "Compose", "transforms": "@image_transforms"}
+    assert train["validate"]["preprocessing"]["transforms"] == "$@image_transforms + @validate#label_transforms"
+    assert all(step["keys"] == "label" for step in train["validate"]["label_transforms"])
+    assert train["validate"]["inferer"] == "@inferer"
+    # Up to the label map, and after what only one of them has.
+    steps = [[without_reasons(s) for s in c["postprocessing"]["transforms"]] for c in (train["validate"], inference)]
+    own = ("SaveRegionMapsd", "SaveImageByCased", "CropToLesiond", "LabelsToRegionsd")
+    for transforms in steps:
+        transforms[:] = [s for s in transforms if isinstance(s, str) or s["_target_"].split(".")[-1] not in own]
+    assert (
+        steps[0][2].pop("transform") == "@validate#preprocessing" and steps[1][2].pop("transform") == "@preprocessing"
+    )
+    assert steps[0] == steps[1]
 
 
 def test_demo_overlays_agree():
@@ -176,9 +197,9 @@ def test_every_image_is_read_in_the_networks_order_and_every_label_by_one_conven
     """Without the reader a four-dimensional file would be taken in its own order, and nothing would tell."""
     names = {path.name for path in CONFIGS.iterdir() if path.suffix in (".json", ".yaml")} - {"metadata.json"}
     loaders = [
-        (name, step) for name in sorted(names) for step in steps(read(name), "scripts.data.readers.LoadImageByReaderd")
+        (name, step) for name in sorted(names) for step in steps(read(name), "scripts.data.images.LoadImageByReaderd")
     ]
-    assert {name for name, _ in loaders} >= {"train.json", "inference.json", "train_cached.yaml"}
+    assert {name for name, _ in loaders} == {"train.json", "inference.json", "authors.yaml"}
     assert all(step["reader"] == "@reader" for _, step in loaders)
     assert not [name for name in names if list(steps(read(name), "LoadImaged"))], "MONAI's falls back to other readers"
     for name in names:
@@ -194,11 +215,11 @@ def test_recipe_is_the_authors():
     assert (config["max_epochs"], config["warmup_epochs"], config["flat_epochs"]) == (100, 5, 35)
     assert (config["learning_rate"], config["optimizer"]["weight_decay"], config["seed"]) == (1e-3, 1e-5, 512)
     assert (config["batch_size"], config["patch_size"], config["val_interval"]) == (1, [128] * 3, 2)
-    by_name = {step["_target_"]: step for step in config["train"]["preprocessing"]["transforms"]}
+    by_name = {step["_target_"]: step for step in listed(config, "train#preprocessing#transforms")}
     assert by_name["RandAxisFlipd"]["prob"] == by_name["RandScaleIntensityd"]["prob"] == 0.5
     assert by_name["RandScaleIntensityd"]["factors"] == by_name["RandShiftIntensityd"]["offsets"] == 0.1
     # Of the same statistics as Rand3DElasticd's (test_augmentation.py).
-    elastic = by_name["scripts.augmentation.RandFastElasticd"]
+    elastic = by_name["scripts.training.augmentation.RandFastElasticd"]
     assert (elastic["sigma_range"], elastic["magnitude_range"], elastic["prob"]) == ([1, 20], [0.3, 2.3], 0.5)
     assert elastic["mode"] == ["bilinear", "nearest"]
     assert elastic["rotate_range"] == pytest.approx([0.5236] * 3)

@@ -11,14 +11,14 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor, list_data_collate
-from scripts.augmentation import device_step
 from scripts.benchmark.training import trainer_of
 from scripts.data.datalist import labeled_items
 from scripts.errors import InputError
 from scripts.losses import PriorAttentionLoss
 from scripts.networks import PriorAttentionNet
 from scripts.networks.resize import linear_weights, resize_by_matrices, resize_like
-from scripts.reproducibility import choose_algorithms
+from scripts.training.augmentation import device_step
+from scripts.training.reproducibility import choose_algorithms
 from scripts.transforms import CheckLabelsd, LabelsToRegionsd
 from torch.utils._python_dispatch import TorchDispatchMode
 from workflows import CHANNELS, CONFIGS

@@ -91,7 +91,7 @@ def test_inference_splits_the_cohort_over_the_ranks(trained, small_cohort, tmp_p
     settings["model_file"] = str(trained / "model.pt")
     overlay = tmp_path / "tell.json"
     overlay.write_text(json.dumps({"+handlers": [{"_target_": "workflows.TellCases", "folder": str(tmp_path)}]}))
-    done = torchrun([*files("inference.json", "multi_gpu_inference.json"), str(overlay)], tmp_path, **settings)
+    done = torchrun([*files("inference.json", "multi_gpu_evaluate.json"), str(overlay)], tmp_path, **settings)
     assert done.returncode == 0, done.stderr[-3000:]
     cases = sorted(path.name for path in small_cohort.iterdir())
     assert sorted(p.name.removesuffix(".nii.gz") for p in (tmp_path / "maps").glob("*.nii.gz")) == cases
@@ -283,7 +283,7 @@ def test_without_torchrun_it_is_one_process(caplog):
     [
         (("train.json", "multi_gpu_train.json"), "train"),
         (("train.json", "evaluate.json", "multi_gpu_evaluate.json"), "train"),
-        (("inference.json", "multi_gpu_inference.json"), "infer"),
+        (("inference.json", "multi_gpu_evaluate.json"), "infer"),
     ],
 )
 def test_properties_are_complete_without_torchrun(names, kind, tmp_path):

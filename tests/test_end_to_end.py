@@ -20,7 +20,7 @@ from monai.bundle import ConfigWorkflow
 from monai.data import load_net_with_metadata
 from scripts.networks import PriorAttentionNet
 from scripts.run_record import bundle_version
-from scripts.workflow import changed_recipe
+from scripts.workflow.recipe import changed_recipe
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from workflows import CHANNELS, CONFIGS, ROOT, SIZE, TRAINING_SIZE, bundle_run, command, files, models, rows, voxels
 
@@ -328,7 +328,7 @@ BAD_INPUT = {
         "--network_def#prior_attention false: write False",
     ),
     "window of no multiple": (("train.json",), {"patch_size": [40, 40, 40]}, "must be a multiple of 16"),
-    "ET as 5": (("inference.json",), {"model_file": "MODEL", "saved_et_label": 5}, "the enhancing tumour is 4"),
+    "ET as 5": (("inference.json",), {"model_file": "MODEL", "saved_et_label": 5}, "the enhancing tumor is 4"),
     "results among the data": (("inference.json",), {"model_file": "MODEL", "output_dir": "DATA"}, "holds the data"),
 }
 

@@ -17,10 +17,11 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export
 from monai.data import load_net_with_metadata
-from scripts import export_program, tensorrt
+from scripts import export_program
 from scripts.errors import InputError, input_error_behind
+from scripts.inference import tensorrt
 from scripts.networks import PriorAttentionNet
-from scripts.weights_record import save_weights, trained_on
+from scripts.weights.record import save_weights, trained_on
 from workflows import CHANNELS, CONFIGS, ROOT, files, initialized
 
 SIZES = [(1, 32, 32, 32), (2, 64, 48, 32), (1, 48, 80, 64)]

@@ -32,7 +32,7 @@ OTHERS = {
     "jsonschema",
     "tqdm",
 }
-SUPPORT = ("tests/conftest.py", "tests/workflows.py")
+SUPPORT = ("tests/conftest.py", "tests/tiny.py", "tests/workflows.py")
 
 
 def imported(path: Path) -> set[str]:
@@ -62,7 +62,7 @@ def test_its_first_step_collects_these_files_alone(device, tmp_path):
 
 @pytest.mark.parametrize("name", [*GPU_TESTS, *SUPPORT])
 def test_the_files_import_what_is_there(name):
-    own = {"scripts", "workflows"}
+    own = {"scripts", "tiny", "workflows"}
     assert imported(ROOT / name) <= ALLOWED | own | set(sys.stdlib_module_names)
 
 

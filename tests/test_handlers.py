@@ -25,8 +25,8 @@ from scripts.handlers import (
     summarize,
 )
 from scripts.losses import PriorAttentionLoss
-from scripts.lr_schedulers import WarmupFlatCosineLR
-from scripts.training_state import ResumeTraining, TrainingFiles, newest_state
+from scripts.training.lr_schedulers import WarmupFlatCosineLR
+from scripts.training.training_state import ResumeTraining, TrainingFiles, newest_state
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 SETTINGS = {"network": {"class": "Linear", "arguments": {}, "defaults": {}}, "spacing": [1.0]}

@@ -152,16 +152,15 @@ def test_workflows_train_evaluate_infer(zoo, cohort, tmp_path):
     assert evaluated < {path.name for path in (tmp_path / "maps").glob("*.nii.gz")}
 
 
-MULTI_GPU = sorted(path.name for path in CONFIGS.glob("multi_gpu_*.json"))
-BELOW = {
-    "multi_gpu_train.json": ("train.json",),
-    "multi_gpu_evaluate.json": ("train.json", "evaluate.json"),
-    "multi_gpu_inference.json": ("inference.json",),
-}
+MULTI_GPU = [
+    ("train.json", "multi_gpu_train.json"),
+    ("train.json", "evaluate.json", "multi_gpu_evaluate.json"),
+    ("inference.json", "multi_gpu_evaluate.json"),
+]
 
 
-@pytest.mark.parametrize("name", MULTI_GPU)
-def test_multi_gpu_workflows(name, zoo, cohort, training, tmp_path, monkeypatch):
+@pytest.mark.parametrize("names", MULTI_GPU, ids="+".join)
+def test_multi_gpu_workflows(names, zoo, cohort, training, tmp_path, monkeypatch):
     """``export_config_and_run_mgpu_cmd(check_config=True)``: merged, exported as one file, checked and run.
 
     Run here as the only rank of one, in this process, by the variables that torchrun sets.
@@ -172,13 +171,13 @@ def test_multi_gpu_workflows(name, zoo, cohort, training, tmp_path, monkeypatch)
     ranks = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     for key, value in ranks.items():
         monkeypatch.setenv(key, str(value))
-    infers = "inference" in name
+    infers, trains = "inference.json" in names, "multi_gpu_train.json" in names
     size = SIZE if infers else {**TRAINING_SIZE, "max_epochs": 1, "val_interval": 1}
     override = {"bundle_root": str(zoo), "dataset_dir": str(cohort), "output_dir": str(tmp_path / "out"), **size}
-    if "train" not in name:
+    if not trains:
         override["model_file"] = str(training / "model.pt")
     parser = ConfigParser()
-    parser.read_config([str(zoo / "configs" / file) for file in (*BELOW[name], name)])
+    parser.read_config([str(zoo / "configs" / file) for file in names])
     parser.update(pairs=override)
     exported = tmp_path / "override.json"
     ConfigParser.export_config_file(parser.config, str(exported), indent=4)
@@ -191,7 +190,7 @@ def test_multi_gpu_workflows(name, zoo, cohort, training, tmp_path, monkeypatch)
         )
     )
     assert not torch.distributed.is_initialized(), "finalize ends what initialize started"
-    assert list((tmp_path / "out").rglob("model.pt" if "train" in name else "*.nii.gz"))
+    assert list((tmp_path / "out").rglob("model.pt" if trains else "*.nii.gz"))
 
 
 def test_sections_of_the_model_card_in_the_zoo_s_order():

@@ -350,7 +350,7 @@ def test_overlap_and_weighting_change_the_blend_only(small_cohort, members, tmp_
 
 def test_whole_brain_in_one_forward_is_the_network_itself(small_cohort, members, tmp_path):
     folder = infer(
-        small_cohort / FIRST, tmp_path / "maps", "inference_whole_brain.yaml", model_file=members[0],
+        small_cohort / FIRST, tmp_path / "maps", "whole_brain.yaml", model_file=members[0],
         save_probabilities=True,
     )  # fmt: skip
     raw = np.stack(
@@ -379,10 +379,10 @@ def test_whole_brain_in_one_forward_is_the_network_itself(small_cohort, members,
 
 def test_whole_brain_is_evaluated_as_it_is_inferred(small_cohort, members, tmp_path):
     place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run"), "model_file": members[0]}
-    bundle_run("train.json", "evaluate.json", "evaluate_whole_brain.yaml", **place, **EVALUATION)
+    bundle_run("train.json", "evaluate.json", "whole_brain.yaml", **place, **EVALUATION)
     (scored,) = (tmp_path / "run" / "evaluation_validation").glob("*.nii.gz")
     case = scored.name.removesuffix(".nii.gz")
-    maps = infer(small_cohort / case, tmp_path / "maps", "inference_whole_brain.yaml", model_file=members[0])
+    maps = infer(small_cohort / case, tmp_path / "maps", "whole_brain.yaml", model_file=members[0])
     assert np.array_equal(voxels(maps / scored.name), voxels(scored))
 
 
@@ -390,7 +390,7 @@ def test_flips_are_averaged_and_uncertainty_is_the_entropy(small_cohort, members
     """A patient and the mirror image, each with all flips: mirrored maps, which without flips they are not."""
     settings = {"model_file": members[0], "save_probabilities": True, "save_uncertainty": True, "overlap": 0.0}
     first, mirrored = (small_cohort / f"BraTS20_Training_{number:03d}" for number in (1, 2))
-    tta = ("inference_tta.yaml",)
+    tta = ("tta.yaml",)
     maps = [infer(case, tmp_path / case.name, *tta, **settings) for case in (first, mirrored)]
     a, b = probabilities(maps[0], first.name), probabilities(maps[1], mirrored.name)
     # The padding of a window need not be symmetric, so neighbours of the border may differ a little.
@@ -414,9 +414,7 @@ def test_an_ensemble_is_the_mean_of_its_members(small_cohort, members, tmp_path)
         probabilities(infer(case, tmp_path / str(number), model_file=file, save_probabilities=True))
         for number, file in enumerate(members)
     ]
-    both = probabilities(
-        infer(case, tmp_path / "both", "inference_ensemble.yaml", model_file=members, save_probabilities=True)
-    )
+    both = probabilities(infer(case, tmp_path / "both", "ensemble.yaml", model_file=members, save_probabilities=True))
     assert np.allclose(both, (singles[0] + singles[1]) / 2, atol=1e-5)
     assert not np.allclose(singles[0], singles[1], atol=1e-2)
     assert json.loads((tmp_path / "both" / "run.json").read_text())["model_file"] == members
@@ -425,10 +423,10 @@ def test_an_ensemble_is_the_mean_of_its_members(small_cohort, members, tmp_path)
 def test_an_ensemble_with_flips_is_evaluated(small_cohort, members, tmp_path):
     """Overlays combine, and evaluation scores what inference writes."""
     place = {"dataset_dir": str(small_cohort), "model_file": members, "overlap": 0.0}
-    names = ("train.json", "evaluate.json", "evaluate_ensemble.yaml", "evaluate_tta.yaml")
+    names = ("train.json", "evaluate.json", "ensemble.yaml", "tta.yaml")
     bundle_run(*names, **place, output_dir=str(tmp_path / "run"), **EVALUATION)
     (path,) = (tmp_path / "run" / "evaluation_validation").glob("*.nii.gz")
-    case, overlays = path.name.removesuffix(".nii.gz"), ("inference_ensemble.yaml", "inference_tta.yaml")
+    case, overlays = path.name.removesuffix(".nii.gz"), ("ensemble.yaml", "tta.yaml")
     folder = infer(small_cohort / case, tmp_path / "maps", *overlays, model_file=members, overlap=0.0)
     assert len(rows(path.parent / "scores.csv")) == 1
     assert np.array_equal(voxels(folder / path.name), voxels(path))
@@ -439,7 +437,7 @@ def test_an_ensemble_with_flips_is_evaluated(small_cohort, members, tmp_path):
 def test_an_ensemble_of_one_is_refused(as_list, small_cohort, members, tmp_path):
     place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "maps")}
     said = refused(
-        "inference.json", "inference_ensemble.yaml", **place, **SIZE, model_file=members[:1] if as_list else members[0]
+        "inference.json", "ensemble.yaml", **place, **SIZE, model_file=members[:1] if as_list else members[0]
     )
     assert said == "--model_file: an ensemble needs two model files or more; for one, leave out the overlay."
     assert not (tmp_path / "maps").exists()
@@ -460,7 +458,7 @@ def test_a_member_that_cannot_be_is_refused(kind, small_cohort, members, tmp_pat
         "twice": "name at least one model file, and each once",
     }[kind]
     place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "maps"), "model_file": model_file}
-    assert said in refused("inference.json", "inference_ensemble.yaml", **place, **SIZE)
+    assert said in refused("inference.json", "ensemble.yaml", **place, **SIZE)
     assert not (tmp_path / "maps").exists()
 
 
@@ -483,7 +481,7 @@ def test_the_authors_path_step_by_step(cohort, members, tmp_path):
     """Against the same steps by hand, in one window so that a CPU can; and their windows number fifty a case."""
     case = next(cohort.rglob(FIRST))
     whole = {"spacing": [1.0] * 3, "roi_size": [240, 240, 160], "min_component_voxels": 0, "min_et_voxels": 0}
-    folder = infer(case, tmp_path / "maps", "inference_authors.yaml", model_file=members[0], **whole)
+    folder = infer(case, tmp_path / "maps", "authors.yaml", model_file=members[0], **whole)
     raw = np.stack([nib.load(case / f"{FIRST}_{s}.nii.gz").get_fdata() for s in ("t1", "t2", "t1ce", "flair")])
     padded = np.pad(raw, [(0, 0), (0, 0), (0, 0), (2, 3)])
     flat = padded.reshape(4, -1)
@@ -502,7 +500,7 @@ def test_the_authors_path_step_by_step(cohort, members, tmp_path):
     assert (got[sure] == wanted[sure]).all()
     assert sure.mean() > 0.9 and len(np.unique(wanted)) > 2
 
-    made = initialized("inference.json", "inference_authors.yaml", kind="infer")
+    made = initialized("inference.json", "authors.yaml", kind="infer")
     assert (made.inferer.overlap, made.inferer.mode, made.inferer.roi_size) == (0.75, "constant", [128] * 3)
     assert len(dense_patch_slices((240, 240, 160), (128, 128, 128), (32, 32, 32))) == 50
 
@@ -510,17 +508,16 @@ def test_the_authors_path_step_by_step(cohort, members, tmp_path):
 def test_the_authors_path_is_evaluated_as_it_is_inferred(small_cohort, members, tmp_path):
     settings = {"model_file": members[0], "roi_size": [128] * 3, "overlap": 0.0}
     place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run"), **EVALUATION, **settings}
-    padding = {"preprocessing#transforms#2#spatial_size": [64, 64, 48]}
-    validation = {f"validate#{key}": value for key, value in padding.items()}
-    bundle_run("train.json", "evaluate.json", "evaluate_authors.yaml", **place, **validation)
+    padding = {"image_transforms#3#spatial_size": [64, 64, 48]}
+    bundle_run("train.json", "evaluate.json", "authors.yaml", **place, **padding)
     (scored,) = (tmp_path / "run" / "evaluation_validation").glob("*.nii.gz")
     case = scored.name.removesuffix(".nii.gz")
-    folder = infer(small_cohort / case, tmp_path / "maps", "inference_authors.yaml", **settings, **padding)
+    folder = infer(small_cohort / case, tmp_path / "maps", "authors.yaml", **settings, **padding)
     assert np.array_equal(voxels(folder / scored.name), voxels(scored))
     assert voxels(scored).any()
 
 
 def test_every_overlay_is_run_by_a_test():
-    text = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    text = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.rglob("test_*.py"))
     overlays = [path.name for path in CONFIGS.iterdir() if path.suffix == ".yaml" or path.name.startswith("multi_gpu")]
     assert [name for name in overlays if f'"{name}"' not in text] == []

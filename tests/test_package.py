@@ -24,13 +24,12 @@ import yaml
 from monai.bundle import download, download_large_files, push_to_hf_hub
 from packaging.requirements import Requirement
 from scripts import package
-from scripts.data.datalist import SEQUENCES
+from scripts.brats import REGIONS, SEQUENCES
 from scripts.errors import InputError
 from scripts.files import file_checksum
 from scripts.networks import PriorAttentionNet
-from scripts.transforms import REGIONS
-from scripts.weights import check_weights
-from scripts.weights_record import knows_phantoms
+from scripts.weights.loading import check_weights
+from scripts.weights.record import knows_phantoms
 from workflows import CHANNELS, CONFIGS, ROOT, SIZE, TRAINING_SIZE, rows, voxels
 
 NAME = "brats_mri_panet_segmentation"

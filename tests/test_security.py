@@ -86,7 +86,7 @@ FORBIDDEN_IMPORTS = {
 # Allowed where the reason stands: files.py names pickle's error; memory.py sets two thresholds of the C library; the
 # others start this bundle's own commands.
 STARTING = ("demo", "gpu_check", "benchmark/cohort", "benchmark/ranks")
-ALLOWED = {("scripts/files.py", "pickle"), ("scripts/memory.py", "ctypes")}
+ALLOWED = {("scripts/files.py", "pickle"), ("scripts/machine.py", "ctypes")}
 ALLOWED |= {*((f"scripts/{name}.py", "subprocess") for name in STARTING)}
 
 

@@ -14,6 +14,7 @@ from monai.data import MetaTensor
 from monai.metrics import DiceMetric
 from monai.transforms import Spacingd
 from scipy import ndimage
+from scripts.brats import check_label_values
 from scripts.errors import InputError
 from scripts.metrics import BratsHausdorffDistance95
 from scripts.transforms import (
@@ -25,7 +26,6 @@ from scripts.transforms import (
     RemoveSmallComponentsd,
     RequireFinited,
     SuppressSmallEnhancingTumord,
-    check_label_values,
     labels_to_regions,
     lesion_box,
     region_probabilities,
@@ -225,7 +225,7 @@ def test_other_et_labels_are_refused(et_label):
         lambda: regions_to_labels(torch.zeros(4, 2, 2), et_label),
         lambda: RegionsToLabelsd("pred", et_label),
     ):
-        with pytest.raises(InputError, match=f"ET label {et_label}: the enhancing tumour is 4 .* or 3"):
+        with pytest.raises(InputError, match=f"ET label {et_label}: the enhancing tumor is 4 .* or 3"):
             call()
 
 

@@ -32,6 +32,21 @@ def files(*names: str) -> list[str]:
     return [str(CONFIGS / name) for name in names]
 
 
+def at(config: dict, path: str):
+    """What stands in a configuration's content under an id such as ``train#preprocessing``."""
+    for key in path.split("#"):
+        config = config[key]
+    return config
+
+
+def listed(config: dict, path: str) -> list[dict]:
+    """The components of a list as they stand there, of one that joins others by name (``$@a + @b``), too."""
+    value = at(config, path)
+    names = value.removeprefix("$").split("+") if isinstance(value, str) else []
+    entries = [entry for name in names for entry in listed(config, name.strip().removeprefix("@"))] if names else value
+    return [at(config, entry.removeprefix("@")) if isinstance(entry, str) else entry for entry in entries]
+
+
 def bundle_run(*names: str, **override) -> None:
     override.setdefault("bundle_root", str(ROOT))
     monai.bundle.run(config_file=files(*names), logging_file=False, **override)

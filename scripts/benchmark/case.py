@@ -16,16 +16,16 @@ from monai.bundle import ConfigParser
 from monai.data.utils import dense_patch_slices
 from monai.inferers import Inferer
 from rich.console import Console
-from scripts import make_phantoms
-from scripts.benchmark.measure import CONFIGS, positive, report, summary, time_side_by_side
+from scripts.benchmark.measure import positive, report, summary, time_side_by_side
+from scripts.brats import REGIONS
 from scripts.data.datalist import unlabeled_items
+from scripts.data.phantom import write_cohort
 from scripts.errors import InputError
-from scripts.files import load_torch, save_torch
-from scripts.inferers import BrainWindowInferer, WholeVolumeInferer
+from scripts.files import CONFIGS, load_torch, save_torch
+from scripts.inference.inferers import BrainWindowInferer, WholeVolumeInferer
+from scripts.inference.openvino import OpenVINONetwork
 from scripts.networks import PriorAttentionNet
-from scripts.openvino_network import OpenVINONetwork
-from scripts.transforms import REGIONS
-from scripts.weights import check_weights
+from scripts.weights.loading import check_weights
 
 WINDOW = (128, 128, 128)
 # The authors' padded volume and their overlap of 0.75.
@@ -122,5 +122,6 @@ def preprocessed(dataset_dir: Path, spacing: float) -> torch.Tensor:
 def phantom(folder: Path) -> Path:
     """A synthetic patient."""
     out = folder / "cohort"
-    make_phantoms.main([str(out), "--cases", "1"])
+    for _ in write_cohort(out, 1, 0, "demo"):
+        pass
     return out

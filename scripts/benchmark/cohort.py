@@ -17,19 +17,21 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from scripts.benchmark.measure import CONFIGS, cases_of, device_name, positive, report
-from scripts.data.datalist import image_files, unlabeled_items
+from scripts import command
+from scripts.benchmark.measure import cases_of, device_name, positive, report
+from scripts.data.cases import image_files
+from scripts.data.datalist import unlabeled_items
 from scripts.errors import InputError
-from scripts.files import save_torch
+from scripts.files import BUNDLE_ROOT, save_torch
 from scripts.networks import PriorAttentionNet
 
 AUTHORS = "the authors' way"
 OURS = "this bundle"
 # The authors' path takes its time as they had it: float32, and one thing after another.
-AUTHORS_CONFIGS = ("inference.json", "inference_authors.yaml")
+AUTHORS_CONFIGS = ("inference.json", "authors.yaml")
 AUTHORS_SETTINGS = {"amp": False, "num_workers": 0}
 OUR_CONFIGS = {
-    "cpu": ("inference.json", "inference_openvino.yaml", "inference_whole_brain.yaml"),
+    "cpu": ("inference.json", "openvino.yaml", "whole_brain.yaml"),
     "cuda": ("inference.json", "inference_pipelined.yaml"),
 }
 
@@ -78,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
                 if not part.exists():
                     subset(cohort, count, part)
                 place = {"dataset_dir": part, "output_dir": folder / "maps", "model_file": folder / "model.pt"}
-                place |= {"openvino_cache": folder / "openvino"} if "inference_openvino.yaml" in configs else {}
+                place |= {"openvino_cache": folder / "openvino"} if "openvino.yaml" in configs else {}
                 if first is None:
                     # Weights are converted, and files read for the first time, only once.
                     run_workflow(configs, chosen | place, folder)
@@ -128,12 +130,10 @@ def run_workflow(names: Sequence[str], settings: Mapping[str, Any], folder: Path
         InputError: the command failed; its last line says why.
     """
     shutil.rmtree(settings["output_dir"], ignore_errors=True)
-    options = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
-    files = str([str(CONFIGS / name) for name in names])
-    command = ["-m", "monai.bundle", "run", "--bundle_root", str(CONFIGS.parent), "--config_file", files, *options]
+    arguments = [sys.executable, "-m", *command.workflow_arguments(names, settings)]
     with open(folder / "log.txt", "w+", encoding="utf-8") as log:
         start = time.perf_counter()
-        process = subprocess.Popen([sys.executable, *command], cwd=CONFIGS.parent, stdout=log, stderr=log)
+        process = subprocess.Popen(arguments, cwd=BUNDLE_ROOT, stdout=log, stderr=log)
         _, status, used = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)

@@ -20,9 +20,7 @@ from scripts.data.phantom import write_cohort
 from scripts.errors import InputError
 from scripts.files import keep_earlier, save_json
 from scripts.run_record import versions
-from scripts.workflow import check_device
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+from scripts.workflow.settings import check_device
 
 
 def positive(text: str) -> int:

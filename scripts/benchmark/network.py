@@ -14,8 +14,8 @@ import torch
 from rich.console import Console
 from scripts.benchmark.measure import device_name, positive, report, summary, time_side_by_side
 from scripts.files import save_torch
+from scripts.inference.openvino import OpenVINONetwork
 from scripts.networks import PriorAttentionNet
-from scripts.openvino_network import OpenVINONetwork
 
 BASELINE = "torch float32"
 

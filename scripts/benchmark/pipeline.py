@@ -17,17 +17,17 @@ import torch
 from monai.bundle import ConfigParser
 from monai.data import list_data_collate
 from rich.console import Console
-from scripts.augmentation import RandFastElasticd
 from scripts.benchmark.measure import report, summary, time_side_by_side
 from scripts.data.datalist import labeled_items
-from scripts.data.disk_cache import DiskCacheDataset
 from scripts.data.phantom import write_cohort
+from scripts.files import BUNDLE_ROOT, CONFIGS
+from scripts.training.augmentation import RandFastElasticd
+from scripts.training.disk_cache import DiskCacheDataset
 
 BASELINE = "the authors' way"
 PLAIN = "train.json"
 CACHED = "train_cached.yaml"
-CONFIGS = Path(__file__).parents[2] / "configs"
-FAST_DEFORMATION = "scripts.augmentation.RandFastElasticd"
+FAST_DEFORMATION = "scripts.training.augmentation.RandFastElasticd"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +61,7 @@ def _run(args: argparse.Namespace, folder: Path) -> None:
     items = labeled_items(data)[: args.cases]
     cache = args.cache_dir or folder / "cache"
     datasets = {
-        BASELINE: dataset([PLAIN], items, **{"train#preprocessing#transforms": authors_transforms()}),
+        BASELINE: dataset([PLAIN], items, **{"train#random_transforms": authors_transforms()}),
         PLAIN: dataset([PLAIN], items),
         CACHED: dataset([PLAIN, CACHED], items, cache_dir=str(cache)),
         f"{CACHED}, loader's part on a GPU": dataset(
@@ -101,8 +101,8 @@ def peak_gb() -> float:
 
 
 def authors_transforms() -> list[dict[str, Any]]:
-    """train.json's transforms, as configuration, with the authors' deformation: MONAI's ``Rand3DElasticd``."""
-    steps = ConfigParser.load_config_file(str(CONFIGS / PLAIN))["train"]["preprocessing"]["transforms"]
+    """train.json's random transforms, as configuration, with the authors' deformation: MONAI's ``Rand3DElasticd``."""
+    steps = ConfigParser.load_config_file(str(CONFIGS / PLAIN))["train"]["random_transforms"]
     return [{**s, "_target_": "Rand3DElasticd"} if s["_target_"] == FAST_DEFORMATION else s for s in steps]
 
 
@@ -110,7 +110,7 @@ def dataset(names: list[str], items: list[dict[str, Any]], **settings: Any) -> A
     """The training's dataset as the configurations define it, over ``items``."""
     parser = ConfigParser()
     parser.read_config([str(CONFIGS / name) for name in names])
-    parser.update({"bundle_root": str(CONFIGS.parent), "datalist": {"training": items, "validation": []}, **settings})
+    parser.update({"bundle_root": str(BUNDLE_ROOT), "datalist": {"training": items, "validation": []}, **settings})
     # The split needs no cases looked for.
     return parser.get_parsed_content("train#dataset")
 

@@ -11,9 +11,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scripts.benchmark.measure import CONFIGS
 from scripts.errors import InputError
-from scripts.files import replacing
+from scripts.files import BUNDLE_ROOT, replacing
 
 # What each file's fastest row stands for.
 COMPARED = {
@@ -28,7 +27,7 @@ BEFORE, AFTER = "#b0b0b0", "#2a6f97"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this command."""
-    docs = CONFIGS.parent / "docs"
+    docs = BUNDLE_ROOT / "docs"
     parser.add_argument("--results", type=Path, default=docs / "benchmarks", help="folder of JSON files")
     parser.add_argument("--suffix", default="_cpu", help="of the files' names, before .json (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=docs / "images" / "performance.png", help="PNG file")

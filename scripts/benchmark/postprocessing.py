@@ -10,7 +10,6 @@ from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
@@ -19,11 +18,12 @@ from rich.console import Console
 from scipy import ndimage
 from scripts.benchmark.case import phantom
 from scripts.benchmark.measure import positive, report, summary, time_side_by_side
+from scripts.brats import ET_CHANNEL
 from scripts.data.datalist import labeled_items
+from scripts.data.images import read_image, voxels_of
 from scripts.errors import InputError
 from scripts.metrics import BratsHausdorffDistance95
 from scripts.transforms import (
-    ET_CHANNEL,
     CropToLesiond,
     LabelsToRegionsd,
     ProbabilitiesToRegionsd,
@@ -50,8 +50,8 @@ def run(args: argparse.Namespace) -> None:
         items = labeled_items(args.dataset_dir or phantom(Path(folder)))
         if not items:
             raise InputError(f"{args.dataset_dir}: no labelled case found; give the folder of one.")
-        image = nib.nifti1.load(items[0]["label"])
-        labels = torch.as_tensor(np.asanyarray(image.dataobj).astype(np.uint8))
+        image = read_image(items[0]["label"])
+        labels = torch.as_tensor(voxels_of(image, items[0]["label"]).astype(np.uint8))
     reference = MetaTensor(labels_to_regions(labels, int(items[0]["et_label"])), affine=image.affine)
     # A prediction that is off by some voxels everywhere.
     grown = [torch.as_tensor(ndimage.binary_dilation(region, iterations=2)) for region in reference[1:].numpy()]

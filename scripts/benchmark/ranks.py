@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from scripts.benchmark.measure import CONFIGS, cases_of, device_name, positive, report
+from scripts import command
+from scripts.benchmark.measure import cases_of, device_name, positive, report
 from scripts.data.datalist import labeled_items
 from scripts.errors import InputError
-from scripts.files import save_json
+from scripts.files import BUNDLE_ROOT, save_json
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 NAMES = ("train.json", "train_cached.yaml", "multi_gpu_train.json")
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
         save_json({"training": items, "validation": []}, datalist)
         rows: list[dict[str, Any]] = []
         for ranks in args.ranks:
-            seconds = epoch_seconds(args, ranks, cohort, datalist, folder)
+            seconds = epoch_times(args, ranks, cohort, datalist, folder)
             rows.append(
                 {
                     "name": f"{ranks} process{'es' * (ranks > 1)}",
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     report(f"Seconds of an epoch of {args.cases} samples, patch of {args.size}^3", rows, args.output, facts)
 
 
-def epoch_seconds(args: argparse.Namespace, ranks: int, cohort: Path, datalist: Path, folder: Path) -> list[float]:
+def epoch_times(args: argparse.Namespace, ranks: int, cohort: Path, datalist: Path, folder: Path) -> list[float]:
     """Seconds of each epoch after the first, which fills the cache, by the times at which the curves were written.
 
     Raises:
@@ -90,14 +91,12 @@ def epoch_seconds(args: argparse.Namespace, ranks: int, cohort: Path, datalist: 
         "val_interval": 0,
         "num_workers": 0,
     }
-    options = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
-    files = str([str(CONFIGS / name) for name in NAMES])
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), "-m"]
-    command += ["monai.bundle", "run", "--bundle_root", str(CONFIGS.parent), "--config_file", files, *options]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), "-m"]
+    arguments = [*torchrun, *command.workflow_arguments(NAMES, settings)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if torch.device(args.device).type == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
-    done = subprocess.run(command, cwd=CONFIGS.parent, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(arguments, cwd=BUNDLE_ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         told = [line for line in done.stderr.splitlines() if line.startswith("error: ")] or ["no reason told"]
         raise InputError(f"training with {ranks} processes failed: {told[0].removeprefix('error: ')}")

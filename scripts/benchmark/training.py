@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 from rich.console import Console
-from scripts.benchmark.measure import CONFIGS, cases_of, device_name, positive, report, summary, time_side_by_side
+from scripts.benchmark.measure import cases_of, device_name, positive, report, summary, time_side_by_side
 from scripts.benchmark.pipeline import authors_transforms
 from scripts.data.datalist import labeled_items
+from scripts.files import BUNDLE_ROOT, CONFIGS
 from scripts.networks import PriorAttentionNet
-from scripts.reproducibility import choose_algorithms
+from scripts.training.reproducibility import choose_algorithms
 from torch.utils.flop_counter import FlopCounterMode
 
 BASELINE = "the authors' way"
@@ -112,7 +113,7 @@ def trainer_of(names: tuple[str, ...], settings: Mapping[str, Any], training: An
     """The trainer that configurations and settings define, without what it writes to the disk."""
     parser = ConfigParser()
     parser.read_config([str(CONFIGS / name) for name in names])
-    parser.update(dict(settings) | {"bundle_root": str(CONFIGS.parent)})
+    parser.update(dict(settings) | {"bundle_root": str(BUNDLE_ROOT)})
     parser["datalist"] = {"training": training, "validation": []}
     kept = ("AsynchronousSteps", "EpochSeeds", "LrScheduleHandler")
     parser["train#handlers"] = [h for h in parser["train#handlers"] if h["_target_"].split(".")[-1] in kept]
@@ -181,7 +182,7 @@ def epochs(
     items = labeled_items(data)[: args.cases]
     authors = trainer_of(
         ("train.json",),
-        common(args) | STEPS[BASELINE] | {"train#preprocessing#transforms": authors_transforms(), "max_epochs": 1},
+        common(args) | STEPS[BASELINE] | {"train#random_transforms": authors_transforms(), "max_epochs": 1},
         (items * args.authors_samples)[: args.authors_samples],
     )
     settings = common(args) | fast | {"cache_dir": str(folder / "cache"), "max_epochs": 1}

@@ -1,3 +1,3 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Cases on disk: finding, checking, splitting, and making synthetic ones."""
+"""Cases on disk: reading, finding, listing, checking and making them; nothing here knows of a network."""

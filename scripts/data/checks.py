@@ -2,21 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks of the data before long work starts: each fault found here costs seconds instead of hours.
 
-A workflow's ``run`` list begins with ``check_cases``. Constructing a workflow does not call it, so that a bundle can be
-loaded, inspected and given other data where there is none.
+A workflow's ``run`` list calls ``check_cases`` before its engine. Constructing a workflow does not call it, so that a
+bundle can be loaded, inspected and given other data where there is none.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
 import logging
-import math
-import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +21,12 @@ import nibabel as nib
 import numpy as np
 from rich.console import Console
 from rich.progress import track
-from scripts.data.datalist import CHANNEL_ORDER, LOOKED_FOR, SEQUENCES, find_cases, image_files, sequence_named
+from scripts.brats import CHANNEL_ORDER, OTHER_TUMORS, SEQUENCES, check_label_values, other_tumor, sequence_named
+from scripts.data.cases import LOOKED_FOR, find_cases, image_files
+from scripts.data.images import read_image, voxels_of
 from scripts.data.phantom import PHANTOM_DESCRIPTION
-from scripts.data.readers import UNREADABLE, check_suffix, one_line
 from scripts.errors import InputError
-from scripts.transforms import check_label_values
+from scripts.machine import available_memory, container_memory, processors
 
 logger = logging.getLogger(__name__)
 
@@ -38,69 +36,61 @@ EXPECTED_SPACING_MM = 1.0
 # Real brains fill 13 to 19 % of BraTS's grid.
 LARGEST_BRAIN = 0.5
 
+
 # What reading a case takes at most: four float32 sequences of BraTS's grid, unpacked and as an array, and a mask.
 MEMORY_PER_CASE = 500e6
 
-# Releases of other tumors have the names of 2023, and label values of their own meaning.
-OTHER_TUMORS = {"PED": "pediatric tumors", "MEN": "meningiomas", "MET": "metastases"}
-_OTHER_TUMOR = re.compile(rf"BraTS-(?P<kind>{'|'.join(OTHER_TUMORS)})-.*", re.IGNORECASE)
+
+@dataclass(frozen=True)
+class CheckedCase:
+    """What the check of a case has found.
+
+    Attributes:
+        phantom: it is a synthetic phantom, by its header.
+        brain: share of the grid in which a sequence is not 0, which is what counts as brain.
+    """
+
+    phantom: bool
+    brain: float
 
 
-def read_header(path: str | Path, channels: int = 0) -> nib.Nifti1Image:
-    """Open a NIfTI image without reading its voxels.
-
-    Args:
-        path: the file.
-        channels: how many channels it must hold, in its fourth dimension; 0 where it must have three dimensions.
+def check_grid(path: str, image: nib.Nifti1Image, first_path: str, first: nib.Nifti1Image, label: bool = False) -> None:
+    """Check that a file of a case has the grid of the case's first; the origin alone of a label map may differ.
 
     Raises:
-        InputError: the file is absent, no NIfTI image, or of other dimensions.
+        InputError: they differ in shape or affine.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; check the datalist or --dataset_dir.")
-    check_suffix(path)
-    try:
-        image = nib.nifti1.Nifti1Image.from_filename(path)
-    except UNREADABLE as error:
-        raise InputError(f"{path}: not a readable NIfTI image ({one_line(error)}); copy it again.") from error
-    if channels and image.shape[3:] != (channels,):
-        raise InputError(
-            f"{path}: of shape {image.shape}, not one file with {channels} channels; "
-            "give such a file, or a folder with one file per sequence."
+    same_axes = image.shape[:3] == first.shape[:3] and np.allclose(image.affine[:3, :3], first.affine[:3, :3])
+    # As strict as MONAI, which stacks the sequences and would stop there.
+    if same_axes and np.allclose(image.affine, first.affine):
+        return
+    if label and same_axes:
+        # As BraTS 2017 ships some. No transform brings image and label map together by their origins.
+        logger.warning(
+            "%s: its origin differs from that of the images, its shape and axes do not; taken voxel by voxel.", path
         )
-    if not channels and len(image.shape) != 3:
-        raise InputError(f"{path}: {len(image.shape)} dimensions instead of 3; give one file per sequence.")
-    return image
+        return
+    raise InputError(
+        f"{path}: its grid (shape {image.shape}) differs from that of {first_path} (shape {first.shape}), "
+        "or lies elsewhere; co-register and resample all sequences to one grid."
+    )
 
 
-def check_grid(item: Mapping[str, Any]) -> bool:
-    """Check that a case's files share one grid, reading headers only; a label map's origin alone may differ.
+def is_phantom(image: nib.Nifti1Image) -> bool:
+    """Whether an image is one of a synthetic phantom, by its header."""
+    return bytes(image.header["descrip"].item()).decode("latin-1").startswith(PHANTOM_DESCRIPTION)
 
-    Returns:
-        Whether the case is a synthetic phantom.
+
+def check_case(item: Mapping[str, Any]) -> CheckedCase:
+    """Read each file of a case once and whole: one grid, sequences that show something, labels of their release.
 
     Raises:
-        InputError: two files differ in shape or affine, or one cannot be read.
+        InputError: a file is absent or damaged, of another grid than the first, an image empty or not finite, or a
+            label unexpected.
     """
-    images = image_files(item["image"])
-    files = [*images, *([item["label"]] if "label" in item else [])]
-    first = read_header(files[0], channels=len(SEQUENCES) if len(images) == 1 else 0)
-    for file in files[1:]:
-        other = read_header(file)
-        same_axes = other.shape == first.shape[:3] and np.allclose(other.affine[:3, :3], first.affine[:3, :3])
-        if file == item.get("label") and same_axes and not np.allclose(other.affine, first.affine):
-            # As BraTS 2017 ships some. No transform brings image and label map together by their origins.
-            logger.warning(
-                "%s: its origin differs from that of the images, its shape and axes do not; taken voxel by voxel.", file
-            )
-            continue
-        # As strict as MONAI, which stacks the sequences and would stop there.
-        if other.shape != first.shape[:3] or not np.allclose(other.affine, first.affine):
-            raise InputError(
-                f"{file}: its grid (shape {other.shape}) differs from that of {files[0]} (shape {first.shape}), "
-                "or lies elsewhere; co-register and resample all sequences to one grid."
-            )
+    files = image_files(item["image"])
+    channels = len(SEQUENCES) if len(files) == 1 else 0
+    first = read_image(files[0], channels)
     spacing = first.header.get_zooms()[:3]
     if not np.allclose(spacing, EXPECTED_SPACING_MM, atol=0.05):
         logger.warning(
@@ -108,78 +98,33 @@ def check_grid(item: Mapping[str, Any]) -> bool:
             files[0],
             " x ".join(f"{mm:g}" for mm in spacing),
         )
-    return bytes(first.header["descrip"].item()).decode("latin-1").startswith(PHANTOM_DESCRIPTION)
-
-
-def read_voxels(path: str | Path) -> np.ndarray:
-    """All voxels of a NIfTI file.
-
-    Raises:
-        InputError: the file is damaged, or its voxels are no plain numbers.
-    """
-    try:
-        # Whole, since nibabel stops at the last voxel, and gzip's checksum comes after it.
-        content = Path(path).read_bytes()
-        content = gzip.decompress(content) if str(path).lower().endswith(".gz") else content
-        voxels = np.asanyarray(nib.nifti1.Nifti1Image.from_bytes(content).dataobj)
-    except UNREADABLE as error:
-        raise InputError(f"{path}: damaged ({one_line(error)}); copy it again.") from error
-    if voxels.dtype.kind not in "iuf":
-        kind = "complex numbers" if voxels.dtype.kind == "c" else "colours"
-        raise InputError(f"{path}: its voxels are {kind}, not plain ones; export the sequence again, as grey values.")
-    return voxels
-
-
-def check_voxels(item: Mapping[str, Any]) -> float:
-    """Read a case whole: each sequence shows something, and the label map holds its release's values and no other.
-
-    Returns:
-        The share of the grid in which a sequence is not 0, which is what counts as brain.
-
-    Raises:
-        InputError: a file is damaged, an image empty or not finite, or a label unexpected.
-    """
-    files = image_files(item["image"])
-    brain = np.zeros(1, dtype=bool)
+    brain = np.zeros(first.shape[:3], dtype=bool)
     for path in files:
-        voxels = read_voxels(path)
-        channels = np.moveaxis(voxels, -1, 0) if len(files) == 1 else voxels[None]
-        for number, channel in enumerate(channels):
-            if not channel.any():
-                where = f"channel {number} is " if len(files) == 1 else ""
-                raise InputError(f"{path}: {where}empty, every voxel is 0; export the sequence again.")
-        if not np.isfinite(voxels).all():
-            raise InputError(f"{path}: holds voxels that are no finite numbers; export the sequence again.")
-        brain = np.logical_or(brain, channels.any(axis=0))
+        image = first if path == files[0] else read_image(path)
+        check_grid(path, image, files[0], first)
+        brain |= check_image(path, voxels_of(image, path))
     if "label" in item:
-        values = np.unique(read_voxels(item["label"]))
+        label = read_image(item["label"])
+        check_grid(item["label"], label, files[0], first, label=True)
+        values = np.unique(voxels_of(label, item["label"]))
         check_label_values(values, int(item["et_label"]), item["label"], bool(item.get("resection_cavity", 0)))
-    return float(brain.mean())
+    return CheckedCase(is_phantom(first), float(brain.mean()))
 
 
-def processors() -> int:
-    """How many processors this process may use, which a scheduler may limit."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def check_image(path: str, voxels: np.ndarray) -> np.ndarray:
+    """Check that each sequence in the voxels of a file shows something; returns where one does, bool of (*size).
 
-
-def container_memory() -> float:
-    """Memory that this process's control group still grants, in bytes; infinite where none is limited."""
-    try:
-        limit, used = (Path("/sys/fs/cgroup", name).read_text() for name in ("memory.max", "memory.current"))
-        return float(limit) - float(used)
-    except (OSError, ValueError):
-        return math.inf
-
-
-def available_memory() -> float:
-    """Memory that can be had without swapping, in bytes; half of all where the system does not say it."""
-    try:
-        found = re.search(r"^MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"), re.MULTILINE)
-    except OSError:
-        found = None
-    if found is None:
-        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) / 2
-    return float(found[1]) * 1024
+    Raises:
+        InputError: a sequence is 0 everywhere, or a voxel is not finite.
+    """
+    channels = np.moveaxis(voxels, -1, 0) if voxels.ndim == 4 else voxels[None]
+    for number, channel in enumerate(channels):
+        if not channel.any():
+            where = f"channel {number} is " if voxels.ndim == 4 else ""
+            raise InputError(f"{path}: {where}empty, every voxel is 0; export the sequence again.")
+    if not np.isfinite(voxels).all():
+        raise InputError(f"{path}: holds voxels that are no finite numbers; export the sequence again.")
+    return np.asarray(channels.any(axis=0))
 
 
 def reading_threads() -> int:
@@ -191,8 +136,8 @@ def warn_of_other_tumors(items: Sequence[Mapping[str, Any]]) -> None:
     """Warn, once for each kind, of cases whose names say that they are no gliomas."""
     kinds: dict[str, list[str]] = {}
     for item in items:
-        if found := _OTHER_TUMOR.fullmatch(str(item["case"])):
-            kinds.setdefault(found["kind"].upper(), []).append(str(item["case"]))
+        if kind := other_tumor(str(item["case"])):
+            kinds.setdefault(kind, []).append(str(item["case"]))
     for kind, cases in kinds.items():
         logger.warning(
             "%s: %s, by its name; the weights of this bundle and its reading of label values are for gliomas.",
@@ -291,17 +236,17 @@ def check_cases(
     # Without a terminal a bar would only leave empty lines in the log.
     quiet = not sys.stderr.isatty()
     console = Console(stderr=True)
-    phantoms = [check_grid(item) for item in items]
     # Decompression releases the interpreter's lock, so threads use all cores.
     pool = ThreadPoolExecutor(reading_threads())
     try:
-        done = pool.map(check_voxels, items)
+        done = pool.map(check_case, items)
         step = f"Reading {len(items)} {cases}"
-        shares = list(track(done, step, len(items), console=console, transient=True, disable=quiet))
+        checked = list(track(done, step, len(items), console=console, transient=True, disable=quiet))
     finally:
         # At the first fault the rest need not be read.
         pool.shutdown(cancel_futures=True)
-    warn_of_large_brains(items, shares)
+    phantoms = [case.phantom for case in checked]
+    warn_of_large_brains(items, [case.brain for case in checked])
     warn_of_other_tumors(items)
     logger.info("%s: %s %d, checked", dataset_dir or "Given list", cases, len(items))
     if any(phantoms):

@@ -1,143 +1,49 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""From a folder of BraTS cases to MONAI datalists: recognising releases, splitting, reading and writing splits.
+"""From cases to MONAI datalists: entries, splits by patient, reading and writing splits.
 
-A case is a folder that holds the four sequences under the names of its release; the case's name is what the files'
-names begin with. Anything else (csv tables, hidden files, other folders) is ignored. In the layout of the Medical
-Segmentation Decathlon's Task01 a case is one four-dimensional file in ``imagesTr`` or ``imagesTs``; which channel is
-which sequence stands in no name there, so it is a setting (``channel_order``).
+An entry is a dict of ``case`` (its name), ``image`` (four files in the network's order, or one four-dimensional file)
+and, with labels, ``label`` and how it is to be read. ``image`` may be a folder, or four files in another order, in what
+a user or another program hands over; ``complete_item`` and ``read_datalist`` resolve that, once.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from monai.data import partition_dataset
+from scripts.brats import (
+    CHANNEL_ORDER,
+    DECATHLON,
+    EDEMA_LABEL,
+    ET_LABELS,
+    SEQUENCES,
+    Release,
+    case_name,
+    check_et_label,
+    in_network_order,
+    patient_name,
+    released_file,
+    sequence_named,
+    sequences_told,
+)
+from scripts.data.cases import DECATHLON_IMAGES, Case, find_cases, image_files, resolve_image
 from scripts.errors import InputError
 from scripts.files import save_json
-from scripts.transforms import ET_LABELS, check_et_label
 
 logger = logging.getLogger(__name__)
 
-# The input channels, in the order of the PANet authors' program, whose weights fit as they are.
-SEQUENCES = ("t1", "t2", "t1ce", "flair")
 SELECTIONS = ("training", "validation", "all")
-# What the channels of a four-dimensional file are, unless the setting channel_order says otherwise: as in Task01.
-CHANNEL_ORDER = ("flair", "t1", "t1ce", "t2")
-# The same names in small letters and digits, as Task01's dataset.json and others' write them.
-SPELLINGS = {
-    "t1": ("t1", "t1w", "t1n"),
-    "t1ce": ("t1ce", "t1gd", "t1c", "t1wce", "t1wgd"),
-    "t2": ("t2", "t2w"),
-    "flair": ("flair", "t2flair", "t2f"),
-}
-
-
-@dataclass(frozen=True)
-class Release:
-    """How a family of BraTS releases names its files.
-
-    Attributes:
-        name: shown to the user.
-        separator: between the case's name and the sequence's.
-        suffixes: the sequences' names in the order of ``SEQUENCES``.
-        et_label: value of the enhancing tumour in its label maps.
-        oedema_label: value of oedema, 2 or 1; necrotic and non-enhancing core has the other.
-    """
-
-    name: str
-    separator: str
-    suffixes: tuple[str, str, str, str]
-    et_label: int
-    oedema_label: int = 2
-
-    def file_pattern(self) -> re.Pattern[str]:
-        """Match ``<case><separator><sequence>.nii[.gz]``; groups: case, sequence."""
-        names = "|".join((*self.suffixes, "seg"))
-        return re.compile(rf"(?P<case>[^.].*){re.escape(self.separator)}(?P<sequence>{names})\.nii(\.gz)?")
-
-
-RELEASES = (
-    Release("BraTS 2018 to 2021", "_", ("t1", "t2", "t1ce", "flair"), et_label=4),
-    Release("BraTS 2023 and later", "-", ("t1n", "t2w", "t1c", "t2f"), et_label=3),
-)
-DECATHLON = Release("Medical Segmentation Decathlon, Task01", "", SEQUENCES, et_label=3, oedema_label=1)
-_DECATHLON_IMAGES = {"imagesTr": "labelsTr", "imagesTs": None}
-_EXTENSION = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
-# The last number is the visit: BraTS-GLI-00005-101 (2023 on), Brats18_TCIA01_378_1 (2017 to 2019).
-_VISIT = re.compile(r"(?P<patient>BraTS(-[a-z]+)+-\d+|BraTS1[789]_.+)[-_]\d+", re.IGNORECASE)
-_NIFTI = re.compile(r"[^.].*\.nii(\.gz)?")
-_PATTERNS = [(release, release.file_pattern()) for release in RELEASES]
-# BraTS20_Training_355 ships its segmentation under the name it had before the release: W39_1998.09.19_Segm.nii.
-_UNRELEASED_LABEL = re.compile(r"[^.].*_segm\.nii(\.gz)?", re.IGNORECASE)
-LOOKED_FOR = (
-    "case folders with <case>_{t1,t1ce,t2,flair}.nii.gz (BraTS 2018 to 2021) or "
-    "<case>-{t1n,t1c,t2w,t2f}.nii.gz (2023 on), or four-dimensional files in imagesTr or imagesTs (Decathlon Task01)"
-)
-
-
-@dataclass
-class Case:
-    """One patient's files in one folder.
-
-    Attributes:
-        name: case name, as the BraTS portal expects it of the result.
-        folder: where the files lie.
-        release: whose names the files have.
-        images: path by sequence, in the network's names.
-        label: segmentation, None where there is none.
-        file: the one file that holds all four sequences, in place of ``images``.
-    """
-
-    name: str
-    folder: Path
-    release: Release
-    images: dict[str, Path] = field(default_factory=dict)
-    label: Path | None = None
-    file: Path | None = None
-
-    @property
-    def missing(self) -> list[str]:
-        """Names of the files that are missing for the four sequences to be complete."""
-        return [
-            f"{self.name}{self.release.separator}{suffix}.nii.gz"
-            for sequence, suffix in zip(SEQUENCES, self.release.suffixes, strict=True)
-            if sequence not in self.images and self.file is None
-        ]
-
-
-def case_name(image: str | Path) -> str:
-    """Name of the case that an image file belongs to; the file's stem where no release names files so."""
-    name = Path(image).name
-    for _, pattern in _PATTERNS:
-        if found := pattern.fullmatch(name):
-            return found["case"]
-    # p.1.nii.gz and p.2.nii.gz are two cases.
-    stem = _EXTENSION.sub("", name)
-    return stem if stem != name else Path(name).stem
-
-
-def patient_name(case: str) -> str:
-    """The patient whom a case is of, from its name: those of one release's visits are the same but for the last number.
-
-    Cases of other names, and of BraTS 2020, 2021 and the Decathlon, are each a patient of their own. One patient's
-    names in two releases have nothing in common.
-    """
-    found = _VISIT.fullmatch(case)
-    return found["patient"] if found else case
 
 
 def patient_of(item: Mapping[str, Any]) -> str:
     """The patient of an entry: by its image's name where that is one of a release with visits, else by ``case``."""
-    image = item["image"] if isinstance(item["image"], str) else str(item["image"][0])
-    by_image = case_name(image)
+    by_image = case_name(image_files(item["image"])[0])
     patient = patient_name(by_image)
     return patient if patient != by_image else patient_name(str(item["case"]))
 
@@ -162,102 +68,6 @@ def warn_of_shared_patients(
             "a patient is" if len(shared) == 1 else f"{len(shared)} patients are",
             ", ".join(shared),
         )
-
-
-def sequence_named(name: str) -> str | None:
-    """The sequence that a channel's name means, whatever its capitals and punctuation; None where that is unclear."""
-    plain = re.sub(r"[^a-z0-9]", "", name.lower())
-    return next((sequence for sequence, spellings in SPELLINGS.items() if plain in spellings), None)
-
-
-def released_sequence(file: str | Path) -> str | None:
-    """The sequence of an image file that a BraTS release has named; None for any other name."""
-    for release, pattern in _PATTERNS:
-        if (found := pattern.fullmatch(Path(file).name)) and found["sequence"] in release.suffixes:
-            return SEQUENCES[release.suffixes.index(found["sequence"])]
-    return None
-
-
-def sequences_told(files: Sequence[str]) -> list[str] | None:
-    """The sequences of four files by their names; None unless these tell each of the four once."""
-    told = [released_sequence(file) for file in files]
-    if None in told:
-        # The ends of other names, such as p1_T1-Gd.nii.gz.
-        parts = [re.split(r"[^A-Za-z0-9]+", _EXTENSION.sub("", Path(file).name)) for file in files]
-        told = [sequence_named("".join(part[-2:])) or sequence_named(part[-1]) for part in parts]
-    return [str(sequence) for sequence in told] if sorted(map(str, told)) == sorted(SEQUENCES) else None
-
-
-def in_network_order(files: Sequence[str], sequences: Sequence[str]) -> list[str]:
-    """The four files, of which ``sequences`` says which is which, in the order of the network's channels."""
-    return [files[sequences.index(sequence)] for sequence in SEQUENCES]
-
-
-def _read_folder(folder: Path, files: Sequence[str]) -> Iterator[Case]:
-    cases: dict[tuple[str, str], Case] = {}
-    for file in sorted(files):
-        for release, pattern in _PATTERNS:
-            if (found := pattern.fullmatch(file)) is None:
-                continue
-            case = cases.setdefault((release.name, found["case"]), Case(found["case"], folder, release))
-            path = folder / file
-            if found["sequence"] == "seg":
-                case.label = path
-            else:
-                case.images[SEQUENCES[release.suffixes.index(found["sequence"])]] = path
-    if folder.name in _DECATHLON_IMAGES:
-        yield from (
-            _decathlon_case(folder / file) for file in sorted(files) if _NIFTI.fullmatch(file) and not _is_brats(file)
-        )
-    # A lone segmentation is no case; a folder of predictions, for instance, holds such files.
-    found_cases = [case for case in cases.values() if case.images]
-    unreleased = [file for file in sorted(files) if _UNRELEASED_LABEL.fullmatch(file)]
-    if len(found_cases) == 1 and found_cases[0].label is None and len(unreleased) == 1:
-        found_cases[0].label = folder / unreleased[0]
-    yield from found_cases
-
-
-def _is_brats(file: str) -> bool:
-    return any(pattern.fullmatch(file) for _, pattern in _PATTERNS)
-
-
-def _decathlon_case(file: Path) -> Case:
-    labels = _DECATHLON_IMAGES.get(file.parent.name)
-    label = file.parent.parent / labels / file.name if labels else None
-    return Case(case_name(file), file.parent, DECATHLON, file=file, label=label if label and label.is_file() else None)
-
-
-def _refuse_unreadable(error: OSError) -> None:
-    # An absent folder has no cases; nor has one that was removed meanwhile.
-    if not isinstance(error, FileNotFoundError | NotADirectoryError):
-        raise InputError(
-            f"{error.filename}: cannot be read ({error.strerror}), so its cases would be missing; "
-            "make it readable, or move it out of --dataset_dir."
-        ) from error
-
-
-def find_cases(dataset_dir: str | Path) -> list[Case]:
-    """All cases in ``dataset_dir`` and below, complete or not, ordered by name; none where the folder is absent.
-
-    Hidden folders are passed over. ``dataset_dir`` may itself be the folder of one case, or one four-dimensional file.
-
-    Raises:
-        InputError: a folder cannot be read, so that its cases would be left out in silence.
-    """
-    if Path(dataset_dir).is_file():
-        return [_decathlon_case(Path(dataset_dir))]
-    cases: list[Case] = []
-    seen: set[str] = set()
-    # Datasets are often put together from links; a link that leads back up must not loop.
-    for folder, folders, files in os.walk(dataset_dir, onerror=_refuse_unreadable, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        cases.extend(_read_folder(Path(folder), files))
-    return sorted(cases, key=lambda case: (case.name, str(case.folder)))
 
 
 def _item(case: Case, et_label: int | None, with_label: bool) -> dict[str, Any]:
@@ -294,33 +104,11 @@ def labeled_items(dataset_dir: str | Path, et_label: int | None = None) -> list[
     ]
 
 
-def image_files(image: str | Sequence[str]) -> list[str]:
-    """Files behind an entry's ``image``: four in the network's order, or a single four-dimensional one.
-
-    Args:
-        image: four paths, which are put in order where their names tell the sequences, and else are taken to be in it;
-            or one path, of a four-dimensional file or of the folder of one case.
-
-    Raises:
-        InputError: the folder does not hold exactly one complete case.
-    """
-    paths = [image] if isinstance(image, str) else [str(path) for path in image]
-    if len(paths) > 1:
-        told = sequences_told(paths) if len(paths) == len(SEQUENCES) else None
-        return in_network_order(paths, told) if told else paths
-    if not Path(paths[0]).is_dir():
-        return paths
-    folder = Path(paths[0])
-    cases = [case for case in _read_folder(folder, os.listdir(folder)) if not case.missing and case.file is None]
-    if len(cases) != 1:
-        raise InputError(f"{folder}: {len(cases)} complete cases; an image's folder holds one, {LOOKED_FOR}.")
-    return [str(cases[0].images[s]) for s in SEQUENCES]
-
-
 def complete_item(item: Mapping[str, Any], et_label: int) -> dict[str, Any]:
     """An entry as this module makes it, from one that holds ``image`` and perhaps ``label`` only.
 
-    MONAI Label hands over such entries. Their label maps are taken to be as this bundle saves them.
+    MONAI Label hands over such entries, with any of the forms of ``resolve_image``. Their label maps are taken to be as
+    this bundle saves them.
 
     Args:
         item: the entry; what it says is kept.
@@ -335,8 +123,38 @@ def complete_item(item: Mapping[str, Any], et_label: int) -> dict[str, Any]:
             f"{', '.join(map(str, image))}: these names do not say which sequence each file is; let them end in "
             f"{', '.join(f'_{sequence}' for sequence in SEQUENCES)}, or give a --datalist_file that holds 'sequences'."
         )
-    reading = {"et_label": et_label, "oedema_label": 2, "resection_cavity": 0} if "label" in item else {}
-    return {"case": case_name(image_files(item["image"])[0]), **reading, **item}
+    files = resolve_image(image)
+    reading = {"et_label": et_label, "oedema_label": EDEMA_LABEL, "resection_cavity": 0} if "label" in item else {}
+    return {"case": case_name(image_files(files)[0]), **reading, **item, "image": files}
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The cases of a run, and where they came from.
+
+    Attributes:
+        lists: of entries, by name: ``training`` and ``validation``, or ``cases``.
+        dataset_dir: folder of the cases.
+        datalist_file: the user's own lists, if any.
+        channel_order: what the channels of four-dimensional files are.
+        et_label: value of ET in label maps that this bundle saves.
+        needed: names of the lists that must not be empty.
+    """
+
+    lists: Mapping[str, Sequence[Mapping[str, Any]]]
+    dataset_dir: str
+    datalist_file: str | None = None
+    channel_order: Sequence[str] = CHANNEL_ORDER
+    et_label: int = ET_LABELS[-1]
+    needed: Sequence[str] = ()
+
+    def completed(self) -> dict[str, list[dict[str, Any]]]:
+        """The lists with complete entries (``complete_item``).
+
+        Raises:
+            InputError: an entry cannot be completed.
+        """
+        return {name: [complete_item(item, self.et_label) for item in items] for name, items in self.lists.items()}
 
 
 def split_datalist(
@@ -500,10 +318,12 @@ def _four_images(image: list[str], path: Path, sequences: list[str] | None) -> l
                 f'add "sequences": {json.dumps(list(SEQUENCES))}, in the order of the files, to {path.name}: {image}'
             )
         return in_network_order(image, told)
-    for file, sequence in zip(image, sequences, strict=True):
-        if (named := released_sequence(file)) not in (None, sequence):
+    released = [released_file(file) for file in image]
+    named: Sequence[str | None] = sequences_told(image) or [found.sequence if found else None for found in released]
+    for file, sequence, name in zip(image, sequences, named, strict=True):
+        if name not in (None, sequence):
             raise InputError(
-                f"{path}: 'sequences' says that {file} is {sequence}, but its name says {named}; "
+                f"{path}: 'sequences' says that {file} is {sequence}, but its name says {name}; "
                 "correct the one or the other."
             )
     return in_network_order(image, sequences)
@@ -514,13 +334,12 @@ def _resolve(entry: Any, path: Path, dataset_dir: str | Path, sequences: list[st
     if not (is_dict and isinstance(entry.get("image"), list | str) and isinstance(entry.get("label"), str)):
         raise InputError(f"{path}: an entry lacks 'image' (four files, or one) or 'label' (file): {entry}")
     if isinstance(entry["image"], str):
-        image: str | list[str] = str(Path(dataset_dir) / entry["image"])
-        first = Path(image_files(image)[0]).name
+        image = resolve_image(str(Path(dataset_dir) / entry["image"]))
     else:
         if len(entry["image"]) != len(SEQUENCES) or not all(isinstance(file, str) for file in entry["image"]):
             raise InputError(f"{path}: 'image' must list four files, {', '.join(SEQUENCES)}: {entry}")
         image = [str(Path(dataset_dir) / file) for file in _four_images(entry["image"], path, sequences)]
-        first = Path(image[0]).name
+    first = Path(image_files(image)[0]).name
     release = _release_of(entry, image, first)
     et_label, oedema_label = (
         getattr(release, key, None) if entry.get(key) is None else entry[key] for key in ("et_label", "oedema_label")
@@ -549,11 +368,11 @@ def _resolve(entry: Any, path: Path, dataset_dir: str | Path, sequences: list[st
 
 def _release_of(entry: Mapping[str, Any], image: str | Sequence[str], first: str) -> Release | None:
     """The release whose label values an entry has that does not say them; None where its names do not tell."""
-    named = next((release for release, pattern in _PATTERNS if pattern.fullmatch(first)), None)
-    if named is None and isinstance(image, str) and Path(image).parent.name in _DECATHLON_IMAGES:
+    found = released_file(first)
+    if found is None and isinstance(image, str) and Path(image).parent.name in DECATHLON_IMAGES:
         # Another value of ET says that the label maps were made anew, by whatever convention.
         return DECATHLON if entry.get("et_label") in (None, DECATHLON.et_label) else None
-    return named
+    return found.release if found else None
 
 
 def _plain_name(entry: Mapping[str, Any], path: Path, default: str) -> str:

@@ -31,6 +31,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from scipy import fft, ndimage
+from scripts.brats import BRATS_2020, CORE_LABEL, EDEMA_LABEL
 from scripts.errors import InputError
 
 Float = npt.NDArray[np.float32]
@@ -48,7 +49,6 @@ AFFINE: npt.NDArray[np.float64] = np.array(
 )
 COHORT_FOLDER = "MICCAI_BraTS2020_TrainingData"
 MANIFEST = "phantoms.json"
-NECROSIS, OEDEMA, ENHANCING = 1, 2, 4
 
 _HALF = (78, 96, 72)  # the 2 mm grid
 _BOX = (156, 192, 144)  # the same extent at 1 mm
@@ -471,9 +471,9 @@ def grow_lesions(rng: np.random.Generator, tissue: Tissue, lesions: list[Lesion]
         rind: Mask = ndimage.binary_erosion(core, iterations=rim) if lesion.necrosis < 1 else core
         dead = _smallest(inner, rind, core.sum() * lesion.necrosis)
         part = labels[window]
-        part[whole & (part == 0)] = OEDEMA
-        part[core] = ENHANCING
-        part[dead] = NECROSIS
+        part[whole & (part == 0)] = EDEMA_LABEL
+        part[core] = BRATS_2020.et_label
+        part[dead] = CORE_LABEL
     return labels
 
 
@@ -587,7 +587,9 @@ def render(rng: np.random.Generator, tissue: Tissue, labels: npt.NDArray[np.uint
             normal += vessels * (mean["enhancing"] - normal)
         elif name == "t2":
             normal -= vessels * np.float32(0.15)  # flowing blood gives no signal
-        target = np.select([part == OEDEMA, part == NECROSIS], [mean["oedema"], mean["necrosis"]], mean["enhancing"])
+        target = np.select(
+            [part == EDEMA_LABEL, part == CORE_LABEL], [mean["oedema"], mean["necrosis"]], mean["enhancing"]
+        )
         excess = np.zeros(_BOX, np.float32)
         excess[near] = ndimage.gaussian_filter(opacity * (target * variation[near] - normal[near]), _BLUR, truncate=3)
         normal += rng.standard_normal(_BOX, dtype=np.float32) * np.float32(level.noise)
@@ -644,7 +646,7 @@ def make_patient(seed: int, index: int, difficulty: str) -> tuple[Images, Int16]
 # ----------------------------------------------------------------------------------------------------------- cohort
 
 
-def case_name(index: int) -> str:
+def phantom_name(index: int) -> str:
     """The folder of a case, as BraTS 2020 names it."""
     return f"BraTS20_Training_{index:03d}"
 
@@ -681,7 +683,7 @@ def write_case(parent: Path, seed: int, index: int, difficulty: str) -> Path:
         OSError: the folder cannot be written.
         ValueError: as `make_patient`.
     """
-    final = parent / case_name(index)
+    final = parent / phantom_name(index)
     images, labels = make_patient(seed, index, difficulty)
     partial = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=parent))
     try:
@@ -731,7 +733,7 @@ def check_cohort(out: Path, seed: int, difficulty: str) -> None:
 def missing_cases(out: Path, cases: int) -> list[int]:
     """The numbers in 1..cases whose folders are absent or lack a file."""
     parent = out / COHORT_FOLDER
-    return [index for index in range(1, cases + 1) if not _is_complete(parent / case_name(index))]
+    return [index for index in range(1, cases + 1) if not _is_complete(parent / phantom_name(index))]
 
 
 def write_cohort(out: Path, cases: int, seed: int, difficulty: str, workers: int = 1) -> Iterator[Path]:

@@ -125,6 +125,7 @@ class PriorAttentionNet(nn.Module):
             raise ValueError(f"head must be one of {tuple(HEADS)}, got {head!r}.")
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
+        self.out_channels = out_channels
         self.size_multiple = math.prod(strides)
         self.deep_supervision = deep_supervision
         if bottleneck is None:

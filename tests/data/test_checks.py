@@ -17,19 +17,12 @@ import numpy as np
 import pytest
 from monai.transforms import LoadImaged
 from scripts.data import checks
-from scripts.data.checks import (
-    available_memory,
-    check_cases,
-    check_grid,
-    check_voxels,
-    read_header,
-    read_voxels,
-    warn_of_large_brains,
-    warn_of_other_tumors,
-)
+from scripts.data.checks import CheckedCase, check_case, check_cases, warn_of_large_brains, warn_of_other_tumors
 from scripts.data.datalist import labeled_items, split_datalist, unlabeled_items, write_datalist
+from scripts.data.images import read_header, read_image, voxels_of
 from scripts.data.phantom import PHANTOM_DESCRIPTION
 from scripts.errors import InputError
+from scripts.machine import available_memory
 
 SHAPE = (8, 9, 7)
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -101,8 +94,7 @@ def test_phantoms_are_known_by_their_headers_and_said(tmp_path, descriptions, ph
     for index, description in enumerate(descriptions, 1):
         make_case(tmp_path, f"BraTS20_Training_00{index}", description=description)
     items = labeled_items(tmp_path)
-    assert [check_grid(item) for item in items] == [bool(d) for d in descriptions]
-    assert any(check_cases(items, tmp_path)) is phantoms
+    assert check_cases(items, tmp_path) == [bool(d) for d in descriptions]
     count = sum(map(bool, descriptions))
     assert (f"{count} of 2 cases are synthetic phantoms, not patients." in caplog.text) is phantoms
 
@@ -255,13 +247,13 @@ def test_an_image_that_shows_nothing_or_no_numbers_is_named(tmp_path, fill, said
 
 @pytest.mark.parametrize("suffix", ["t2", "seg"])
 @pytest.mark.parametrize(
-    ("kind", "said"), [("c8", "complex numbers"), ([("R", "u1"), ("G", "u1"), ("B", "u1")], "colours")]
+    ("kind", "said"), [("c8", "complex numbers"), ([("R", "u1"), ("G", "u1"), ("B", "u1")], "colors")]
 )
 def test_voxels_that_are_no_plain_numbers_are_refused(tmp_path, kind, said, suffix):
     make_case(tmp_path)
     path = write(file_of(tmp_path, suffix), np.ones(SHAPE, np.dtype(kind)))
     assert refusal(tmp_path) == (
-        f"{path}: its voxels are {said}, not plain ones; export the sequence again, as grey values."
+        f"{path}: its voxels are {said}, not plain ones; export the sequence again, as gray values."
     )
 
 
@@ -271,7 +263,7 @@ def test_one_voxel_below_zero_is_enough_for_an_image(tmp_path):
     values[3, 4, 5] = -7
     path = write(file_of(tmp_path, "flair"), values)
     assert not any(check_cases(labeled_items(tmp_path), tmp_path))
-    np.testing.assert_array_equal(read_voxels(path), values)
+    np.testing.assert_array_equal(voxels_of(read_image(path), path), values)
 
 
 @pytest.mark.parametrize("suffix", ["t1ce", "seg"])
@@ -397,8 +389,8 @@ def test_one_case_can_be_checked_alone(tmp_path):
     make_case(tmp_path, labels=(0, 3))
     (item,) = labeled_items(tmp_path)
     with pytest.raises(InputError, match=re.escape("unexpected label 3")):
-        check_voxels(item)
-    check_voxels({**item, "et_label": 3, "resection_cavity": 0})
+        check_case(item)
+    check_case({**item, "et_label": 3, "resection_cavity": 0})
 
 
 # What is warned of.
@@ -425,7 +417,7 @@ def test_a_grid_that_is_mostly_brain_is_warned_of_by_the_cases_name(tmp_path, ca
     (warning,) = warnings(caplog)
     assert warning.startswith("BraTS20_Training_002: more than half of the grid is not 0")
     assert "Well if the images are cut close to the brain; otherwise strip the skull" in warning
-    assert check_voxels(labeled_items(tmp_path)[1]) == pytest.approx(7 / 8)
+    assert check_case(labeled_items(tmp_path)[1]).brain == pytest.approx(7 / 8)
 
 
 def test_a_four_dimensional_file_that_is_mostly_brain_is_warned_of_too(tmp_path, caplog):
@@ -507,8 +499,7 @@ def test_names_in_capitals_are_read_as_others(tmp_path):
     (item,) = labeled_items(tmp_path)
     for number, file in enumerate(item["image"]):
         item["image"][number] = str(Path(file).rename(file.replace(".nii.gz", ".NII.GZ")))
-    assert check_voxels(item) == pytest.approx(3 / 8)
-    assert check_grid(item) is False
+    assert check_case(item) == CheckedCase(phantom=False, brain=pytest.approx(3 / 8))
 
 
 # Patients.

@@ -12,17 +12,13 @@ from pathlib import Path
 
 import pytest
 from monai.data import partition_dataset
+from scripts.brats import SEQUENCES, case_name, patient_name, sequence_named
+from scripts.data.cases import find_cases, resolve_image
 from scripts.data.datalist import (
-    SEQUENCES,
-    case_name,
     complete_item,
-    find_cases,
-    image_files,
     labeled_items,
-    patient_name,
     read_datalist,
     select,
-    sequence_named,
     split_datalist,
     unlabeled_items,
     warn_of_shared_patients,
@@ -566,8 +562,8 @@ def test_files_that_tell_their_sequences_are_put_in_order(tmp_path, order):
     (item,) = read_datalist(tmp_path / "list.json", "/data")["training"]
     wanted = [f"a/a_{sequence}.nii.gz" for sequence in OLD]
     assert item["image"] == [f"/data/{file}" for file in wanted]
-    assert image_files(image) == wanted
-    assert image_files(["d.nii", "c.nii", "b.nii", "a.nii"]) == ["d.nii", "c.nii", "b.nii", "a.nii"]
+    assert resolve_image(image) == wanted
+    assert resolve_image(["d.nii", "c.nii", "b.nii", "a.nii"]) == ["d.nii", "c.nii", "b.nii", "a.nii"]
 
 
 def test_names_by_other_conventions_do_not_overrule_the_list(tmp_path):

@@ -18,19 +18,18 @@ import pytest
 import torch
 from monai.data import ITKReader
 from monai.transforms import LoadImage, LoadImaged
-from scripts.data.checks import check_cases, check_voxels
+from scripts.brats import SEQUENCES
+from scripts.data.cases import find_cases, resolve_image
+from scripts.data.checks import check_case, check_cases
 from scripts.data.datalist import (
-    SEQUENCES,
     complete_item,
-    find_cases,
-    image_files,
     labeled_items,
     read_datalist,
     split_datalist,
     unlabeled_items,
     write_datalist,
 )
-from scripts.data.readers import LoadImageByReaderd, SequenceReader
+from scripts.data.images import LoadImageByReaderd, SequenceReader
 from scripts.errors import InputError, input_error_behind
 from scripts.transforms import LabelsToRegionsd, labels_to_regions
 from workflows import SIZE, TRAINING_SIZE, bundle_run, voxels, write_decathlon
@@ -204,8 +203,7 @@ def test_bare_entries_are_completed(brats, task01):
     label = str(brats / NAME / f"{NAME}_seg.nii.gz")
     (wanted, *_) = labeled_items(brats)
     done = complete_item({"image": str(brats / NAME), "label": label}, 4)
-    assert done == {**wanted, "image": str(brats / NAME)}
-    assert image_files(done["image"]) == wanted["image"]
+    assert done == wanted
     file = str(task01 / "imagesTr" / f"{NAME}.nii.gz")
     assert complete_item({"image": file}, 4) == {"image": file, "case": NAME}
     loaded = LoadImaged("label", image_only=True, ensure_channel_first=True)({"label": label})
@@ -236,9 +234,9 @@ def test_faulty_files_are_named(tmp_path, brats):
     voxels[..., 2] = 0
     nib.save(nib.Nifti1Image(voxels, np.eye(4)), empty)
     with pytest.raises(InputError, match=r"c\.nii\.gz: channel 2 is empty"):
-        check_voxels({"image": str(empty)})
+        check_case({"image": str(empty)})
     with pytest.raises(InputError, match="0 complete cases"):
-        image_files(str(tmp_path / "imagesTr"))
+        resolve_image(str(tmp_path / "imagesTr"))
 
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])

@@ -26,7 +26,7 @@ def patients(cohort):
     """Images by modality and segmentation of each patient, as read back from disk."""
     found = []
     for index in (1, 2, 3):
-        folder = cohort / COHORT_FOLDER / phantom.case_name(index)
+        folder = cohort / COHORT_FOLDER / phantom.phantom_name(index)
         volumes = {
             part: np.asanyarray(nib.load(folder / f"{folder.name}_{part}.nii.gz").dataobj)
             for part in (*MODALITIES, "seg")
@@ -252,20 +252,20 @@ def test_failed_write_leaves_no_case(tmp_path, monkeypatch):
     assert json.loads((out / "phantoms.json").read_text())["cases"] == []
     # The next call takes up where this one failed, and replaces a case that has lost a file.
     monkeypatch.setattr(phantom, "write_volume", real)
-    broken = out / COHORT_FOLDER / phantom.case_name(1)
+    broken = out / COHORT_FOLDER / phantom.phantom_name(1)
     broken.mkdir()
     (out / COHORT_FOLDER / f".{broken.name}.killed.partial").mkdir()
     assert make_phantoms.main([str(out), "--cases", "2", "--workers", "1"]) == 0
-    assert sorted(path.name for path in broken.parent.iterdir()) == [broken.name, phantom.case_name(2)]
+    assert sorted(path.name for path in broken.parent.iterdir()) == [broken.name, phantom.phantom_name(2)]
     assert len(list(broken.iterdir())) == 5
 
 
 def test_threshold_baseline_reports_and_limits(cohort, capsys):
     assert threshold_baseline.main([str(cohort), "--limit", "0.5"]) == 0
     out = capsys.readouterr().out
-    assert all(phantom.case_name(index) in out for index in (1, 2, 3))
+    assert all(phantom.phantom_name(index) in out for index in (1, 2, 3))
     assert "Maximum over 3 case(s): 0." in out
-    one = str(cohort / COHORT_FOLDER / phantom.case_name(1))
+    one = str(cohort / COHORT_FOLDER / phantom.phantom_name(1))
     assert threshold_baseline.main([one, "--limit", "0.01"]) == 1
     error = capsys.readouterr().err
     assert "above the limit of 0.01" in error and error.count("\n") == 1

@@ -13,8 +13,8 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from scripts.import_checkpoint import convert
 from scripts.networks import PriorAttentionNet
+from scripts.weights.authors import convert
 from torch import nn
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scripts.import_checkpoint import convert
 from scripts.networks import PriorAttentionNet
+from scripts.weights.authors import convert
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MAPS = ("out", "level1", "level2", "level3", "prior")

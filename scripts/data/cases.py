@@ -1,0 +1,150 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Cases as they lie in folders.
+
+A case is a folder that holds the four sequences under the names of its release; the case's name is what the files'
+names begin with. Anything else (csv tables, hidden files, other folders) is ignored. In the layout of the Medical
+Segmentation Decathlon's Task01 a case is one four-dimensional file in ``imagesTr`` or ``imagesTs``; which channel is
+which sequence stands in no name there, so it is a setting (``channel_order``).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from scripts.brats import DECATHLON, SEQUENCES, Release, case_name, in_network_order, released_file, sequences_told
+from scripts.errors import InputError
+
+# Folders of images in the Decathlon's layout, and of their label maps.
+DECATHLON_IMAGES = {"imagesTr": "labelsTr", "imagesTs": None}
+_NIFTI = re.compile(r"[^.].*\.nii(\.gz)?")
+# BraTS20_Training_355 ships its segmentation under the name it had before the release: W39_1998.09.19_Segm.nii.
+_UNRELEASED_LABEL = re.compile(r"[^.].*_segm\.nii(\.gz)?", re.IGNORECASE)
+LOOKED_FOR = (
+    "case folders with <case>_{t1,t1ce,t2,flair}.nii.gz (BraTS 2018 to 2021) or "
+    "<case>-{t1n,t1c,t2w,t2f}.nii.gz (2023 on), or four-dimensional files in imagesTr or imagesTs (Decathlon Task01)"
+)
+
+
+@dataclass
+class Case:
+    """One patient's files in one folder.
+
+    Attributes:
+        name: case name, as the BraTS portal expects it of the result.
+        folder: where the files lie.
+        release: whose names the files have.
+        images: path by sequence, in the network's names.
+        label: segmentation, None where there is none.
+        file: the one file that holds all four sequences, in place of ``images``.
+    """
+
+    name: str
+    folder: Path
+    release: Release
+    images: dict[str, Path] = field(default_factory=dict)
+    label: Path | None = None
+    file: Path | None = None
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of the files that are missing for the four sequences to be complete."""
+        return [
+            f"{self.name}{self.release.separator}{suffix}.nii.gz"
+            for sequence, suffix in zip(SEQUENCES, self.release.suffixes, strict=True)
+            if sequence not in self.images and self.file is None
+        ]
+
+
+def _read_folder(folder: Path, files: Sequence[str]) -> Iterator[Case]:
+    cases: dict[tuple[str, str], Case] = {}
+    for file in sorted(files):
+        if (found := released_file(file)) is None:
+            continue
+        case = cases.setdefault((found.release.name, found.case), Case(found.case, folder, found.release))
+        if found.sequence is None:
+            case.label = folder / file
+        else:
+            case.images[found.sequence] = folder / file
+    if folder.name in DECATHLON_IMAGES:
+        own = [file for file in sorted(files) if _NIFTI.fullmatch(file) and not released_file(file)]
+        yield from (_decathlon_case(folder / file) for file in own)
+    # A lone segmentation is no case; a folder of predictions, for instance, holds such files.
+    found_cases = [case for case in cases.values() if case.images]
+    unreleased = [file for file in sorted(files) if _UNRELEASED_LABEL.fullmatch(file)]
+    if len(found_cases) == 1 and found_cases[0].label is None and len(unreleased) == 1:
+        found_cases[0].label = folder / unreleased[0]
+    yield from found_cases
+
+
+def _decathlon_case(file: Path) -> Case:
+    labels = DECATHLON_IMAGES.get(file.parent.name)
+    label = file.parent.parent / labels / file.name if labels else None
+    return Case(case_name(file), file.parent, DECATHLON, file=file, label=label if label and label.is_file() else None)
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    # An absent folder has no cases; nor has one that was removed meanwhile.
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise InputError(
+            f"{error.filename}: cannot be read ({error.strerror}), so its cases would be missing; "
+            "make it readable, or move it out of --dataset_dir."
+        ) from error
+
+
+def find_cases(dataset_dir: str | Path) -> list[Case]:
+    """All cases in ``dataset_dir`` and below, complete or not, ordered by name; none where the folder is absent.
+
+    Hidden folders are passed over. ``dataset_dir`` may itself be the folder of one case, or one four-dimensional file.
+
+    Raises:
+        InputError: a folder cannot be read, so that its cases would be left out in silence.
+    """
+    if Path(dataset_dir).is_file():
+        return [_decathlon_case(Path(dataset_dir))]
+    cases: list[Case] = []
+    seen: set[str] = set()
+    # Datasets are often put together from links; a link that leads back up must not loop.
+    for folder, folders, files in os.walk(dataset_dir, onerror=_refuse_unreadable, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        cases.extend(_read_folder(Path(folder), files))
+    return sorted(cases, key=lambda case: (case.name, str(case.folder)))
+
+
+def image_files(image: str | Path | Sequence[str]) -> list[str]:
+    """Files of a resolved ``image``: the four in the network's order, or the single four-dimensional one."""
+    return [str(image)] if isinstance(image, (str, Path)) else [str(path) for path in image]
+
+
+def resolve_image(image: str | Path | Sequence[str]) -> str | list[str]:
+    """The files that an entry's ``image`` means: four in the network's order, or a single four-dimensional one.
+
+    Datalists call this once for each entry (``scripts.data.datalist``), and the loader for what never was in one.
+
+    Args:
+        image: four paths, which are put in order where their names tell the sequences, and else are taken to be in it;
+            or one path, of a four-dimensional file or of the folder of one case.
+
+    Raises:
+        InputError: the folder does not hold exactly one complete case.
+    """
+    paths = image_files(image)
+    if len(paths) > 1:
+        told = sequences_told(paths) if len(paths) == len(SEQUENCES) else None
+        return in_network_order(paths, told) if told else paths
+    if not Path(paths[0]).is_dir():
+        return paths[0]
+    folder = Path(paths[0])
+    cases = [case for case in _read_folder(folder, os.listdir(folder)) if not case.missing and case.file is None]
+    if len(cases) != 1:
+        raise InputError(f"{folder}: {len(cases)} complete cases; an image's folder holds one, {LOOKED_FOR}.")
+    return [str(cases[0].images[s]) for s in SEQUENCES]

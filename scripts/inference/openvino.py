@@ -1,0 +1,120 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""The network on a CPU through OpenVINO, several times faster than torch; what openvino.yaml names."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn as nn
+from scripts.errors import InputError
+from scripts.files import load_torch, replacing
+from scripts.networks.protocol import SegmentationNetwork
+from scripts.weights.record import weights_checksum
+
+if TYPE_CHECKING:
+    import openvino
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = ("auto", "f32", "bf16")
+
+
+class OpenVINONetwork(nn.Module):
+    """``network`` with the weights of ``model_file``, computed by OpenVINO on the CPU.
+
+    The first use converts the model, which takes some twenty seconds at full width, and keeps the result in
+    ``cache_dir`` under the checksum of the weights, so that other weights are never taken for these.
+
+    Args:
+        network: the network that the weights belong to; it stays as it is.
+        model_file: bare weights.
+        cache_dir: folder of converted models.
+        precision: "f32", "bf16", or "auto": bf16 where the processor computes in it, else f32.
+
+    Raises:
+        InputError: OpenVINO is not installed, there is no such precision, or several model files are named.
+    """
+
+    # Nothing else is to load weights into it.
+    reads_model_file = True
+
+    def __init__(self, network: SegmentationNetwork, model_file: str, cache_dir: str, precision: str = "auto") -> None:
+        super().__init__()
+        if precision not in PRECISIONS:
+            raise InputError(f"--openvino_precision {precision}: choose one of {', '.join(PRECISIONS)}.")
+        if not isinstance(model_file, str):
+            raise InputError("--model_file: OpenVINO runs one network; leave out ensemble.yaml, or openvino.yaml.")
+        self.ov = import_openvino()
+        # In a list, so that its parameters are not this module's.
+        self.source = [network]
+        self.model_file = model_file
+        self.cache_dir = Path(cache_dir)
+        self.precision = precision
+        self.compiled: Any = None
+
+    @property
+    def module(self) -> SegmentationNetwork:
+        """The network that OpenVINO runs."""
+        return self.source[0]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits, float32 (batch, out_channels, *size), of ``x``, (batch, in_channels, *size)."""
+        if self.compiled is None:
+            self.compiled = self.compile()
+        if len(x) > 1:
+            return torch.cat([self.forward(one) for one in x.split(1)])
+        result = self.compiled(x.detach().cpu().contiguous().float().numpy())[0]
+        return torch.from_numpy(result).to(x.device)
+
+    def compile(self) -> openvino.CompiledModel:
+        """The model, ready to run: from the cache, or converted first."""
+        core = self.ov.Core()
+        precision = self.precision
+        if precision == "auto":
+            precision = "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+        model = core.read_model(self.converted())
+        settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+        settings["INFERENCE_NUM_THREADS"] = str(torch.get_num_threads())
+        logger.info("OpenVINO computes in %s", precision)
+        return core.compile_model(model, "CPU", settings)
+
+    def converted(self) -> Path:
+        """Path of the converted model, which is made if it is not there."""
+        state = load_torch(self.model_file)
+        # Networks that differ in an activation only, say, have weights of the same names and shapes.
+        build = f"{self.module} {self.module.size_multiple} {self.ov.__version__}"
+        path = self.cache_dir / f"{weights_checksum(state, build)}.xml"
+        if path.is_file() and path.with_suffix(".bin").is_file():
+            return path
+        logger.info("Converting %s for OpenVINO; kept as %s", self.model_file, path)
+        network = self.module
+        network.load_state_dict(state)
+        network.eval()
+        example = torch.zeros(1, network.in_channels, *[2 * network.size_multiple] * network.spatial_dims)
+        shape = (1, network.in_channels, *[-1] * network.spatial_dims)
+        model = self.ov.convert_model(network, example_input=example, input=[shape])
+        # The weights first: a file with both names is there only when both are whole.
+        with replacing(path) as temporary:
+            self.ov.save_model(model, temporary, compress_to_fp16=False)
+            temporary.with_suffix(".bin").replace(path.with_suffix(".bin"))
+        return path
+
+
+def import_openvino() -> Any:
+    """The package openvino.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    # Its converter would send usage statistics; without the package behind that it has a stand-in that does nothing.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    try:
+        import openvino
+    except ImportError as error:
+        raise InputError("OpenVINO is not installed; pip install openvino, or leave out the overlay.") from error
+    return openvino

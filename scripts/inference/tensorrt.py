@@ -1,0 +1,73 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""The network run by TensorRT, by MONAI's ``trt_compile``, or one line that says what is missing for it."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+
+import torch
+from monai.networks import trt_compile
+from scripts.errors import InputError
+from scripts.weights.record import weights_checksum
+
+logger = logging.getLogger(__name__)
+
+# What trt_compile imports (monai/networks/trt_compiler.py), without which it changes nothing, and what to install.
+PACKAGES = {
+    "tensorrt": "tensorrt",
+    "polygraphy": "polygraphy",
+    "cuda": "cuda-python",
+    "onnx": "onnx",
+    "onnxscript": "onnxscript",
+}
+
+
+def compile_network(
+    network: torch.nn.Module, model_file: str, max_batch: int, precision: str = "fp16"
+) -> torch.nn.Module:
+    """Have TensorRT run ``network``, from its first window on.
+
+    The engine is built on that occasion (minutes) for the window's size and any batch up to ``max_batch``, and kept in
+    the folder ``tensorrt`` beside ``model_file``, under the checksum of the network's weights and build, window,
+    ``max_batch`` and ``precision``, so that no engine is taken for another's.
+
+    Args:
+        network: the network, on its device; it is changed in place.
+        model_file: its weights; what counts are those that the network holds at its first window.
+        max_batch: windows at a time.
+        precision: "fp32", "tf32", "fp16" or "bf16".
+
+    Returns:
+        ``network``.
+
+    Raises:
+        InputError: several model files are named, a package is not installed, or there is no CUDA device.
+    """
+    if not isinstance(model_file, str):
+        raise InputError("--model_file: TensorRT runs one network; leave out ensemble.yaml, or inference_trt.json.")
+    missing = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
+    if not torch.cuda.is_available():
+        missing.append("a CUDA device")
+    if missing:
+        raise InputError(
+            f"configs/inference_trt.json: TensorRT cannot be used, for want of {', '.join(missing)}; "
+            "install what is missing, or leave this file out of --config_file."
+        )
+    plain = network.forward
+
+    def first(x: torch.Tensor) -> torch.Tensor:
+        # trt_compile looks at the network's own method, and puts its own in the place.
+        network.forward = plain
+        build = f"{network} {getattr(network, 'size_multiple', 1)} {tuple(x.shape[1:])} {max_batch} {precision}"
+        engine = Path(model_file).parent / "tensorrt" / weights_checksum(network.state_dict(), build)
+        engine.parent.mkdir(parents=True, exist_ok=True)
+        logger.info("TensorRT's engine: %s.plan", engine)
+        arguments = {"precision": precision, "dynamic_batchsize": [1, max_batch, max_batch]}
+        trt_compile(network, str(engine), args=arguments)
+        return network.forward(x)
+
+    network.forward = first
+    return network

@@ -1,0 +1,118 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Random numbers that depend on what is done, not on what was done before.
+
+What is random in an epoch follows from the seed, the epoch, the rank and the case alone. So a training that is stopped
+and resumed after any epoch goes on as if nothing had happened, whatever the number of loader workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from ignite.engine import Events
+from monai.engines.workflow import Workflow
+from monai.transforms import Compose
+from scripts.brats import case_name
+from scripts.data.cases import image_files, resolve_image
+from torch.utils.data import DistributedSampler
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed below 2**32 that depends on all ``parts`` and their order."""
+    hashed = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=4)
+    return int.from_bytes(hashed.digest(), "big")
+
+
+def choose_algorithms(
+    deterministic: bool = True, network: torch.nn.Module | None = None, channels_last: bool = False
+) -> None:
+    """Take cuDNN's deterministic algorithms, or let it time its algorithms and take the fastest.
+
+    The fastest may give results that differ in the last digits from run to run.
+
+    Args:
+        deterministic: the former.
+        network: three-dimensional; laid out as ``channels_last`` says before ranks or optimiser see it.
+        channels_last: each voxel's channels beside each other, which tensor cores work on; else as torch has it.
+    """
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+    if network is not None and channels_last:
+        network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+
+class SeededCompose(Compose):
+    """MONAI's ``Compose``, seeded anew for every case by the seed, the epoch, the rank and the case's name.
+
+    Args:
+        transforms: as in ``Compose``.
+        seed: seed of the training.
+        rank: number of the process.
+        case_key: key of the case's name; where it is absent, the name is read off its image's file.
+    """
+
+    def __init__(self, transforms: Any = None, seed: int = 0, rank: int = 0, case_key: str = "case") -> None:
+        super().__init__(transforms)
+        self.seed = seed
+        self.rank = rank
+        self.case_key = case_key
+        # In shared memory, so that loader workers that live longer than an epoch see it change.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch, which ``EpochSeeds`` sets."""
+        return int(self._epoch)
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
+    def __call__(
+        self, input_: Any, start: int = 0, end: int | None = None, threading: bool = False, lazy: bool | None = None
+    ) -> Any:
+        """Transform one case."""
+        # With threading MONAI fills a cache, which involves nothing random.
+        if not threading and isinstance(input_, Mapping):
+            case = input_.get(self.case_key) or case_name(image_files(resolve_image(input_["image"]))[0])
+            self.set_random_state(derive_seed(self.seed, self.epoch, self.rank, str(case)))
+        return super().__call__(input_, start=start, end=end, threading=threading, lazy=lazy)
+
+
+class EpochSeeds:
+    """Before each epoch, tell sampler and transforms its number, and seed everything else.
+
+    Attach before what draws random numbers; on every rank.
+
+    Args:
+        seed: seed of the training.
+        rank: number of the process.
+        sampler: shuffles by seed and epoch.
+        transform: draws its random numbers by the epoch.
+    """
+
+    def __init__(self, seed: int, rank: int, sampler: DistributedSampler, transform: SeededCompose) -> None:
+        self.seed = seed
+        self.rank = rank
+        self.sampler = sampler
+        self.transform = transform
+
+    def attach(self, engine: Workflow) -> None:
+        """Follow ``engine``, which makes a new iterator of its loader after the epoch's start."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self.epoch_started)
+
+    def epoch_started(self, engine: Workflow) -> None:
+        """Set this epoch's random state."""
+        epoch = engine.state.epoch
+        self.sampler.set_epoch(epoch)
+        self.transform.epoch = epoch
+        seed = derive_seed(self.seed, epoch, self.rank)
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - third-party transforms draw from it
+        torch.manual_seed(seed)

@@ -1,0 +1,223 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""A training's weights and state on disk, and how a stopped training goes on from them."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from monai.engines.workflow import Workflow
+from scripts.brats import SEQUENCES
+from scripts.distributed import rank, unwrap
+from scripts.errors import InputError
+from scripts.files import load_torch, replacing
+from scripts.weights.loading import weights_difference
+from scripts.weights.record import Record, record_file, save_weights
+from torch.optim.lr_scheduler import LRScheduler
+
+logger = logging.getLogger(__name__)
+
+STATE_FILES = ("trainer_state.pt", "trainer_state_previous.pt")
+STATE_KEYS = {"network", "optimizer", "optimizer_class", "lr_scheduler", "scaler", "epoch", "iteration", "best_metric"}
+
+
+class TrainingParts:
+    """What a training's state is made of.
+
+    Args:
+        output_dir: folder of the run.
+        network: what is trained.
+        optimizer, lr_scheduler: part of the trainer's state.
+        evaluator: the validation; None trains without.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        network: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: LRScheduler,
+        evaluator: Workflow | None = None,
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.network = network
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.evaluator = evaluator
+
+
+class TrainingFiles(TrainingParts):
+    """Keep a training's weights and state on disk, each file whole at any moment.
+
+    In ``output_dir``: ``model.pt``, the bare weights of the best validation so far (without validation, the newest);
+    ``model_last.pt``, the newest; beside each its record, ``model.json`` and ``model_last.json``
+    (``scripts.weights.record``); ``trainer_state.pt``, all it takes to go on: tensors and plain values only; and
+    ``trainer_state_previous.pt``, the same of the epoch before, should the newest not survive.
+
+    Args:
+        args, kwargs: as in ``TrainingParts``.
+        settings: what the weights depend on, for their record (``scripts.weights.record.weights_settings``).
+    """
+
+    def __init__(self, *args: Any, settings: Record, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.settings = settings
+
+    def attach(self, engine: Workflow) -> None:
+        """Write after the epochs of ``engine``; attach after the validation."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
+
+    def epoch_completed(self, engine: Workflow) -> None:
+        """Write what is due after this epoch."""
+        epoch = engine.state.epoch
+        last = epoch == engine.state.max_epochs
+        if self.evaluator is not None and self.evaluator.state.best_metric_epoch == epoch:
+            self._save("model.pt", epoch)
+            logger.info("Best validation so far: %.4f, after epoch %d", self.evaluator.state.best_metric, epoch)
+        if self.evaluator is None or (last and self.evaluator.state.best_metric_epoch < 0):
+            if self.evaluator is not None:
+                logger.warning(
+                    "No epoch was validated (val_interval is longer than the training): model.pt is the last."
+                )
+            self._save("model.pt", epoch)
+        self._save("model_last.pt", epoch)
+        newest, previous = (self.output_dir / name for name in STATE_FILES)
+        with replacing(newest) as temporary:
+            torch.save(self._state(engine), temporary)
+            if newest.exists():
+                newest.replace(previous)
+
+    def _save(self, name: str, epoch: int) -> None:
+        scores: dict[str, Any] = {"epoch": epoch}
+        if self.evaluator is not None and self.evaluator.state.metrics and self.evaluator.state.epoch == epoch:
+            scores |= {key: value for key, value in self.evaluator.state.metrics.items() if isinstance(value, float)}
+        # The run's preparation has counted the cases; a federated client's training has none.
+        record = {"trained_on": None, **self.settings, "scores": scores}
+        save_weights(self._weights(), self.output_dir / name, record)
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        return {name: value.cpu() for name, value in unwrap(self.network).state_dict().items()}
+
+    def _state(self, engine: Workflow) -> dict[str, Any]:
+        scaler = getattr(engine, "scaler", None)
+        best = self.evaluator.state if self.evaluator is not None else None
+        return {
+            "network": self._weights(),
+            "sequences": list(SEQUENCES),
+            "optimizer": self.optimizer.state_dict(),
+            "optimizer_class": type(self.optimizer).__name__,
+            "lr_scheduler": self.lr_scheduler.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else {},
+            "epoch": engine.state.epoch,
+            "iteration": engine.state.iteration,
+            "max_epochs": engine.state.max_epochs,
+            "best_metric": float(best.best_metric) if best is not None else None,
+            "best_metric_epoch": int(best.best_metric_epoch) if best is not None else None,
+        }
+
+
+def newest_state(folder: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The newest valid trainer state in ``folder`` and its file; one that cannot be read is passed over, with a word.
+
+    Raises:
+        InputError: there is none.
+    """
+    valid: list[tuple[Path, dict[str, Any]]] = []
+    for path in (Path(folder) / name for name in STATE_FILES):
+        if not path.is_file():
+            continue
+        try:
+            state = load_torch(path)
+        except InputError as error:
+            logger.warning("Passed over: %s", error)
+            continue
+        if isinstance(state, dict) and set(state) >= STATE_KEYS:
+            valid.append((path, state))
+        else:
+            logger.warning("Passed over: %s: not the state of a training.", path)
+    if not valid:
+        raise InputError(
+            f"{folder}: no valid trainer state ({' or '.join(STATE_FILES)}) to resume from; give the --output_dir of "
+            "a stopped training, or train anew without train_resume.yaml."
+        )
+    return max(valid, key=lambda entry: int(entry[1]["epoch"]))
+
+
+class ResumeTraining(TrainingParts):
+    """Take up a stopped training where its newest valid state left it, at the end of an epoch; on every rank.
+
+    Restores weights, optimiser, position in the schedule, AMP scaler, epoch, iteration and the best score. Random
+    numbers need no restoring: they follow from the seed and the epoch (``scripts.training.reproducibility``). Attach
+    before every other handler that reads the epoch.
+
+    Raises:
+        InputError: (at the start) there is no valid state, or it is of another network, optimiser or epoch length, or
+            of a version whose channels had another order.
+    """
+
+    def attach(self, engine: Workflow) -> None:
+        """Resume when ``engine`` starts."""
+        engine.add_event_handler(Events.STARTED, self.started)
+
+    def started(self, engine: Workflow) -> None:
+        """Restore everything."""
+        path, state = newest_state(self.output_dir)
+        network = unwrap(self.network)
+        epoch, iteration = int(state["epoch"]), int(state["iteration"])
+        check_resumable(state, path, network, self.optimizer, int(engine.state.epoch_length or 0))
+        network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, values in self.optimizer.state.items():
+            for name, value in values.items():
+                # Fused optimisers take it for granted that both lie alike in memory, and compute nonsense otherwise.
+                if torch.is_tensor(value) and value.shape == parameter.shape:
+                    values[name] = torch.empty_like(parameter).copy_(value)
+        self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        scaler = getattr(engine, "scaler", None)
+        if scaler is not None and state["scaler"]:
+            scaler.load_state_dict(state["scaler"])
+        engine.state.epoch, engine.state.iteration = epoch, iteration
+        if self.evaluator is not None and state["best_metric"] is not None:
+            self.evaluator.state.best_metric = state["best_metric"]
+            self.evaluator.state.best_metric_epoch = state["best_metric_epoch"]
+        if rank() == 0:
+            logger.info("Resumed after epoch %d of %d, from %s", epoch, engine.state.max_epochs, path)
+
+
+def check_resumable(
+    state: dict[str, Any], path: Path, network: torch.nn.Module, optimizer: torch.optim.Optimizer, epoch_length: int
+) -> None:
+    """Refuse a state that does not belong to this network, optimiser and number of iterations an epoch.
+
+    Raises:
+        InputError: it does not; the message names the file.
+    """
+    if difference := weights_difference(network, state["network"]):
+        raise InputError(f"{path}: state of another network ({difference}); resume with the run's own configuration.")
+    if (order := state.get("sequences")) != list(SEQUENCES):
+        theirs = f"the order {', '.join(order)}" if order else "another order (version 0.2.0 or before)"
+        raise InputError(
+            f"{path}: a training on channels in {theirs}, which is {', '.join(SEQUENCES)} now; train anew, without "
+            "train_resume.yaml."
+        )
+    if (kept := state["optimizer_class"]) != (own := type(optimizer).__name__):
+        raise InputError(f"{path}: state of another optimiser ({kept}, not {own}); resume with its configuration.")
+    epoch, iteration = int(state["epoch"]), int(state["iteration"])
+    if iteration != epoch * epoch_length:
+        raise InputError(
+            f"{path}: {iteration} iterations in {epoch} epochs, but an epoch now has {epoch_length}; "
+            "resume with the same cases, batch_size and number of ranks."
+        )
+
+
+def remove_unfinished(output_dir: str | Path) -> None:
+    """Remove what a training that was killed while it wrote a file has left half written."""
+    weights = ("model.pt", "model_last.pt")
+    for name in (*STATE_FILES, *weights, *(record_file(file).name for file in weights)):
+        for folder in Path(output_dir).glob(f".{name}.*"):
+            shutil.rmtree(folder)

@@ -1,0 +1,121 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Model files: finding them, checking that they fit a network, and starting a training from one."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.networks.utils import copy_model_state
+from monai.utils import ensure_tuple
+from scripts.distributed import launched_rank, rank, unwrap
+from scripts.errors import InputError
+from scripts.files import load_torch
+from scripts.weights.record import Record, read_weights_record, refuse_other_use
+
+logger = logging.getLogger(__name__)
+
+
+def find_model_file(output_dir: str, bundle_root: str) -> str:
+    """Weights to evaluate: the run's own in ``output_dir``, else the bundle's in ``models``; the log says which."""
+    own = Path(output_dir) / "model.pt"
+    found = own if own.is_file() else Path(bundle_root) / "models" / "model.pt"
+    if launched_rank() == 0:
+        logger.info("Weights: %s", found)
+    return str(found)
+
+
+def check_weights(network: torch.nn.Module, model_file: str, settings: Record | None = None) -> Record | None:
+    """Check that ``model_file`` fits ``network`` and, by its record, the other settings.
+
+    Args:
+        network: what the weights are for.
+        model_file: bare weights.
+        settings: those of the configuration (``weights_settings``); None leaves them unchecked.
+
+    Returns:
+        The weights' record; None, with a warning, where there is none.
+
+    Raises:
+        InputError: the file is absent or unreadable, holds another network's weights, or was trained with other
+            settings; the message names a tensor or a setting.
+    """
+    if not Path(model_file).is_file():
+        raise InputError(
+            f"{model_file}: no such file; train first, import weights (python -m scripts.import_checkpoint), "
+            "or name a model file."
+        )
+    record = read_weights_record(model_file)
+    if record is not None and settings is not None:
+        refuse_other_use(record, settings, model_file)
+    difference = weights_difference(network, load_torch(model_file))
+    if difference:
+        raise InputError(
+            f"{model_file}: weights of another network ({difference}); use the configuration it was trained with."
+        )
+    return record
+
+
+def weights_difference(network: torch.nn.Module, state: Any) -> str:
+    """What keeps ``state`` from being the weights of ``network``, in words; empty if nothing does."""
+    if not isinstance(state, Mapping):
+        return "no state dict"
+    wanted = network.state_dict()
+    for name in wanted:
+        if name not in state:
+            return f"no {name}"
+        if wanted[name].shape != getattr(state[name], "shape", None):
+            return f"{name} is {list(getattr(state[name], 'shape', []))}, not {list(wanted[name].shape)}"
+    extra = [name for name in state if name not in wanted]
+    return f"unknown {extra[0]}" if extra else ""
+
+
+def load_pretrained(
+    network: torch.nn.Module, model_file: str | Path, reinitialize: str | Sequence[str] = ()
+) -> list[str]:
+    """Start from the weights in ``model_file``, as far as they fit; rank 0 names every tensor left out.
+
+    Args:
+        network: keeps its own initial values where nothing is loaded.
+        model_file: bare weights, of this network or a relative of it.
+        reinitialize: modules to leave at their initial values, such as ``outputs`` (the output convolutions) or
+            ``head`` (the attention-guiding head).
+
+    Returns:
+        Names of the network's tensors that were not loaded.
+
+    Raises:
+        InputError: the file is absent or unreadable, no tensor in it fits, or the network has no such module.
+    """
+    network = unwrap(network)
+    reinitialize = ensure_tuple(reinitialize)
+    for name in reinitialize:
+        if not any(key.startswith(f"{name}.") for key in network.state_dict()):
+            modules = ", ".join(child for child, _ in network.named_children())
+            raise InputError(f"--reinitialize {name}: the network has no such module; it has {modules}.")
+    state = load_torch(model_file)
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError(f"{model_file}: no state dict; give a model file such as models/model.pt.")
+    exclude = "|".join(rf"^{re.escape(name)}\." for name in reinitialize) or None
+    _, loaded, left = copy_model_state(network, dict(state), exclude_vars=exclude)
+    if not loaded:
+        raise InputError(f"{model_file}: nothing in it fits this network; give weights of a related one.")
+    if rank() != 0:
+        return list(left)
+    own = network.state_dict()
+    for name in left:
+        why = "not in the file"
+        if exclude and re.search(exclude, name):
+            why = "on request"
+        elif name in state:
+            why = f"{list(state[name].shape)} in the file, {list(own[name].shape)} here"
+        logger.warning("Left at its initial value: %s (%s)", name, why)
+    for name in sorted(set(state) - set(own)):
+        logger.warning("Not taken from the file: %s (this network has no such tensor)", name)
+    logger.info("%s: %d of %d tensors loaded", model_file, len(loaded), len(own))
+    return list(left)

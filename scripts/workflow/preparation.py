@@ -1,0 +1,315 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a workflow's ``run`` list does before its engine: refuse what would fail later, and write down what is run.
+
+Constructing a workflow calls none of this, so it succeeds with no data and no weights at hand.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.inferers import Inferer
+from monai.transforms import Compose
+from monai.utils import ensure_tuple
+from scripts.brats import check_et_label
+from scripts.data.cases import image_files
+from scripts.data.checks import check_cases
+from scripts.data.datalist import Cohort, labeled_items, warn_of_shared_patients, write_datalist
+from scripts.distributed import on_rank_zero, rank, unwrap, world_size
+from scripts.errors import InputError
+from scripts.files import keep_earlier
+from scripts.run_record import CONFIG_FILE, RECORD_FILE, read_record, write_record
+from scripts.training.training_state import check_resumable, newest_state, remove_unfinished
+from scripts.weights.loading import check_weights, load_pretrained
+from scripts.weights.record import (
+    Record,
+    check_start,
+    knows_phantoms,
+    normalization,
+    parent,
+    read_weights_record,
+    refuse_other_use,
+    trained_on,
+)
+from scripts.workflow.configuration import Configuration
+from scripts.workflow.output import Output
+from scripts.workflow.recipe import changed_recipe
+from scripts.workflow.settings import weights_readers
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_training(
+    configuration: Configuration,
+    settings: Record,
+    cohort: Cohort,
+    output: Output,
+    network: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    preprocessing: Compose,
+    batch_size: int = 1,
+    pretrained_file: str | None = None,
+    reinitialize: str | Sequence[str] = (),
+    resume: bool = False,
+) -> None:
+    """Check settings and cases, load ``pretrained_file``, then write split, configuration and versions.
+
+    A caller may bring its own lists, as MONAI Label does, in place of the cases below ``cohort.dataset_dir``. Such a
+    caller trains again and again, so the folder of its earlier run is kept under a dated name without being told to.
+
+    All of that goes to ``output``. With several ranks, rank 0 does so alone; each loads ``pretrained_file``, whose
+    record is compared with ``settings``.
+
+    Args:
+        configuration: what is run.
+        settings: what weights depend on (``scripts.weights.record.weights_settings``); what they are trained on is
+            added to it, for their records.
+        cohort: the lists ``training`` and ``validation``, the latter empty where nothing is validated.
+        output: where results go.
+        network, optimizer: what is trained, and by what.
+        preprocessing: of the patches; it must normalize as that of images to be segmented.
+        batch_size: patches in a step of each rank.
+        pretrained_file: weights to start from.
+        reinitialize: modules to leave at their initial values.
+        resume: go on with the training in the output's folder.
+
+    Raises:
+        InputError: a setting cannot work or contradicts another, there are too few cases or a faulty one, the output's
+            folder is in use, or, with ``resume``, holds nothing to resume from; or ``pretrained_file`` takes channels
+            in another order.
+    """
+    pretrained_file = None if resume else pretrained_file
+    searched: str | None = cohort.dataset_dir
+    if configuration.brings_own_data:
+        searched, output = None, Output(output.folder, output.map_dir, overwrite=True)
+
+    def check_and_claim() -> None:
+        check_et_label(cohort.et_label)
+        check_normalization(preprocessing, settings)
+        state: dict[str, Any] = {}
+        start: dict[str, Any] | None = None
+        if resume:
+            path, state = newest_state(output.folder)
+            steps = math.ceil(math.ceil(len(cohort.lists["training"]) / world_size()) / batch_size)
+            check_resumable(state, path, unwrap(network), optimizer, steps)
+            last = Path(output.folder) / "model_last.pt"
+            if last.is_file() and (kept := read_weights_record(last)) is not None:
+                refuse_other_use(kept, settings, last)
+            settings["trained_on"] = read_record(output.folder).get("trained_on")
+        else:
+            output.refuse_used(cohort.dataset_dir)
+        lists = cohort.completed()
+        # One patient may stand on both sides, to see whether a network can learn it.
+        both = {str(item["image"]): item for items in lists.values() for item in items}
+        output.refuse_replacing(list(both.values()), cohort.datalist_file, resume)
+        if searched is None:
+            warn_of_shared_patients(lists["training"], lists["validation"], "The given lists")
+        synthetic = check_cases(
+            list(both.values()), searched, "labelled cases", cohort.datalist_file, cohort.channel_order
+        )
+        phantoms = any(synthetic)
+        needed = [name for name in lists if name in cohort.needed]
+        for name in needed:
+            if not lists[name]:
+                raise InputError(
+                    f"{cohort.datalist_file or cohort.dataset_dir}: no case for {name}; at least one for each of "
+                    f"{' and '.join(needed)} is needed."
+                )
+            check_ranks(lists[name], f"cases for {name}")
+        if pretrained_file is not None:
+            if Path(pretrained_file).resolve().is_relative_to(Path(output.folder).resolve()):
+                raise InputError(f"{pretrained_file}: lies in --output_dir; choose another for the new training.")
+            load_pretrained(network, pretrained_file, reinitialize)
+        if (file := pretrained_file or configuration.loaded_by_caller) is not None and not resume:
+            start = start_of_training(file, settings)
+        if resume:
+            record_resumption(configuration, output.folder, epoch=int(state["epoch"]))
+        else:
+            output.claim()
+            write_datalist(lists, cohort.dataset_dir, Path(output.folder) / "datalist.json")
+            facts: dict[str, Any] = recorded_order(both.values(), cohort.channel_order)
+            if start is not None:
+                # What starts from phantoms' weights is not of patients alone.
+                phantoms = phantoms or knows_phantoms(start)
+            which = dict(zip(both, synthetic, strict=True))
+            trained = {str(item["image"]) for item in lists["training"]}
+            made = sum(which[image] for image in trained)
+            facts |= {"trained_on": trained_on(len(trained) - made, made, start)}
+            facts |= {"cases": {name: len(items) for name, items in lists.items()}}
+            # For the records of the weights, which the training's handler writes.
+            settings["trained_on"] = facts["trained_on"]
+            write_record(output.folder, configuration.content, phantoms, **facts)
+
+    on_rank_zero(check_and_claim)
+    if pretrained_file is not None and rank() != 0:
+        load_pretrained(network, pretrained_file, reinitialize)
+
+
+def check_normalization(preprocessing: Compose, settings: Record) -> None:
+    """Refuse a training whose patches are normalized otherwise than the images to be segmented, by ``settings``.
+
+    Other steps of the two are not compared.
+
+    Raises:
+        InputError: they are; weights would be validated, and used, on images that they were not trained on.
+    """
+    if (own := normalization(preprocessing)) != (other := settings["normalization"]):
+        raise InputError(
+            f"train#preprocessing: sequences are normalized over: {own}; in image_transforms, which validation and "
+            f"inference use, over: {other}. Leave out the overlay that changes the one alone, such as authors.yaml."
+        )
+
+
+def start_of_training(model_file: str, settings: Record) -> dict[str, Any]:
+    """What the record of a training's weights says of the weights in ``model_file``, which it starts from.
+
+    Raises:
+        InputError: they take channels in another order.
+    """
+    record = read_weights_record(model_file)
+    check_start(record, settings, model_file)
+    return parent(model_file, record)
+
+
+def prepare_evaluation(
+    configuration: Configuration,
+    settings: Record,
+    cohort: Cohort,
+    output: Output,
+    network: torch.nn.Module,
+    inferer: Inferer,
+    model_file: str | Sequence[str],
+    load_pretrain: bool = True,
+    selection: str | None = None,
+) -> None:
+    """Check settings, cases and weights, and write configuration and versions into the output's folder.
+
+    Serves evaluation (cases with labels) and inference (without). With several ranks, rank 0 does all this alone.
+
+    Args:
+        configuration: what is run.
+        settings: what weights depend on (``scripts.weights.record.weights_settings``).
+        cohort: the list ``cases``.
+        output: where results go.
+        network, inferer: what segments.
+        model_file: one file or, for an ensemble, several, whose records are compared with ``settings``.
+        load_pretrain: the engine loads ``model_file`` into ``network``; otherwise ``network`` or ``inferer`` reads it.
+        selection: evaluation's choice of cases.
+
+    Raises:
+        InputError: a setting cannot work or contradicts another, there is no case or a faulty one, the weights are
+            absent, of another network or trained with other settings, or the output's folder is in use.
+    """
+
+    def check_and_claim() -> None:
+        check_et_label(cohort.et_label)
+        files = ensure_tuple(model_file)
+        check_who_reads_weights(network, inferer, model_file, load_pretrain)
+        for file in files:
+            # An earlier run's folder is moved away, and the weights with it.
+            inside = Path(file).resolve().is_relative_to(Path(output.folder).resolve())
+            if inside and (Path(output.folder) / RECORD_FILE).exists():
+                raise InputError(f"{output.folder}: holds the weights ({file}); choose another --output_dir.")
+        output.refuse_used(cohort.dataset_dir)
+        items = cohort.completed()["cases"]
+        output.refuse_replacing(items)
+        if not files or len(set(files)) != len(files):
+            raise InputError(f"--model_file {list(files)}: name at least one model file, and each once.")
+        records = [check_weights(unwrap(network), file, settings) for file in files]
+        if not items and selection not in (None, "all") and labeled_items(cohort.dataset_dir):
+            source = cohort.datalist_file or cohort.dataset_dir
+            raise InputError(f"{source}: no case for {selection}; choose --cases all.")
+        kind = "cases" if selection is None else "labelled cases"
+        phantoms = any(check_cases(items, cohort.dataset_dir, kind, cohort.datalist_file, cohort.channel_order))
+        check_ranks(items, kind)
+        phantom_weights = [knows_phantoms(record, only=True) for record in records]
+        for file, synthetic in zip(files, phantom_weights, strict=True):
+            if synthetic:
+                logger.warning("%s was trained on synthetic phantoms: its results say nothing about patients.", file)
+        output.claim()
+        facts: dict[str, Any] = {"model_file": files[0] if len(files) == 1 else files, "cases": len(items)}
+        facts |= recorded_order(items, cohort.channel_order)
+        report_thresholds(settings["postprocessing"], records)
+        facts["postprocessing"] = settings["postprocessing"]
+        facts["phantom_weights"] = any(phantom_weights)
+        write_record(output.folder, configuration.content, phantoms, **facts)
+
+    on_rank_zero(check_and_claim)
+
+
+def check_who_reads_weights(
+    network: torch.nn.Module, inferer: Inferer, model_file: str | Sequence[str], load_pretrain: bool
+) -> None:
+    """Refuse a run in which nothing would read the weights, or two parts would, or one that cannot read several files.
+
+    Raises:
+        InputError: it is such a run.
+    """
+    readers = weights_readers(network, inferer)
+    if not load_pretrain and not readers:
+        raise InputError(
+            "--load_pretrain False: nothing else reads --model_file, so the network would keep random weights; "
+            "leave this setting out."
+        )
+    if load_pretrain and readers:
+        raise InputError(f"--load_pretrain True: {' and '.join(readers)} reads --model_file itself; set it to False.")
+    if len(readers) > 1:
+        raise InputError(f"{' and '.join(readers)}: each reads --model_file; leave one of them out.")
+    if not readers and not isinstance(model_file, str):
+        raise InputError(f"--model_file {list(model_file)}: one network takes one file; for several add ensemble.yaml.")
+
+
+def report_thresholds(used: Mapping[str, Any], records: Sequence[Record | None]) -> None:
+    """Say which thresholds of the post-processing the user has set, and what the weights' records say instead."""
+    for name, value in used.items():
+        theirs = {r["postprocessing"].get(name) for r in records if r and r.get("postprocessing")}
+        if theirs - {value}:
+            logger.info("--%s %s, where the weights' record says %s", name, value, ", ".join(map(str, sorted(theirs))))
+
+
+def recorded_order(items: Iterable[Mapping[str, Any]], channel_order: Sequence[str]) -> dict[str, list[str]]:
+    """What ``run.json`` notes of the channels' order where it came from a setting, not from files' names."""
+    four_dimensional = any(len(image_files(item["image"])) == 1 for item in items)
+    return {"channel_order": list(channel_order)} if four_dimensional else {}
+
+
+def check_ranks(items: Sequence[Mapping[str, Any]], what: str) -> None:
+    """Refuse more ranks than cases: a rank without work would stop the others where results are gathered.
+
+    Raises:
+        InputError: there are more ranks than ``items``.
+    """
+    if world_size() > len(items):
+        raise InputError(f"{world_size()} processes need as many {what}, and there are {len(items)}; start fewer.")
+
+
+def record_resumption(configuration: Configuration, output_dir: str, epoch: int) -> None:
+    """Note in ``run.json`` that a training goes on, and keep the configuration that it started with.
+
+    What a kill left half written goes. Should the recipe have changed meanwhile, the weights are never published.
+    """
+    remove_unfinished(output_dir)
+    config_file = Path(output_dir) / CONFIG_FILE
+    record = read_record(output_dir)
+    changed: list[str] = []
+    if configuration.content and config_file.is_file():
+        changed = changed_recipe(configuration.content, config_file)
+        told = [key for key in changed if key != "max_epochs"]
+        if told:
+            logger.warning(
+                "The training started with other settings of %s (%s); what the optimizer was given then still holds.",
+                ", ".join(told),
+                config_file,
+            )
+        keep_earlier(config_file)
+    kept = ("started", "bundle_version", "phantoms", "versions", "resumed", "recipe_changed")
+    facts = {key: value for key, value in record.items() if key not in kept}
+    facts["resumed"] = [*record.get("resumed", []), {"started": record.get("started"), "until_epoch": epoch}]
+    facts["recipe_changed"] = sorted({*record.get("recipe_changed", []), *changed})
+    write_record(output_dir, configuration.content, bool(record.get("phantoms")), **facts)

@@ -1,0 +1,67 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""The best weights of a plain training become the bundle's own."""
+
+from __future__ import annotations
+
+import filecmp
+import logging
+import shutil
+from pathlib import Path
+
+from scripts.distributed import rank
+from scripts.files import keep_earlier, replacing
+from scripts.run_record import RECORD_FILE, read_record
+from scripts.weights.record import record_file
+from scripts.workflow.configuration import Configuration
+from scripts.workflow.recipe import changed_recipe
+
+logger = logging.getLogger(__name__)
+
+
+def publish(configuration: Configuration, output_dir: str, bundle_root: str, enabled: bool = True) -> None:
+    """Copy the best weights of a plain training and their record to ``models``, where MONAI's tools look for them.
+
+    An earlier file there, its record, and a TorchScript made of it, are kept under dated names. Not published are
+    weights from phantoms, and those of a training whose recipe is not that of train.json, since inference.json fits
+    that alone.
+
+    Args:
+        configuration: what was run.
+        output_dir: folder of the run.
+        bundle_root: root of the bundle.
+        enabled: false in every variation of the plain recipe.
+    """
+    if rank() != 0:
+        return
+    best = Path(output_dir) / "model.pt"
+    record = read_record(output_dir)
+    plain = Path(bundle_root) / "configs" / "train.json"
+    changed = changed_recipe(configuration.content, plain) if configuration.content else []
+    # A training that was resumed with other settings is of no one recipe.
+    changed = sorted({*changed, *record.get("recipe_changed", [])})
+    if not enabled or changed:
+        what = f" ({', '.join(changed)})" if changed else ""
+        logger.info("Weights: %s; not published, since this is a variation of the plain recipe%s.", best, what)
+        return
+    if record.get("phantoms"):
+        logger.warning("Weights: %s; not published, since they come from synthetic phantoms.", best)
+        return
+    if not record_file(best).is_file():
+        logger.warning("Weights: %s; not published, since their record (%s) is gone.", best, record_file(best).name)
+        return
+    target = Path(bundle_root) / "models" / "model.pt"
+    pairs = ((best, target), (record_file(best), record_file(target)))
+    if all(there.is_file() and filecmp.cmp(own, there, shallow=False) for own, there in pairs):
+        logger.info("Weights: %s; published already as %s", best, target)
+        return
+    with replacing(target) as temporary, replacing(record_file(target)) as temporary_record:
+        shutil.copyfile(best, temporary)
+        shutil.copyfile(record_file(best), temporary_record)
+        # What lies beside earlier weights, their record and their export, says nothing of these.
+        for file in (target, target.with_suffix(".ts"), target.with_name(RECORD_FILE)):
+            if (kept := keep_earlier(file)) is not None:
+                logger.info("Kept the earlier %s as %s", file, kept)
+                if file == target and record_file(file).exists():
+                    record_file(file).rename(record_file(kept))
+    logger.info("Published %s as %s", best, target)

@@ -1,0 +1,73 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a training follows the plain recipe, that of train.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+from scripts.workflow.configuration import brings_own_data, without_tracking
+
+# What MONAI Label's training task sets (monailabel 0.8.5, tasks/train/bundle.py, BundleTrainTask.__call__).
+SET_BY_CALLERS = ("train#dataset#data", "validate#dataset#data", "train#trainer#max_epochs", "train#handlers")
+# A plain training's weights are published only if nothing that changes them was changed. These keys do not: they say
+# where, on what and how fast a training runs, how its data are read, and what else it writes.
+NOT_OF_THE_RECIPE = {
+    "bundle_root",
+    "dataset_dir",
+    "output_dir",
+    "overwrite",
+    "publish",
+    "data_license",
+    "et_label",
+    "channel_order",
+    "saved_et_label",
+    "save_label_maps",
+    "label_map_dir",
+    "num_workers",
+    "cache_rate",
+    "sw_batch_size",
+    "resume",
+    "deterministic",
+    "compile",
+    "channels_last",
+    "amp",
+    "amp_dtype",
+    "rank",
+    "world_size",
+    "device",
+    "tensorboard",
+    "training_scalars",
+    "tensorboard_validation",
+}
+
+
+def changed_recipe(config: Mapping[str, Any], plain: Path) -> list[str]:
+    """Keys in which the content ``config`` departs from the file ``plain``, but for ``NOT_OF_THE_RECIPE``.
+
+    Where a caller brings its own data, what it sets besides (length, handlers) is no departure either: MONAI Label
+    trains the network of inference.json, and expects the weights in ``models``.
+    """
+    config = without_tracking(config)
+    wanted = without_tracking(ConfigParser.load_config_file(str(plain)))
+    if brings_own_data(config):
+        for path in SET_BY_CALLERS:
+            *parents, last = path.split("#")
+            there, here = wanted, config
+            for key in parents:
+                there, here = there[key], here[key]
+            there[last] = here[last]
+    return sorted(
+        key
+        for key in {*config, *wanted}
+        if key not in NOT_OF_THE_RECIPE and _comparable(config.get(key)) != _comparable(wanted.get(key))
+    )
+
+
+def _comparable(value: Any) -> str:
+    # As JSON has it, where a tuple from the command line is a list; and MONAI writes # as :: in what it runs.
+    return json.dumps(value, default=str, sort_keys=True).replace("#", "::")

@@ -1,0 +1,220 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Settings that cannot work, refused before anything is read, and settings that nothing reads."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.util
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.inferers import Inferer
+from scripts.distributed import launched_rank, on_rank_zero, unwrap
+from scripts.errors import InputError, show_input_errors
+from scripts.files import CONFIGS
+from scripts.workflow.configuration import MLFLOW, TRACKING, Configuration, without_tracking
+
+logger = logging.getLogger(__name__)
+
+# Keys that MONAI reads, not another key.
+READ_BY_MONAI = {"imports", "initialize", "run", "finalize"}
+# Packages that MONAI's own parts need, only where they are used.
+PACKAGES_BEHIND = {MLFLOW: ("mlflow", "sqlalchemy", "alembic")}
+# Parts of a configuration that hold settings of their own.
+SECTIONS = ("train", "validate")
+AMP_DTYPES = ("bfloat16", "float16")
+
+
+def check_settings(configuration: Configuration) -> None:
+    """Refuse what cannot work whatever the data, and warn of settings that nothing reads.
+
+    From here on wrong input is shown as one line, as in a command.
+
+    Args:
+        configuration: the configuration to check.
+
+    Raises:
+        InputError: a value is the text "true" or "false", as the command line leaves a switch in lower case, and which
+            Python takes for true, both; the device or precision does not exist; a package is not installed that a part
+            needs; a part refers to a setting that is not there; or torchrun started several processes for a
+            configuration of one.
+    """
+    show_input_errors()
+    config = configuration.content
+    for name, value in _leaves(config):
+        if isinstance(value, str) and value in ("true", "false"):
+            raise InputError(f"--{name} {value}: write {value.capitalize()}, with a capital.")
+        if name.endswith("_target_") and isinstance(value, str):
+            check_installed(name, value)
+        if isinstance(value, str) and value.startswith(("$", "@")):
+            check_references(name, value, config)
+    check_device(config.get("device"))
+    precision = config.get("amp_dtype", AMP_DTYPES[0])
+    if not left_to_evaluation(precision) and precision not in AMP_DTYPES:
+        raise InputError(f"--amp_dtype {precision}: choose one of {', '.join(AMP_DTYPES)}.")
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1 and config.get("world_size") == 1:
+        raise InputError(
+            f"{started} processes were started (WORLD_SIZE) for a configuration of one; add multi_gpu_train.json "
+            "or multi_gpu_evaluate.json to --config_file."
+        )
+    # What a caller's own lists and lengths replace is read by nothing any more, and no one has mistyped it.
+    if launched_rank() != 0 or configuration.brings_own_data:
+        return
+    text = json.dumps(without_tracking(config), default=str).replace("::", "#")
+    known = READ_BY_MONAI | TRACKING | _own_settings(_workflow(config))
+    for name in _settings(config):
+        if name not in known and not re.search(rf"@{re.escape(name)}\b", text):
+            close = difflib.get_close_matches(name, list(config), 2)
+            hint = next((f"; did you mean {other}?" for other in close if other != name), ".")
+            logger.warning("Nothing reads the setting %s%s", name, hint)
+
+
+def _workflow(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The main configurations that a configuration begins with; all of them where that is unclear."""
+    if "train" not in config:
+        return ("inference.json",) if "evaluator" in config else ("train.json", "evaluate.json", "inference.json")
+    return ("train.json", "evaluate.json") if "evaluation_dir" in config else ("train.json",)
+
+
+@functools.cache
+def _own_settings(names: tuple[str, ...]) -> frozenset[str]:
+    """Settings of these main configurations, each of which is read in the workflow that they make."""
+    files = [CONFIGS / name for name in names]
+    content = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+    return frozenset(name.split("#_")[0] for config in content for name in _settings(config))
+
+
+def _settings(config: Mapping[str, Any]) -> list[str]:
+    """Names of all settings at the top of a configuration, and of those that stand in its sections one below."""
+    below = [f"{section}#{name}" for section in SECTIONS for name in config.get(section) or {}]
+    return [*config, *(name for name in below if "#_" not in name)]
+
+
+def check_installed(name: str, target: str) -> None:
+    """Refuse a part whose package is absent, before MONAI fails on it with a page of text.
+
+    Raises:
+        InputError: a package is not installed; the message names it.
+    """
+    if not re.match(r"[A-Za-z_]", target):
+        # An expression or a reference, which only evaluation can tell.
+        return
+    packages = PACKAGES_BEHIND.get(target, (target.split(".")[0],) if "." in target else ())
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise InputError(f"{name} {target}: needs the package {package}, which is absent; pip install {package}.")
+
+
+def check_references(name: str, value: str, config: Mapping[str, Any]) -> None:
+    """Refuse a reference to what is not there, as of an overlay over a configuration that it is not for.
+
+    Raises:
+        InputError: ``value``, what stands under ``name``, refers to a setting that ``config`` does not have.
+    """
+    for wanted in re.findall(r"@(\w+)", value):
+        if wanted not in config:
+            raise InputError(
+                f"--{name} {value}: there is no setting {wanted}; an overlay may need another configuration below it, "
+                "such as evaluate.json, or give the setting."
+            )
+
+
+def left_to_evaluation(value: Any) -> bool:
+    """Whether a value is a part, an expression or a reference, which only the configuration's evaluation can tell."""
+    return isinstance(value, Mapping) or (isinstance(value, str) and value.startswith(("$", "@")))
+
+
+def check_device(device: Any) -> None:
+    """Refuse a device that is none, or not there.
+
+    Raises:
+        InputError: ``device`` is no name of a device, or names a GPU that this machine does not have.
+    """
+    if device is None or left_to_evaluation(device):
+        return
+    try:
+        # What torch makes of a bare number depends on the machine.
+        name = str(device if isinstance(device, torch.device) else torch.device(str(device)))
+    except RuntimeError as error:
+        raise InputError(f"--device {device}: no such device; write cpu, cuda, or cuda:<number>.") from error
+    found = re.fullmatch(r"cuda(:(\d+))?", name)
+    if found and int(found[2] or 0) >= (count := torch.cuda.device_count()):
+        raise InputError(f"--device {device}: this machine has {count} GPUs that torch can use; name one, or cpu.")
+
+
+def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    children = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else None
+    if children is None:
+        yield name, node
+        return
+    for key, child in children:
+        yield from _leaves(child, f"{name}#{key}" if name else str(key))
+
+
+def weights_readers(network: torch.nn.Module, inferer: Inferer) -> list[str]:
+    """Names of the parts that read weights from a file themselves, which say so by an attribute ``reads_model_file``.
+
+    Args:
+        network: what segments.
+        inferer: how; inferers that it hands over to (``inferer``) are looked at too.
+    """
+    parts: list[Any] = [network]
+    inner: Any = inferer
+    while inner is not None:
+        parts.append(inner)
+        inner = getattr(inner, "inferer", None)
+    return [type(part).__name__ for part in parts if getattr(part, "reads_model_file", False)]
+
+
+def check_trainable(network: torch.nn.Module, inferer: Inferer) -> None:
+    """Refuse a training with a part that reads weights from a file, which would replace those in training.
+
+    Rank 0 alone checks.
+
+    Args:
+        network: what is to be trained.
+        inferer: of its validation.
+
+    Raises:
+        InputError: one of them does (``weights_readers``).
+    """
+
+    def check() -> None:
+        if readers := weights_readers(network, inferer):
+            raise InputError(
+                f"{' and '.join(readers)}: reads weights from --model_file, so nothing can be trained with it; leave "
+                "out openvino.yaml and ensemble.yaml, or add evaluate.json to evaluate."
+            )
+
+    on_rank_zero(check)
+
+
+def check_windows(network: torch.nn.Module, sizes: Mapping[str, Sequence[int]]) -> None:
+    """Refuse a patch or window that ``network`` cannot take, before hours of work lead up to it. Rank 0 alone does so.
+
+    Args:
+        network: takes sizes that are multiples of its ``size_multiple``; any where it states none.
+        sizes: by the names of their settings.
+
+    Raises:
+        InputError: a size is not a multiple of the network's, or all are the smallest.
+    """
+    multiple = int(getattr(unwrap(network), "size_multiple", 1))
+
+    def check() -> None:
+        for name, size in sizes.items():
+            if any(n < multiple or n % multiple for n in size) or (multiple > 1 and all(n == multiple for n in size)):
+                raise InputError(
+                    f"--{name} {list(size)}: each must be a multiple of {multiple}, and one of them at least "
+                    f"{2 * multiple}."
+                )
+
+    on_rank_zero(check)

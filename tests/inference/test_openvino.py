@@ -1,0 +1,185 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""The network through OpenVINO: the same values, converted once for each set of weights."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from hashlib import sha256
+
+import numpy as np
+import pytest
+import torch
+from scripts.errors import InputError, input_error_behind
+from scripts.inference import openvino
+from scripts.inference.openvino import OpenVINONetwork
+from scripts.networks import PriorAttentionNet
+from scripts.weights.record import weights_checksum
+from workflows import CHANNELS, ROOT, SIZE, TRAINING_SIZE, bundle_run, rows, voxels
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Weights whose maps are neither empty nor full."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("openvino") / "model.pt"
+    torch.save(PriorAttentionNet(channels=CHANNELS).state_dict(), path)
+    return path
+
+
+def eager(model) -> PriorAttentionNet:
+    network = PriorAttentionNet(channels=CHANNELS).eval()
+    network.load_state_dict(torch.load(model, weights_only=True))
+    return network
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("f32", 2e-4), ("bf16", 3e-2)])
+def test_values_are_those_of_torch_at_any_size(model, precision, tolerance):
+    fast = OpenVINONetwork(PriorAttentionNet(channels=CHANNELS), str(model), str(model.parent / "cache"), precision)
+    for size in ((32, 32, 32), (48, 32, 64), (16, 80, 32)):
+        x = torch.randn(1, 4, *size)
+        with torch.no_grad():
+            wanted = eager(model)(x)
+        result = fast(x)
+        assert result.dtype == torch.float32 and result.shape == wanted.shape
+        assert float((result - wanted).abs().max() / wanted.abs().max()) < tolerance
+
+
+def test_a_model_is_converted_once_for_its_weights(model, tmp_path, caplog):
+    cache, copy = tmp_path / "cache", tmp_path / "renamed.pt"
+    shutil.copy(model, copy)
+    other = tmp_path / "other.pt"
+    torch.save(PriorAttentionNet(channels=CHANNELS).state_dict(), other)
+    x = torch.randn(1, 4, 32, 32, 32)
+    said = []
+    with caplog.at_level(logging.INFO):
+        for file in (model, copy, other):
+            caplog.clear()
+            OpenVINONetwork(PriorAttentionNet(channels=CHANNELS), str(file), str(cache))(x)
+            said.append(any("Converting" in message for message in caplog.messages))
+    assert said == [True, False, True]
+    assert sorted(path.suffix for path in cache.iterdir()) == [".bin", ".bin", ".xml", ".xml"]
+
+
+def test_a_network_built_otherwise_is_not_served_from_the_cache(model, tmp_path):
+    """PReLU's slopes apart, the weights fit both; the activations differ."""
+    x = torch.randn(2, 4, 32, 32, 32)
+    results = []
+    for act in ("relu", "leakyrelu"):
+        torch.manual_seed(0)
+        network = PriorAttentionNet(channels=CHANNELS, act=act).eval()
+        torch.save(network.state_dict(), tmp_path / "same.pt")
+        fast = OpenVINONetwork(network, str(tmp_path / "same.pt"), str(tmp_path / "cache"), "f32")
+        with torch.no_grad():
+            wanted = network(x)
+        results.append(fast(x))
+        assert float((results[-1] - wanted).abs().max() / wanted.abs().max()) < 2e-4
+    assert not torch.allclose(*results, atol=1e-2)
+
+
+def test_nothing_is_reported_to_anyone(model, tmp_path):
+    """OpenVINO's converter would send usage statistics, if the package behind that were not kept away."""
+    OpenVINONetwork(PriorAttentionNet(channels=CHANNELS), str(model), str(tmp_path))(torch.zeros(1, 4, 32, 32, 32))
+    assert sys.modules["openvino_telemetry"] is None
+
+
+def test_the_checksum_is_of_names_shapes_types_and_values():
+    state = {"a": torch.arange(6.0), "b": torch.tensor(3)}
+    assert weights_checksum(state) == weights_checksum({"b": torch.tensor(3), "a": torch.arange(6.0)})
+    others = [
+        {"a": torch.arange(6.0) + 1e-6, "b": torch.tensor(3)},
+        {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(3)},
+        {"a": torch.arange(6.0).double(), "b": torch.tensor(3)},
+        {"c": torch.arange(6.0), "b": torch.tensor(3)},
+    ]
+    assert len({weights_checksum(other) for other in [state, *others]}) == 5
+
+
+@pytest.mark.parametrize("whole_brain", [False, True])
+def test_label_maps_are_those_of_torch(model, whole_brain, small_cohort, tmp_path):
+    """Inference and evaluation with the overlay, in float32: hardly a voxel at the borders of regions differs."""
+    common = {"dataset_dir": str(small_cohort), "model_file": str(model), **SIZE}
+    extra = ["whole_brain.yaml"] if whole_brain else []
+    bundle_run("inference.json", *extra, **common, output_dir=str(tmp_path / "torch"))
+    place = {"output_dir": str(tmp_path / "openvino"), "openvino_cache": str(tmp_path / "cache")}
+    bundle_run("inference.json", "openvino.yaml", *extra, **common, **place, openvino_precision="f32")
+    for path in (tmp_path / "torch").glob("*.nii.gz"):
+        a, b = voxels(path), voxels(tmp_path / "openvino" / path.name)
+        for labels in ((4,), (1, 4), (1, 2, 4)):
+            one, two = np.isin(a, labels), np.isin(b, labels)
+            assert 2 * (one & two).sum() >= 0.999 * (one.sum() + two.sum())
+        assert a.any()
+
+
+def test_evaluation_with_the_overlay(model, small_cohort, tmp_path):
+    settings = {key: value for key, value in TRAINING_SIZE.items() if key not in ("max_epochs", "val_interval")}
+    place = {"dataset_dir": str(small_cohort), "model_file": str(model), "cases": "validation", **settings}
+    scores = []
+    for name, overlays in (("torch", ()), ("openvino", ("openvino.yaml",))):
+        output = tmp_path / name
+        more = {"openvino_cache": str(tmp_path / "cache"), "openvino_precision": "f32"} if overlays else {}
+        bundle_run("train.json", "evaluate.json", *overlays, **place, **more, output_dir=str(output))
+        scores.append(rows(output / "evaluation_validation" / "scores.csv"))
+    one, two = scores
+    assert list(one) == list(two)
+    for case, row in one.items():
+        for region in ("ET", "TC", "WT"):
+            assert float(row[f"dice_{region}"]) == pytest.approx(float(two[case][f"dice_{region}"]), abs=1e-3)
+
+
+def test_an_unknown_precision_is_refused(model, tmp_path):
+    with pytest.raises(InputError, match=r"--openvino_precision fp8: choose one of auto, f32, bf16"):
+        OpenVINONetwork(PriorAttentionNet(channels=CHANNELS), str(model), str(tmp_path), "fp8")
+
+
+def test_an_ensemble_is_refused_before_anything_is_written(model, small_cohort, tmp_path):
+    names = ("inference.json", "ensemble.yaml", "openvino.yaml")
+    place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "maps"), **SIZE}
+    with pytest.raises(RuntimeError) as caught:
+        bundle_run(*names, **place, model_file=[str(model), str(model.with_name("other.pt"))])
+    assert "OpenVINO runs one network" in str(input_error_behind(caught.value))
+    assert not (tmp_path / "maps").exists()
+
+
+def test_an_absent_package_is_said_in_one_line(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(InputError, match=r"OpenVINO is not installed; pip install openvino, or leave out the overlay"):
+        openvino.OpenVINONetwork(PriorAttentionNet(channels=CHANNELS), str(model), str(tmp_path))
+
+
+# A process of its own for each run: one that has run OpenVINO may crash when its loader forks.
+OVERLAPPED = """
+import json, sys
+from scripts.inference.background import BackgroundCompose
+from workflows import bundle_run
+
+cases, process = [], BackgroundCompose.process
+BackgroundCompose.process = lambda *arguments: (cases.append(1), process(*arguments))[1]
+names, settings = json.loads(sys.argv[1])
+bundle_run(*names, **settings)
+print("overlapped:", len(cases))
+"""
+
+
+def test_cases_overlap_whichever_overlay_comes_first(small_cohort, tmp_path):
+    torch.manual_seed(0)
+    torch.save(PriorAttentionNet(channels=CHANNELS).state_dict(), tmp_path / "model.pt")
+    names = ("openvino.yaml", "inference_pipelined.yaml")
+    maps = []
+    for number, (overlays, overlapped) in enumerate(((names[:1], 0), (names, 6), (names[::-1], 6))):
+        output = tmp_path / str(number)
+        place = {"dataset_dir": str(small_cohort), "output_dir": str(output), "model_file": str(tmp_path / "model.pt")}
+        place |= {"openvino_cache": str(tmp_path / "openvino"), "openvino_precision": "f32"}
+        arguments = json.dumps([["inference.json", *overlays], {**SIZE, **place, "num_workers": 1}])
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+        command = [sys.executable, "-W", "ignore", "-c", OVERLAPPED, arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.splitlines()[-1] == f"overlapped: {overlapped}"
+        maps.append({path.name: sha256(path.read_bytes()).hexdigest() for path in output.glob("*.nii.gz")})
+    assert len(maps[0]) == 6 and maps[0] == maps[1] == maps[2]

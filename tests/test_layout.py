@@ -1,0 +1,79 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""The house: no part imports from one above it, the drawing shows each, and tests lie where their code lies."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = ROOT / "scripts"
+# From the ground up; parts of one layer do not know of each other. What is in none is a command, on top of all.
+LAYERS = (
+    ("errors",),
+    ("files", "brats", "distributed", "machine"),
+    ("run_record", "transforms", "losses", "metrics", "networks"),
+    ("data", "weights", "handlers"),
+    ("inference", "training", "pictures"),
+    ("workflow", "command"),
+    ("benchmark",),
+)
+LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
+PARTS = sorted({path.stem if path.parent == SCRIPTS else path.parent.name for path in SCRIPTS.rglob("*.py")})
+COMMANDS = [part for part in PARTS if part not in LEVEL and part not in ("__init__", "scripts")]
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(SCRIPTS).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """The parts of the bundle that a module imports from."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "scripts":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("scripts."):
+            found.add(str(node.module).split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("scripts.")}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(SCRIPTS.rglob("*.py")), ids=lambda path: str(path.relative_to(SCRIPTS)))
+def test_no_part_imports_from_its_own_layer_or_one_above(path):
+    own = part_of(path)
+    top = len(LAYERS)
+    wrong = {part for part in imported(path) - {own} if LEVEL.get(part, top) >= LEVEL.get(own, top)}
+    assert wrong == set()
+
+
+def test_every_command_is_one():
+    for name in COMMANDS:
+        text = (SCRIPTS / f"{name}.py").read_text(encoding="utf-8")
+        assert f'command.parser("{name}", __doc__)' in text and "command.run(main)" in text, name
+
+
+def test_the_drawing_shows_every_part_and_no_other():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    (drawing,) = re.findall(r"```mermaid\nflowchart TB\n(.*?)```", text, re.DOTALL)
+    shown = set(re.findall(r"^ *(\w+)\[", drawing, re.MULTILINE)) - {"commands"}
+    assert shown == set(LEVEL)
+    (listed,) = re.findall(r"commands\[\"(.*?)\"\]", drawing)
+    assert set(re.findall(r"\w+", listed.replace("<br/>", " "))) - {"commands"} == set(COMMANDS)
+    # An arrow goes from a part to one that it imports from.
+    imports = {part: set() for part in LEVEL}
+    for path in SCRIPTS.rglob("*.py"):
+        imports.get(part_of(path), set()).update(imported(path))
+    for start, end in re.findall(r"^ *(\w+) --> (\w+)$", drawing, re.MULTILINE):
+        assert start == "commands" or end in imports[start], f"{start} --> {end}"
+
+
+def test_tests_lie_where_their_code_lies():
+    for folder in (ROOT / "tests").iterdir():
+        if folder.is_dir() and folder.name not in ("golden", "interoperability", "__pycache__"):
+            assert (SCRIPTS / folder.name).is_dir(), folder.name

@@ -1,0 +1,71 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Freed memory stays with the process on a CPU: large tensors are not faulted in anew each time."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+from scripts.machine import keep_freed_memory
+from workflows import CONFIGS, ROOT
+
+GLIBC = platform.libc_ver()[0] == "glibc"
+# Page faults of ten tensors of 64 MB, one after the other.
+COUNT = """
+import resource, sys
+import torch
+from scripts.machine import keep_freed_memory
+print(keep_freed_memory(sys.argv[1]) if len(sys.argv) > 1 else None)
+# A few, until the heap has its holes.
+for _ in range(20):
+    torch.ones(16 << 20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones(16 << 20)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize())
+"""
+
+
+def faulted_in(*device: str) -> tuple[str, int]:
+    """What the function returned, and the bytes that the tensors faulted in, in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
+        environment.pop(name, None)
+    command = [sys.executable, "-W", "ignore", "-c", COUNT, *device]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    returned, faults = done.stdout.split()
+    return returned, int(faults)
+
+
+@pytest.mark.skipif(not GLIBC, reason="another allocator than glibc's")
+def test_large_tensors_are_not_faulted_in_again():
+    tensors = 10 * (64 << 20)
+    returned, faults = faulted_in("cpu")
+    assert returned == "True"
+    assert faults < tensors / 100
+    # Without it, and for a GPU, each is; a huge page is one fault, so only much more is asked for.
+    for device in ((), ("cuda",)):
+        returned, without = faulted_in(*device)
+        assert returned == ("None" if not device else "False")
+        assert without > 2 * max(faults, 1 << 20)
+
+
+def test_elsewhere_nothing_is_set(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert keep_freed_memory("cpu") is False
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert keep_freed_memory(torch.device("cuda:0")) is False
+
+
+def test_every_workflow_does_so_before_anything_large():
+    for name in ("train", "evaluate", "inference"):
+        first, second, *_ = json.loads((CONFIGS / f"{name}.json").read_text())["run"]
+        assert first["_target_"] == "scripts.workflow.settings.check_settings"
+        wanted = {"_target_": "scripts.machine.keep_freed_memory", "device": "@device"}
+        assert {key: second[key] for key in wanted} == wanted

@@ -1,0 +1,87 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Runs of a tiny network on tiny cases: what comes before the engine and after it."""
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.bundle import ConfigParser
+from monai.inferers import SimpleInferer
+from monai.transforms import Compose
+from scripts.data.datalist import Cohort
+from scripts.networks import PriorAttentionNet
+from scripts.weights.record import weights_settings
+from scripts.workflow.configuration import Configuration
+from scripts.workflow.output import Output
+from scripts.workflow.preparation import prepare_evaluation, prepare_training
+
+ARGUMENTS = {"spatial_dims": 3, "channels": [4, 4, 4, 4, 8]}
+
+
+def small_network(**changes):
+    torch.manual_seed(0)
+    return PriorAttentionNet(**{**ARGUMENTS, **changes})
+
+
+def make_cases(root, count=5, label=True, description=""):
+    """Cases of 4^3 voxels."""
+    for index in range(1, count + 1):
+        name = f"BraTS20_Training_{index:03}"
+        (root / name).mkdir(parents=True)
+        for suffix in ("t1", "t2", "t1ce", "flair", *(["seg"] if label else [])):
+            image = nib.Nifti1Image(np.ones((4, 4, 4), np.int16), np.eye(4))
+            image.header["descrip"] = description.encode()
+            nib.save(image, root / name / f"{name}_{suffix}.nii.gz")
+    return root
+
+
+def configuration(content: dict) -> Configuration:
+    """What a bundle's run would give of this content."""
+    parser = ConfigParser(content)
+    return Configuration(parser)
+
+
+def record(folder: Path) -> dict:
+    return json.loads((folder / "run.json").read_text())
+
+
+def contents(root: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def settings() -> dict:
+    """What stands in the record of the small network's weights, outside a running configuration."""
+    thresholds = {"min_component_voxels": 10, "min_et_voxels": 300, "et_per_component": False}
+    return weights_settings(small_network(), {}, [1, 1, 1], False, Compose([]), thresholds)
+
+
+def prepare(datalist, dataset_dir, output_dir, datalist_file=None, overwrite=False, **changes):
+    """Prepare a training on the lists of ``datalist``."""
+    network = small_network()
+    lists = {name: datalist[name] for name in ("training", "validation")}
+    prepare_training(
+        Configuration(),
+        settings(),
+        Cohort(lists, str(dataset_dir), datalist_file, needed=list(lists)),
+        Output(str(output_dir), overwrite=overwrite),
+        **{
+            "network": network,
+            "optimizer": torch.optim.Adam(network.parameters()),
+            "preprocessing": Compose([]),
+            **changes,
+        },
+    )
+
+
+def evaluate(items, dataset_dir, model, output_dir, map_dir=None, overwrite=False, **changes):
+    """Prepare an evaluation, or inference, of ``items``."""
+    prepare_evaluation(
+        Configuration(),
+        settings(),
+        Cohort({"cases": items}, str(dataset_dir)),
+        Output(str(output_dir), map_dir, overwrite),
+        **{"network": small_network(), "inferer": SimpleInferer(), "model_file": str(model), **changes},
+    )

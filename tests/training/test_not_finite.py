@@ -1,0 +1,68 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Values that are not finite: a prediction of some leaves nothing of its case, a training keeps its last good state."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scripts.errors import input_error_behind
+from scripts.networks import PriorAttentionNet
+from workflows import CHANNELS, SIZE, bundle_run
+
+NAME = "BraTS20_Training_001"
+
+
+def weights(path, bias: float) -> str:
+    """Untrained weights whose logits of the tumour core are ``bias`` or more."""
+    torch.manual_seed(0)
+    network = PriorAttentionNet(channels=CHANNELS)
+    with torch.no_grad():
+        network.outputs[3].bias[2] = bias
+    torch.save(network.state_dict(), path)
+    return str(path)
+
+
+INFERENCE = {
+    "plain": ["inference.json"],
+    "exclusive": ["inference.json", "network_exclusive.yaml"],
+    "whole brain": ["inference.json", "whole_brain.yaml"],
+    "flips": ["inference.json", "tta.yaml"],
+    "ensemble": ["inference.json", "ensemble.yaml"],
+    "pipelined": ["inference.json", "inference_pipelined.yaml"],
+    "pipelined ensemble": ["inference.json", "ensemble.yaml", "inference_pipelined.yaml"],
+}
+EVALUATION = {
+    "plain": ["train.json", "evaluate.json"],
+    "flips": ["train.json", "evaluate.json", "tta.yaml"],
+    "ensemble": ["train.json", "evaluate.json", "ensemble.yaml"],
+}
+RUNS = {
+    **{f"inference, {name}": configs for name, configs in INFERENCE.items()},
+    **{f"evaluation, {name}": configs for name, configs in EVALUATION.items()},
+}
+
+
+@pytest.mark.parametrize("bias", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("run", RUNS)
+def test_a_prediction_that_is_not_finite_stops_its_case_and_leaves_nothing(run, bias, small_cohort, tmp_path, caplog):
+    names = RUNS[run]
+    model: str | list[str] = weights(tmp_path / "bad.pt", bias)
+    if "ensemble" in run:
+        model = [weights(tmp_path / "good.pt", 0.5), model]
+    place = {"dataset_dir": str(small_cohort / NAME), "output_dir": str(tmp_path / "out"), "model_file": model}
+    if "inference" in run:
+        place |= {"save_probabilities": True, "save_uncertainty": True}
+    else:
+        place |= {"cases": "all"}
+    workers = 1 if "pipelined" in run else 0
+    with pytest.raises(RuntimeError) as caught:
+        bundle_run(*names, **place, **{**SIZE, "num_workers": workers})
+    error = str(input_error_behind(caught.value))
+    assert error.startswith(f"{NAME}: the network's output (pred) holds NaN or infinite values") and "\n" not in error
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.suffix in (".gz", ".csv")]
+    # Of an ensemble, the member is told as well.
+    told = [message for message in caplog.messages if message.endswith("the output with these weights is not finite.")]
+    assert told == (
+        [f"{tmp_path / 'bad.pt'}: the output with these weights is not finite."] if "ensemble" in run else []
+    )

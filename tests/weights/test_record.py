@@ -1,0 +1,421 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""The record beside weights: what it says, what is refused by it, and what goes with the weights through it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from monai.networks.nets import SegResNet
+from monai.transforms import Compose, CropForegroundd, NormalizeIntensity, NormalizeIntensityd, SpatialPadd
+from scripts.errors import InputError, input_error_behind
+from scripts.networks import PriorAttentionNet
+from scripts.weights.loading import check_weights
+from scripts.weights.record import (
+    check_start,
+    differences,
+    imported,
+    knows_phantoms,
+    network_definition,
+    normalization,
+    parent,
+    read_weights_record,
+    record_file,
+    recorded_thresholds,
+    save_weights,
+    trained_on,
+    weights_settings,
+)
+from workflows import CONFIGS, ROOT, SIZE, bundle_run, command, files, initialized
+
+CHANNELS = [4, 4, 4, 4, 8]
+THRESHOLDS = {"min_component_voxels": 10, "min_et_voxels": 300, "et_per_component": False}
+BRAIN = NormalizeIntensityd("image", nonzero=True, channel_wise=True)
+
+
+def network(seed: int = 0, **changes) -> PriorAttentionNet:
+    torch.manual_seed(seed)
+    return PriorAttentionNet(**{"channels": CHANNELS, **changes})
+
+
+def settings(**changes) -> dict:
+    """Settings of a configuration with the small network, some of them changed in the record's own terms."""
+    made = weights_settings(network(), {"channels": CHANNELS}, [1, 1, 1], False, Compose([BRAIN]), THRESHOLDS)
+    return {**made, **changes}
+
+
+def saved(path: Path, seed: int = 0, content: dict | None = None, **changes) -> Path:
+    record = {**settings(**changes), "trained_on": content or trained_on(4, 0), "scores": None}
+    save_weights(network(seed).state_dict(), path, record)
+    return path
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    return saved(tmp_path / "model.pt")
+
+
+# What it says.
+
+
+@pytest.mark.parametrize(
+    ("steps", "found"),
+    [
+        ([BRAIN], "brain"),
+        ([CropForegroundd("image", "image"), BRAIN], "brain"),
+        ([SpatialPadd("image", [240, 240, 160]), NormalizeIntensityd("image", channel_wise=True)], "volume"),
+        ([Compose([NormalizeIntensity(channel_wise=True)])], "volume"),
+        ([CropForegroundd("image", "image"), NormalizeIntensityd("image", channel_wise=True)], "box"),
+        ([NormalizeIntensityd("image", nonzero=True)], "brain, all sequences together"),
+        ([NormalizeIntensityd("image", subtrahend=1.0, channel_wise=True)], "by subtrahend"),
+        ([NormalizeIntensityd("image", divisor=2.0, channel_wise=True)], "by divisor"),
+        ([BRAIN, BRAIN], "2 times"),
+        ([], "none"),
+    ],
+)
+def test_the_normalization_is_read_off_the_preprocessing(steps, found):
+    assert normalization(Compose(steps)) == found
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "found"),
+    [
+        (("train.json",), "train", "brain"),
+        (("train.json", "train_cached.yaml"), "train", "brain"),
+        (("train.json", "evaluate.json", "authors.yaml"), "train", "volume"),
+        (("inference.json",), "infer", "brain"),
+        (("inference.json", "authors.yaml"), "infer", "volume"),
+    ],
+)
+def test_settings_are_those_of_the_configuration(names, kind, found, tmp_path):
+    place = {"dataset_dir": str(tmp_path), "output_dir": str(tmp_path / "out")}
+    changes = {"network_def#head": "parallel", "spacing": [1, 1, 2], "exclusive": True, "min_et_voxels": 7}
+    made = initialized(*names, kind=kind, **place, **changes).parser.get_parsed_content("weights_settings")
+    assert made["normalization"] == found
+    assert made["network"]["class"] == "PriorAttentionNet"
+    arguments = made["network"]["arguments"]
+    assert arguments["head"] == "parallel" and arguments["act"] == ["prelu", {"init": 0.25}]
+    # Defaults that no configuration states are in it too.
+    assert arguments["bottleneck"] is None and arguments["channels"] == [32, 64, 128, 256, 320]
+    assert (made["spacing"], made["exclusive"]) == ([1.0, 1.0, 2.0], True)
+    assert made["postprocessing"] == {**THRESHOLDS, "min_et_voxels": 7}
+
+
+def test_a_network_of_monais_is_defined_by_its_name_and_arguments():
+    made = network_definition(SegResNet(init_filters=8), {"_target_": "SegResNet", "_desc_": "x", "init_filters": 8})
+    assert made["class"] == "SegResNet"
+    assert made["arguments"]["init_filters"] == 8
+    assert made["arguments"]["blocks_down"] == [1, 2, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("content", "any_", "only"),
+    [
+        (trained_on(4, 0), False, False),
+        (trained_on(0, 4), True, True),
+        (trained_on(4, 4), True, False),
+        (trained_on(4, 0, {"checksum": "", "trained_on": trained_on(0, 4)}), True, False),
+        (trained_on(0, 4, {"checksum": "", "trained_on": trained_on(0, 4)}), True, True),
+        (trained_on(0, 4, {"checksum": "", "trained_on": trained_on(4, 0)}), True, False),
+        (trained_on(0, 4, {"checksum": "", "trained_on": None}), True, False),
+        (imported("elsewhere"), False, False),
+        (None, False, False),
+    ],
+)
+def test_whether_weights_know_phantoms(content, any_, only):
+    record = {"trained_on": content}
+    assert (knows_phantoms(record), knows_phantoms(record, only=True)) == (any_, only)
+
+
+def test_weights_copied_with_their_record_keep_what_it_says(tmp_path):
+    source = saved(tmp_path / "run" / "model.pt", content=trained_on(0, 12))
+    for file in (source, record_file(source)):
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        shutil.copy(file, tmp_path / "elsewhere" / f"mine{file.suffix}")
+    record = check_weights(network(), str(tmp_path / "elsewhere" / "mine.pt"), settings())
+    assert knows_phantoms(record, only=True)
+    assert record == json.loads((tmp_path / "run" / "model.json").read_text())
+
+
+def test_a_training_that_starts_from_weights_names_them(model):
+    record = read_weights_record(model)
+    made = trained_on(7, 0, parent(model, record))
+    assert made["started_from"] == {"checksum": record["checksum"], "trained_on": trained_on(4, 0)}
+
+
+# What is refused, and what is only said.
+
+SOFTMAX = "classes that exclude each other (softmax), not regions that overlap; add configs/network_exclusive.yaml"
+OTHER = [
+    ({"sequences": ["t1", "t1ce", "t2", "flair"]}, "channels in the order t1, t1ce, t2, flair, which is t1, t2, t1ce"),
+    ({"spacing": [2.0, 2.0, 2.0]}, 'voxels of 2 x 2 x 2 mm, not 1 x 1 x 1; add --spacing "[2.0, 2.0, 2.0]"'),
+    ({"exclusive": True}, SOFTMAX),
+    ({"normalization": "volume"}, "normalized over: volume, not: brain; add configs/authors.yaml"),
+    ({"normalization": "none"}, "normalized over: none, not: brain; add the overlay of their preprocessing"),
+    ({"network": {"class": "SegResNet", "arguments": {}}}, "the network SegResNet, not PriorAttentionNet; add"),
+    (
+        {"network": network_definition(network(), {"channels": [4, 4, 4, 4, 16], "head": "parallel"})},
+        'another network (channels [4, 4, 4, 4, 16], head "parallel"); add '
+        '--network_def#channels "[4, 4, 4, 4, 16]" --network_def#head parallel',
+    ),
+    (
+        {"network": network_definition(network(), {"channels": CHANNELS, "gate": 1})},
+        "a network with gate, which PriorAttentionNet does not have",
+    ),
+]
+
+
+@pytest.mark.parametrize(("theirs", "said"), OTHER, ids=[next(iter(theirs)) for theirs, _ in OTHER])
+def test_weights_trained_with_other_settings_are_refused_with_the_remedy(tmp_path, theirs, said):
+    path = saved(tmp_path / "model.pt", **theirs)
+    with pytest.raises(InputError) as caught:
+        check_weights(network(), str(path), settings())
+    message = str(caught.value)
+    assert message.startswith(f"{path}: by its record ({tmp_path / 'model.json'}) it was trained with ")
+    assert said in message and "\n" not in message
+    # With their own settings they are taken.
+    if "sequences" not in theirs and "network" not in theirs:
+        assert check_weights(network(), str(path), settings(**theirs))["checksum"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [("exclusive", True, "leave out --exclusive"), ("normalization", "volume", "leave out the overlay")],
+)
+def test_settings_that_the_weights_do_not_know_are_to_be_left_out(model, key, value, said):
+    with pytest.raises(InputError, match=said):
+        check_weights(network(), str(model), settings(**{key: value}))
+
+
+def test_window_precision_and_thresholds_are_never_refused(tmp_path):
+    other = {"window": [64] * 3, "overlap": 0.75, "inferer": "FlipInferer", "precision": "bfloat16"}
+    path = saved(tmp_path / "model.pt", training=other, postprocessing={**THRESHOLDS, "min_et_voxels": 500})
+    assert check_weights(network(), str(path), settings())["training"] == other
+
+
+def test_an_argument_that_came_later_does_what_it_does_by_default(tmp_path):
+    """Records of today are read by the networks of tomorrow."""
+    definition = network_definition(network(), {"channels": CHANNELS})
+    del definition["arguments"]["head_norm"]
+    assert differences(settings(network=definition), settings()) == []
+    other = settings(network=network_definition(network(), {"channels": CHANNELS, "head_norm": "instance"}))
+    assert len(differences(settings(network=definition), other)) == 1
+
+
+def test_weights_without_a_record_are_used_with_a_warning(model, caplog):
+    record_file(model).unlink()
+    assert check_weights(network(), str(model), settings(spacing=[2.0] * 3)) is None
+    (message,) = caplog.messages
+    assert message.startswith(f"{model}: there is no record of these weights (model.json)")
+
+
+def test_weights_with_the_record_of_others_are_used_with_a_warning(model, tmp_path, caplog):
+    saved(tmp_path / "other.pt", seed=1)
+    shutil.copy(tmp_path / "other.json", tmp_path / "model.json")
+    assert check_weights(network(), str(model), settings(spacing=[2.0] * 3)) is None
+    (message,) = caplog.messages
+    assert message.startswith(
+        f"{tmp_path / 'model.json'}: the record of other weights (by their checksum) than {model}"
+    )
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_what_is_no_json_object_beside_weights_is_named(model, content):
+    record_file(model).write_text(content)
+    with pytest.raises(InputError, match=r"model\.json: .*restore or remove it") as caught:
+        check_weights(network(), str(model))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("network", {}),
+        ("network", None),
+        ("sequences", "t1"),
+        ("spacing", None),
+        ("exclusive", "yes"),
+        ("normalization", 1),
+        ("postprocessing", {"min_et_voxels": 3}),
+        ("trained_on", 4),
+    ],
+)
+def test_a_damaged_record_is_named_with_what_is_damaged(model, key, value):
+    record = json.loads(record_file(model).read_text())
+    record_file(model).write_text(json.dumps({**record, key: value}))
+    for check in (lambda: check_weights(network(), str(model), settings()), lambda: recorded_thresholds(str(model))):
+        with pytest.raises(
+            InputError, match=rf"model\.json: a damaged record of weights \({key}\); restore or remove it"
+        ):
+            check()
+
+
+def test_another_programs_file_of_that_name_is_no_record(model, caplog):
+    record_file(model).write_text('{"dice": 0.9}')
+    assert check_weights(network(), str(model), settings()) is None
+    assert "there is no record of these weights" in caplog.text
+
+
+def test_a_link_to_weights_leads_to_their_record(model, tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "linked.pt").symlink_to("../model.pt")
+    link = str(tmp_path / "models" / "linked.pt")
+    assert check_weights(network(), link, settings())["trained_on"] == trained_on(4, 0)
+    record_file(model).unlink()
+    (tmp_path / "run.json").write_text("{}")
+    assert check_weights(network(), link) is None
+    (tmp_path / "run.json").write_text('{"phantoms": false}')
+    with pytest.raises(InputError, match=r"version 0\.2\.0 or before"):
+        check_weights(network(), link)
+
+
+@pytest.mark.parametrize("reference", ["@mine", "$@mine"])
+def test_a_network_defined_elsewhere_is_recorded_or_refused(reference, tmp_path):
+    """Where nothing can be read of its arguments, a record would be wrong."""
+    mine = {"_target_": "scripts.networks.PriorAttentionNet", "channels": CHANNELS, "head": "parallel"}
+    place = {"dataset_dir": str(tmp_path), "mine": mine}
+    parser = initialized("inference.json", kind="infer", **place, network_def=reference).parser
+    if reference == "@mine":
+        arguments = parser.get_parsed_content("weights_settings")["network"]["arguments"]
+        assert (arguments["channels"], arguments["head"]) == (CHANNELS, "parallel")
+        return
+    with pytest.raises(RuntimeError) as caught:
+        parser.get_parsed_content("weights_settings")
+    assert "write it as a component with _target_" in str(caught.value.__cause__)
+
+
+def test_all_differences_are_named_at_once(tmp_path):
+    path = saved(tmp_path / "model.pt", spacing=[2.0] * 3, exclusive=True)
+    with pytest.raises(InputError, match=r"voxels of 2 .* It was also trained with classes that exclude each other"):
+        check_weights(network(), str(path), settings())
+
+
+def test_weights_beside_a_run_of_version_0_2_0_are_refused(model, tmp_path):
+    (tmp_path / "run.json").write_text('{"phantoms": false, "versions": {"torch": "2.13.0"}}')
+    assert check_weights(network(), str(model), settings()), "a record of their own says all"
+    record_file(model).unlink()
+    for how in (lambda: check_weights(network(), str(model), settings()), lambda: read_weights_record(model)):
+        with pytest.raises(InputError, match=r"version 0\.2\.0 or before .* train or import these weights again\.$"):
+            how()
+    # The record of other weights does not help.
+    saved(tmp_path / "other.pt", seed=1)
+    shutil.copy(tmp_path / "other.json", record_file(model))
+    with pytest.raises(InputError, match=r"version 0\.2\.0 or before"):
+        check_weights(network(), str(model))
+    record_file(model).unlink()
+    (tmp_path / "run.json").write_text('{"bundle_version": "0.3.0", "phantoms": false}')
+    assert check_weights(network(), str(model)) is None
+
+
+def test_a_training_starts_from_other_weights_with_a_word_but_not_from_another_order(tmp_path, caplog):
+    path = saved(tmp_path / "model.pt", spacing=[2.0] * 3, exclusive=True)
+    check_start(read_weights_record(path), settings(), path)
+    assert caplog.messages == [
+        f"{path} was trained with voxels of 2 x 2 x 2 mm, not 1 x 1 x 1.",
+        f"{path} was trained with classes that exclude each other (softmax), not regions that overlap.",
+    ]
+    path = saved(tmp_path / "other.pt", sequences=["t1", "t1ce", "t2", "flair"])
+    with pytest.raises(InputError, match=r"other\.json\) it has channels in the order t1, t1ce, t2, flair"):
+        check_start(read_weights_record(path), settings(), path)
+
+
+# What goes with the weights.
+
+
+def test_thresholds_come_from_the_record_unless_they_are_set(tmp_path):
+    plain = saved(tmp_path / "model.pt")
+    sgd = saved(tmp_path / "sgd.pt", postprocessing={**THRESHOLDS, "min_et_voxels": 500, "et_per_component": True})
+    defaults = {"min_component_voxels": 1, "min_et_voxels": 2, "et_per_component": False}
+    assert recorded_thresholds(str(plain), **defaults) == THRESHOLDS
+    assert recorded_thresholds(str(sgd), **defaults) == {**THRESHOLDS, "min_et_voxels": 500, "et_per_component": True}
+    assert recorded_thresholds(str(tmp_path / "absent.pt"), **defaults) == defaults
+    for names in (("inference.json",), ("train.json", "evaluate.json")):
+        kind = "infer" if len(names) == 1 else "train"
+        for changes, wanted in (({}, 500), ({"min_et_voxels": 300}, 300)):
+            place = {"model_file": str(sgd), "dataset_dir": str(tmp_path), "output_dir": str(tmp_path / "out")}
+            parser = initialized(*names, kind=kind, **place, **changes).parser
+            assert parser.get_parsed_content("min_et_voxels") == wanted
+            steps = parser.get_parsed_content("label_map").transforms
+            (step,) = [s for s in steps if type(s).__name__ == "SuppressSmallEnhancingTumord"]
+            assert (step.min_voxels, step.per_component) == (wanted, True)
+    # Those of other weights are none of these.
+    shutil.copy(tmp_path / "sgd.json", tmp_path / "model.json")
+    assert recorded_thresholds(str(plain), **defaults) == defaults
+
+
+def test_thresholds_of_an_ensemble_must_agree(tmp_path):
+    members = [str(saved(tmp_path / f"{seed}.pt", seed)) for seed in (0, 1)]
+    assert recorded_thresholds(members, min_et_voxels=2) == {"min_et_voxels": 300}
+    saved(Path(members[1]), 1, postprocessing={**THRESHOLDS, "min_et_voxels": 500})
+    said = r"1\.json: min_et_voxels is 500, but 300 in .*0\.json; set --min_et_voxels\.$"
+    with pytest.raises(InputError, match=said):
+        recorded_thresholds(members, min_et_voxels=2)["min_et_voxels"]
+    # As it says; the other two are not in dispute.
+    place = {"model_file": members, "dataset_dir": str(tmp_path), "network_def#channels": CHANNELS}
+    names = ("inference.json", "ensemble.yaml")
+    parser = initialized(*names, kind="infer", **place, min_et_voxels=400).parser
+    steps = {type(step).__name__: step for step in parser.get_parsed_content("label_map").transforms}
+    assert steps["SuppressSmallEnhancingTumord"].min_voxels == 400
+    assert steps["RemoveSmallComponentsd"].min_voxels == 10
+    with pytest.raises(RuntimeError) as caught:
+        initialized(*names, kind="infer", **place).parser.get_parsed_content("postprocessing")
+    assert re.search(said, str(input_error_behind(caught.value)))
+
+
+def test_main_configurations_fall_back_to_one_set_of_thresholds():
+    """Stated in three places, which MONAI's consumers read apart from each other."""
+    train, evaluate, inference = (
+        json.loads((CONFIGS / f"{name}.json").read_text()) for name in ("train", "evaluate", "inference")
+    )
+    assert evaluate["recorded"] == inference["recorded"]
+    for name, value in THRESHOLDS.items():
+        assert evaluate["recorded"][name] == train[name] == value
+        assert evaluate[name] == inference[name] == f"$@recorded['{name}']"
+
+
+# By the commands.
+
+
+@pytest.mark.parametrize(
+    ("changes", "overlays", "said"),
+    [
+        ({"spacing": [2.0, 2.0, 2.0]}, (), 'voxels of 4 x 4 x 4 mm, not 2 x 2 x 2; add --spacing "[4.0, 4.0, 4.0]".'),
+        ({}, ("network_exclusive.yaml",), "regions that overlap, not classes that exclude each other; leave out"),
+        ({}, ("authors.yaml",), "sequences normalized over: brain, not: volume; leave out the overlay"),
+        ({}, ("network_relu.yaml",), 'another network (act ["prelu", {"init": 0.25}]); add --network_def#act'),
+    ],
+)
+def test_inference_refuses_another_use_of_weights_in_one_line(training, cohort, tmp_path, changes, overlays, said):
+    arguments = {"dataset_dir": cohort, "output_dir": tmp_path / "out", "model_file": training / "model.pt"}
+    arguments |= {"bundle_root": ROOT, **SIZE, **changes}
+    flat = [text for key, value in arguments.items() for text in (f"--{key}", str(value))]
+    names = str(files("inference.json", *overlays))
+    done = command("monai.bundle", "run", "--config_file", names, *flat, cwd=tmp_path)
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and said in lines[0], done.stderr[-2000:]
+    assert not (tmp_path / "out").exists()
+
+
+def test_evaluation_refuses_another_use_of_weights(training, cohort, tmp_path):
+    place = {"dataset_dir": str(cohort), "output_dir": str(tmp_path), "model_file": str(training / "model.pt")}
+    with pytest.raises(RuntimeError) as caught:
+        bundle_run("train.json", "evaluate.json", "authors.yaml", **place, **SIZE)
+    assert "normalized over: brain, not: volume" in str(caught.value.__cause__)
+
+
+def test_a_run_says_what_it_used_and_that_it_departs_from_the_record(training, cohort, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    case = next(cohort.rglob("BraTS20_Training_001"))
+    place = {"dataset_dir": str(case), "output_dir": str(tmp_path / "out"), "model_file": str(training / "model.pt")}
+    bundle_run("inference.json", **place, **SIZE, min_et_voxels=50)
+    assert "--min_et_voxels 50, where the weights' record says 300" in caplog.messages
+    used = json.loads((tmp_path / "out" / "run.json").read_text())["postprocessing"]
+    assert used == {**THRESHOLDS, "min_et_voxels": 50}
+    assert not [message for message in caplog.messages if re.search("no record|record of other", message)]
