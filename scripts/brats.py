@@ -36,6 +36,8 @@ BACKGROUND_CHANNEL, ET_CHANNEL, TC_CHANNEL, WT_CHANNEL = range(4)
 # Values in a label map. That of ET depends on the release.
 CORE_LABEL, EDEMA_LABEL = 1, 2
 ET_LABELS = (3, 4)
+# How entries of datalists spelled edema_label before; it is still read.
+FORMER_EDEMA_KEY = "oedema_label"
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,14 @@ class Release:
         separator: between the case's name and the sequence's.
         suffixes: the sequences' names in the order of ``SEQUENCES``.
         et_label: value of the enhancing tumor in its label maps.
-        oedema_label: value of edema, 2 or 1; necrotic and non-enhancing core has the other.
+        edema_label: value of edema, 2 or 1; necrotic and non-enhancing core has the other.
     """
 
     name: str
     separator: str
     suffixes: tuple[str, str, str, str]
     et_label: int
-    oedema_label: int = EDEMA_LABEL
+    edema_label: int = EDEMA_LABEL
 
     def file_pattern(self) -> re.Pattern[str]:
         """Match ``<case><separator><sequence>.nii[.gz]``; groups: case, sequence."""
@@ -85,7 +87,7 @@ BRATS_2023 = Release("BraTS 2023 and later", "-", ("t1n", "t2w", "t1c", "t2f"), 
 # Those whose files' names tell the sequence.
 RELEASES = (BRATS_2020, BRATS_2023)
 # One four-dimensional file a case; core and edema have each other's label.
-DECATHLON = Release("Medical Segmentation Decathlon, Task01", "", SEQUENCES, et_label=3, oedema_label=3 - EDEMA_LABEL)
+DECATHLON = Release("Medical Segmentation Decathlon, Task01", "", SEQUENCES, et_label=3, edema_label=3 - EDEMA_LABEL)
 
 # Releases of other tumors have the names of 2023, and label values of their own meaning.
 OTHER_TUMORS = {"PED": "pediatric tumors", "MEN": "meningiomas", "MET": "metastases"}

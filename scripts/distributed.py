@@ -128,7 +128,7 @@ def unwrap(network: nn.Module) -> nn.Module:
 
 
 def replicate(network: nn.Module, device: torch.device | str) -> nn.Module:
-    """One copy of ``network`` a process: gradients averaged, batch normalisation over all processes' samples."""
+    """One copy of ``network`` a process: gradients averaged, batch normalization over all processes' samples."""
     network = network.to(device)
     if world_size() == 1:
         return network
@@ -138,7 +138,7 @@ def replicate(network: nn.Module, device: torch.device | str) -> nn.Module:
         devices = [torch.device(device)]
     else:
         synchronize_batch_norm(network)
-    # Synchronised statistics are equal everywhere; broadcasting them in every forward would also stop ranks that
+    # Synchronized statistics are equal everywhere; broadcasting them in every forward would also stop ranks that
     # validate different numbers of windows.
     replica = DistributedDataParallel(network, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
     _replicas.append(replica)
@@ -146,35 +146,35 @@ def replicate(network: nn.Module, device: torch.device | str) -> nn.Module:
 
 
 class CpuSyncBatchNorm(_BatchNorm):
-    """Batch normalisation by the moments over all processes' samples, on CPUs, where torch's own refuses to run."""
+    """Batch normalization by the moments over all processes' samples, on CPUs, where torch's own refuses to run."""
 
     def _check_input_dim(self, input: torch.Tensor) -> None:
         """Take any number of spatial dimensions."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalise (batch, channel, *spatial)."""
+        """Normalize (batch, channel, *spatial)."""
         if not self.training:
             return super().forward(input)
         dims = [0, *range(2, input.dim())]
         count = all_reduce(input.new_tensor(float(input.numel() / input.shape[1])))
         mean = all_reduce(input.sum(dims)) / count
         shape = [1, -1] + [1] * (input.dim() - 2)
-        centred = input - mean.view(shape)
-        variance = all_reduce(centred.square().sum(dims)) / count
+        centered = input - mean.view(shape)
+        variance = all_reduce(centered.square().sum(dims)) / count
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
             unbiased = variance.detach() * count / (count - 1)
             self.running_mean.lerp_(mean.detach(), momentum)
             self.running_var.lerp_(unbiased, momentum)
-        result = centred * torch.rsqrt(variance + self.eps).view(shape)
+        result = centered * torch.rsqrt(variance + self.eps).view(shape)
         if self.weight is not None and self.bias is not None:
             result = result * self.weight.view(shape) + self.bias.view(shape)
         return result
 
 
 def synchronize_batch_norm(module: nn.Module) -> None:
-    """Replace every batch normalisation in ``module`` by its synchronised form for CPUs, with its state."""
+    """Replace every batch normalization in ``module`` by its synchronized form for CPUs, with its state."""
     for name, child in module.named_children():
         if isinstance(child, _BatchNorm):
             layer = CpuSyncBatchNorm(

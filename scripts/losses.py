@@ -16,10 +16,10 @@ CROSS_ENTROPIES = ("binary", "authors")
 
 
 class PriorAttentionLoss(nn.Module):
-    """Dice plus cross-entropy over all decoder levels, plus the same of the prior against the whole tumour.
+    """Dice plus cross-entropy over all decoder levels, plus the same of the prior against the whole tumor.
 
     For each of ``out``, ``level1``, ``level2``, ``level3`` against the regions, and for ``prior`` against the whole
-    tumour: Dice with sigmoid and squared denominator, mean over all channels (background included), plus
+    tumor: Dice with sigmoid and squared denominator, mean over all channels (background included), plus
     cross-entropy. The result is their weighted sum (paper, section III-D).
 
     The regions overlap (ET lies in TC, TC in WT), so the cross-entropy is BINARY, per channel. MONAI's

@@ -82,10 +82,10 @@ def draw_case(case: Case, picture: str | Path, prediction: str | Path | None = N
 
     lesion = next((labels > 0 for labels in maps.values() if labels.any()), brain)
     # The slice that shows most of the lesion, cut to the brain's box.
-    centre = [int(np.argmax(lesion.sum(axis=tuple(a for a in range(3) if a != axis)))) for axis in range(3)]
+    center = [int(np.argmax(lesion.sum(axis=tuple(a for a in range(3) if a != axis)))) for axis in range(3)]
     box = [np.flatnonzero(brain.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
     cut = tuple(slice(int(b[0]), int(b[-1]) + 1) for b in box)
-    centre = [c - s.start for c, s in zip(centre, cut, strict=True)]
+    center = [c - s.start for c, s in zip(center, cut, strict=True)]
 
     columns = len(images) + len(maps)
     figure = Figure(figsize=(2.3 * columns, 7.9), facecolor="black")
@@ -96,9 +96,9 @@ def draw_case(case: Case, picture: str | Path, prediction: str | Path | None = N
         labels = list(maps.values())[column - len(images)] if column >= len(images) else None
         for row, (plane, axis) in enumerate(PLANES):
             ax = axes[row][column]
-            ax.imshow(_slice(image[cut], axis, centre[axis]), cmap="gray", vmin=min(low, 0), vmax=high)
+            ax.imshow(_slice(image[cut], axis, center[axis]), cmap="gray", vmin=min(low, 0), vmax=high)
             if labels is not None:
-                shown = _slice(labels[cut], axis, centre[axis])
+                shown = _slice(labels[cut], axis, center[axis])
                 ax.imshow(shown, cmap=overlay, vmin=0, vmax=3, alpha=0.65, interpolation="nearest")
             ax.set_xticks([])
             ax.set_yticks([])

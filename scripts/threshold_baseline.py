@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""How well a single threshold finds the whole tumour: `python -m scripts.threshold_baseline DATASET_DIR`.
+"""How well a single threshold finds the whole tumor: `python -m scripts.threshold_baseline DATASET_DIR`.
 
 For each case and sequence the table gives the best Dice in hindsight over all thresholds on that sequence, in both
 directions, within the brain. A cohort on which this is high needs no network.
@@ -29,10 +29,10 @@ def rate_case(item: Mapping[str, Any]) -> dict[str, float]:
     """Best threshold Dice by sequence of one datalist entry; the brain is where any sequence is not 0."""
     images = [voxels_of(read_image(path), path) for path in item["image"]]
     labels = voxels_of(read_image(item["label"]), item["label"])
-    tumour = np.isin(labels, (CORE_LABEL, EDEMA_LABEL, item["et_label"]))
+    tumor = np.isin(labels, (CORE_LABEL, EDEMA_LABEL, item["et_label"]))
     brain = np.any([image != 0 for image in images], axis=0)
     return {
-        name: best_threshold_dice(image[brain], tumour[brain]) for name, image in zip(SEQUENCES, images, strict=True)
+        name: best_threshold_dice(image[brain], tumor[brain]) for name, image in zip(SEQUENCES, images, strict=True)
     }
 
 
@@ -43,9 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=float, help="exit with status 1 if any Dice exceeds this")
     args = parser.parse_args(argv)
     items = [item for item in labeled_items(args.dataset) if isinstance(item["image"], list)]
-    check_cases(items, args.dataset, "labelled cases")
+    check_cases(items, args.dataset, "labeled cases")
 
-    table = Table(title="Whole tumour: best Dice of one threshold, in hindsight")
+    table = Table(title="Whole tumor: best Dice of one threshold, in hindsight")
     table.add_column("case", no_wrap=True)
     for name in SEQUENCES:
         table.add_column(name, justify="right")

@@ -17,6 +17,7 @@ from scripts.brats import (
     CORE_LABEL,
     EDEMA_LABEL,
     ET_CHANNEL,
+    FORMER_EDEMA_KEY,
     TC_CHANNEL,
     WT_CHANNEL,
     check_et_label,
@@ -54,33 +55,33 @@ def lesion_box(masks: Iterable[torch.Tensor], margin: int = 0) -> tuple[slice, .
     return tuple(box)
 
 
-def labels_to_regions(labels: torch.Tensor, et_label: int, oedema_label: int = EDEMA_LABEL) -> torch.Tensor:
+def labels_to_regions(labels: torch.Tensor, et_label: int, edema_label: int = EDEMA_LABEL) -> torch.Tensor:
     """Regions, uint8 of shape (4, *size), from a label map of shape (*size).
 
     Args:
         labels: the label map.
-        et_label: value of the enhancing tumour, 4 or 3.
-        oedema_label: value of oedema: 2, or 1 in the Medical Segmentation Decathlon, which has it the other way round.
+        et_label: value of the enhancing tumor, 4 or 3.
+        edema_label: value of edema: 2, or 1 in the Medical Segmentation Decathlon, which has it the other way round.
 
     Raises:
-        InputError: another ``et_label`` or ``oedema_label``.
+        InputError: another ``et_label`` or ``edema_label``.
     """
     check_et_label(et_label)
-    if oedema_label not in (1, 2):
-        raise InputError(f"oedema label {oedema_label!r}: oedema is 2 (BraTS) or 1 (Medical Segmentation Decathlon).")
+    if edema_label not in (1, 2):
+        raise InputError(f"edema label {edema_label!r}: edema is 2 (BraTS) or 1 (Medical Segmentation Decathlon).")
     et = labels == et_label
-    tc = et | (labels == 3 - oedema_label)
-    wt = tc | (labels == oedema_label)
+    tc = et | (labels == 3 - edema_label)
+    wt = tc | (labels == edema_label)
     return torch.stack([~wt, et, tc, wt]).to(torch.uint8)
 
 
-def regions_to_labels(regions: torch.Tensor, et_label: int = 4, oedema_last: bool = False) -> torch.Tensor:
+def regions_to_labels(regions: torch.Tensor, et_label: int = 4, edema_last: bool = False) -> torch.Tensor:
     """Label map, uint8 of shape (1, *size), from regions of shape (4, *size).
 
     Args:
         regions: non-zero where a voxel is in the region; the background channel is not read.
-        et_label: value of the enhancing tumour, 4 or 3.
-        oedema_last: let oedema (in WT, not in TC) overrule ET, as the authors' program does. They differ only where
+        et_label: value of the enhancing tumor, 4 or 3.
+        edema_last: let edema (in WT, not in TC) overrule ET, as the authors' program does. They differ only where
             ET lies outside TC.
     """
     check_et_label(et_label)
@@ -90,7 +91,7 @@ def regions_to_labels(regions: torch.Tensor, et_label: int = 4, oedema_last: boo
     inside = labels[0][box]
     inside[wt] = EDEMA_LABEL
     inside[tc] = CORE_LABEL
-    inside[et & ~(wt & ~tc) if oedema_last else et] = et_label
+    inside[et & ~(wt & ~tc) if edema_last else et] = et_label
     return labels
 
 
@@ -112,10 +113,10 @@ class CheckLabelsd(MapTransform):
 
     Args:
         keys: keys of label maps.
-        et_label: the enhancing tumour's value in maps that this bundle made.
+        et_label: the enhancing tumor's value in maps that this bundle made.
         et_label_key: else, key of the value it has in the case's release (3 or 4).
         default_et_label: the value where an entry has no such key, as those that MONAI Label brings.
-        oedema_key: key of oedema's value in the case's release (2; 1 in the Medical Segmentation Decathlon).
+        edema_key: key of edema's value in the case's release (2; 1 in the Medical Segmentation Decathlon).
         cavity_key: key of whether 4 may occur beside an ET label of 3, as resection cavity (then background). That
             is the user's explicit choice, never inferred.
 
@@ -131,13 +132,13 @@ class CheckLabelsd(MapTransform):
         cavity_key: str = "resection_cavity",
         allow_missing_keys: bool = False,
         default_et_label: int = 4,
-        oedema_key: str = "oedema_label",
+        edema_key: str = "edema_label",
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.et_label = et_label
         self.et_label_key = et_label_key
         self.default_et_label = default_et_label
-        self.oedema_key = oedema_key
+        self.edema_key = edema_key
         self.cavity_key = cavity_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -150,11 +151,12 @@ class CheckLabelsd(MapTransform):
         return item
 
     def convention(self, item: Mapping[Hashable, Any]) -> tuple[int, int, bool]:
-        """Values of ET and of oedema in a case's label maps, and whether 4 may be the resection cavity."""
+        """Values of ET and of edema in a case's label maps, and whether 4 may be the resection cavity."""
         if self.et_label is not None:
             return self.et_label, EDEMA_LABEL, False
         et_label = int(item.get(self.et_label_key, self.default_et_label))
-        return et_label, int(item.get(self.oedema_key, EDEMA_LABEL)), bool(item.get(self.cavity_key, 0))
+        edema_label = item.get(self.edema_key, item.get(FORMER_EDEMA_KEY, EDEMA_LABEL))
+        return et_label, int(edema_label), bool(item.get(self.cavity_key, 0))
 
 
 class LabelsToRegionsd(CheckLabelsd):
@@ -176,9 +178,9 @@ class LabelsToRegionsd(CheckLabelsd):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Convert the label maps of one case."""
         item = super().__call__(data) if self.check else dict(data)
-        et_label, oedema_label, _ = self.convention(item)
+        et_label, edema_label, _ = self.convention(item)
         for key in self.key_iterator(item):
-            item[key] = labels_to_regions(item[key][0], et_label, oedema_label)
+            item[key] = labels_to_regions(item[key][0], et_label, edema_label)
         return item
 
 
@@ -302,7 +304,7 @@ class RemoveSmallComponentsd(MapTransform):
 
 
 class SuppressSmallEnhancingTumord(MapTransform):
-    """Clear an enhancing tumour too small to be believed; its voxels become core (set in TC and WT).
+    """Clear an enhancing tumor too small to be believed; its voxels become core (set in TC and WT).
 
     A false ET in a patient without one scores Dice 0 (BraTS 2020 rules), hence the authors' threshold.
 
@@ -346,25 +348,25 @@ class RegionsToLabelsd(MapTransform):
 
     Args:
         keys: keys of regions, non-zero inside.
-        et_label: value of the enhancing tumour, 4 or 3.
-        oedema_last: the authors' order, in which a voxel in ET and WT but not in TC becomes oedema.
+        et_label: value of the enhancing tumor, 4 or 3.
+        edema_last: the authors' order, in which a voxel in ET and WT but not in TC becomes edema.
 
     Raises:
         InputError: another ``et_label``.
     """
 
     def __init__(
-        self, keys: KeysCollection, et_label: int = 4, oedema_last: bool = False, allow_missing_keys: bool = False
+        self, keys: KeysCollection, et_label: int = 4, edema_last: bool = False, allow_missing_keys: bool = False
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.et_label = check_et_label(et_label)
-        self.oedema_last = oedema_last
+        self.edema_last = edema_last
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Convert the regions of one case."""
         item = dict(data)
         for key in self.key_iterator(item):
-            item[key] = regions_to_labels(item[key], self.et_label, self.oedema_last)
+            item[key] = regions_to_labels(item[key], self.et_label, self.edema_last)
         return item
 
 

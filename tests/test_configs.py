@@ -142,7 +142,7 @@ def test_what_training_and_inference_both_name_is_the_same():
     train, inference = read("train.json"), read("inference.json")
     shared = set(train) & set(inference)
     assert shared >= {"network_def", "reader", "image_transforms", "windows", "flips", "inferer", "activation"}
-    assert shared >= {"label_map", "spacing", "overlap", "window_weighting", "exclusive", "oedema_last", *OWN}
+    assert shared >= {"label_map", "spacing", "overlap", "window_weighting", "exclusive", "edema_last", *OWN}
     assert [k for k in sorted(shared - OWN) if without_reasons(train[k]) != without_reasons(inference[k])] == []
     assert train["roi_size"] == "@patch_size"
     assert train["patch_size"] == inference["roi_size"]

@@ -203,7 +203,7 @@ def assert_no_step_waits(device, **settings):
     losses = []
 
     def watched(engine, batchdata):
-        # The first step sets things up: its algorithms, the optimiser's state.
+        # The first step sets things up: its algorithms, the optimizer's state.
         if engine.state.iteration == 1:
             return step(engine, batchdata)
         with NoWaiting(device):
@@ -277,7 +277,7 @@ def device_half(device):
             image = torch.randn(4, 32, 32, 32, generator=generator).half()
             label = torch.randint(0, 4, (1, 32, 32, 32), generator=generator).to(torch.uint8)
             item = {"image": MetaTensor(image), "label": MetaTensor(label), "et_label": 3, "case": f"case {number}"}
-            items.append(item | {"oedema_label": 2, "resection_cavity": False})
+            items.append(item | {"edema_label": 2, "resection_cavity": False})
         batches.append(list_data_collate(items))
     return transform, parser.get_parsed_content("train#trainer#prepare_batch"), batches
 
@@ -325,6 +325,6 @@ def test_augmentation_on_the_gpu_gives_the_loaders_samples_and_does_not_wait(coh
             torch.cuda.set_sync_debug_mode("default")
     for ours, wanted in zip(samples["cuda"], samples["cpu"], strict=True):
         assert ours.device.type == "cuda"
-        # A voxel on the border between two, in nearest-neighbour resampling, may go either way.
+        # A voxel on the border between two, in nearest-neighbor resampling, may go either way.
         different = (ours.cpu().float() - wanted.float()).abs() > 1e-3
         assert different.float().mean() < 1e-3

@@ -195,7 +195,7 @@ def test_two_ranks_of_one_sample_step_as_one_rank_of_two(tmp_path):
     assert not torch.allclose(alone["head.reduce4.norm.running_var"], torch.ones(8), atol=1e-4)
 
 
-def normalise(number: int) -> dict[str, torch.Tensor]:
+def normalize(number: int) -> dict[str, torch.Tensor]:
     layer = nn.Sequential(nn.BatchNorm3d(3))
     distributed.synchronize_batch_norm(layer)
     x = torch.randn(2, 2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(1))[number] * (1 + 2 * number)
@@ -205,8 +205,8 @@ def normalise(number: int) -> dict[str, torch.Tensor]:
     return {"y": y.detach(), "grad": x.grad, **layer.state_dict()}
 
 
-def test_synchronised_batch_norm_is_batch_norm_over_all_samples(tmp_path):
-    first, second = on_two_ranks(normalise, tmp_path)
+def test_synchronized_batch_norm_is_batch_norm_over_all_samples(tmp_path):
+    first, second = on_two_ranks(normalize, tmp_path)
     x = torch.randn(2, 2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(1))
     x = torch.cat([x[0], 3 * x[1][:1]]).requires_grad_()
     layer = nn.Sequential(nn.BatchNorm3d(3))

@@ -184,7 +184,7 @@ def test_training_and_validation_preprocess_alike(cohort):
 
 
 def test_images_of_another_orientation_come_back_in_their_own_grid(training, segmentation, cohort, tmp_path):
-    """A patient stored with permuted and flipped axes: the same tumour, in that grid."""
+    """A patient stored with permuted and flipped axes: the same tumor, in that grid."""
     case = next(cohort.rglob("BraTS20_Training_001"))
     folder = tmp_path / "sagittal" / case.name
     folder.mkdir(parents=True)
@@ -231,7 +231,7 @@ def test_cases_of_a_datalist_keep_their_names(training, cohort, tmp_path):
     assert written == ["site_a.nii.gz", "site_b.nii.gz"]
 
 
-def test_enhancing_tumour_as_3(training, cohort, segmentation, tmp_path):
+def test_enhancing_tumor_as_3(training, cohort, segmentation, tmp_path):
     case = next(cohort.rglob("BraTS20_Training_001"))
     model = str(training / "model.pt")
     output = tmp_path / "maps"

@@ -53,7 +53,7 @@ def box(start, edges, size=SIZE):
 
 
 def surface(mask):
-    """MONAI's definition: what one erosion with the 6-neighbourhood takes away, the border counting as outside."""
+    """MONAI's definition: what one erosion with the 6-neighborhood takes away, the border counting as outside."""
     return mask & ~ndimage.binary_erosion(mask, ndimage.generate_binary_structure(3, 1))
 
 

@@ -44,7 +44,7 @@ def test_files_that_must_and_should_be_there(zoo):
     for file in ("configs/metadata.json", "LICENSE", "models/model.pt"):
         assert (zoo / file).is_file(), file
     assert [name for name in os.listdir(zoo / "configs") if re.fullmatch(r"inference\.(json|yaml|yml)", name)]
-    # "Format of the licence": the owners' terms for the data.
+    # "Format of the license": the owners' terms for the data.
     assert "terms" in (zoo / "docs" / "data_license.txt").read_text()
     assert re.fullmatch(r"[a-z0-9_]+", zoo.name)
     # Limit for a file beside the weights: 25 MB.

@@ -140,7 +140,7 @@ def test_evaluating_another_fold_than_was_trained_is_refused(small_cohort, tmp_p
         ),
         ({"fold": 5}, "--fold 5: there are the folds 0 to 4; choose one, or change --folds."),
         ({"fold": -1}, "--fold -1: there are the folds 0 to 4; choose one, or change --folds."),
-        ({"fold": 0, "folds": 7}, "--folds 7: 6 labelled cases make 2 to 6 folds."),
+        ({"fold": 0, "folds": 7}, "--folds 7: 6 labeled cases make 2 to 6 folds."),
     ],
 )
 def test_an_unknown_fold_is_refused(small_cohort, tmp_path, settings, said):
@@ -186,7 +186,7 @@ def test_deterministic_or_fast(overlay):
     # One voxel or one channel lies both ways at once.
     weights = [weight for weight in network.parameters() if weight.dim() == 5 and min(weight.shape) > 1]
     assert {weight.is_contiguous() for weight in weights} == {not fast} and len(weights) > 10
-    # The optimiser steps the weights that were laid out anew.
+    # The optimizer steps the weights that were laid out anew.
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     assert {id(weight) for weight in weights} <= held
 
@@ -393,7 +393,7 @@ def test_flips_are_averaged_and_uncertainty_is_the_entropy(small_cohort, members
     tta = ("tta.yaml",)
     maps = [infer(case, tmp_path / case.name, *tta, **settings) for case in (first, mirrored)]
     a, b = probabilities(maps[0], first.name), probabilities(maps[1], mirrored.name)
-    # The padding of a window need not be symmetric, so neighbours of the border may differ a little.
+    # The padding of a window need not be symmetric, so neighbors of the border may differ a little.
     assert np.abs(a - b[:, ::-1]).mean() < 1e-3
     plain = [infer(case, tmp_path / f"plain_{case.name}", **settings) for case in (first, mirrored)]
     c, d = probabilities(plain[0], first.name), probabilities(plain[1], mirrored.name)
@@ -462,7 +462,7 @@ def test_a_member_that_cannot_be_is_refused(kind, small_cohort, members, tmp_pat
     assert not (tmp_path / "maps").exists()
 
 
-def test_enhancing_tumour_by_component(small_cohort, members, tmp_path):
+def test_enhancing_tumor_by_component(small_cohort, members, tmp_path):
     """With a threshold above every component, none is left; by volume, ET stays whole."""
     case = small_cohort / FIRST
     free = {"model_file": members[0], "min_component_voxels": 0}

@@ -20,7 +20,7 @@ VOXELS = {"TCGA-FG-6692": (30179, 9317, 6840), "TCGA-DU-7294": (24188, 9281, 0)}
 
 @pytest.fixture
 def weights(tmp_path) -> str:
-    """Untrained weights whose every voxel of the brain is whole tumour, none is ET: maps that are not empty."""
+    """Untrained weights whose every voxel of the brain is whole tumor, none is ET: maps that are not empty."""
     torch.manual_seed(0)
     network = PriorAttentionNet(channels=CHANNELS)
     with torch.no_grad():
@@ -68,7 +68,7 @@ def test_inference_writes_their_exact_grid(real_cases, weights, tmp_path):
         assert result.shape == source.shape == (240, 240, 155)
         assert np.array_equal(result.affine, source.affine)
         assert result.get_data_dtype() == np.uint8
-        # All that these weights call tumour lies in the brain's box, and nothing of the box is lost.
+        # All that these weights call tumor lies in the brain's box, and nothing of the box is lost.
         labels = np.asanyarray(result.dataobj)
         brain = np.any([np.asanyarray(nib.load(p).dataobj) != 0 for p in (real_cases / case).glob("*_[tf]*")], axis=0)
         box = tuple(slice(b.min(), b.max() + 1) for b in np.nonzero(brain))
@@ -95,7 +95,7 @@ def test_case_without_et_is_scored_by_the_rules(real_cases, weights, tmp_path):
 
 @pytest.mark.long
 def test_a_small_network_learns_a_real_case(real_cases, tmp_path):
-    """Minutes on one patient bring whole-tumour Dice 0.85 on that patient: the bundle can learn real images at all."""
+    """Minutes on one patient bring whole-tumor Dice 0.85 on that patient: the bundle can learn real images at all."""
     item = next(item for item in labeled_items(real_cases) if item["case"] == "TCGA-FG-6692")
     lists = tmp_path / "one_patient.json"
     lists.write_text(json.dumps({"training": [item], "validation": [item]}))

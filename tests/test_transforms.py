@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Label maps and regions, small components, small enhancing tumours: values, and what is left untouched."""
+"""Label maps and regions, small components, small enhancing tumors: values, and what is left untouched."""
 
 import itertools
 
@@ -104,7 +104,7 @@ def test_overlapping_regions_begin_at_one_half():
 @pytest.mark.parametrize(
     ("probabilities", "regions"),
     [
-        ([0.4, 0.3, 0.2, 0.1], [1, 0, 0, 0]),  # background is likeliest, though tumour is likelier as a whole
+        ([0.4, 0.3, 0.2, 0.1], [1, 0, 0, 0]),  # background is likeliest, though tumor is likelier as a whole
         ([0.1, 0.4, 0.3, 0.2], [0, 1, 1, 1]),
         ([0.1, 0.3, 0.4, 0.2], [0, 0, 1, 1]),
         ([0.1, 0.2, 0.3, 0.4], [0, 0, 0, 1]),
@@ -199,19 +199,19 @@ def test_each_combination_of_regions_has_this_label(et_label):
         labels = regions_to_labels(regions, et_label)
         assert labels.shape == (1, 2, 2, 2) and labels.dtype == torch.uint8
         assert labels.flatten().tolist() == list(table.values())
-        # The authors write oedema last: ET and WT without TC becomes oedema, and nothing else changes.
-        last = regions_to_labels(regions, et_label, oedema_last=True)
+        # The authors write edema last: ET and WT without TC becomes edema, and nothing else changes.
+        last = regions_to_labels(regions, et_label, edema_last=True)
         assert last.flatten().tolist() == list({**table, (1, 0, 1): 2}.values())
 
 
 @QUICK
-@given(data=st.data(), et_label=st.sampled_from([3, 4]), oedema_last=st.booleans())
-def test_label_maps_survive_the_way_to_regions_and_back(data, et_label, oedema_last):
+@given(data=st.data(), et_label=st.sampled_from([3, 4]), edema_last=st.booleans())
+def test_label_maps_survive_the_way_to_regions_and_back(data, et_label, edema_last):
     values = st.sampled_from([0, 1, 2, et_label])
     labels = data.draw(hnp.arrays(np.uint8, SHAPES, elements=values))
     item = {"label": meta(labels[None]), "et_label": et_label, "resection_cavity": 0}
     there = LabelsToRegionsd("label")(item)
-    back = RegionsToLabelsd("label", et_label, oedema_last)(there)["label"]
+    back = RegionsToLabelsd("label", et_label, edema_last)(there)["label"]
     np.testing.assert_array_equal(np.asarray(back), labels[None])
     et, tc, wt = np.asarray(there["label"][1:], bool)
     assert not (et & ~tc).any() and not (tc & ~wt).any()
@@ -332,7 +332,7 @@ def test_small_components_equal_brute_force(regions, min_voxels):
     np.testing.assert_array_equal(out, wanted)
 
 
-# Small enhancing tumours.
+# Small enhancing tumors.
 
 
 @pytest.mark.parametrize(("voxels", "stays"), [(299, False), (300, True), (301, True)])

@@ -53,7 +53,7 @@ def bundle_run(*names: str, **override) -> None:
 
 
 def initialized(*names: str, kind: str, **override) -> ConfigWorkflow:
-    """A workflow of these configurations, initialised and not run."""
+    """A workflow of these configurations, initialized and not run."""
     override.setdefault("bundle_root", str(ROOT))
     made = ConfigWorkflow(files(*names), workflow_type=kind, logging_file=False, **override)
     made.initialize()

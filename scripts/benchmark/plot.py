@@ -66,8 +66,8 @@ def draw_before_and_after(axes: Axes, compared: dict[str, list[dict[str, Any]]])
         # A loader's part alone is no whole sample.
         whole = [row for row in rows if "loader's part" not in row["name"]]
         fastest = max(whole, key=lambda row: row["times_faster"])
-        for row, colour, shift in ((rows[0], BEFORE, -0.2), (fastest, AFTER, 0.2)):
-            axes.barh(position + shift, row["median_s"], 0.38, color=colour)
+        for row, color, shift in ((rows[0], BEFORE, -0.2), (fastest, AFTER, 0.2)):
+            axes.barh(position + shift, row["median_s"], 0.38, color=color)
             text = f" {row['median_s']:.3g} s, {row['name']}"
             if row is fastest:
                 text += f": {row['times_faster']:.0f} times"
@@ -78,7 +78,7 @@ def draw_before_and_after(axes: Axes, compared: dict[str, list[dict[str, Any]]])
     values = [row["median_s"] for rows in compared.values() for row in rows]
     axes.set_xlim(min(values) / 2, max(values) * 500)
     axes.set_xlabel("seconds, median")
-    axes.set_title("Before (grey) and after (blue)")
+    axes.set_title("Before (gray) and after (blue)")
 
 
 def draw_cohorts(axes: Axes, rows: list[dict[str, Any]]) -> None:

@@ -39,7 +39,7 @@ MIN_COMPONENT, MIN_ET = 10, 300
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of this benchmark."""
-    parser.add_argument("--dataset_dir", type=Path, help="folder of one labelled case (default: a phantom)")
+    parser.add_argument("--dataset_dir", type=Path, help="folder of one labeled case (default: a phantom)")
     parser.add_argument("--runs", type=positive, default=5, help="of each, after one to warm up (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         items = labeled_items(args.dataset_dir or phantom(Path(folder)))
         if not items:
-            raise InputError(f"{args.dataset_dir}: no labelled case found; give the folder of one.")
+            raise InputError(f"{args.dataset_dir}: no labeled case found; give the folder of one.")
         image = read_image(items[0]["label"])
         labels = torch.as_tensor(voxels_of(image, items[0]["label"]).astype(np.uint8))
     reference = MetaTensor(labels_to_regions(labels, int(items[0]["et_label"])), affine=image.affine)

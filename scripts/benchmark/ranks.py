@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", type=device_name, default="cuda" if gpus else "cpu", help="default: %(default)s")
     default = list(range(1, gpus + 1)) if gpus else [1, 2]
     parser.add_argument("--ranks", type=positive, nargs="+", default=default, help="processes (default: %(default)s)")
-    parser.add_argument("--dataset_dir", type=Path, help="labelled cases (default: phantoms made on the spot)")
+    parser.add_argument("--dataset_dir", type=Path, help="labeled cases (default: phantoms made on the spot)")
     parser.add_argument("--cases", type=positive, default=8, help="in an epoch (default: %(default)s)")
     parser.add_argument("--epochs", type=positive, default=4, help="one more than are timed (default: %(default)s)")
     parser.add_argument("--size", type=positive, default=64, help="edge of the patch (default: %(default)s)")
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
         cohort = args.dataset_dir or cases_of(folder / "phantoms", args.cases, console)
         items = labeled_items(cohort)[: args.cases]
         if len(items) < args.cases:
-            raise InputError(f"{cohort}: {len(items)} labelled cases, and {args.cases} are asked for.")
+            raise InputError(f"{cohort}: {len(items)} labeled cases, and {args.cases} are asked for.")
         datalist = folder / "datalist.json"
         save_json({"training": items, "validation": []}, datalist)
         rows: list[dict[str, Any]] = []

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 BASELINE = "the authors' way"
 FAST = "train_fast.yaml"
 CACHED = ("train.json", "train_cached.yaml")
-# Each step's settings over train.json; the first is the authors' way: float32 and an optimiser of one kernel a tensor.
+# Each step's settings over train.json; the first is the authors' way: float32 and an optimizer of one kernel a tensor.
 STEPS: dict[str, dict[str, Any]] = {
     BASELINE: {"amp": False, "optimizer#fused": False},
     "train.json": {},

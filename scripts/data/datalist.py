@@ -22,6 +22,7 @@ from scripts.brats import (
     DECATHLON,
     EDEMA_LABEL,
     ET_LABELS,
+    FORMER_EDEMA_KEY,
     SEQUENCES,
     Release,
     case_name,
@@ -76,7 +77,7 @@ def _item(case: Case, et_label: int | None, with_label: bool) -> dict[str, Any]:
     if with_label:
         item["label"] = str(case.label)
         item["et_label"] = case.release.et_label if et_label is None else et_label
-        item["oedema_label"] = case.release.oedema_label
+        item["edema_label"] = case.release.edema_label
         # Naming ET's label is the explicit choice that makes 4 beside 3 a resection cavity.
         item["resection_cavity"] = int(et_label == 3)
     return item
@@ -93,7 +94,7 @@ def unlabeled_items(dataset_dir: str | Path) -> list[dict[str, Any]]:
 def labeled_items(dataset_dir: str | Path, et_label: int | None = None) -> list[dict[str, Any]]:
     """Datalist for training and evaluation: as for inference, plus ``label`` and how it is to be read.
 
-    That is ``et_label``, ``oedema_label`` and ``resection_cavity``; see ``scripts.transforms.LabelsToRegionsd``.
+    That is ``et_label``, ``edema_label`` and ``resection_cavity``; see ``scripts.transforms.LabelsToRegionsd``.
 
     Args:
         dataset_dir: folder of case folders; cases without segmentation are left out.
@@ -118,13 +119,15 @@ def complete_item(item: Mapping[str, Any], et_label: int) -> dict[str, Any]:
         InputError: nothing tells which sequence each of four images is, in an entry that this module did not make.
     """
     image = item["image"]
+    if FORMER_EDEMA_KEY in item:
+        item = {"edema_label": item[FORMER_EDEMA_KEY], **{k: v for k, v in item.items() if k != FORMER_EDEMA_KEY}}
     if "case" not in item and not isinstance(image, str) and len(image) > 1 and sequences_told(image) is None:
         raise InputError(
             f"{', '.join(map(str, image))}: these names do not say which sequence each file is; let them end in "
             f"{', '.join(f'_{sequence}' for sequence in SEQUENCES)}, or give a --datalist_file that holds 'sequences'."
         )
     files = resolve_image(image)
-    reading = {"et_label": et_label, "oedema_label": EDEMA_LABEL, "resection_cavity": 0} if "label" in item else {}
+    reading = {"et_label": et_label, "edema_label": EDEMA_LABEL, "resection_cavity": 0} if "label" in item else {}
     return {"case": case_name(image_files(files)[0]), **reading, **item, "image": files}
 
 
@@ -167,7 +170,7 @@ def split_datalist(
     folds: int = 5,
     fold: int | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Labelled cases as ``training``, ``validation`` and ``all``.
+    """Labeled cases as ``training``, ``validation`` and ``all``.
 
     Args:
         dataset_dir: folder of case folders; absent or empty gives three empty lists.
@@ -228,7 +231,7 @@ def _random_split(items: list[dict[str, Any]], fraction: float, seed: int) -> tu
     wanted = min(max(round(len(items) * fraction), 1), len(items) - 1)
     training = _shuffled_patients(items, seed)
     if len(training) == 1:
-        logger.warning("All %d labelled cases are of one patient, so none is held out.", len(items))
+        logger.warning("All %d labeled cases are of one patient, so none is held out.", len(items))
     validation: list[dict[str, Any]] = []
     for patient in reversed(training[1:]):
         if len(validation) + len(patient) <= wanted:
@@ -248,7 +251,7 @@ def _fold(items: list[dict[str, Any]], folds: int, fold: int, seed: int) -> tupl
     if folds < 2 or folds > len(patients):
         of = f" of {len(patients)} patient{'s' * (len(patients) > 1)}" if len(patients) < len(items) else ""
         possible = f"2 to {len(patients)}" if len(patients) > 1 else "no"
-        raise InputError(f"--folds {folds}: {len(items)} labelled cases{of} make {possible} folds.")
+        raise InputError(f"--folds {folds}: {len(items)} labeled cases{of} make {possible} folds.")
     parts: list[list[dict[str, Any]]] = [[] for _ in range(folds)]
     # The largest first, each to the smallest fold: patients with one case each are dealt out in turn.
     for patient in sorted(patients, key=len, reverse=True):
@@ -331,6 +334,10 @@ def _four_images(image: list[str], path: Path, sequences: list[str] | None) -> l
 
 def _resolve(entry: Any, path: Path, dataset_dir: str | Path, sequences: list[str] | None) -> dict[str, Any]:
     is_dict = isinstance(entry, dict)
+    if is_dict and FORMER_EDEMA_KEY in entry:
+        if entry.get("edema_label", entry[FORMER_EDEMA_KEY]) != entry[FORMER_EDEMA_KEY]:
+            raise InputError(f"{path}: 'edema_label' and '{FORMER_EDEMA_KEY}' differ; leave out the latter: {entry}")
+        entry = {**entry, "edema_label": entry[FORMER_EDEMA_KEY]}
     if not (is_dict and isinstance(entry.get("image"), list | str) and isinstance(entry.get("label"), str)):
         raise InputError(f"{path}: an entry lacks 'image' (four files, or one) or 'label' (file): {entry}")
     if isinstance(entry["image"], str):
@@ -341,27 +348,27 @@ def _resolve(entry: Any, path: Path, dataset_dir: str | Path, sequences: list[st
         image = [str(Path(dataset_dir) / file) for file in _four_images(entry["image"], path, sequences)]
     first = Path(image_files(image)[0]).name
     release = _release_of(entry, image, first)
-    et_label, oedema_label = (
-        getattr(release, key, None) if entry.get(key) is None else entry[key] for key in ("et_label", "oedema_label")
+    et_label, edema_label = (
+        getattr(release, key, None) if entry.get(key) is None else entry[key] for key in ("et_label", "edema_label")
     )
     if et_label is None:
         raise InputError(f"{path}: an entry says no 'et_label' (3 or 4) and its files' names tell no release: {entry}")
     if et_label not in ET_LABELS:
         raise InputError(f"{path}: 'et_label' is 3 or 4: {entry}")
-    if oedema_label is None:
+    if edema_label is None:
         # The Decathlon's four-dimensional files have core and edema the other way round.
         raise InputError(
-            f"{path}: an entry says no 'oedema_label' (2 as in BraTS, 1 as in the Decathlon; core has the other) "
+            f"{path}: an entry says no 'edema_label' (2 as in BraTS, 1 as in the Decathlon; core has the other) "
             f"and its files' names tell no release: {entry}"
         )
-    if oedema_label not in (1, 2):
-        raise InputError(f"{path}: 'oedema_label' is 2 or 1: {entry}")
+    if edema_label not in (1, 2):
+        raise InputError(f"{path}: 'edema_label' is 2 or 1: {entry}")
     return {
         "case": _plain_name(entry, path, case_name(first)),
         "image": image,
         "label": str(Path(dataset_dir) / entry["label"]),
         "et_label": et_label,
-        "oedema_label": oedema_label,
+        "edema_label": edema_label,
         "resection_cavity": entry.get("resection_cavity", 0),
     }
 

@@ -8,7 +8,7 @@ number of workers.
 
 Anatomy is described by smooth fields (signed distances, fold phase, noise) on a 2 mm grid that covers the brain's box;
 they are interpolated to 1 mm and only there cut into tissues, which keeps edges fine and the work small. Coordinates
-are millimetres from the centre of that box: x to the left, y to the front, z up.
+are millimeters from the center of that box: x to the left, y to the front, z up.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ Int16 = npt.NDArray[np.int16]
 Images = dict[str, Int16]  # by modality
 
 GENERATOR_VERSION = 1
+# Files that were made before are known by it too, so its spelling stays.
 PHANTOM_DESCRIPTION = "synthetic brain tumour phantom, not a patient"
 # In the order in which their random numbers are drawn, which is part of the generator's version.
 MODALITIES = ("t1", "t1ce", "t2", "flair")
@@ -61,11 +62,11 @@ class Difficulty:
     """What makes a cohort easy or hard; intensities are in units of the patient's white matter (about 1)."""
 
     name: str
-    volume_cm3: tuple[float, float]  # whole tumour, log-uniform
+    volume_cm3: tuple[float, float]  # whole tumor, log-uniform
     contrast: float  # lesion against normal tissue, 1 = clearly visible
     noise: float  # standard deviation before the point spread
     bias: float  # standard deviation of the logarithm of the bias field
-    mimics: float  # volume of FLAIR-bright normal tissue, in whole-tumour volumes
+    mimics: float  # volume of FLAIR-bright normal tissue, in whole-tumor volumes
     vessels: float  # radius of T1ce-bright vessels, mm
     rim: int  # least thickness of the enhancing rim, mm
     dice_ceiling: float  # no threshold on one modality may do better (see `fade_until_hidden`)
@@ -123,9 +124,9 @@ def ramp(distance: Float, width: float = 1.0) -> Float:
     return share
 
 
-def ellipsoid(point: list[Float], centre: tuple[float, float, float], radii: tuple[float, float, float]) -> Float:
+def ellipsoid(point: list[Float], center: tuple[float, float, float], radii: tuple[float, float, float]) -> Float:
     """About the distance (mm) to an ellipsoid's surface, positive inside."""
-    scaled = [(p - c) / r for p, c, r in zip(point, centre, radii, strict=True)]
+    scaled = [(p - c) / r for p, c, r in zip(point, center, radii, strict=True)]
     inside: Float = (1 - np.sqrt(scaled[0] ** 2 + scaled[1] ** 2 + scaled[2] ** 2)) * min(radii)
     return inside.astype(np.float32)
 
@@ -161,9 +162,9 @@ class Head:
 
 @dataclass(frozen=True)
 class Lesion:
-    """One tumour to be grown: where, how much (voxels of 1 mm), how large its core and its necrosis are (shares)."""
+    """One tumor to be grown: where, how much (voxels of 1 mm), how large its core and its necrosis are (shares)."""
 
-    centre: tuple[float, float, float]
+    center: tuple[float, float, float]
     volume: float
     core: float
     necrosis: float
@@ -175,7 +176,7 @@ class Tissue:
 
     brain: Mask
     csf: Float
-    grey: Float
+    gray: Float
     white: Float
     depth: Float  # from the brain's surface and the fissures
     ventricle: Float  # distance to the ventricles' wall, positive inside
@@ -235,7 +236,7 @@ def push_aside(point: list[Float], lesions: list[Lesion]) -> list[Float]:
     moved = [p.copy() for p in point]
     for lesion in lesions:
         radius = (lesion.volume * 0.75 / np.pi) ** (1 / 3)
-        away = [p - np.float32(c) for p, c in zip(here, lesion.centre, strict=True)]
+        away = [p - np.float32(c) for p, c in zip(here, lesion.center, strict=True)]
         reach = 1.6 * radius
         pull = np.exp(-(away[0] ** 2 + away[1] ** 2 + away[2] ** 2) / (2 * reach**2)) * np.float32(0.28)
         for target, offset in zip(moved, away, strict=True):
@@ -316,7 +317,7 @@ def fold_cortex(rng: np.random.Generator, head: Head, point: list[Float], callos
     depth = upsample(depth)
     beyond = np.maximum(depth - upsample(reach), 0)
     to_sulcus = np.sqrt((upsample(fold) / upsample(slope)) ** 2 + beyond**2)
-    width = np.float32(rng.uniform(0.25, 0.7)) * (1 + np.exp(-depth / 4))  # sulci open towards the surface
+    width = np.float32(rng.uniform(0.25, 0.7)) * (1 + np.exp(-depth / 4))  # sulci open toward the surface
     to_fluid = np.minimum(to_sulcus - width, depth - 1)
     sheets = np.minimum(
         np.maximum(np.abs(upsample(x)), upsample(between)),
@@ -326,14 +327,14 @@ def fold_cortex(rng: np.random.Generator, head: Head, point: list[Float], callos
 
 
 def grow_tissue(rng: np.random.Generator, head: Head, lesions: list[Lesion]) -> Tissue:
-    """Fill the head with fluid, grey and white matter, pushed aside by the lesions."""
+    """Fill the head with fluid, gray and white matter, pushed aside by the lesions."""
     x, y, z = push_aside(head.point, lesions)
     x = x + np.float32(0.8) * smooth_noise(rng, 40.0)  # the falx is never quite straight
     point = [x, y, z]
     callosum: Float = (1 - np.sqrt(((y + 2) / 40) ** 2 + ((z - 2) / 27) ** 2)) * 27
     to_fluid, depth = fold_cortex(rng, head, point, callosum)
     csf = ramp(-to_fluid)
-    grey = ramp(np.float32(rng.uniform(2.6, 3.2)) - to_fluid, 1.3)
+    gray = ramp(np.float32(rng.uniform(2.6, 3.2)) - to_fluid, 1.3)
 
     # Cerebellum: leaves that fan out from the fourth ventricle.
     fan = np.arctan2(z + 36, -(y + 22)) + np.float32(0.04) * smooth_noise(rng, 12.0)
@@ -341,23 +342,23 @@ def grow_tissue(rng: np.random.Generator, head: Head, lesions: list[Lesion]) -> 
     share = ramp(cerebellum - np.float32(0.6)) * (stem < 0)
     gaps = np.float32(0.7) * ramp(np.float32(0.02) * (8 - cerebellum) - leaf - np.float32(0.80), 0.3)
     csf += share * (gaps - csf)
-    grey += share * (ramp(9 + 3 * leaf - cerebellum, 2) - grey)
+    gray += share * (ramp(9 + 3 * leaf - cerebellum, 2) - gray)
     # Brainstem: tracts and nuclei mixed, no cortex.
     share = ramp(stem + np.float32(0.5), 2) * ramp(2 - upsample(head.point[2]), 6)
     csf *= 1 - share
-    grey += share * (np.float32(0.35) - grey)
+    gray += share * (np.float32(0.35) - gray)
 
-    grey = np.maximum(grey, np.float32(0.85) * ramp(upsample(lay_nuclei(point)) - np.float32(0.3), 1.5))
+    gray = np.maximum(gray, np.float32(0.85) * ramp(upsample(lay_nuclei(point)) - np.float32(0.3), 1.5))
     wall = upsample(lay_ventricles(point, swelling=float(rng.uniform(-1.0, 1.5))))
     brain: Mask = upsample(head.brain) > 0
     csf = np.where(brain, np.maximum(csf, ramp(wall)), np.float32(1))
-    grey = np.minimum(grey, 1 - csf)
+    gray = np.minimum(gray, 1 - csf)
     choroid = tube([np.abs(x), y, z], [(10, -14, 16, 1.6), (24, -34, 8, 3.6), (31, -26, -6, 2.0)])
     return Tissue(
         brain=brain,
         csf=csf,
-        grey=grey,
-        white=1 - csf - grey,
+        gray=gray,
+        white=1 - csf - gray,
         depth=depth,
         ventricle=wall,
         choroid=upsample(choroid),
@@ -370,7 +371,7 @@ def grow_tissue(rng: np.random.Generator, head: Head, lesions: list[Lesion]) -> 
 
 
 def without_enhancement(seed: int, index: int) -> bool:
-    """Whether this case has no enhancing tumour: one case in five, never the first, whatever the cohort's size."""
+    """Whether this case has no enhancing tumor: one case in five, never the first, whatever the cohort's size."""
     return index % 5 == (0, 2, 3, 4)[seed % 4]
 
 
@@ -390,7 +391,7 @@ def place_lesions(rng: np.random.Generator, head: Head, level: Difficulty, enhan
         radius = (volume * 0.75 / np.pi) ** (1 / 3)
         fits = (room > min(12 + 0.35 * radius, 26)) & (np.abs(here[0]) > 12) & (head.stem < -6) & (wall < -4)
         for other in lesions:
-            gap = sum((p - np.float32(c)) ** 2 for p, c in zip(here, other.centre, strict=True))
+            gap = sum((p - np.float32(c)) ** 2 for p, c in zip(here, other.center, strict=True))
             fits &= gap > (1.6 * (radius + (other.volume * 0.75 / np.pi) ** (1 / 3))) ** 2
         spots = np.flatnonzero(fits)
         if spots.size == 0 and lesions:  # no room left for a further one
@@ -398,16 +399,16 @@ def place_lesions(rng: np.random.Generator, head: Head, level: Difficulty, enhan
         if spots.size == 0:
             spots = np.array([int(np.argmax(np.where(wall < -4, room, 0)))])
         spot = int(spots[rng.integers(spots.size)])
-        centre = (float(here[0].flat[spot]), float(here[1].flat[spot]), float(here[2].flat[spot]))
+        center = (float(here[0].flat[spot]), float(here[1].flat[spot]), float(here[2].flat[spot]))
         core = float(rng.uniform(0.32, 0.5))
         necrosis = float(rng.uniform(0.3, 0.6)) if enhancing else 1.0
-        lesions.append(Lesion(centre, float(volume), core, necrosis))
+        lesions.append(Lesion(center, float(volume), core, necrosis))
     return lesions
 
 
-def _window(centre: tuple[float, float, float], reach: float) -> tuple[slice, slice, slice]:
+def _window(center: tuple[float, float, float], reach: float) -> tuple[slice, slice, slice]:
     """The part of the 1 mm box within `reach` mm of a point."""
-    middle = [c + n / 2 for c, n in zip((centre[0], -centre[1], centre[2]), _BOX, strict=True)]
+    middle = [c + n / 2 for c, n in zip((center[0], -center[1], center[2]), _BOX, strict=True)]
     first, second, third = (
         slice(max(0, int(m - reach)), min(n, int(m + reach) + 1)) for m, n in zip(middle, _BOX, strict=True)
     )
@@ -436,30 +437,30 @@ def _largest(region: Mask) -> Mask:
 def grow_lesions(rng: np.random.Generator, tissue: Tissue, lesions: list[Lesion], rim: int) -> npt.NDArray[np.uint8]:
     """Label map (0, 1, 2, 4) on the 1 mm box.
 
-    Oedema spreads through white matter and stops at cortex, fluid and falx; the core displaces whatever is there.
+    Edema spreads through white matter and stops at cortex, fluid and falx; the core displaces whatever is there.
     """
     labels = np.zeros(_BOX, np.uint8)
     coarse, medium, fine = (upsample(smooth_noise(rng, w)) for w in (45.0, 20.0, 9.0))
     for lesion in lesions:
         radius = (lesion.volume * 0.75 / np.pi) ** (1 / 3)
-        window = _window(lesion.centre, 2.2 * radius + 8)
+        window = _window(lesion.center, 2.2 * radius + 8)
         axes = [np.arange(s.start, s.stop, dtype=np.float32) + 0.5 for s in window]
         offset = [
             a - np.float32(c + n / 2)
-            for a, c, n in zip(axes, (lesion.centre[0], -lesion.centre[1], lesion.centre[2]), _BOX, strict=True)
+            for a, c, n in zip(axes, (lesion.center[0], -lesion.center[1], lesion.center[2]), _BOX, strict=True)
         ]
         far = np.sqrt(offset[0][:, None, None] ** 2 + offset[1][None, :, None] ** 2 + offset[2][None, None, :] ** 2)
         ripple = 0.20 * coarse[window] + 0.15 * medium[window]
         core_score = far * np.exp(0.8 * ripple + 0.05 * fine[window])
         spread = far * np.exp(1.2 * ripple) + radius * (0.07 * fine[window])
-        other = np.maximum(-np.sign(lesion.centre[0]) * tissue.across[window], 0)
+        other = np.maximum(-np.sign(lesion.center[0]) * tissue.across[window], 0)
         hard = np.maximum(tissue.csf[window], np.where(tissue.ventricle[window] > -0.5, 1, 0))
         solid: Mask = (tissue.brain[window] & (tissue.depth[window] > 1.5) & (tissue.ventricle[window] < 0)) & (
             tissue.cerebrum[window] > 0.5
         )
         core = _smallest(core_score + 14 * other, solid, lesion.volume * lesion.core)
         core = _largest(ndimage.binary_opening(core))
-        barrier = radius * (0.28 * tissue.grey[window] + 1.2 * hard)
+        barrier = radius * (0.28 * tissue.gray[window] + 1.2 * hard)
         free: Mask = solid & (tissue.csf[window] < 0.5) | core
         for strength in (1.0, 0.4, 0.0):  # a core walled in by cortex leaks in the end
             score = np.where(core, -1, spread + np.float32(strength) * barrier + 25 * other).astype(np.float32)
@@ -481,10 +482,10 @@ def grow_lesions(rng: np.random.Generator, tissue: Tissue, lesions: list[Lesion]
 
 # Mean signal of each tissue, in units of about one white-matter level of T1.
 SIGNAL: dict[str, dict[str, float]] = {
-    "t1": {"csf": 0.28, "grey": 0.66, "white": 0.92, "oedema": 0.57, "necrosis": 0.44, "enhancing": 0.60},
-    "t1ce": {"csf": 0.28, "grey": 0.68, "white": 0.90, "oedema": 0.58, "necrosis": 0.42, "enhancing": 1.50},
-    "t2": {"csf": 1.35, "grey": 0.72, "white": 0.52, "oedema": 1.06, "necrosis": 1.20, "enhancing": 0.86},
-    "flair": {"csf": 0.20, "grey": 0.70, "white": 0.58, "oedema": 0.98, "necrosis": 0.55, "enhancing": 0.88},
+    "t1": {"csf": 0.28, "gray": 0.66, "white": 0.92, "edema": 0.57, "necrosis": 0.44, "enhancing": 0.60},
+    "t1ce": {"csf": 0.28, "gray": 0.68, "white": 0.90, "edema": 0.58, "necrosis": 0.42, "enhancing": 1.50},
+    "t2": {"csf": 1.35, "gray": 0.72, "white": 0.52, "edema": 1.06, "necrosis": 1.20, "enhancing": 0.86},
+    "flair": {"csf": 0.20, "gray": 0.70, "white": 0.58, "edema": 0.98, "necrosis": 0.55, "enhancing": 0.88},
 }
 
 
@@ -494,7 +495,7 @@ def draw_mimics(rng: np.random.Generator, tissue: Tissue, labels: npt.NDArray[np
     near = np.exp(np.minimum(tissue.ventricle, 0) / np.float32(9))
     score = -(texture + 2.6 * near)
     allowed: Mask = (tissue.white > 0.6) & tissue.brain & (labels == 0) & (tissue.cerebrum > 0.5)
-    # A share of the tumour and a fixed volume besides, or small tumours would stand out.
+    # A share of the tumor and a fixed volume besides, or small tumors would stand out.
     volume = level.mimics * float((labels > 0).sum()) + float(rng.uniform(12e3, 20e3))
     chosen = _smallest(score.astype(np.float32), allowed, volume)
     share: Float = ndimage.gaussian_filter(chosen.astype(np.float32), 1.0)
@@ -550,9 +551,9 @@ def best_threshold_dice(values: npt.NDArray[np.generic], target: Mask) -> float:
 
 
 def fade_until_hidden(base: Float, excess: Float, bias: Float, scale: float, whole: Mask, level: Difficulty) -> Int16:
-    """Intensities at which no threshold finds the tumour.
+    """Intensities at which no threshold finds the tumor.
 
-    Where one still does better than `level.dice_ceiling`, the lesion fades towards its surroundings and the bias
+    Where one still does better than `level.dice_ceiling`, the lesion fades toward its surroundings and the bias
     field deepens, step by step. All arrays hold one value per voxel of the brain.
     """
     fade, strength = np.float32(1), np.float32(level.bias)
@@ -579,16 +580,16 @@ def render(rng: np.random.Generator, tissue: Tissue, labels: npt.NDArray[np.uint
     images: Images = {}
     for name in MODALITIES:
         mean = {key: np.float32(value * rng.normal(1, 0.03)) for key, value in SIGNAL[name].items()}
-        normal = tissue.csf * mean["csf"] + tissue.grey * mean["grey"] + tissue.white * mean["white"]
+        normal = tissue.csf * mean["csf"] + tissue.gray * mean["gray"] + tissue.white * mean["white"]
         normal *= 1 + np.float32(0.02) * texture
         if name == "flair":
-            normal += mimics * np.float32(0.9) * (mean["oedema"] - normal)
+            normal += mimics * np.float32(0.9) * (mean["edema"] - normal)
         elif name == "t1ce":
             normal += vessels * (mean["enhancing"] - normal)
         elif name == "t2":
             normal -= vessels * np.float32(0.15)  # flowing blood gives no signal
         target = np.select(
-            [part == EDEMA_LABEL, part == CORE_LABEL], [mean["oedema"], mean["necrosis"]], mean["enhancing"]
+            [part == EDEMA_LABEL, part == CORE_LABEL], [mean["edema"], mean["necrosis"]], mean["enhancing"]
         )
         excess = np.zeros(_BOX, np.float32)
         excess[near] = ndimage.gaussian_filter(opacity * (target * variation[near] - normal[near]), _BLUR, truncate=3)

@@ -18,12 +18,12 @@ DEFAULT_NUM_GROUPS = 8
 
 
 def is_group_norm(norm: LayerSpec) -> bool:
-    """Whether ``norm`` names group normalisation."""
+    """Whether ``norm`` names group normalization."""
     return bool(split_args(norm)[0].lower() == "group")
 
 
 def build_norm(norm: LayerSpec, spatial_dims: int, channels: int) -> nn.Module:
-    """Normalisation over ``channels`` feature maps.
+    """Normalization over ``channels`` feature maps.
 
     Group normalization takes the largest number of groups that divides both ``num_groups`` (default 8) and
     ``channels``: the authors' 8 wherever they can be had, and fewer for widths that their program cannot build.
@@ -36,9 +36,9 @@ def build_norm(norm: LayerSpec, spatial_dims: int, channels: int) -> nn.Module:
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution without bias, normalisation and, unless told not to, activation.
+    """Convolution without bias, normalization and, unless told not to, activation.
 
-    With group normalisation the order is normalisation, activation, convolution, as in the authors' program.
+    With group normalization the order is normalization, activation, convolution, as in the authors' program.
 
     Args:
         spatial_dims: 2 or 3.

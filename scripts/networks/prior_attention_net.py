@@ -31,7 +31,7 @@ class DecoderLevel(nn.Module):
         norm, act, bottleneck: as in ``ResBlock``.
         deconv: upsample by transposed convolution instead of linear interpolation.
         prior_attention: weight the skip connection as ``(p + attention) * features`` with one learned scalar p,
-            initially 1 (paper, section III-C: parametrised skip connection).
+            initially 1 (paper, section III-C: parametrized skip connection).
     """
 
     def __init__(
@@ -77,13 +77,13 @@ class PriorAttentionNet(nn.Module):
         out_channels: output maps; for BraTS background, ET, TC, WT.
         channels: feature maps of the five levels.
         strides: strides of the five encoder blocks.
-        norm: normalisation outside the head, as MONAI names it: "instance", "batch", "group", or a tuple with
+        norm: normalization outside the head, as MONAI names it: "instance", "batch", "group", or a tuple with
             arguments. Group normalization comes before activation and convolution, and the first block is then a
             plain convolution and ReLU (``PlainStem``), as in the authors' program.
         act: activation outside the head, as MONAI names it.
         upsample: "interpolate" (linear) or "deconv" (transposed convolution) in the decoder.
         head: attention-guiding head, "fcn" or "parallel"; unused without ``prior_attention``.
-        head_norm: normalisation in the head; the authors use batch normalisation in every network.
+        head_norm: normalization in the head; the authors use batch normalization in every network.
         head_act: activation in the head; the authors use PReLU in every network.
         prior_attention: predict the prior and weight the skip connections by it; off is the paper's "enhanced" U-Net.
         deep_supervision: also give the coarser levels' maps in training; with ``prior_attention`` off too, what
@@ -223,7 +223,7 @@ class PriorAttentionNet(nn.Module):
         """Refuse an input the network cannot take.
 
         Each spatial size is a multiple of the strides' product, so that every level doubles exactly; one is at least
-        twice that, since instance normalisation of a single voxel is undefined.
+        twice that, since instance normalization of a single voxel is undefined.
         """
         size = x.shape[2:]
         if len(size) != self.spatial_dims or x.shape[1] != self.in_channels:

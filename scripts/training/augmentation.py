@@ -24,7 +24,7 @@ class RandFastElasticd(RandomizableTransform, MapTransform):
     """MONAI's ``Rand3DElasticd``, whose arguments it takes, with displacements of the same statistics, made faster.
 
     There, uniform noise on every voxel is smoothed by a Gaussian. What is wider than a voxel needs no noise on every
-    voxel: here it lies on nodes ``sigma`` voxels apart (one at least), each the centre of the same Gaussian, scaled to
+    voxel: here it lies on nodes ``sigma`` voxels apart (one at least), each the center of the same Gaussian, scaled to
     the same variance. Sums of Gaussians are separable, so the field is three products of small matrices, and the last
     of them adds the affine part. Where nothing is drawn, nothing is resampled.
 

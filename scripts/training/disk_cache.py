@@ -364,7 +364,7 @@ def loader_bytes(dataloader: Any, dataset: DiskCacheDataset) -> float:
         return 0.0
     item = dataset.data[0]
     voxels = sum(int(np.prod(read_header(path).shape)) for key in dataset.keys for path in _files(item[key]))
-    # As loaded, cut out and normalised, float32, and as much for all else: measured (docs/performance.md).
+    # As loaded, cut out and normalized, float32, and as much for all else: measured (docs/performance.md).
     case = 4 * 4 * voxels
     sample = dataset[0]
     batch = dataloader.batch_size * sum(sample[key].numel() * sample[key].element_size() for key in dataset.keys)

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 class WarmupFlatCosineLR(LambdaLR):
     """Linear warm-up, a flat stretch, then half a cosine down; stepped once an iteration.
 
-    Starts and ends at ``floor`` times the optimiser's learning rate. The cosine takes the epochs that the other two
+    Starts and ends at ``floor`` times the optimizer's learning rate. The cosine takes the epochs that the other two
     leave; where they leave none, the rate stays flat to the end.
 
     Args:

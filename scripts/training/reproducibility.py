@@ -38,7 +38,7 @@ def choose_algorithms(
 
     Args:
         deterministic: the former.
-        network: three-dimensional; laid out as ``channels_last`` says before ranks or optimiser see it.
+        network: three-dimensional; laid out as ``channels_last`` says before ranks or optimizer see it.
         channels_last: each voxel's channels beside each other, which tensor cores work on; else as torch has it.
     """
     torch.backends.cudnn.deterministic = deterministic

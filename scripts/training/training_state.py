@@ -151,12 +151,12 @@ def newest_state(folder: str | Path) -> tuple[Path, dict[str, Any]]:
 class ResumeTraining(TrainingParts):
     """Take up a stopped training where its newest valid state left it, at the end of an epoch; on every rank.
 
-    Restores weights, optimiser, position in the schedule, AMP scaler, epoch, iteration and the best score. Random
+    Restores weights, optimizer, position in the schedule, AMP scaler, epoch, iteration and the best score. Random
     numbers need no restoring: they follow from the seed and the epoch (``scripts.training.reproducibility``). Attach
     before every other handler that reads the epoch.
 
     Raises:
-        InputError: (at the start) there is no valid state, or it is of another network, optimiser or epoch length, or
+        InputError: (at the start) there is no valid state, or it is of another network, optimizer or epoch length, or
             of a version whose channels had another order.
     """
 
@@ -174,7 +174,7 @@ class ResumeTraining(TrainingParts):
         self.optimizer.load_state_dict(state["optimizer"])
         for parameter, values in self.optimizer.state.items():
             for name, value in values.items():
-                # Fused optimisers take it for granted that both lie alike in memory, and compute nonsense otherwise.
+                # Fused optimizers take it for granted that both lie alike in memory, and compute nonsense otherwise.
                 if torch.is_tensor(value) and value.shape == parameter.shape:
                     values[name] = torch.empty_like(parameter).copy_(value)
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
@@ -192,7 +192,7 @@ class ResumeTraining(TrainingParts):
 def check_resumable(
     state: dict[str, Any], path: Path, network: torch.nn.Module, optimizer: torch.optim.Optimizer, epoch_length: int
 ) -> None:
-    """Refuse a state that does not belong to this network, optimiser and number of iterations an epoch.
+    """Refuse a state that does not belong to this network, optimizer and number of iterations an epoch.
 
     Raises:
         InputError: it does not; the message names the file.
@@ -206,7 +206,7 @@ def check_resumable(
             "train_resume.yaml."
         )
     if (kept := state["optimizer_class"]) != (own := type(optimizer).__name__):
-        raise InputError(f"{path}: state of another optimiser ({kept}, not {own}); resume with its configuration.")
+        raise InputError(f"{path}: state of another optimizer ({kept}, not {own}); resume with its configuration.")
     epoch, iteration = int(state["epoch"]), int(state["iteration"])
     if iteration != epoch * epoch_length:
         raise InputError(

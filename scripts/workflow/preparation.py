@@ -111,7 +111,7 @@ def prepare_training(
         if searched is None:
             warn_of_shared_patients(lists["training"], lists["validation"], "The given lists")
         synthetic = check_cases(
-            list(both.values()), searched, "labelled cases", cohort.datalist_file, cohort.channel_order
+            list(both.values()), searched, "labeled cases", cohort.datalist_file, cohort.channel_order
         )
         phantoms = any(synthetic)
         needed = [name for name in lists if name in cohort.needed]
@@ -225,7 +225,7 @@ def prepare_evaluation(
         if not items and selection not in (None, "all") and labeled_items(cohort.dataset_dir):
             source = cohort.datalist_file or cohort.dataset_dir
             raise InputError(f"{source}: no case for {selection}; choose --cases all.")
-        kind = "cases" if selection is None else "labelled cases"
+        kind = "cases" if selection is None else "labeled cases"
         phantoms = any(check_cases(items, cohort.dataset_dir, kind, cohort.datalist_file, cohort.channel_order))
         check_ranks(items, kind)
         phantom_weights = [knows_phantoms(record, only=True) for record in records]

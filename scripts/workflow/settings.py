@@ -29,6 +29,8 @@ READ_BY_MONAI = {"imports", "initialize", "run", "finalize"}
 PACKAGES_BEHIND = {MLFLOW: ("mlflow", "sqlalchemy", "alembic")}
 # Parts of a configuration that hold settings of their own.
 SECTIONS = ("train", "validate")
+# Former names of settings, which would be passed over.
+RENAMED = {"oedema_last": "edema_last", "validate#activation": "activation"}
 AMP_DTYPES = ("bfloat16", "float16")
 
 
@@ -43,11 +45,14 @@ def check_settings(configuration: Configuration) -> None:
     Raises:
         InputError: a value is the text "true" or "false", as the command line leaves a switch in lower case, and which
             Python takes for true, both; the device or precision does not exist; a package is not installed that a part
-            needs; a part refers to a setting that is not there; or torchrun started several processes for a
-            configuration of one.
+            needs; a setting has a former name; a part refers to a setting that is not there; or torchrun started
+            several processes for a configuration of one.
     """
     show_input_errors()
     config = configuration.content
+    for former, name in RENAMED.items():
+        if former in _settings(config):
+            raise InputError(f"--{former}: this setting is called {name} now.")
     for name, value in _leaves(config):
         if isinstance(value, str) and value in ("true", "false"):
             raise InputError(f"--{name} {value}: write {value.capitalize()}, with a capital.")
@@ -72,9 +77,10 @@ def check_settings(configuration: Configuration) -> None:
     known = READ_BY_MONAI | TRACKING | _own_settings(_workflow(config))
     for name in _settings(config):
         if name not in known and not re.search(rf"@{re.escape(name)}\b", text):
-            close = difflib.get_close_matches(name, list(config), 2)
-            hint = next((f"; did you mean {other}?" for other in close if other != name), ".")
-            logger.warning("Nothing reads the setting %s%s", name, hint)
+            section = name.rpartition("#")[0]
+            others = [other for other in _settings(config) if other != name and other.rpartition("#")[0] == section]
+            close = difflib.get_close_matches(name, others, 1)
+            logger.warning("Nothing reads the setting %s%s", name, f"; did you mean {close[0]}?" if close else ".")
 
 
 def _workflow(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -57,7 +57,7 @@ def file_of(root, suffix, name="BraTS20_Training_001", extension=".nii.gz"):
 
 def refusal(root, items=None, **arguments):
     with pytest.raises(InputError) as caught:
-        check_cases(labeled_items(root) if items is None else items, root, "labelled cases", **arguments)
+        check_cases(labeled_items(root) if items is None else items, root, "labeled cases", **arguments)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -336,10 +336,10 @@ def test_no_folder_no_case_and_no_label_are_told_apart(tmp_path):
     message = refusal(tmp_path / "absent")
     assert message.startswith(f"{tmp_path / 'absent'}: no such folder; set --dataset_dir")
     message = refusal(tmp_path)
-    assert message.startswith(f"{tmp_path}: no labelled cases found; looked for ") and "t1ce" in message
+    assert message.startswith(f"{tmp_path}: no labeled cases found; looked for ") and "t1ce" in message
     make_case(tmp_path, labels=None)
     message = refusal(tmp_path)
-    assert message.startswith(f"{tmp_path}: 1 cases, but no labelled cases; ") and "seg" in message
+    assert message.startswith(f"{tmp_path}: 1 cases, but no labeled cases; ") and "seg" in message
 
 
 # Labels.
@@ -509,7 +509,7 @@ def test_two_real_patients_pass_and_their_labels_are_as_published(tmp_path, real
     root = real_cases
     items = labeled_items(root)
     assert [item["case"] for item in items] == ["TCGA-DU-7294", "TCGA-FG-6692"]
-    assert not any(check_cases(items, root, "labelled cases"))
+    assert not any(check_cases(items, root, "labeled cases"))
     assert [item["et_label"] for item in items] == [4, 4]
     voxels = {}
     for item in items:

@@ -70,7 +70,7 @@ def test_brats_2018_below_hgg_and_lgg(tmp_path):
         "image": [str(root / "HGG" / high / f"{high}_{s}.nii.gz") for s in ("t1", "t2", "t1ce", "flair")],
         "label": str(root / "HGG" / high / f"{high}_seg.nii.gz"),
         "et_label": 4,
-        "oedema_label": 2,
+        "edema_label": 2,
         "resection_cavity": 0,
     }
 
@@ -160,7 +160,7 @@ def test_the_folder_of_one_case_is_a_dataset_too(tmp_path):
     assert labeled_items(folder) == labeled_items(tmp_path)
 
 
-def test_unlabelled_cases_serve_inference_only(tmp_path):
+def test_unlabeled_cases_serve_inference_only(tmp_path):
     make_case(tmp_path / "BraTS20_Validation_001", label=False)
     make_case(tmp_path / "BraTS20_Validation_002")
     items = unlabeled_items(tmp_path)
@@ -372,15 +372,15 @@ def test_the_share_held_out_is_as_near_as_whole_patients_allow(tmp_path, counts,
 def test_visits_of_one_patient_alone_are_for_training(tmp_path, caplog):
     split = split_datalist(visits(tmp_path, 3))
     assert (len(split["training"]), len(split["validation"])) == (3, 0)
-    assert caplog.messages == ["All 3 labelled cases are of one patient, so none is held out."]
+    assert caplog.messages == ["All 3 labeled cases are of one patient, so none is held out."]
 
 
 @pytest.mark.parametrize(
     ("counts", "said"),
     [
-        ((2, 2, 2), "--folds 5: 6 labelled cases of 3 patients make 2 to 3 folds."),
-        ((6,), "--folds 5: 6 labelled cases of 1 patient make no folds."),
-        ((1, 1), "--folds 5: 2 labelled cases make 2 to 2 folds."),
+        ((2, 2, 2), "--folds 5: 6 labeled cases of 3 patients make 2 to 3 folds."),
+        ((6,), "--folds 5: 6 labeled cases of 1 patient make no folds."),
+        ((1, 1), "--folds 5: 2 labeled cases make 2 to 2 folds."),
     ],
 )
 def test_fewer_patients_than_folds_are_refused(tmp_path, counts, said):
@@ -509,7 +509,7 @@ def minimal(**changes):
 def test_a_datalist_by_hand_needs_images_and_label_only(tmp_path):
     new = {"image": [f"b/b-{s}.nii.gz" for s in NEW], "label": "b/b-seg.nii.gz"}
     files = ["x_T2 FLAIR.nii", "T1-Gd.nii", "z_t1w.nii", "w-T2.nii"]
-    other = minimal(image=files, et_label=3, oedema_label=1, case="mine", fold=2)
+    other = minimal(image=files, et_label=3, edema_label=1, case="mine", fold=2)
     other["resection_cavity"] = 1
     path = tmp_path / "list.json"
     path.write_text(json.dumps({"training": [minimal(), new], "validation": [other]}))
@@ -520,7 +520,7 @@ def test_a_datalist_by_hand_needs_images_and_label_only(tmp_path):
             "image": [f"/data/a/a_{s}.nii.gz" for s in OLD],
             "label": "/data/a/a_seg.nii.gz",
             "et_label": 4,
-            "oedema_label": 2,
+            "edema_label": 2,
             "resection_cavity": 0,
         },
         {
@@ -528,12 +528,12 @@ def test_a_datalist_by_hand_needs_images_and_label_only(tmp_path):
             "image": [f"/data/b/b-{s}.nii.gz" for s in NEW],
             "label": "/data/b/b-seg.nii.gz",
             "et_label": 3,
-            "oedema_label": 2,
+            "edema_label": 2,
             "resection_cavity": 0,
         },
     ]
     (item,) = lists["validation"]
-    assert (item["case"], item["et_label"], item["oedema_label"], item["resection_cavity"]) == ("mine", 3, 1, 1)
+    assert (item["case"], item["et_label"], item["edema_label"], item["resection_cavity"]) == ("mine", 3, 1, 1)
     assert item["image"] == [f"/data/{files[number]}" for number in (2, 3, 1, 0)]
 
 
@@ -544,7 +544,7 @@ def test_a_datalist_that_says_its_sequences_is_obeyed(tmp_path, names):
         known = [sequence_named(name) for name in order]
         by_sequence = dict(zip(OLD, names, strict=True))
         image = [f"p_{by_sequence[s]}.nii" for s in known]
-        entry = {"image": image, "label": "p_seg.nii", "et_label": 4, "oedema_label": 2, "case": "p"}
+        entry = {"image": image, "label": "p_seg.nii", "et_label": 4, "edema_label": 2, "case": "p"}
         path = tmp_path / "list.json"
         path.write_text(json.dumps({"sequences": order, "training": [entry], "validation": []}))
         (item,) = read_datalist(path, "/data")["training"]
@@ -569,7 +569,7 @@ def test_files_that_tell_their_sequences_are_put_in_order(tmp_path, order):
 def test_names_by_other_conventions_do_not_overrule_the_list(tmp_path):
     """BIDS names the contrast agent apart."""
     image = ["s_T1w.nii.gz", "s_ce-gadolinium_T1w.nii.gz", "s_T2w.nii.gz", "s_FLAIR.nii.gz"]
-    entry = {"image": image, "label": "s_seg.nii.gz", "et_label": 4, "oedema_label": 2}
+    entry = {"image": image, "label": "s_seg.nii.gz", "et_label": 4, "edema_label": 2}
     lists = {"training": [entry], "validation": []}
     path = tmp_path / "list.json"
     path.write_text(json.dumps({"sequences": ["t1", "t1ce", "t2", "flair"], **lists}))
@@ -648,16 +648,16 @@ def test_an_explicit_et_label_overrules_the_datalists(tmp_path):
         (
             '{"training": [{"image": ["a_t1", "b_t2", "c_t1gd", "d_flair"], "label": "b", "et_label": 4}],'
             ' "validation": []}',
-            "an entry says no 'oedema_label' (2 as in BraTS, 1 as in the Decathlon; core has the other)",
+            "an entry says no 'edema_label' (2 as in BraTS, 1 as in the Decathlon; core has the other)",
         ),
-        ('{"training": [{"image": "a.nii", "label": "b", "et_label": 4}], "validation": []}', "says no 'oedema_label'"),
+        ('{"training": [{"image": "a.nii", "label": "b", "et_label": 4}], "validation": []}', "says no 'edema_label'"),
         (
             '{"training": [{"image": "imagesTr/a.nii", "label": "b", "et_label": 4}], "validation": []}',
-            "says no 'oedema_label'",
+            "says no 'edema_label'",
         ),
         (
-            '{"training": [{"image": "a.nii", "label": "b", "et_label": 3, "oedema_label": 3}], "validation": []}',
-            "'oedema_label' is 2 or 1",
+            '{"training": [{"image": "a.nii", "label": "b", "et_label": 3, "edema_label": 3}], "validation": []}',
+            "'edema_label' is 2 or 1",
         ),
     ],
 )

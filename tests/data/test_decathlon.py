@@ -60,7 +60,7 @@ def brats(tmp_path):
 
 @pytest.fixture
 def task01(brats, tmp_path):
-    out = write_decathlon(brats, tmp_path / "Task01_BrainTumour")
+    out = write_decathlon(brats, tmp_path / "Task01_BrainTumor")
     (out / "dataset.json").write_text(json.dumps({"modality": MODALITY}))
     # As in the published archive.
     (out / "imagesTr" / "._BraTS20_Training_001.nii.gz").touch()
@@ -80,7 +80,7 @@ def test_cases_of_the_decathlon_are_found(task01):
         "image": str(task01 / "imagesTr" / f"{NAME}.nii.gz"),
         "label": str(task01 / "labelsTr" / f"{NAME}.nii.gz"),
         "et_label": 3,
-        "oedema_label": 1,
+        "edema_label": 1,
         "resection_cavity": 0,
     }
     assert unlabeled_items(task01 / "imagesTs") == [
@@ -169,7 +169,7 @@ def test_labels_of_the_decathlon_become_the_same_regions(brats, task01):
         wanted = LabelsToRegionsd("label")(load_label(four))["label"]
         assert [int(region.sum()) > 0 for region in wanted] == [True] * 4
         assert torch.equal(LabelsToRegionsd("label")(load_label(one))["label"], wanted)
-    with pytest.raises(InputError, match=r"oedema is 2 \(BraTS\) or 1"):
+    with pytest.raises(InputError, match=r"edema is 2 \(BraTS\) or 1"):
         labels_to_regions(torch.zeros(2, 2), 4, 0)
 
 
@@ -186,16 +186,35 @@ def test_an_entry_by_hand_has_the_decathlons_labels_where_its_folder_tells(task0
     entry = {"image": f"imagesTr/{NAME}.nii.gz", "label": f"labelsTr/{NAME}.nii.gz"}
     (wanted, *_) = labeled_items(task01)
     lists = tmp_path / "list.json"
-    for said in ({}, {"et_label": 3}, {"et_label": None, "oedema_label": None}):
+    for said in ({}, {"et_label": 3}, {"et_label": None, "edema_label": None}):
         lists.write_text(json.dumps({"training": [{**entry, **said}], "validation": []}))
         assert read_datalist(lists, task01)["training"] == [wanted]
     os.rename(task01 / "imagesTr", task01 / "scans")
     entry["image"] = f"scans/{NAME}.nii.gz"
     lists.write_text(json.dumps({"training": [{**entry, "et_label": 3}], "validation": []}))
-    with pytest.raises(InputError, match="an entry says no 'oedema_label'"):
+    with pytest.raises(InputError, match="an entry says no 'edema_label'"):
         read_datalist(lists, task01)
-    lists.write_text(json.dumps({"training": [{**entry, "et_label": 3, "oedema_label": 1}], "validation": []}))
+    lists.write_text(json.dumps({"training": [{**entry, "et_label": 3, "edema_label": 1}], "validation": []}))
     assert read_datalist(lists, task01)["training"] == [{**wanted, "image": str(task01 / entry["image"])}]
+
+
+def test_the_former_spelling_of_edema_is_still_read(task01, tmp_path):
+    """In a datalist of an earlier version, and in an entry that another program hands over."""
+    entry = {"case": NAME, "image": f"imagesTr/{NAME}.nii.gz", "label": f"labelsTr/{NAME}.nii.gz", "et_label": 3}
+    lists = tmp_path / "lists.json"
+
+    def read(**more) -> dict:
+        lists.write_text(json.dumps({"training": [{**entry, **more}], "validation": []}))
+        return read_datalist(lists, task01)["training"][0]
+
+    assert read(oedema_label=2)["edema_label"] == 2
+    assert read(oedema_label=1) == read(edema_label=1) == read(edema_label=1, oedema_label=1)
+    with pytest.raises(InputError, match="'edema_label' and 'oedema_label' differ"):
+        read(edema_label=2, oedema_label=1)
+    item = {**entry, "oedema_label": 1}
+    assert LabelsToRegionsd("label").convention(item) == (3, 1, False)
+    done = complete_item({**item, "image": "a.nii.gz"}, 4)
+    assert done["edema_label"] == 1 and "oedema_label" not in done
 
 
 def test_bare_entries_are_completed(brats, task01):

@@ -90,7 +90,7 @@ def test_labels_follow_the_brats_convention(patients):
         assert 5e3 < whole.sum() < 160e3
         if 4 in expected:
             assert (labels == 4).sum() >= 1000
-            # The rim: nowhere else does necrosis meet what is not tumour core.
+            # The rim: nowhere else does necrosis meet what is not tumor core.
             shell = ndimage.binary_dilation(labels == 1) & (labels != 1)
             assert (labels[shell] == 4).mean() > 0.9
             assert (labels[ndimage.binary_dilation(labels == 4) & (labels != 4)] == 2).any()
@@ -121,9 +121,9 @@ def tissue_means(seed, index):
     labels = phantom.grow_lesions(rng, tissue, lesions, level.rim)
     images = phantom.render(rng, tissue, labels, level)
     healthy = tissue.brain & (labels == 0)
-    regions = {name: healthy & (getattr(tissue, name) > 0.95) for name in ("csf", "grey", "white")}
-    regions |= {"oedema": labels == 2, "enhancing": labels == 4, "necrosis": labels == 1}
-    share = {name: regions[name].sum() / healthy.sum() for name in ("csf", "grey", "white")}
+    regions = {name: healthy & (getattr(tissue, name) > 0.95) for name in ("csf", "gray", "white")}
+    regions |= {"edema": labels == 2, "enhancing": labels == 4, "necrosis": labels == 1}
+    share = {name: regions[name].sum() / healthy.sum() for name in ("csf", "gray", "white")}
     means = {m: {name: np.median(images[m][region]) for name, region in regions.items()} for m in MODALITIES}
     return means, share
 
@@ -131,17 +131,17 @@ def tissue_means(seed, index):
 def test_each_modality_has_its_contrast():
     means, share = tissue_means(SEED, 1)
     t1, t1ce, t2, flair = (means[m] for m in MODALITIES)
-    assert t1["csf"] < t1["grey"] < t1["white"]
-    assert t1["oedema"] < t1["white"]
-    assert t1ce["csf"] < t1ce["grey"] < t1ce["white"] < t1ce["enhancing"]
-    assert t1ce["necrosis"] < t1ce["grey"]
-    assert t2["white"] < t2["grey"] < t2["oedema"] < t2["csf"]
-    assert flair["csf"] < flair["white"] < flair["grey"] < flair["oedema"]
-    assert flair["necrosis"] < flair["oedema"]
-    assert 0.02 < share["csf"] < 0.25 and 0.15 < share["grey"] < 0.5 and 0.2 < share["white"] < 0.6
+    assert t1["csf"] < t1["gray"] < t1["white"]
+    assert t1["edema"] < t1["white"]
+    assert t1ce["csf"] < t1ce["gray"] < t1ce["white"] < t1ce["enhancing"]
+    assert t1ce["necrosis"] < t1ce["gray"]
+    assert t2["white"] < t2["gray"] < t2["edema"] < t2["csf"]
+    assert flair["csf"] < flair["white"] < flair["gray"] < flair["edema"]
+    assert flair["necrosis"] < flair["edema"]
+    assert 0.02 < share["csf"] < 0.25 and 0.15 < share["gray"] < 0.5 and 0.2 < share["white"] < 0.6
 
 
-def test_no_threshold_finds_the_tumour(patients):
+def test_no_threshold_finds_the_tumor(patients):
     for images, labels in patients:
         brain = images["t1"] != 0
         for image in images.values():

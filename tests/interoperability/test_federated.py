@@ -88,7 +88,7 @@ def test_two_clients_train_a_round_and_evaluate_the_mean(bundle, sites, start, t
         assert metrics[site]["val_mean_dice"] == pytest.approx(np.mean(list(dice.values())), abs=1e-4)
         assert metrics[site]["val_dice_WT"] == pytest.approx(dice["WT"], abs=1e-4)
 
-    # A second round goes on with the schedule and the optimiser.
+    # A second round goes on with the schedule and the optimizer.
     rates = {}
     for site, algorithm in clients.items():
         algorithm.train(exchange(mean))
@@ -133,6 +133,6 @@ def test_statistics_of_a_clients_data(bundle, sites, tmp_path):
     t1 = [voxels(case / f"{case.name}_t1.nii.gz") for case in cases]
     assert image["intensity"]["max"] == max(v.max() for v in t1)
     assert image["intensity"]["min"] == min(v.min() for v in t1)
-    oedema = [(voxels(case / f"{case.name}_seg.nii.gz") == 2).mean() for case in cases]
+    edema = [(voxels(case / f"{case.name}_seg.nii.gz") == 2).mean() for case in cases]
     found = total[FlStatistics.DATA_STATS]["label_stats"]["label"][2]["foreground_percentage"]["mean"]
-    assert found == pytest.approx(np.mean(oedema), rel=1e-5)
+    assert found == pytest.approx(np.mean(edema), rel=1e-5)

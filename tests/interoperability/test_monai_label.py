@@ -54,10 +54,10 @@ def test_label_names_fit_the_label_map(inference_task, bundle):
     channels = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
     assert task.labels == {name.lower(): int(channel) for channel, name in channels.items() if channel != "0"}
     task.labels = {name: int(value) for value, name in metadata["label_def"].items() if value != "0"}
-    assert task.labels == {"necrotic and non-enhancing core": 1, "oedema": 2, "enhancing tumour": 4}
+    assert task.labels == {"necrotic and non-enhancing core": 1, "edema": 2, "enhancing tumor": 4}
     assert task.info()["labels"] == task.labels
     inference = json.loads((bundle / "configs" / "inference.json").read_text())
-    assert task.labels["enhancing tumour"] == inference["saved_et_label"]
+    assert task.labels["enhancing tumor"] == inference["saved_et_label"]
 
 
 class Studies:
@@ -135,7 +135,7 @@ def test_training_starts_from_the_models_weights_and_replaces_them(
         {
             "case": "BraTS20_Training_006",
             "et_label": 4,
-            "oedema_label": 2,
+            "edema_label": 2,
             "resection_cavity": 0,
             "image": str(studies / "BraTS20_Training_006.nii.gz"),
             "label": str(studies / "labels" / "final" / "BraTS20_Training_006.nii.gz"),

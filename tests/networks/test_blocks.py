@@ -17,7 +17,7 @@ def random_input(channels, dims):
     return torch.randn(2, channels, *SIZE[dims], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def randomised(module):
+def randomized(module):
     """Every parameter and running statistic away from its initial value, in double precision."""
     generator = torch.Generator().manual_seed(2)
     for name, tensor in module.double().state_dict().items():
@@ -27,8 +27,8 @@ def randomised(module):
     return module
 
 
-def normalise(x, norm):
-    """Normalisation in training mode, written out; ``norm`` is the layer, read for its affine parameters only."""
+def normalize(x, norm):
+    """Normalization in training mode, written out; ``norm`` is the layer, read for its affine parameters only."""
     kind = type(norm).__name__.rstrip("d").rstrip("23")
     groups = {"InstanceNorm": x.shape[1], "GroupNorm": getattr(norm, "num_groups", 0)}.get(kind)
     if kind == "BatchNorm":
@@ -53,10 +53,10 @@ def conv_norm(x, block, stride, slope):
     conv = CONV[x.dim() - 2]
     padding = (block.conv.weight.shape[-1] - 1) // 2
     if type(block.norm).__name__ == "GroupNorm":
-        y = normalise(x, block.norm)
+        y = normalize(x, block.norm)
         y = y if slope is None else activate(y, slope)
         return conv(y, block.conv.weight, stride=stride, padding=padding)
-    y = normalise(conv(x, block.conv.weight, stride=stride, padding=padding), block.norm)
+    y = normalize(conv(x, block.conv.weight, stride=stride, padding=padding), block.norm)
     return y if slope is None else activate(y, slope)
 
 
@@ -65,7 +65,7 @@ def conv_norm(x, block, stride, slope):
 @pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (3, 2), (1, 2)])
 @pytest.mark.parametrize("act", [("prelu", {"init": 0.25}), "relu", None])
 def test_conv_norm_equals_convolution_norm_activation(dims, norm, kernel, stride, act):
-    block = randomised(ConvNorm(dims, 4, 6, kernel, stride, norm, act))
+    block = randomized(ConvNorm(dims, 4, 6, kernel, stride, norm, act))
     slope = None if act is None else 0.0 if act == "relu" else block.act.weight
     x = random_input(4, dims)
     torch.testing.assert_close(block(x), conv_norm(x, block, stride, slope))
@@ -94,7 +94,7 @@ def test_conv_norm_has_no_bias_and_instance_norm_no_parameters():
 @pytest.mark.parametrize("bottleneck", [False, True])
 @pytest.mark.parametrize(("in_channels", "out_channels", "stride"), [(8, 8, 1), (8, 6, 1), (8, 8, 2), (8, 12, 2)])
 def test_res_block_equals_its_formula(dims, norm, act, bottleneck, in_channels, out_channels, stride):
-    block = randomised(ResBlock(dims, in_channels, out_channels, stride, norm, act, bottleneck))
+    block = randomized(ResBlock(dims, in_channels, out_channels, stride, norm, act, bottleneck))
     x = random_input(in_channels, dims)
 
     def slope(module):
@@ -153,7 +153,7 @@ def test_norm_arguments_reach_the_layer_and_are_not_changed():
     assert not is_group_norm("instance") and not is_group_norm(("batch", {"eps": 1.0}))
 
 
-def test_resize_is_linear_between_voxel_centres():
+def test_resize_is_linear_between_voxel_centers():
     ramp = torch.arange(4, dtype=torch.float64).reshape(1, 1, 4, 1)
     wider = resize_like(ramp, torch.zeros(1, 1, 8, 3))
     # Centres of the eight new voxels in units of the old ones, held at the ends (align_corners False).

@@ -114,7 +114,7 @@ def expected_parameters(dims, channels, head, upsample, attention, supervision):
             "fcn": [(c4, c3, 1), (c3, c3, 3), (c3, c2, 1), (c2, c2, 3)],
             "parallel": [(c2, half, 1), (c3, half, 1), (c4, half, 1), (2 * half, half, 3), (2 * half, half, 3)],
         }[head]
-        # Batch normalisation adds a weight and a bias for each feature map.
+        # Batch normalization adds a weight and a bias for each feature map.
         total += sum(conv_norm(*layer) + 2 * layer[1] for layer in layers)
         total += (c2 if head == "fcn" else 3 * half) + 1
         total += 3**dims + 1 + 4

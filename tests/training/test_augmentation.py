@@ -42,8 +42,8 @@ def displacement(made: RandFastElasticd, size: int) -> torch.Tensor:
     """Displacements in voxels, (3, size, size, size), of a deformation without affine part."""
     made.randomize()
     grid = made.sampling_grid([size] * 3)[0].flip(-1).permute(3, 0, 1, 2) * size / 2
-    centre = torch.arange(size) - (size - 1) / 2
-    return grid - torch.stack(torch.meshgrid(centre, centre, centre, indexing="ij"))
+    center = torch.arange(size) - (size - 1) / 2
+    return grid - torch.stack(torch.meshgrid(center, center, center, indexing="ij"))
 
 
 def correlation(field: torch.Tensor, lag: int) -> float:
@@ -120,7 +120,7 @@ def test_without_strength_it_is_the_identity():
 def test_image_and_label_stay_together(seed):
     """A ball, as image and as label: the deformed image is above one half where the deformed label is."""
     axes = torch.meshgrid(*[torch.arange(40.0)] * 3, indexing="ij")
-    distance = sum((axis - centre) ** 2 for axis, centre in zip(axes, (18, 20, 23), strict=True)).sqrt()
+    distance = sum((axis - center) ** 2 for axis, center in zip(axes, (18, 20, 23), strict=True)).sqrt()
     item = {"image": torch.sigmoid((10 - distance) * 4)[None], "label": (distance < 10).to(torch.uint8)[None] * 4}
     got = elastic(seed)(item)
     inside = got["image"] > 0.5

@@ -16,7 +16,7 @@ def schedule(lr=1e-3, **arguments):
 
 
 def rates(scheduler, steps):
-    """Learning rates of the first ``steps`` iterations, as the optimiser sees them."""
+    """Learning rates of the first ``steps`` iterations, as the optimizer sees them."""
     found = []
     for _ in range(steps):
         found.append(scheduler.optimizer.param_groups[0]["lr"])

@@ -14,7 +14,7 @@ NAME = "BraTS20_Training_001"
 
 
 def weights(path, bias: float) -> str:
-    """Untrained weights whose logits of the tumour core are ``bias`` or more."""
+    """Untrained weights whose logits of the tumor core are ``bias`` or more."""
     torch.manual_seed(0)
     network = PriorAttentionNet(channels=CHANNELS)
     with torch.no_grad():

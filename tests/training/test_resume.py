@@ -157,7 +157,7 @@ def test_a_loss_that_is_not_finite_in_the_first_epoch_leaves_nothing_to_resume(s
     assert not list((tmp_path / "run").glob("*.pt"))
 
 
-def test_with_a_fused_optimiser_it_goes_on_in_another_layout(small_cohort, uninterrupted, tmp_path):
+def test_with_a_fused_optimizer_it_goes_on_in_another_layout(small_cohort, uninterrupted, tmp_path):
     output = tmp_path / "run"
     kill(small_cohort, output, tmp_path, **{"optimizer#fused": True})
     before = load(output / "model_last.pt")
@@ -257,9 +257,9 @@ REFUSED = {
     ),
     "no valid state": (nothing, "no valid trainer state (trainer_state.pt or trainer_state_previous.pt)"),
     "another network": (lambda output: {"network_def#channels": [4] * 5}, "state of another network (encoder.2"),
-    "another optimiser": (
+    "another optimizer": (
         lambda output: {"overlays": ["train_sgd.yaml"]},
-        "state of another optimiser (Adam, not SGD)",
+        "state of another optimizer (Adam, not SGD)",
     ),
     "another batch size": (lambda output: {"batch_size": 3}, "6 iterations in 2 epochs, but an epoch now has 1"),
     "another kind of outputs": (lambda output: {"exclusive": True}, "model_last.pt: by its record ("),

@@ -77,7 +77,7 @@ def authors_state(network, head="fcn", supervision=True, dead_slopes=True):
     return state, dead
 
 
-def randomised(network, seed=3):
+def randomized(network, seed=3):
     generator = torch.Generator().manual_seed(seed)
     for name, value in network.state_dict().items():
         if value.is_floating_point():
@@ -255,7 +255,7 @@ VARIATIONS = [
 @pytest.mark.parametrize("switches", VARIATIONS, ids=str)
 def test_every_network_of_the_authors_comes_back_as_it_was(switches):
     arguments = {"channels": SMALL, **switches}
-    original = randomised(PriorAttentionNet(**arguments))
+    original = randomized(PriorAttentionNet(**arguments))
     head = arguments.get("head", "fcn")
     relu = arguments.get("act") == "relu"
     state, dead = authors_state(original, head, arguments.get("deep_supervision", True), dead_slopes=not relu)

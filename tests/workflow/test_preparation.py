@@ -69,7 +69,7 @@ def test_an_evaluation_leaves_its_record(tmp_path, model, label, caplog):
         evaluate(items, data, model, tmp_path / "out", selection="all" if label else None)
     found = record(tmp_path / "out")
     assert (found["cases"], found["model_file"], found["phantoms"]) == (2, str(model), False)
-    assert f"{data}: {'labelled cases' if label else 'cases'} 2, checked" in caplog.messages
+    assert f"{data}: {'labeled cases' if label else 'cases'} 2, checked" in caplog.messages
     assert "phantom" not in caplog.text
 
 

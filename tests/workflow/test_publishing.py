@@ -118,7 +118,7 @@ RECIPE = {
     "min_component_voxels",
     "min_et_voxels",
     "et_per_component",
-    "oedema_last",
+    "edema_last",
     "configuration",
     "image_transforms",
     "windows",

@@ -24,7 +24,7 @@ def test_switches_as_they_should_be_pass(caplog):
     assert caplog.messages == []
 
 
-def test_a_setting_that_nothing_reads_is_warned_of_with_its_neighbour(caplog):
+def test_a_setting_that_nothing_reads_is_warned_of_with_its_neighbor(caplog):
     check_settings(configuration({"min_et_voxels": 300, "min_et_voxel": 0, "run": ["$print(@min_et_voxels)"]}))
     assert caplog.messages == ["Nothing reads the setting min_et_voxel; did you mean min_et_voxels?"]
 
@@ -67,13 +67,25 @@ def test_a_precision_that_may_be_one_passes(precision):
     check_settings(configuration({"amp_dtype": precision, "precision": "float16", "run": ["@precision"]}))
 
 
+@pytest.mark.parametrize(
+    ("content", "former", "now"),
+    [
+        ({"oedema_last": True}, "oedema_last", "edema_last"),
+        ({"validate": {"activation": {"_target_": "Activationsd"}}}, "validate#activation", "activation"),
+    ],
+)
+def test_a_former_name_is_refused_with_the_new_one(content, former, now):
+    with pytest.raises(InputError) as caught:
+        check_settings(configuration({**content, "run": []}))
+    assert str(caught.value) == f"--{former}: this setting is called {now} now."
+
+
 @pytest.mark.parametrize("section", ["train", "validate"])
 def test_a_setting_in_a_section_that_nothing_reads_is_warned_of(section, caplog):
-    """As of an overlay of an earlier version, ``validate#activation``."""
     content = {"train": {"trainer": {"_target_": "x"}}, "validate": {"evaluator": {"_target_": "x"}}, "run": []}
-    content[section] |= {"activation": {"_target_": "Activationsd"}, "own": [], "other": f"@{section}#own"}
-    check_settings(configuration(content))
-    assert [m for m in caplog.messages if "other" not in m] == [f"Nothing reads the setting {section}#activation."]
+    content[section] |= {"inferrer": {"_target_": "x"}, "inferer": "x", "own": f"@{section}#inferer"}
+    check_settings(configuration({**content, "run": [f"@{section}#own"]}))
+    assert caplog.messages == [f"Nothing reads the setting {section}#inferrer; did you mean {section}#inferer?"]
 
 
 @pytest.mark.parametrize(
