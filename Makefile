@@ -3,16 +3,26 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test package gpu-check gpu-wheels clean
+.PHONY: demo test check package gpu-check gpu-wheels clean
 
 demo: .venv/.installed
 	$(BIN)/python -m scripts.demo
 
-test: .venv/.installed .venv/.interoperability
+# Two processes, one for each of two cores. A file's tests stay together and in order: conftest.py says why the order counts.
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test: lint .venv/.interoperability
+	$(PYTEST)
+
+# For whoever works here: what can be known in three minutes.
+check: lint
+	$(PYTEST) -m "not slow"
+
+.PHONY: lint
+lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
 
 package: .venv/.installed
 	$(BIN)/python -m scripts.package dist
@@ -39,8 +49,12 @@ gpu-wheels: .venv/.installed
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
+.venv/.dev: requirements-dev.txt .venv/.installed
+	$(BIN)/pip install --quiet -r requirements-dev.txt
+	touch $@
+
 # For tests that are skipped where these cannot be had.
-.venv/.interoperability: requirements-interop.txt | .venv/.installed
+.venv/.interoperability: requirements-interop.txt | .venv/.dev
 	rm -rf .venv/interoperability
 	-$(BIN)/pip install --quiet --no-deps --target .venv/interoperability -r requirements-interop.txt
 	touch $@

@@ -1,6 +1,9 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where the bundle lies, and files that are either whole or absent: written beside their place, then moved there."""
+"""The bundle's folder, and files that are either whole or absent.
+
+Such a file is written beside its place and then moved there.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from scripts.errors import InputError
 BUNDLE_ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = BUNDLE_ROOT / "configs"
 
-# What torch raises for a file that is none of its own: its unpickler stumbles in as many ways as there are bytes.
+# torch may raise any of these errors for a file that is not its own, since its unpickler reads arbitrary bytes.
 UNREADABLE_TENSORS = (
     OSError,
     EOFError,
@@ -40,9 +43,18 @@ UNREADABLE_TENSORS = (
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; on success it replaces ``path``, on failure it is removed.
+    """Give a temporary path, which replaces ``path`` on success and is removed on failure.
 
-    The temporary name keeps ``path``'s own name at its end, so that writers that go by the extension are content.
+    The temporary file has the name of ``path``, in a temporary folder beside it, so writers find the right extension.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with replacing(Path(folder) / "scores.csv") as temporary:
+        ...         _ = temporary.write_text("case,dice")
+        ...         (Path(folder) / "scores.csv").exists()
+        ...     (Path(folder) / "scores.csv").read_text()
+        False
+        'case,dice'
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,27 +68,33 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def save_torch(value: Any, path: str | Path) -> None:
-    """``torch.save`` into place."""
+    """Save ``value`` by ``torch.save`` and move the file into place."""
     with replacing(path) as temporary:
         torch.save(value, temporary)
 
 
 def save_text(text: str, path: str | Path) -> None:
-    """Write UTF-8 text into place."""
+    """Write UTF-8 text and move the file into place."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def save_json(value: Any, path: str | Path) -> None:
-    """Write indented JSON into place; what JSON does not know (a path, a device) as its text."""
-    save_text(json.dumps(value, indent=2, default=str) + "\n", path)
+    """Write indented JSON and move the file into place. A value that JSON cannot hold, such as a path, becomes text."""
+    save_text(json.dumps(value, indent=4, default=str) + "\n", path)
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is no file.
+    """The object in a JSON file; empty if there is no file.
 
     Raises:
-        InputError: the file is not JSON, or holds something else.
+        InputError: the file is not JSON, or it holds something else than an object.
+
+    Example:
+        >>> read_json(CONFIGS / "metadata.json")["network_data_format"]["inputs"]["image"]["num_channels"]
+        4
+        >>> read_json("no_such_file.json")
+        {}
     """
     path = Path(path)
     if not path.is_file():
@@ -86,12 +104,12 @@ def read_json(path: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); restore or remove it.") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path}: no record, which is a JSON object; restore or remove it.")
+        raise InputError(f"{path}: not a record, which is a JSON object; restore or remove it.")
     return content
 
 
 def file_checksum(path: str | Path, algorithm: str = "sha256", **options: Any) -> str:
-    """Checksum of a file's bytes in hexadecimal digits, by one of hashlib's algorithms with its options."""
+    """Checksum of a file's bytes in hexadecimal digits. ``algorithm`` and ``options`` are those of ``hashlib.new``."""
     found = hashlib.new(algorithm, **options)
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
@@ -100,10 +118,10 @@ def file_checksum(path: str | Path, algorithm: str = "sha256", **options: Any) -
 
 
 def load_torch(path: str | Path) -> Any:
-    """``torch.load`` to the CPU with ``weights_only=True``.
+    """Load a file to the CPU by ``torch.load`` with ``weights_only=True``.
 
     Raises:
-        InputError: the file is absent, truncated, or holds more than tensors and plain values.
+        InputError: the file is absent or truncated, or it holds more than tensors and plain values.
     """
     path = Path(path)
     if not path.is_file():
@@ -119,7 +137,21 @@ def load_torch(path: str | Path) -> Any:
 
 
 def keep_earlier(path: str | Path) -> Path | None:
-    """Rename an existing ``path`` to a dated name beside it, and return that name (None if nothing was there)."""
+    """Rename an existing ``path`` to a dated name beside it.
+
+    Returns:
+        The new path; None if nothing was there.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "model.pt"
+        ...     keep_earlier(path) is None
+        ...     path.touch()
+        ...     os.utime(path, (datetime(2020, 3, 1, 12, 30).timestamp(),) * 2)
+        ...     keep_earlier(path).name
+        True
+        'model_20200301_123000.pt'
+    """
     path = Path(path)
     if not path.exists():
         return None

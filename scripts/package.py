@@ -28,7 +28,6 @@ CONTENT = ("LICENSE", "configs/*.json", "configs/*.yaml", "configs/*.conf", "doc
 WEIGHTS = ("models/model.pt", "models/model.ts")
 # Beside the weights: what they need, and what they were trained on.
 RECORD = str(record_file(WEIGHTS[0]))
-CHECKSUMS = "SHA256SUMS"
 # Of every file in the zip, so that its bytes depend on nothing else; the earliest that the format knows.
 TIMESTAMP = (1980, 1, 1, 0, 0, 0)
 
@@ -75,7 +74,7 @@ def bundle_files(bundle_root: Path, with_weights: bool = True) -> list[Path]:
 
 
 def make_folder(bundle_root: Path, folder: Path, weights_url: str | None = None) -> None:
-    """Copy the bundle into ``folder``, with a file SHA256SUMS, as ``sha256sum --check`` reads it.
+    """Copy the bundle into ``folder``.
 
     Args:
         bundle_root: root of the bundle.
@@ -104,9 +103,6 @@ def make_folder(bundle_root: Path, folder: Path, weights_url: str | None = None)
         ]
         (folder / "large_files.yml").write_text(yaml.safe_dump({"large_files": entries}, sort_keys=False))
     (folder / "models").mkdir(exist_ok=True)
-    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    lines = [f"{file_checksum(folder / file)}  {file.as_posix()}\n" for file in files]
-    (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 
 
 def make_zip(folder: Path, path: Path) -> None:

@@ -26,7 +26,7 @@ def test_a_file_appears_under_its_name_only_when_it_is_whole(tmp_path):
     with replacing(target) as temporary:
         temporary.write_text("half")
         assert not target.exists()
-        # Writers go by the extension.
+        # Writers choose the format by the extension.
         assert temporary.name == "a.nii.gz"
         temporary.write_text("whole")
     assert target.read_text() == "whole"
@@ -68,7 +68,7 @@ def test_saved_values_come_back(tmp_path):
     save_text("Oedème\n", tmp_path / "a.txt")
     assert (tmp_path / "a.txt").read_bytes() == "Oedème\n".encode()
     save_json({"b": [1, 2], "a": None}, tmp_path / "a.json")
-    assert (tmp_path / "a.json").read_text() == '{\n  "b": [\n    1,\n    2\n  ],\n  "a": null\n}\n'
+    assert (tmp_path / "a.json").read_text() == '{\n    "b": [\n        1,\n        2\n    ],\n    "a": null\n}\n'
     assert json.loads((tmp_path / "a.json").read_text()) == {"b": [1, 2], "a": None}
     assert names(tmp_path) == ["a.json", "a.pt", "a.txt"]
 

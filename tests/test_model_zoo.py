@@ -75,6 +75,7 @@ def test_metadata_fits_the_specification(zoo):
 
 
 FAULTS = {
+    "a schema of another address": lambda m: m.update(schema="https://example.org/meta_schema.json"),
     "no authors": lambda m: m.pop("authors"),
     "no packages": lambda m: m.pop("required_packages_version"),
     "version as a number": lambda m: m.update(version=1.0),
@@ -100,6 +101,96 @@ def test_faulty_metadata_is_refused(fault, zoo, tmp_path):
     (tmp_path / "metadata.json").write_text(json.dumps(metadata))
     with pytest.raises(ValueError, match="Failed validating"):
         verify_metadata(meta_file=str(tmp_path / "metadata.json"), filepath=str(schema_of(zoo)))
+
+
+def test_metadata_without_the_address_of_a_schema_are_refused(zoo, tmp_path):
+    """By MONAI's command, and by the schema, in which that address is required."""
+    jsonschema = pytest.importorskip("jsonschema")
+    metadata = json.loads((zoo / "configs" / "metadata.json").read_text())
+    del metadata["schema"]
+    (tmp_path / "metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(ValueError, match="must provide the `schema` field"):
+        verify_metadata(meta_file=str(tmp_path / "metadata.json"), filepath=str(schema_of(zoo)))
+    with pytest.raises(jsonschema.ValidationError, match="'schema' is a required property"):
+        jsonschema.validate(metadata, json.loads(SCHEMA.read_text()))
+
+
+def test_the_schemas_other_address_is_one_too(zoo, tmp_path):
+    pytest.importorskip("jsonschema")
+    metadata = json.loads((zoo / "configs" / "metadata.json").read_text())
+    metadata["schema"] = "https://project-monai.github.io/schema/meta_schema_20240725.json"
+    (tmp_path / "metadata.json").write_text(json.dumps(metadata))
+    verify_metadata(meta_file=str(tmp_path / "metadata.json"), filepath=str(schema_of(zoo)))
+
+
+def test_json_is_as_the_zoos_hook_would_write_it():
+    """``pretty-format-json --autofix --no-sort-keys --indent=4`` of its pre-commit configuration changes nothing."""
+    ignored = {
+        ".venv",
+        "runs",
+        "data",
+        "dist",
+        "models",
+        "cache",
+        ".git",
+        ".mypy_cache",
+        ".hypothesis",
+        "wheels",
+        ".gpu",
+    }
+    files = [path for path in ROOT.rglob("*.json") if path.relative_to(ROOT).parts[0] not in ignored]
+    assert len(files) > 10
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        assert text == json.dumps(json.loads(text), indent=4) + "\n", f"python -m json.tool --indent 4 {path} {path}"
+
+
+# As ci/unit_tests/utils.py has it, whose code is the zoo's: the configuration as one file, run by torchrun.
+UTILS = """
+import subprocess
+import sys
+
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+
+def export_config_and_run_mgpu_cmd(
+    config_file, meta_file, logging_file, override_dict, output_path, ngpu=2, check_config=False
+):
+    parser = ConfigParser()
+    parser.read_config(config_file)
+    parser.update(pairs=override_dict)
+    ConfigParser.export_config_file(parser.config, output_path, indent=4)
+    files = {"config_file": output_path, "meta_file": meta_file, "logging_file": logging_file}
+    if check_config:
+        workflow = ConfigWorkflow(workflow_type="train", **files)
+        workflow.initialize()
+        assert not workflow.check_properties()
+    options = [text for name, value in files.items() for text in (f"--{name}", value)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ngpu}", "-m"]
+    subprocess.check_call([*torchrun, "monai.bundle", "run", *options])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["test_brats_mri_panet_segmentation", "test_brats_mri_panet_segmentation_dist"])
+def test_the_unit_tests_for_the_zoo_pass_again_and_again_in_one_checkout(name, zoo, tmp_path):
+    """``ci/unit_tests/runner.py -b <bundle>`` in the zoo's root; all that they write goes to temporary folders."""
+    unit_tests = tmp_path / "ci" / "unit_tests"
+    shutil.copytree(ROOT / "tests" / "model_zoo", unit_tests)
+    (unit_tests / "utils.py").write_text(UTILS)
+    before = {path: path.stat().st_mtime_ns for path in zoo.rglob("*") if path.suffix != ".pyc"}
+    runs = 1 if name.endswith("_dist") else 2
+    for _ in range(runs):
+        done = subprocess.run(
+            [sys.executable, "-m", "unittest", name],
+            cwd=zoo.parents[1],
+            env={**os.environ, "PYTHONPATH": str(unit_tests), "CUDA_VISIBLE_DEVICES": ""},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert {path: path.stat().st_mtime_ns for path in zoo.rglob("*") if path.suffix != ".pyc"}.keys() == before.keys()
 
 
 def test_shapes_and_torchscript(zoo, caplog):
