@@ -16,9 +16,27 @@ from scripts import make_phantoms
 from tiny import make_cases, small_network
 from workflows import SIZE, TRAINING_SIZE, bundle_run, models
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each worker has a core to itself, and so have the processes that it starts: threads that wait for a core spin.
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+# They run in the model zoo, or as there (test_model_zoo.py).
+collect_ignore_glob = ["model_zoo/*"]
+
+
+# Data and results that take long to make; a test that asks for one is slow.
+SLOW_FIXTURES = {"cohort", "small_cohort", "real_cases", "shifted_case", "training", "evaluation", "segmentation"}
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that load OpenVINO into this process come last: a process that has run it may crash when it forks."""
+    """Mark what is slow; tests that load OpenVINO into this process come last.
+
+    A process that has run OpenVINO may crash when it forks.
+    """
+    for item in items:
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
     items.sort(key=lambda item: item.path.name == "test_openvino.py")
 
 

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Training on a CPU and, where there is one, on a GPU: precision, reproducibility, and no step that waits."""
+"""Training on a CPU and on a GPU, if there is one: precision, reproducibility, and no step that waits."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ from scripts.transforms import CheckLabelsd, LabelsToRegionsd
 from torch.utils._python_dispatch import TorchDispatchMode
 from workflows import CHANNELS, CONFIGS
 
-# Not less: of deepest maps of 2 x 2 x 3 voxels oneDNN makes wrong gradients in bfloat16 (torch 2.13, AVX-512).
+# The size must not be smaller: if the deepest maps have 2 x 2 x 3 voxels, oneDNN computes wrong gradients in bfloat16
+# (torch 2.13, AVX-512).
 SIZE = (48, 48, 48)
 
 
 def problem(device, batch=1, seed=0):
-    """A network, and a patch with a bright cube whose halves and quarters are the smaller regions."""
+    """Return a network and a patch with nested bright cubes, one for each region."""
     torch.manual_seed(seed)
     network = PriorAttentionNet(channels=[8, 8, 16, 16, 16]).train().to(device)
     image = torch.randn(batch, 4, *SIZE)
@@ -52,7 +53,7 @@ def test_gradients_in_bfloat16_are_those_of_float32_within_its_precision(device)
     network, image, label = problem(device)
     wanted, found = gradients(network, image, label), gradients(network, image, label, torch.bfloat16)
     assert found.dtype == torch.float32
-    # Eight bits of mantissa, through some forty layers and back.
+    # The rounding of an eight-bit mantissa adds up over some forty layers, forward and backward.
     assert (found - wanted).norm() < 0.15 * wanted.norm()
     assert torch.cosine_similarity(found, wanted, dim=0) > 0.99
     assert not torch.equal(found, wanted)
@@ -73,9 +74,10 @@ def loss_curve(device, dtype, steps=30):
     return torch.stack(losses).cpu()
 
 
+@pytest.mark.slow
 def test_the_loss_curve_in_bfloat16_lies_on_that_of_float32(device):
     wanted, found = loss_curve(device, None), loss_curve(device, torch.bfloat16)
-    # It falls, and the two stay together on the way.
+    # The loss falls, and the two curves stay together.
     assert wanted[-1] < 0.7 * wanted[0]
     assert ((found - wanted).abs() < 0.03 * wanted[0]).all()
     assert not torch.equal(found, wanted)
@@ -122,9 +124,9 @@ def test_matrices_of_the_networks_factors_are_exact_in_bfloat16(factor):
 
 
 class NoWaiting(TorchDispatchMode):
-    """What makes the host wait for a GPU's result raises here on any other device, too.
+    """Raise an error on any device where an operation would make the host wait for the result of a GPU.
 
-    A tensor on torch's device "meta" has no values, so that where one is read all the same torch itself raises.
+    A tensor on torch's device "meta" has no values. If a value is read without such an operation, torch itself raises.
     """
 
     WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "unique_dim", "bincount")
@@ -150,7 +152,7 @@ class NoWaiting(TorchDispatchMode):
 
     @staticmethod
     def copy_waits(source, target, non_blocking):
-        """To the host always, since its values are used there; to a device unless told not to."""
+        """A copy to the host always waits, because its values are used there. A copy to a device waits by default."""
         target = torch.device(target)
         return source.device.type != target.type and (target.type == "cpu" or not non_blocking)
 
@@ -183,7 +185,7 @@ def test_the_precision_is_one_that_the_gpu_computes_in(name, device, capability,
     for engine in engines:
         assert parser.get_parsed_content(f"{engine}#amp_kwargs") == {"dtype": wanted}
     if name == "train.json":
-        # float16 takes a scaled loss, bfloat16 does not.
+        # float16 needs a scaled loss, and bfloat16 does not.
         trainer = SimpleNamespace(scaler=torch.amp.GradScaler("cpu"))
         parser.get_parsed_content("train#handlers#0").started(trainer)
         assert trainer.scaler.is_enabled() == (wanted == torch.float16)
@@ -195,7 +197,7 @@ def step_settings(device, **more):
 
 
 def assert_no_step_waits(device, **settings):
-    """Three steps of train.json on a batch that lies on the device; returns the losses of all but the first."""
+    """Run three steps of train.json on a batch on the device, and return the losses of all steps but the first."""
     image = torch.randn(1, 4, 32, 32, 32, device=device)
     batch = {"image": image, "label": (image > 0).to(torch.uint8)}
     trainer = trainer_of(("train.json",), step_settings(device, **settings), [], [batch] * 3)
@@ -203,7 +205,7 @@ def assert_no_step_waits(device, **settings):
     losses = []
 
     def watched(engine, batchdata):
-        # The first step sets things up: its algorithms, the optimizer's state.
+        # The first step may wait, because it chooses algorithms and sets up the state of the optimizer.
         if engine.state.iteration == 1:
             return step(engine, batchdata)
         with NoWaiting(device):
@@ -228,7 +230,7 @@ def test_no_step_waits_for_the_device(device):
 
 
 def test_no_step_reads_a_value_from_its_device():
-    """On a CPU reading takes no copy that could be seen; from "meta" there is nothing to read."""
+    """On a CPU, a value is read without a visible copy; on "meta", there are no values, so reading one raises."""
     assert_no_step_waits(torch.device("meta"), **{"optimizer#fused": False})
 
 
@@ -263,7 +265,7 @@ def test_the_check_for_waiting_lets_pass_what_does_not():
 
 
 def device_half(device):
-    """What train_cached.yaml leaves to the trainer's device, and batches as its loader gives them."""
+    """Return the transforms that train_cached.yaml leaves to the trainer's device, and batches as from its loader."""
     settings = {**step_settings(device), "cache_dir": "unused", "augment_in_loader": False, "batch_size": 2}
     parser = ConfigParser()
     parser.read_config([str(CONFIGS / name) for name in ("train.json", "train_cached.yaml")])
@@ -283,7 +285,7 @@ def device_half(device):
 
 
 def test_no_transform_of_the_device_half_reads_a_value_from_its_device():
-    """Each of them, from the move on, and collation; by the samples of the CPU they all do something."""
+    """All transforms from the move to the device on are checked, with collation; each changes at least one sample."""
     transform, prepare, batches = device_half("meta")
     moving = device_step(transform)
     seen = set()
@@ -325,6 +327,6 @@ def test_augmentation_on_the_gpu_gives_the_loaders_samples_and_does_not_wait(coh
             torch.cuda.set_sync_debug_mode("default")
     for ours, wanted in zip(samples["cuda"], samples["cpu"], strict=True):
         assert ours.device.type == "cuda"
-        # A voxel on the border between two, in nearest-neighbor resampling, may go either way.
+        # Nearest-neighbor resampling may go either way where a point lies between two voxels.
         different = (ours.cpu().float() - wanted.float()).abs() > 1e-3
         assert different.float().mean() < 1e-3

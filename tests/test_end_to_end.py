@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The workflows from case folders to label maps, by MONAI's commands, at test size: tiny widths, few iterations."""
+"""MONAI's commands run the workflows from case folders to label maps, with tiny widths and few iterations."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_training_leaves_its_files(training, cohort):
     last = torch.load(training / "model_last.pt", weights_only=True)
     assert all(torch.equal(last[name], value) for name, value in state["network"].items())
     best = torch.load(training / "model.pt", weights_only=True)
-    assert not torch.equal(best["outputs.3.weight"], last["outputs.3.weight"])  # validated after epoch 2 of 3
+    assert not torch.equal(best["outputs.3.weight"], last["outputs.3.weight"])  # Epoch 2 of 3 was validated.
 
     config = json.loads((training / "config.json").read_text())
     assert config["max_epochs"] == 3
@@ -70,12 +70,12 @@ def test_weights_have_their_record_beside_them(training):
         assert record["trained_on"] == {"patients": 0, "phantoms": 2, "imported": None, "started_from": None}
         assert record["scores"]["epoch"] == epoch
         assert {key for key in record["scores"] if key == "val_mean_dice"} == scores
-        # Neither a module's path nor an overlay: both may move.
+        # The record names no module's path and no overlay, because both may move.
         assert not re.search(r"scripts\.|monai\.|\.yaml", json.dumps(record))
 
 
 def test_what_was_changed_of_the_recipe_is_told_exactly(training):
-    """Nothing else than what was overridden: a plain training, which changes nothing, is published."""
+    """Only overridden keys are named. A plain training changes nothing, so it is published."""
     config = json.loads((training / "config.json").read_text())
     changed = {"network_def", *TRAINING_SIZE} - {"network_def#channels", "num_workers", "val_interval"}
     assert changed_recipe(config, CONFIGS / "train.json") == sorted(changed)
@@ -92,7 +92,7 @@ def test_training_logs_loss_rate_and_dice_by_region(training):
     found = curves(training / "tensorboard" / "training")
     levels = {f"train/loss_{name}" for name in ("out", "level1", "level2", "level3", "prior")}
     assert levels | {"train/loss", "train/learning_rate"} == set(found)
-    # Two iterations an epoch, one epoch of warm-up from 1/1000, then flat.
+    # An epoch has two iterations. The rate warms up from 1/1000 for one epoch and then stays flat.
     wanted = [1e-3 / 1000, 1e-3 * (1 + 999 * 0.5) / 1000, *[1e-3] * 4]
     assert found["train/learning_rate"] == pytest.approx(wanted, rel=1e-5)
     for step, total in enumerate(found["train/loss"]):
@@ -101,7 +101,7 @@ def test_training_logs_loss_rate_and_dice_by_region(training):
     assert {"val_mean_dice", "val_dice_ET", "val_dice_TC", "val_dice_WT"} == set(validation)
     (mean,) = validation["val_mean_dice"]
     regions = [validation[f"val_dice_{region}"][0] for region in ("ET", "TC", "WT")]
-    assert mean == pytest.approx(sum(regions) / 3, abs=1e-4)  # MONAI rounds the regions' to four digits
+    assert mean == pytest.approx(sum(regions) / 3, abs=1e-4)  # MONAI rounds each region's Dice to 4 digits.
 
 
 def test_phantom_weights_are_not_published(models_before, training, evaluation, segmentation):
@@ -148,14 +148,14 @@ def test_label_maps_have_the_input_grid(segmentation, cohort):
         assert np.array_equal(image.affine, source.affine)
         assert image.get_data_dtype() == np.uint8
         assert set(np.unique(voxels(path))) <= {0, 1, 2, 4}
-        # A second reader sees the same grid.
+        # A second reader, ITK, sees the same grid.
         ours, theirs = itk.imread(str(path)), itk.imread(str(next(cohort.rglob(f"{path.name[:-7]}_t1.nii.gz"))))
         assert np.allclose(ours.GetOrigin(), theirs.GetOrigin())
         assert np.allclose(itk.array_from_matrix(ours.GetDirection()), itk.array_from_matrix(theirs.GetDirection()))
 
 
 def test_inference_gives_what_evaluation_scored(segmentation, evaluation):
-    """Preprocessing, network, windows and post-processing of train.json and inference.json, by their outputs."""
+    """Preprocessing, network, windows and post-processing of train.json and inference.json give equal outputs."""
     for path in segmentation.glob("*.nii.gz"):
         assert np.array_equal(voxels(path), voxels(evaluation / path.name))
         assert voxels(path).any(), "an empty map would prove nothing"
@@ -178,13 +178,13 @@ def test_training_and_validation_preprocess_alike(cohort):
     wanted = inference.preprocessing({"image": item["image"]})["image"]
     assert torch.equal(trained["image"], wanted)
     assert torch.equal(made.val_preprocessing(item)["image"], wanted)
-    # The label is cut to the same box, and loses nothing by it.
+    # The label is cropped to the same box and loses no voxel.
     assert trained["label"].shape[1:] == wanted.shape[1:]
     assert int((trained["label"] > 0).sum()) == int((voxels(Path(item["label"])) > 0).sum())
 
 
 def test_images_of_another_orientation_come_back_in_their_own_grid(training, segmentation, cohort, tmp_path):
-    """A patient stored with permuted and flipped axes: the same tumor, in that grid."""
+    """A patient stored with permuted and flipped axes gives the same tumor in that grid."""
     case = next(cohort.rglob("BraTS20_Training_001"))
     folder = tmp_path / "sagittal" / case.name
     folder.mkdir(parents=True)
@@ -212,7 +212,7 @@ def test_device_and_precision_by_name(training, cohort, tmp_path):
 
 
 def test_cases_of_a_datalist_keep_their_names(training, cohort, tmp_path):
-    """Two entries whose files have one name: two label maps, by the entries' names."""
+    """Two entries whose files have the same name give two label maps, which are named after the entries."""
     items = json.loads((training / "datalist.json").read_text())["training"]
     for name, item in zip(("site_a", "site_b"), items, strict=True):
         for sequence, file in zip(("t1", "t2", "t1ce", "flair"), item["image"], strict=True):
@@ -253,8 +253,9 @@ def test_enhancing_tumor_as_3(training, cohort, segmentation, tmp_path):
     assert np.array_equal(np.where(three == 3, 4, three), four)
 
 
+@pytest.mark.slow
 def test_verify_and_export_with_default_arguments(tmp_path):
-    """In the bundle's root, and from elsewhere with --bundle_root; the export equals eager at full width to 1e-5."""
+    """Both run in the bundle's root and elsewhere, with --bundle_root; at full width, the export is exact to 1e-5."""
     root = tmp_path / "bundle"
     shutil.copytree(CONFIGS, root / "configs")
     (root / "models").mkdir()
@@ -365,9 +366,9 @@ def test_results_are_not_overwritten_in_silence(cohort, training, segmentation, 
 
 
 def test_demo_command_end_to_end(models_before, cohort, tmp_path):
-    """The demo's steps on two phantoms and one epoch; a second call finds everything done."""
+    """The demo runs with two phantoms and one epoch, and a second call finds everything done."""
     arguments = ("--run_dir", str(tmp_path / "demo"), "--cases", "2", "--epochs", "1", "--seed", "2")
-    # The phantoms are those of the fixture.
+    # The demo would make the same phantoms as the fixture, so they are copied.
     shutil.copytree(cohort, tmp_path / "demo" / "phantoms")
     done = command("scripts.demo", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]

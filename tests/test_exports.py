@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX, torch.export and TensorRT: what leaves the bundle gives what the network gives, at several sizes."""
+"""Exports to ONNX, torch.export and TensorRT give the same values as the network, at several sizes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SIZES = [(1, 32, 32, 32), (2, 64, 48, 32), (1, 48, 80, 64)]
 
 @pytest.fixture(scope="module")
 def network() -> PriorAttentionNet:
-    """A network whose every weight and running statistic has a value of its own, the widths unequal."""
+    """A network with unequal widths, whose weights and running statistics all have different values."""
     torch.manual_seed(5)
     made = PriorAttentionNet(channels=[4, 6, 8, 10, 12]).eval()
     with torch.no_grad():
@@ -42,7 +42,7 @@ def network() -> PriorAttentionNet:
 
 @pytest.fixture(scope="module")
 def root(network, tmp_path_factory) -> Path:
-    """A bundle's root with that network in inference.json and its weights."""
+    """A bundle's root with the weights of ``network``, which inference.json defines."""
     folder = tmp_path_factory.mktemp("exports")
     (folder / "configs").mkdir()
     config = json.loads((CONFIGS / "inference.json").read_text())
@@ -66,8 +66,9 @@ def samples():
         yield torch.randn(batch, 4, *size, generator=generator)
 
 
+@pytest.mark.slow
 def test_onnx_equals_eager_at_any_size(network, root, monkeypatch, tmp_path):
-    """MONAI's own command, with the arguments that docs/interoperability.md gives, and ONNX Runtime."""
+    """MONAI's own command exports with the arguments of docs/interoperability.md, and ONNX Runtime runs the file."""
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -98,6 +99,7 @@ def test_onnx_equals_eager_at_any_size(network, root, monkeypatch, tmp_path):
         assert torch.allclose(torch.from_numpy(got), wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_exported_program_equals_eager_at_any_size(network, root):
     path = root / "models" / "model.pt2"
     assert export_program.main([str(path), "--bundle_root", str(root)]) == 0
@@ -109,7 +111,7 @@ def test_exported_program_equals_eager_at_any_size(network, root):
     assert json.loads(extra["metadata.json"]) == json.loads((CONFIGS / "metadata.json").read_text())
     assert json.loads(extra["inference.json"])["network_def"]["channels"] == [4, 6, 8, 10, 12]
     assert json.loads(extra["model.json"]) == json.loads((root / "models" / "model.json").read_text())
-    # A size that the network refuses is refused here too.
+    # The program refuses a size that the network refuses.
     with pytest.raises((RuntimeError, AssertionError), match="16"):
         program(torch.zeros(1, 4, 40, 32, 32))
 
@@ -120,7 +122,7 @@ def test_exported_program_equals_eager_at_any_size(network, root):
 
 
 def test_torchscript_carries_the_record_where_the_command_says_so(root, tmp_path):
-    """As docs/interoperability.md has it."""
+    """The command is the one in docs/interoperability.md."""
     exported = tmp_path / "model.ts"
     record = {"_meta_#weights": f"%{root / 'models' / 'model.json'}"}
     config = str(root / "configs" / "inference.json")
@@ -172,17 +174,17 @@ def test_absent_tensorrt_is_said_in_one_line(cohort, tmp_path):
     with pytest.raises(RuntimeError) as caught:
         trt_workflow(cohort, tmp_path).run()
     error = input_error_behind(caught.value)
-    assert "inference_trt.json: TensorRT cannot be used, for want of tensorrt" in str(error)
+    assert "inference_trt.json: TensorRT cannot be used without tensorrt" in str(error)
     assert "\n" not in str(error)
     assert not (tmp_path / "maps").exists()
 
 
 def present_tensorrt(monkeypatch) -> list:
-    """Calls of ``trt_compile``, which here leaves the network as it is, as on a machine that has TensorRT."""
+    """The calls of ``trt_compile``, as if TensorRT were installed; here, the function leaves the network as it is."""
     calls = []
 
     def compiled(model, base_path, args):
-        # It looks at the method's arguments to name the engine's inputs.
+        # MONAI's function names the engine's inputs after the arguments of the method.
         assert inspect.getfullargspec(model.forward).args[1:] == ["x"]
         calls.append((model, base_path, args))
         return model
@@ -209,7 +211,7 @@ def test_an_engine_is_kept_for_its_weights_window_and_precision_alone(network, t
 
 
 def test_tensorrt_gets_the_network_the_weights_and_the_batch(cohort, tmp_path, monkeypatch):
-    """With everything there, MONAI's ``trt_compile`` is called as the zoo's bundles call it.
+    """If TensorRT is installed, MONAI's ``trt_compile`` is called in the way of the zoo's bundles.
 
     Source: Project-MONAI/model-zoo, pull request 620 (``trt_compile`` in inference_trt.json).
     """

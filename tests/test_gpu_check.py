@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""make gpu-check: its tests are all that there are for a GPU, and need nothing that the GPU's machine may lack."""
+"""`make gpu-check` runs all tests for a GPU, and it needs no package that a machine with a GPU may lack."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ import pytest
 from scripts.gpu_check import GPU_TESTS, steps
 from workflows import ROOT, command
 
-# Modules that are there, or that make gpu-wheels brings; not scikit-image, which the bundle does without.
+# These modules are installed there, or `make gpu-wheels` brings them. The bundle does not need scikit-image.
 ALLOWED = {"torch", "functorch", "monai", "ignite", "nibabel", "numpy", "scipy", "tensorboard", "rich", "matplotlib"}
 ALLOWED |= {"pytest", "_pytest", "yaml"}
-# What is to be had by these alone, installed here for the tests or for one overlay.
+# These modules are installed only for other tests or for a single overlay, so they may be missing there.
 OTHERS = {
     "hypothesis",
     "itk",
@@ -36,7 +36,7 @@ SUPPORT = ("tests/conftest.py", "tests/tiny.py", "tests/workflows.py")
 
 
 def imported(path: Path) -> set[str]:
-    """Top names of all that a file imports, inside its functions too."""
+    """Return the top-level names of all modules that a file imports, also inside its functions."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -46,6 +46,7 @@ def imported(path: Path) -> set[str]:
     return {name.partition(".")[0] for name in names}
 
 
+@pytest.mark.slow
 def test_its_tests_are_all_that_there_are_for_a_gpu():
     done = command("pytest", "--collect-only", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests", cwd=ROOT)
     assert done.returncode == 0, done.stdout[-2000:]
@@ -82,8 +83,9 @@ sys.exit(status)
 """
 
 
+@pytest.mark.slow
 def test_the_files_run_and_the_benchmarks_start_where_nothing_else_is():
-    """Some of the tests, on the CPU."""
+    """Some of the tests run here on the CPU."""
     assert OTHERS & set(packages_distributions()) >= {"hypothesis", "itk", "skimage", "openvino"}
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONWARNINGS": "ignore"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Freed memory stays with the process on a CPU: large tensors are not faulted in anew each time."""
+"""On a CPU, freed memory stays with the process, so large tensors cause no new page faults each time."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from scripts.machine import keep_freed_memory
 from workflows import CONFIGS, ROOT
 
 GLIBC = platform.libc_ver()[0] == "glibc"
-# Page faults of ten tensors of 64 MB, one after the other.
+# The program counts the page faults of ten tensors of 64 MB, one after another.
 COUNT = """
 import resource, sys
 import torch
 from scripts.machine import keep_freed_memory
 print(keep_freed_memory(sys.argv[1]) if len(sys.argv) > 1 else None)
-# A few, until the heap has its holes.
+# The first tensors give the heap its holes.
 for _ in range(20):
     torch.ones(16 << 20)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -33,7 +33,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.g
 
 
 def faulted_in(*device: str) -> tuple[str, int]:
-    """What the function returned, and the bytes that the tensors faulted in, in a process of its own."""
+    """Run the function in a process of its own; return its result and the bytes of the tensors' page faults."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
         environment.pop(name, None)
@@ -43,13 +43,15 @@ def faulted_in(*device: str) -> tuple[str, int]:
     return returned, int(faults)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not GLIBC, reason="another allocator than glibc's")
 def test_large_tensors_are_not_faulted_in_again():
     tensors = 10 * (64 << 20)
     returned, faults = faulted_in("cpu")
     assert returned == "True"
     assert faults < tensors / 100
-    # Without it, and for a GPU, each is; a huge page is one fault, so only much more is asked for.
+    # Without the setting, and for a GPU, each tensor causes faults. A huge page counts as one fault, so the test only
+    # asks for many more than above.
     for device in ((), ("cuda",)):
         returned, without = faulted_in(*device)
         assert returned == ("None" if not device else "False")

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Dice and HD95 as the configurations use them: the rules for empty regions, closed forms, ITK and KD-trees."""
+"""Dice and HD95 of the configurations follow the rules for empty regions and equal closed forms, ITK and KD-trees."""
 
 import itertools
 
@@ -19,12 +19,12 @@ SPACINGS = [(1.0, 1.0, 1.0), (1.0, 2.0, 3.5), (0.7, 0.4, 5.0)]
 
 
 def dice_metric(**arguments):
-    """As in train.json."""
+    """The metric as train.json defines it."""
     return DiceMetric(include_background=False, ignore_empty=False, **arguments)
 
 
 def affine(spacing):
-    """Axes in an unusual order and direction, so that reading a diagonal would give other spacings."""
+    """Make an affine with an unusual order and direction of axes, so that its diagonal does not hold the spacings."""
     matrix = np.zeros((4, 4))
     for column, row in enumerate((2, 0, 1)):
         matrix[row, column] = -spacing[column] if column == 1 else spacing[column]
@@ -33,7 +33,7 @@ def affine(spacing):
 
 
 def regions(*masks, spacing=None, size=SIZE):
-    """Background and the given regions, with a batch axis; a MetaTensor where a spacing is given."""
+    """Return background and the given regions with a batch axis, as a MetaTensor if there is a spacing."""
     stacked = np.stack([np.zeros(size, bool), *masks])[None].astype(np.float32)
     if spacing is None:
         return torch.as_tensor(stacked)
@@ -41,7 +41,7 @@ def regions(*masks, spacing=None, size=SIZE):
 
 
 def blob(seed, size=SIZE):
-    """A random, bumpy region, which may touch the border and fall into several parts."""
+    """Make a random, bumpy region, which may touch the border and consist of several parts."""
     noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=size), 2.5, mode="constant")
     return noise > np.quantile(noise, 0.85)
 
@@ -53,7 +53,7 @@ def box(start, edges, size=SIZE):
 
 
 def surface(mask):
-    """MONAI's definition: what one erosion with the 6-neighborhood takes away, the border counting as outside."""
+    """Return MONAI's surface: the voxels that an erosion with the 6-neighborhood removes, also at the border."""
     return mask & ~ndimage.binary_erosion(mask, ndimage.generate_binary_structure(3, 1))
 
 
@@ -63,9 +63,9 @@ def kd_tree_hd95(a, b, spacing):
 
 
 def itk_distances(of, to, spacing):
-    """Distances in mm from the surface voxels of ``of`` to the nearest of ``to``, by ITK's exact distance map."""
+    """Return the distances in mm from the surface of ``of`` to the surface of ``to``, by ITK's exact distance map."""
     image = itk.image_view_from_array(np.ascontiguousarray(surface(to).astype(np.uint8)))
-    image.SetSpacing([float(s) for s in reversed(spacing)])  # ITK counts axes from the last
+    image.SetSpacing([float(s) for s in reversed(spacing)])  # ITK counts axes from the last.
     distances = itk.signed_maurer_distance_map_image_filter(image, squared_distance=False, use_image_spacing=True)
     return np.abs(itk.array_from_image(distances))[surface(of)]
 
@@ -97,7 +97,7 @@ EMPTY, SOME, OTHER = np.zeros(SIZE, bool), box((3, 3, 3), (4, 4, 4)), box((10, 9
 
 
 def test_worst_distance_is_the_diagonal_of_the_brats_grid():
-    # From the first voxel to one past the last along the longer sides, as BraTS has it.
+    # BraTS measures from the first voxel to one voxel past the last along the longer sides.
     assert WORST_HD95_MM == 373.12866
     assert pytest.approx(np.sqrt(240**2 + 240**2 + 155**2), abs=1e-4) == WORST_HD95_MM
 
@@ -147,7 +147,7 @@ def test_a_shifted_cube_is_off_by_its_shift_in_mm(spacing, axis):
     pred = box(start, (6, 6, 6))
     start[axis] += 2
     label = box(start, (6, 6, 6))
-    # One face, 36 of the 152 surface voxels and so beyond the 95th percentile, is two steps from the other cube.
+    # One face is two steps from the other cube. It has 36 of the 152 surface voxels, which is more than 5 %.
     wanted = [[pytest.approx(2 * spacing[axis], rel=1e-6)]]
     assert hd95(regions(pred, spacing=spacing), regions(label, spacing=spacing)) == wanted
     assert dice(regions(pred), regions(label)) == [[pytest.approx(4 / 6)]]
@@ -162,12 +162,12 @@ def test_two_voxels_are_apart_by_their_distance_in_mm():
 
 
 def test_the_larger_direction_counts_and_the_95th_percentile_is_interpolated():
-    """A line of 30 voxels against its first: one way the distances are 0 to 29, the other way 0."""
+    """From a line of 30 voxels to its first one, the distances are 0 to 29; in the other direction, it is 0."""
     line, point = box((0, 0, 0), (1, 1, 30), (3, 3, 31)), box((0, 0, 0), (1, 1, 1), (3, 3, 31))
     for pred, label in ((line, point), (point, line)):
         pred, label = regions(pred, size=(3, 3, 31)), regions(label, size=(3, 3, 31))
         assert hd95(pred, label) == [[pytest.approx(0.95 * 29)]]
-    # Pooled, as medpy does it, the distances would give less.
+    # medpy pools the distances of both directions, which would give less.
     assert np.percentile([*range(30), 0], 95) == 27.5 < 0.95 * 29 - 1e-3
 
 
@@ -182,6 +182,7 @@ def test_dice_of_random_regions_is_itks(seed):
     assert dice(regions(pred), regions(label)) == [[pytest.approx(expected, rel=1e-6)]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("seed", range(4))
 def test_hd95_of_random_regions_is_that_of_itk_and_of_kd_trees(seed, spacing):
@@ -201,7 +202,7 @@ def test_spacing_changes_the_distance_and_comes_from_the_affine():
     assert hd95(regions(pred), regions(label))[0][0] == pytest.approx(found[0])
 
 
-# As the handlers use it.
+# The metric as the handlers use it.
 
 
 def test_regions_and_cases_are_scored_one_by_one():
@@ -211,13 +212,13 @@ def test_regions_and_cases_are_scored_one_by_one():
     labels = [regions(*(m for _, m in masks[i : i + 3]), spacing=spacing)[0] for i in (0, 3)]
     metric = BratsHausdorffDistance95(reduction="mean_batch", return_with_label=["ET", "TC", "WT"])
     wanted = [kd_tree_hd95(p, m, spacing) if p.any() else WORST_HD95_MM for p, m in masks]
-    # As lists of cases without a batch axis, which is what MONAI's handler passes after decollating.
+    # MONAI's handler decollates and passes lists of cases without a batch axis.
     scores = metric(preds, labels)
     np.testing.assert_allclose(torch.as_tensor(scores).numpy().ravel(), wanted, rtol=1e-5)
     means = metric.aggregate()
     assert list(means) == ["ET", "TC", "WT"]
     np.testing.assert_allclose(list(means.values()), np.mean(np.reshape(wanted, (2, 3)), axis=0), rtol=1e-5)
-    # The same cases stacked to a batch.
+    # The same cases give the same scores as a batch.
     stacked = BratsHausdorffDistance95(reduction="none")
     stacked(torch.stack(preds), torch.stack(labels))
     np.testing.assert_allclose(stacked.aggregate().numpy().ravel(), wanted, rtol=1e-5)
@@ -258,7 +259,7 @@ def test_tensors_of_two_shapes_or_one_alone_are_refused():
 
 
 def test_two_dimensional_distances_in_mm():
-    """Two squares, one shifted by 3 voxels along an axis of 2 mm."""
+    """One of two squares is shifted by 3 voxels along an axis with a spacing of 2 mm."""
     pred, label = torch.zeros(1, 2, 20, 20), torch.zeros(1, 2, 20, 20)
     pred[0, 1, 4:10, 4:10] = 1
     label[0, 1, 7:13, 4:10] = 1

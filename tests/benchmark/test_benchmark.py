@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmarks' arithmetic, and that they run and say what they compared; never how fast anything is."""
+"""The benchmarks run, calculate correctly and say what they compared; no test here checks how fast anything is."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_case_is_measured_and_its_maps_compared(small_cohort, tmp_path):
 
 
 def test_without_a_case_one_line_says_so(tmp_path):
-    with pytest.raises(ValueError, match="no case found; give the folder of one"):
+    with pytest.raises(ValueError, match="no case found; give the folder of one case"):
         benchmark.main(["case", "--dataset_dir", str(tmp_path), "--channels", *map(str, CHANNELS)])
 
 
@@ -78,10 +78,10 @@ def test_post_processing_in_the_box_gives_the_scores_of_the_whole_grid(small_coh
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["network", "--runs", "0"], "0: a whole number above 0"),
-        (["training", "--size", "-3"], "-3: a whole number above 0"),
-        (["training", "--device", "gpu"], "gpu: no device that torch can use here"),
-        (["cohort", "--cases", "1", "none"], "none: a whole number above 0"),
+        (["network", "--runs", "0"], "0: must be a whole number above 0"),
+        (["training", "--size", "-3"], "-3: must be a whole number above 0"),
+        (["training", "--device", "gpu"], "gpu: torch has no such device here"),
+        (["cohort", "--cases", "1", "none"], "none: must be a whole number above 0"),
     ],
 )
 def test_impossible_arguments_are_refused_in_one_line(arguments, told, capsys):
@@ -92,7 +92,7 @@ def test_impossible_arguments_are_refused_in_one_line(arguments, told, capsys):
 
 
 def test_a_cohort_smaller_than_asked_for_is_refused(small_cohort, tmp_path):
-    with pytest.raises(ValueError, match="6 cases, and 7 are asked for"):
+    with pytest.raises(ValueError, match="holds 6 cases, but 7 are asked for"):
         subset(small_cohort, 7, tmp_path / "part")
     subset(small_cohort, 2, tmp_path / "two")
     assert [item["case"] for item in unlabeled_items(tmp_path / "two")] == [
@@ -101,10 +101,12 @@ def test_a_cohort_smaller_than_asked_for_is_refused(small_cohort, tmp_path):
 
 
 def test_a_step_of_the_full_network_is_three_forwards():
-    # 1.22 TFLOP a forward at 128^3 (610 GMAC, by the layers); the backward is two of them but for the image's gradient.
+    # A forward at 128^3 takes 1.22 TFLOP (the layers sum up to 610 GMAC). The backward takes as much as two forwards,
+    # except for the gradient of the image.
     assert step_flops([32, 64, 128, 256, 320], 128) == pytest.approx(3 * 1.22e12, rel=0.02)
 
 
+@pytest.mark.slow
 def test_training_steps_are_measured(tmp_path):
     output = tmp_path / "training.json"
     size = ["--size", "32", "--channels", *map(str, CHANNELS), "--steps", "1", "--runs", "1", "--samples", "0"]
@@ -113,10 +115,10 @@ def test_training_steps_are_measured(tmp_path):
     content = json.loads(output.read_text())
     names = [row["name"] for row in content["rows"]]
     assert names == ["the authors' way", "train.json", "train.json, channels last", "train.json, cuDNN's fastest"]
-    # FLOPs over the matrix product's rate, the same for all.
+    # The product is the FLOPs over the rate of the matrix product, which is the same for all rows.
     ideal = [row["share_of_matrix_rate"] * row["median_s"] for row in content["rows"]]
     assert ideal == pytest.approx([ideal[0]] * 4) and ideal[0] > 0
-    # Nothing is overwritten.
+    # The earlier file is kept.
     assert len(list(tmp_path.glob("training*.json"))) == 2
 
 
@@ -124,7 +126,7 @@ def test_the_picture_is_drawn_and_without_results_one_line_says_so(tmp_path):
     picture = tmp_path / "performance.png"
     assert benchmark.main(["plot", "--output", str(picture)]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match="no results"):
+    with pytest.raises(ValueError, match="are missing"):
         benchmark.main(["plot", "--results", str(tmp_path), "--output", str(tmp_path / "other.png")])
     assert not (tmp_path / "other.png").exists()
 

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark compares like with like: all ways draw the same; the authors' differs by the deformation alone."""
+"""The benchmark compares like with like: all ways draw the same samples and differ in the deformation alone."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def test_all_ways_make_the_same_samples_but_for_the_authors_deformation(ways):
         assert drawn == [pipeline.deformed(cached, epoch)] * 3
         deformations.append(drawn[0])
         assert got["image"].dtype == torch.float32 and got["label"].dtype == wanted["label"].dtype
-        # float16 in the cache.
+        # The cache holds float16.
         assert torch.allclose(got["image"], wanted["image"], rtol=2e-3, atol=2e-3)
         assert torch.equal(got["label"], wanted["label"])
         if not drawn[0]:
             assert torch.equal(by_monai["label"], wanted["label"])
-            # MONAI resamples without a displacement, too.
+            # MONAI resamples even if there is no displacement.
             assert torch.allclose(by_monai["image"], wanted["image"], rtol=2e-3, atol=2e-3)
     assert 0 < sum(deformations) < len(deformations)
 

@@ -1,9 +1,10 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The authors' optional networks: normalization, activation, bottlenecks, against a second implementation.
+"""The authors' options of normalization, activation and bottlenecks, against a second implementation.
 
-It is written here of plain torch layers, from a description of the authors' network, under their names of tensors, and
-with what they store and never use. The default network is compared with the authors' own figures elsewhere.
+This file implements the authors' network in plain torch layers from a description. It uses the authors' tensor names,
+and it also stores the tensors that they store and never use. Another file compares the default network with the
+authors' own results.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import nn
 
 
 class Unit(nn.Module):
-    """Convolution, normalization, activation; with group normalization in another order, and always active."""
+    """Convolution, normalization, activation; group normalization changes the order and always has the activation."""
 
     def __init__(self, kind, c_in, c_out, kernel, stride=1, active=True):
         super().__init__()
@@ -44,7 +45,7 @@ class Unit(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual block, whose shortcut and last activation are stored whether they are used or not."""
+    """Residual block that stores its shortcut and its last activation even if it does not use them."""
 
     def __init__(self, kind, c_in, c_out, stride=1, bottleneck=False):
         super().__init__()
@@ -74,7 +75,7 @@ def resized(x, like):
 
 
 class Head(nn.Module):
-    """The attention-guiding head: batch normalization and PReLU whatever the rest has."""
+    """The attention-guiding head, which always has batch normalization and PReLU."""
 
     def __init__(self, dims, c3, c4, c5):
         super().__init__()
@@ -97,7 +98,7 @@ class Skip(nn.Module):
 
 
 class Reference(nn.Module):
-    """The whole network, with interpolation, attention and deep supervision."""
+    """The whole network with interpolation, attention and deep supervision."""
 
     def __init__(self, dims, norm, act, channels, bottleneck=False):
         super().__init__()
@@ -135,7 +136,7 @@ class Reference(nn.Module):
 
 
 def randomized(network, seed=0):
-    """In double precision, every parameter and statistic away from its initial value, features of moderate size."""
+    """Move every parameter and statistic away from its initial value, in double precision, with moderate features."""
     generator = torch.Generator().manual_seed(seed)
     for name, value in network.state_dict().items():
         if value.is_floating_point():
@@ -148,7 +149,7 @@ def randomized(network, seed=0):
 
 
 SMALL = (8, 16, 24, 16, 32)
-# Groups of eight, of a quarter of a block's input.
+# A bottleneck has a quarter of its block's input channels, which must be a multiple of the eight groups.
 SMALL_BOTTLENECK = (32, 64, 32, 64, 96)
 OPTIONS = [
     (dims, *options)
@@ -177,7 +178,7 @@ def test_outputs_and_gradients_are_those_of_the_second_implementation(dims, norm
     assert sorted(found) == sorted(wanted)
     for maps in (found, wanted):
         sum(values.square().mean() for values in maps.values()).backward()
-    # What the second implementation stores and never reads is what the import drops.
+    # The import drops exactly the tensors that the second implementation stores and never reads.
     parameters = dict(theirs.named_parameters())
     assert {name for name in dropped if name in parameters} == {n for n, p in parameters.items() if p.grad is None}
     norms = [

@@ -18,7 +18,7 @@ def random_input(channels, dims):
 
 
 def randomized(module):
-    """Every parameter and running statistic away from its initial value, in double precision."""
+    """Move every parameter and running statistic away from its initial value, in double precision."""
     generator = torch.Generator().manual_seed(2)
     for name, tensor in module.double().state_dict().items():
         if tensor.is_floating_point():
@@ -28,7 +28,7 @@ def randomized(module):
 
 
 def normalize(x, norm):
-    """Normalization in training mode, written out; ``norm`` is the layer, read for its affine parameters only."""
+    """Normalize as in training mode; only the kind and the affine parameters of the layer ``norm`` are used."""
     kind = type(norm).__name__.rstrip("d").rstrip("23")
     groups = {"InstanceNorm": x.shape[1], "GroupNorm": getattr(norm, "num_groups", 0)}.get(kind)
     if kind == "BatchNorm":
@@ -49,7 +49,7 @@ def activate(x, slope):
 
 
 def conv_norm(x, block, stride, slope):
-    """The claimed formula; ``slope`` None where the block does not activate, 0 for ReLU."""
+    """Return the expected output; ``slope`` is None without activation and 0 for ReLU."""
     conv = CONV[x.dim() - 2]
     padding = (block.conv.weight.shape[-1] - 1) // 2
     if type(block.norm).__name__ == "GroupNorm":
@@ -101,7 +101,7 @@ def test_res_block_equals_its_formula(dims, norm, act, bottleneck, in_channels, 
         return 0.0 if act == "relu" else module.weight
 
     def slope_at_the_end(unit):
-        """With group normalization the last units activate, and the sum does not; else the other way round."""
+        """With group normalization, the last unit has the activation; otherwise, the sum has it."""
         return slope(unit.act if act != "relu" else None) if norm == "group" else None
 
     if bottleneck:
@@ -156,7 +156,7 @@ def test_norm_arguments_reach_the_layer_and_are_not_changed():
 def test_resize_is_linear_between_voxel_centers():
     ramp = torch.arange(4, dtype=torch.float64).reshape(1, 1, 4, 1)
     wider = resize_like(ramp, torch.zeros(1, 1, 8, 3))
-    # Centres of the eight new voxels in units of the old ones, held at the ends (align_corners False).
+    # These are the centers of the eight new voxels in units of the old ones, clamped at the ends (align_corners False).
     expected = torch.tensor([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3], dtype=torch.float64)
     torch.testing.assert_close(wider[0, 0], expected[:, None].expand(8, 3))
     cube = ramp.reshape(1, 1, 1, 4, 1).expand(1, 1, 2, 4, 2)

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The whole network: the authors' figures, the published graph, gradients, refusals, deployment forms."""
+"""The whole network: the authors' numbers, the published graph, gradients, refusals and deployment forms."""
 
 import itertools
 from pathlib import Path
@@ -42,12 +42,12 @@ def small_input(dims=3, batch=1, seed=1):
 
 
 def spread_skip_weights(network):
-    """Skip weights apart from each other and from 1, so that a missing or exchanged one changes the result."""
+    """Set the skip weights apart from each other and from 1, so that a missing or exchanged one changes the result."""
     for level, weight in zip(network.decoder, (0.3, -0.7, 1.6, 0.1), strict=True):
         level.skip_weight.data.fill_(weight)
 
 
-# The authors' figures.
+# The authors' numbers.
 
 
 @pytest.mark.parametrize("head", ["fcn", "parallel"])
@@ -90,7 +90,7 @@ def test_training_maps_and_gradients_are_those_of_the_authors(head, device):
 
 
 def expected_parameters(dims, channels, head, upsample, attention, supervision):
-    """The count by the paper's layer table: convolutions without bias, one slope per activation."""
+    """Count the parameters by the paper's layer table: convolutions have no bias, and each activation has one slope."""
 
     def conv_norm(c_in, c_out, kernel, active=True):
         return c_in * c_out * kernel**dims + active
@@ -208,7 +208,7 @@ def doubled(x):
 
 
 def published_graph(network, x, head, deconv=False):
-    """The forward pass as the paper has it, from the network's blocks; ``head`` None without attention."""
+    """Run the paper's forward pass with the network's blocks; ``head`` is None without attention."""
     x0 = network.encoder[0](x)
     x1 = network.encoder[1](x0)
     x2 = network.encoder[2](x1)
@@ -283,7 +283,7 @@ def test_transposed_convolution_keeps_channels_and_doubles_the_size():
 
 
 def test_a_prior_of_nothing_leaves_the_skip_connections_to_their_weights():
-    """With p = 1, a prior of 0 everywhere, and no a3, what remains is the enhanced U-Net."""
+    """With p = 1, a prior of 0 everywhere, and no a3, the network is the enhanced U-Net."""
     network, plain = small_network(), small_network(prior_attention=False)
     plain.load_state_dict({k: v for k, v in network.state_dict().items() if k in plain.state_dict()})
     torch.nn.init.zeros_(network.head.output.weight)
@@ -302,7 +302,7 @@ def test_a_prior_of_nothing_leaves_the_skip_connections_to_their_weights():
         assert not torch.allclose(surely, small_network(prior_attention=False).eval()(x))
 
 
-# What is returned.
+# Outputs.
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -388,7 +388,7 @@ def test_wrong_arguments_are_refused_with_what_is_possible(arguments, said):
 
 
 def deployed(network, x):
-    """Outputs of the three forms in which the network leaves Python."""
+    """Yield the outputs of the three forms in which the network can leave Python."""
     yield "script", torch.jit.script(network)(x)
     yield "trace", torch.jit.trace(network, x, check_trace=False)(x)
     yield "export", torch.export.export(network, (x,)).module()(x)
@@ -404,6 +404,7 @@ def assert_all_forms_equal_eager(network, x):
             torch.testing.assert_close(values, eager, rtol=1e-5, atol=1e-5, msg=lambda m, form=form: f"{form}: {m}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "switches",
     [{"head": "fcn"}, {"head": "parallel"}, PLAIN, {"upsample": "deconv"}],
@@ -426,7 +427,7 @@ def test_full_width_2d_gives_the_same_scripted_traced_and_exported(switches):
     assert_all_forms_equal_eager(PriorAttentionNet(spatial_dims=2, **switches), x)
 
 
-# The switches outside the head work alike with both heads; their combination is tried with both.
+# A switch outside the head works alike with both heads, so it is tested with one; combinations are tested with both.
 DEPLOYED = [v for v in VARIATIONS if v["head"] == "fcn" or "prior_attention" in v or "head_norm" in v or len(v) > 2]
 
 

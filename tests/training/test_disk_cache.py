@@ -1,10 +1,11 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The cache on disk: the same values as without, keyed by content, shared, bounded, and no reason to fail."""
+"""The cache on disk gives the same values as no cache; it is keyed by content, shared and bounded."""
 
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import multiprocessing
 import os
@@ -86,7 +87,7 @@ def items(small_cohort) -> list[dict]:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_samples_are_those_without_a_cache(items, tmp_path, dtype):
-    """In float32 to the last bit; in float16 each value to 1 in 2048."""
+    """In float32, values are equal to the last bit; in float16, each value is equal to 1 part in 2048."""
     cached = dataset(items, tmp_path / "cache", dtype)
     plain = chain()
     for _ in range(2):
@@ -116,7 +117,7 @@ def test_the_second_time_no_file_is_loaded(items, tmp_path, monkeypatch):
 
 
 def touched_kb(path: Path) -> int:
-    """Kilobytes of the mapped file that this process has touched."""
+    """Return the kilobytes of the mapped file that this process has touched."""
     found, resident = False, 0
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if re.match(r"^[0-9a-f]+-[0-9a-f]+ ", line):
@@ -137,7 +138,7 @@ def test_a_crop_reads_its_own_part_of_the_file(tmp_path):
     part = crop.set_random_state(0)({"image": image})["image"]
     assert float(part.clone().float().mean()) == 1
     whole = file.stat().st_size / 1024
-    # A quarter, and what the kernel maps around it, in units of up to 2 MB.
+    # The crop touches a quarter, and the kernel maps units of up to 2 MB around it.
     assert whole / 4 <= touched_kb(file) < 0.6 * whole
 
 
@@ -159,7 +160,7 @@ def test_changed_content_is_another_key_and_a_moved_cohort_is_not(items, tmp_pat
     item = labeled_items(moved)[0]
     assert {**item, "image": 0, "label": 0} == {**items[0], "image": 0, "label": 0}
     assert cached.key(item) == keys[0]
-    # One byte, and the same size and time of change.
+    # One byte changes, but the size and the time of change stay the same.
     path = Path(item["image"][2])
     before = path.stat()
     content = bytearray(path.read_bytes())
@@ -172,7 +173,7 @@ def test_changed_content_is_another_key_and_a_moved_cohort_is_not(items, tmp_pat
     path.write_bytes(content)
     assert cached.key(item) == keys[0]
     assert cached.key({**item, "et_label": 9}) != keys[0]
-    # Names that tell their sequences are put in order; others stand for what the order says.
+    # Images whose names tell their sequences are put in order; the others keep the given order.
     turned = dataset([{**item, "image": item["image"][::-1]}], tmp_path / "cache")
     assert turned.key(turned.data[0]) == keys[0]
     plain = [shutil.copy(file, tmp_path / f"{number}.nii.gz") for number, file in enumerate(item["image"])]
@@ -181,7 +182,7 @@ def test_changed_content_is_another_key_and_a_moved_cohort_is_not(items, tmp_pat
 
 
 def test_what_was_read_in_another_order_of_channels_is_another_key(items, tmp_path, monkeypatch):
-    """That of version 0.2.0, whose entries may lie in the same folder."""
+    """Version 0.2.0 had another order, and its entries may lie in the same folder."""
 
     def key() -> str:
         loading = SeededCompose([LoadImaged("image", reader=SequenceReader())])
@@ -213,16 +214,19 @@ def test_functions_are_told_apart_by_their_code_and_random_steps_do_not_matter(i
 
 def test_keys_are_the_same_in_every_process(small_cohort, tmp_path):
     code = (
-        "from scripts.benchmark.pipeline import dataset; from scripts.data.datalist import labeled_items; "
+        "import json; from scripts.benchmark.pipeline import dataset; from scripts.data.datalist import labeled_items; "
         f"items = labeled_items({str(small_cohort)!r}); "
-        f"print(dataset(['train.json', 'train_cached.yaml'], items, cache_dir={str(tmp_path)!r}).key(items[0]))"
+        f"made = dataset(['train.json', 'train_cached.yaml'], items, cache_dir={str(tmp_path)!r}); "
+        "print(json.dumps([made.recipe, made.key(items[0])]))"
     )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
+    recipe, key = json.loads(done.stdout.splitlines()[-1])
     items = labeled_items(small_cohort)
-    here = pipeline.dataset(FILES, items, cache_dir=str(tmp_path)).key(items[0])
-    assert done.stdout.split()[-1] == here and len(here) == 40
+    here = pipeline.dataset(FILES, items, cache_dir=str(tmp_path))
+    assert json.loads(json.dumps(here.recipe)) == recipe
+    assert here.key(items[0]) == key and len(key) == 40
 
 
 # Sharing.
@@ -310,7 +314,7 @@ def test_the_limit_holds_and_the_least_recently_used_go_first(tmp_path):
 
 
 def test_what_is_not_the_caches_own_is_left_alone(tmp_path):
-    """Should somebody name a folder with other things in it."""
+    """Somebody may name a folder that holds other files."""
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_bytes(b"0" * 500_000)
     (tmp_path / "notes.txt").write_bytes(b"0" * 500_000)
@@ -402,7 +406,7 @@ def test_the_overlay_caches_what_train_json_does_before_its_patches():
         [{k: v for k, v in step.items() if k != "_desc_"} for step in listed(config, "train#preprocessing#transforms")]
         for config in (plain, cached)
     )
-    # Labels are checked in the cached part, once, instead of where they become regions.
+    # The cached part checks the labels once, so the step that makes regions of them need not check.
     check = next(step for step in after if step["_target_"] == "scripts.transforms.CheckLabelsd")
     after.remove(check)
     regions = next(step for step in after if step["_target_"] == "scripts.transforms.LabelsToRegionsd")
@@ -413,7 +417,7 @@ def test_the_overlay_caches_what_train_json_does_before_its_patches():
     assert after[crop + 3 :] == before[crop + 1 :]
 
 
-# Three cases of six.
+# These settings train on three of the six cases.
 TRAINING = {**TRAINING_SIZE, "max_epochs": 2, "val_interval": 0, "flat_epochs": 1, "folds": 2, "fold": 0}
 
 
@@ -424,17 +428,17 @@ def train(cohort: Path, output: Path, *overlays: str, **settings) -> dict:
 
 
 def test_training_with_the_cache(small_cohort, tmp_path, caplog):
-    """Transforms in the loader or in the training's own process, at one go or resumed: the same weights."""
+    """Transforms in the loader or in the training process, in one run or resumed, give the same weights."""
     with caplog.at_level(logging.INFO):
         wanted = train(small_cohort, tmp_path / "run")
     assert not [said for said in caplog.messages if "Nothing reads" in said]
     (disk,) = [said for said in caplog.messages if said.startswith("Cache ")]
     assert re.search(r"GB on disk for 3 cases \([\d.e-]+ MB each\); limit 100 GB", disk)
-    (memory,) = [said for said in caplog.messages if said.startswith("Memory of the loader")]
-    assert "whatever the number of cases" in memory
+    (memory,) = [said for said in caplog.messages if said.startswith("The loader takes")]
+    assert "for any number of cases" in memory
     assert len(entries(tmp_path / "cache")) == 3
     in_process = train(small_cohort, tmp_path / "in_process", augment_in_loader=False)
-    # A resumed training has the schedule of the whole.
+    # The first part has the schedule of the whole training, as a resumed training needs.
     train(small_cohort, tmp_path / "parts", **{"train#trainer#max_epochs": 1, "lr_scheduler#max_epochs": 2})
     resumed = train(small_cohort, tmp_path / "parts", "train_resume.yaml")
     for name, value in wanted.items():

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Import of the authors' checkpoints: every kind of their networks comes in whole, anything else is refused."""
+"""Import of the authors' checkpoints: every kind of their networks is imported whole, and anything else is refused."""
 
 import os
 import pickle
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 HEADS = ("fcn", "parallel")
 SMALL = (4, 8, 8, 12, 16)
 
-# This bundle's names, left, and the authors', right.
+# This bundle's names are on the left, and the authors' names are on the right.
 HEAD_LAYERS = {
     "fcn": {"reduce4": "conv5_4", "fuse3": "conv4_0", "reduce3": "conv4_3", "fuse2": "conv3_0", "output": "conv_out"},
     "parallel": {
@@ -42,7 +42,7 @@ DECODER = ((3, "conv3_1", "up4_3"), (2, "conv2_2", "up3_2"), (1, "conv1_3", "up2
 
 
 def authors_name(name, head="fcn", supervision=True):
-    """The authors' name for a tensor of this bundle's network."""
+    """Return the authors' name for a tensor of this bundle's network."""
     name = re.sub(r"\.body\.(\d)\.", lambda m: f".conv{int(m[1]) + 1}.", name)
     name = name.replace(".shortcut.", ".identity_mapping.")
     name = re.sub(r"^encoder\.(\d)\.", r"backbone.conv\1_0.", name)
@@ -58,12 +58,12 @@ def authors_name(name, head="fcn", supervision=True):
 
 
 def authors_state(network, head="fcn", supervision=True, dead_slopes=True):
-    """The network's weights as the authors store them, and the names of what they store beside it and never read."""
+    """Return the weights as the authors store them, and the names of tensors that they store but never read."""
     state = {authors_name(name, head, supervision): value.clone() for name, value in network.state_dict().items()}
     dead = set()
     group = "backbone.conv0_0.0.weight" in state
-    # An identity shortcut is stored as a block too, and each block has a slope, even where nothing is activated: the
-    # last units or, with group normalization, the sum.
+    # The authors also store an identity shortcut as a block. Each block has a slope, even without an activation: the
+    # last units have none or, with group normalization, the sum has none.
     blocks = {re.match(r"(backbone\.conv\d_0|conv\d_\d)\.conv1\.", name) for name in state}
     for block in {found[1] for found in blocks if found}:
         last = "conv3" if f"{block}.conv3.conv.weight" in state else "conv2"
@@ -98,8 +98,8 @@ def saved(value, path):
 def test_golden_checkpoint_names_are_all_accounted_for(head):
     state = golden_checkpoint(head)["net"]
     network, dropped = convert(state)
-    # 9 residual blocks, each with a slope for its second convolution and its shortcut; the first, of 4 to 4 channels,
-    # has an identity for a shortcut, beside which a convolution is stored.
+    # Each of the 9 residual blocks has a slope for its second convolution and for its shortcut. The shortcut of the
+    # first block, from 4 to 4 channels, is the identity, and the authors store an unused convolution for it.
     convolutions = [
         name for name in dropped if not name.endswith((".conv2.act.weight", ".identity_mapping.act.weight"))
     ]
@@ -119,7 +119,7 @@ def test_command_writes_a_bare_state_dict_for_the_network_it_names(head, tmp_pat
     network = PriorAttentionNet(channels=SMALL, head=head)
     network.load_state_dict(state)
     shown = capsys.readouterr().out
-    assert f"{len(state)} tensors; dropped 19" in shown
+    assert f"{len(state)} tensors; 19 unused tensors were dropped" in shown
     for words in (f"head {head}", "channels [4, 8, 8, 12, 16]", "spatial_dims 3", "norm instance", "prelu"):
         assert words in shown
     assert sorted(p.name for p in target.parent.iterdir()) == ["model.json", "model.pt"]
@@ -145,7 +145,7 @@ def test_the_record_says_how_the_authors_weights_are_used_and_the_command_does_s
         "--network_def#channels": str(list(SMALL)),
         **({"--network_def#head": head} if head != "fcn" else {}),
     }
-    # What the command sets up fits the record; without the authors' preprocessing, it is refused with the overlay.
+    # The printed command fits the record. Without the authors' preprocessing, the error names the missing overlay.
     changes = {name.removeprefix("--"): value for name, value in options.items()}
     changes["network_def#channels"] = list(SMALL)
     for names, said in ((configs, None), (configs[:1], "add configs/authors.yaml")):
@@ -172,7 +172,7 @@ def test_the_threshold_of_the_authors_recipe_with_sgd_comes_along(tmp_path):
 
 
 def test_exclusive_classes_come_in_this_bundles_order(tmp_path, capsys):
-    """Theirs: background, necrotic core, edema, ET. Here: background, ET, the rest of TC, the rest of WT."""
+    """The authors' order is background, necrotic core, edema, ET; here it is background, ET, rest of TC, rest of WT."""
     plain, exclusive = tmp_path / "plain.pt", tmp_path / "exclusive.pt"
     source = str(GOLDEN / "panet_fcn_checkpoint.pkl")
     assert main([source, str(plain)]) == main([source, str(exclusive), "--exclusive"]) == 0
@@ -213,8 +213,9 @@ def test_weights_are_not_given_a_name_whose_record_is_another_file(name, tmp_pat
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_command_line_imports_and_then_refuses_to_overwrite(tmp_path):
-    """In a process of its own: exit status, one line of error, no traceback."""
+    """The command runs in a process of its own; a refusal gives status 1, one line of error and no traceback."""
     target = tmp_path / "model.pt"
     command = [sys.executable, "-m", "scripts.import_checkpoint", str(GOLDEN / "panet_fcn_checkpoint.pkl"), str(target)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -376,7 +377,7 @@ def test_an_absent_checkpoint_is_named(tmp_path):
 
 
 class RunsCode:
-    """Unpickling it would create a file."""
+    """An object that would create a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = str(path)
