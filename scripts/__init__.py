@@ -1,7 +1,7 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The bundle's code: commands (``python -m scripts.<command>``), and the library that they and the configurations name.
+"""The bundle's code: commands (``python -m scripts.<command>``) and the library that they and the configurations use.
 
-A module in this folder is a command, or library that belongs to no one role. The folders below hold one role each. What
-is built on what, docs/architecture.md shows.
+A module in this folder is a command, or a part of the library that several roles share. Each folder below holds one
+role. docs/architecture.md shows which part is built on which.
 """

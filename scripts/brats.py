@@ -1,10 +1,11 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""BraTS's own rules: sequences, releases and their files' names, label values, regions and their colors.
+"""The rules of BraTS: sequences, releases and their file names, label values, regions and their colors.
 
-Regions are the channels (background, ET, TC, WT); they overlap: ET (enhancing tumor) lies in TC (tumor core: ET and
-necrotic or non-enhancing core), TC in WT (whole tumor: TC and edema). BraTS label maps hold 1 for necrotic and
-non-enhancing core, 2 for edema, and for ET 4 (releases 2018 to 2021) or 3 (from 2023 on).
+The regions are channels in the order background, ET, TC, WT. The regions overlap. ET (enhancing tumor) lies in TC
+(tumor core: ET and the necrotic or non-enhancing core). TC lies in WT (whole tumor: TC and edema). BraTS label maps
+hold 1 for the necrotic and non-enhancing core and 2 for edema. The value of ET is 4 in the releases 2018 to 2021 and 3
+from 2023 on.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from pathlib import Path
 import numpy as np
 from scripts.errors import InputError
 
-# The input channels, in the order of the PANet authors' program, whose weights fit as they are.
+# The input channels. Their order is the order in the PANet authors' program, so the authors' weights fit as they are.
 SEQUENCES = ("t1", "t2", "t1ce", "flair")
 SEQUENCE_TITLES = {"t1": "T1", "t2": "T2", "t1ce": "T1 contrast-enhanced", "flair": "FLAIR"}
-# What the channels of a four-dimensional file are, unless the setting channel_order says otherwise: as in Task01.
+# The channels of a four-dimensional file in Task01. The setting channel_order can name another order.
 CHANNEL_ORDER = ("flair", "t1", "t1ce", "t2")
-# The same names in small letters and digits, as Task01's dataset.json and others' write them.
+# Spellings of the sequences in Task01's dataset.json and elsewhere, reduced to small letters and digits.
 SPELLINGS = {
     "t1": ("t1", "t1w", "t1n"),
     "t1ce": ("t1ce", "t1gd", "t1c", "t1wce", "t1wgd"),
@@ -33,20 +34,20 @@ SPELLINGS = {
 REGIONS = ("ET", "TC", "WT")
 BACKGROUND_CHANNEL, ET_CHANNEL, TC_CHANNEL, WT_CHANNEL = range(4)
 
-# Values in a label map. That of ET depends on the release.
+# Values in a label map. The value of ET depends on the release.
 CORE_LABEL, EDEMA_LABEL = 1, 2
 ET_LABELS = (3, 4)
-# How entries of datalists spelled edema_label before; it is still read.
+# Older datalists spell edema_label in this way, and they are still read.
 FORMER_EDEMA_KEY = "oedema_label"
 
 
 @dataclass(frozen=True)
 class SubRegion:
-    """What one value of a label map stands for.
+    """A part of the tumor that one value of a label map stands for.
 
     Attributes:
-        name: shown to the user.
-        color: in pictures; the three stay apart for color-blind eyes (Okabe and Ito).
+        name: name that the user sees.
+        color: color in pictures. Color-blind people can tell the three colors apart (Okabe and Ito).
     """
 
     name: str
@@ -60,14 +61,14 @@ ENHANCING = SubRegion("enhancing tumor", "#E69F00")
 
 @dataclass(frozen=True)
 class Release:
-    """How a family of BraTS releases names its files.
+    """File names and label values of a family of BraTS releases.
 
     Attributes:
-        name: shown to the user.
-        separator: between the case's name and the sequence's.
-        suffixes: the sequences' names in the order of ``SEQUENCES``.
-        et_label: value of the enhancing tumor in its label maps.
-        edema_label: value of edema, 2 or 1; necrotic and non-enhancing core has the other.
+        name: name that the user sees.
+        separator: text between the name of the case and the name of the sequence.
+        suffixes: names of the sequences, in the order of ``SEQUENCES``.
+        et_label: value of the enhancing tumor in the label maps.
+        edema_label: value of edema, 2 or 1. The necrotic and non-enhancing core has the other value of the two.
     """
 
     name: str
@@ -77,36 +78,41 @@ class Release:
     edema_label: int = EDEMA_LABEL
 
     def file_pattern(self) -> re.Pattern[str]:
-        """Match ``<case><separator><sequence>.nii[.gz]``; groups: case, sequence."""
+        """Pattern of ``<case><separator><sequence>.nii[.gz]``, with the groups ``case`` and ``sequence``.
+
+        Example:
+            >>> BRATS_2023.file_pattern().fullmatch("BraTS-GLI-00005-101-t1c.nii.gz").groupdict()
+            {'case': 'BraTS-GLI-00005-101', 'sequence': 't1c'}
+        """
         names = "|".join((*self.suffixes, "seg"))
         return re.compile(rf"(?P<case>[^.].*){re.escape(self.separator)}(?P<sequence>{names})\.nii(\.gz)?")
 
 
 BRATS_2020 = Release("BraTS 2018 to 2021", "_", ("t1", "t2", "t1ce", "flair"), et_label=4)
 BRATS_2023 = Release("BraTS 2023 and later", "-", ("t1n", "t2w", "t1c", "t2f"), et_label=3)
-# Those whose files' names tell the sequence.
+# In these releases the name of a file says which sequence it is.
 RELEASES = (BRATS_2020, BRATS_2023)
-# One four-dimensional file a case; core and edema have each other's label.
+# A case is one four-dimensional file. The labels of core and edema are swapped.
 DECATHLON = Release("Medical Segmentation Decathlon, Task01", "", SEQUENCES, et_label=3, edema_label=3 - EDEMA_LABEL)
 
-# Releases of other tumors have the names of 2023, and label values of their own meaning.
+# Releases of other tumors use the file names of 2023, but their label values have other meanings.
 OTHER_TUMORS = {"PED": "pediatric tumors", "MEN": "meningiomas", "MET": "metastases"}
 
 _PATTERNS = [(release, release.file_pattern()) for release in RELEASES]
 _EXTENSION = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
-# The last number is the visit: BraTS-GLI-00005-101 (2023 on), Brats18_TCIA01_378_1 (2017 to 2019).
+# The last number is the visit: BraTS-GLI-00005-101 (from 2023 on), Brats18_TCIA01_378_1 (2017 to 2019).
 _VISIT = re.compile(r"(?P<patient>BraTS(-[a-z]+)+-\d+|BraTS1[789]_.+)[-_]\d+", re.IGNORECASE)
 _OTHER_TUMOR = re.compile(rf"BraTS-(?P<kind>{'|'.join(OTHER_TUMORS)})-.*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class ReleasedFile:
-    """What the name of a file tells that a BraTS release has named.
+    """The parts of a file name that follows the rule of a BraTS release.
 
     Attributes:
         release: the release.
         case: name of the case.
-        sequence: one of ``SEQUENCES``; None for the label map.
+        sequence: one of ``SEQUENCES``, or None for the label map.
     """
 
     release: Release
@@ -115,7 +121,15 @@ class ReleasedFile:
 
 
 def released_file(file: str | Path) -> ReleasedFile | None:
-    """What a file's name tells; None where no release names files so."""
+    """The parts of a file's name, or None if the name follows the rule of no release.
+
+    Example:
+        >>> found = released_file("BraTS-GLI-00005-101-t1c.nii.gz")
+        >>> found.case, found.sequence, found.release.et_label
+        ('BraTS-GLI-00005-101', 't1ce', 3)
+        >>> released_file("scan.nii.gz") is None
+        True
+    """
     for release, pattern in _PATTERNS:
         if found := pattern.fullmatch(Path(file).name):
             suffix = found["sequence"]
@@ -125,50 +139,95 @@ def released_file(file: str | Path) -> ReleasedFile | None:
 
 
 def case_name(image: str | Path) -> str:
-    """Name of the case that an image file belongs to; the file's stem where no release names files so."""
+    """Name of the case that an image file belongs to. It is the file's stem if the name follows no release's rule.
+
+    Example:
+        >>> case_name("BraTS20_Training_001/BraTS20_Training_001_t1ce.nii.gz")
+        'BraTS20_Training_001'
+        >>> case_name("p.1.nii.gz")
+        'p.1'
+    """
     if found := released_file(image):
         return found.case
-    # p.1.nii.gz and p.2.nii.gz are two cases.
+    # Path.stem alone would leave .nii in the name of p.1.nii.gz.
     name = Path(image).name
     stem = _EXTENSION.sub("", name)
     return stem if stem != name else Path(name).stem
 
 
 def patient_name(case: str) -> str:
-    """The patient whom a case is of, from its name: those of one release's visits are the same but for the last number.
+    """Name of a case's patient, which is the name of the case without the number of the visit.
 
-    Cases of other names, and of BraTS 2020, 2021 and the Decathlon, are each a patient of their own. One patient's
-    names in two releases have nothing in common.
+    Only some releases number the visits. A case with any other name counts as a patient of its own, as do the cases of
+    BraTS 2020, BraTS 2021 and the Decathlon. The names of one patient in two releases have nothing in common.
+
+    Example:
+        >>> patient_name("BraTS-GLI-00005-101")
+        'BraTS-GLI-00005'
+        >>> patient_name("BraTS20_Training_001")
+        'BraTS20_Training_001'
     """
     found = _VISIT.fullmatch(case)
     return found["patient"] if found else case
 
 
 def other_tumor(case: str) -> str | None:
-    """The kind of tumor, a key of ``OTHER_TUMORS``, of a case whose name says that it is no glioma; else None."""
+    """The kind of tumor, a key of ``OTHER_TUMORS``, or None if the case's name does not say that it is no glioma.
+
+    Example:
+        >>> OTHER_TUMORS[other_tumor("BraTS-MEN-00004-000")]
+        'meningiomas'
+        >>> other_tumor("BraTS-GLI-00005-101") is None
+        True
+    """
     found = _OTHER_TUMOR.fullmatch(case)
     return found["kind"].upper() if found else None
 
 
 def sequence_named(name: str) -> str | None:
-    """The sequence that a channel's name means, whatever its capitals and punctuation; None where that is unclear."""
+    """The sequence that the name of a channel means, or None if the name is unknown.
+
+    Capital letters and punctuation do not matter.
+
+    Example:
+        >>> sequence_named("T1-Gd"), sequence_named("FLAIR"), sequence_named("T1n")
+        ('t1ce', 'flair', 't1')
+        >>> sequence_named("DWI") is None
+        True
+    """
     plain = re.sub(r"[^a-z0-9]", "", name.lower())
     return next((sequence for sequence, spellings in SPELLINGS.items() if plain in spellings), None)
 
 
 def sequences_told(files: Sequence[str]) -> list[str] | None:
-    """The sequences of four files by their names; None unless these tell each of the four once."""
+    """The sequences of four files by their names, or None unless the names give each of the four sequences once.
+
+    Example:
+        >>> sequences_told(["p1_FLAIR.nii.gz", "p1_T1.nii.gz", "p1_T1-Gd.nii.gz", "p1_T2.nii.gz"])
+        ['flair', 't1', 't1ce', 't2']
+        >>> sequences_told(["a.nii.gz", "b.nii.gz", "c.nii.gz", "d.nii.gz"]) is None
+        True
+    """
     released = [released_file(file) for file in files]
     told = [found.sequence if found else None for found in released]
     if None in told:
-        # The ends of other names, such as p1_T1-Gd.nii.gz.
+        # Names outside the releases often end in the sequence, such as p1_T1-Gd.nii.gz.
         parts = [re.split(r"[^A-Za-z0-9]+", _EXTENSION.sub("", Path(file).name)) for file in files]
         told = [sequence_named("".join(part[-2:])) or sequence_named(part[-1]) for part in parts]
     return [str(sequence) for sequence in told] if sorted(map(str, told)) == sorted(SEQUENCES) else None
 
 
 def in_network_order(files: Sequence[str], sequences: Sequence[str]) -> list[str]:
-    """The four files, of which ``sequences`` says which is which, in the order of the network's channels."""
+    """The four files in the order of the network's channels.
+
+    Args:
+        files: the files in any order.
+        sequences: the sequence of each file.
+
+    Example:
+        >>> in_network_order(["a.nii", "b.nii", "c.nii", "d.nii"], ["flair", "t1", "t1ce", "t2"])
+        ['b.nii', 'd.nii', 'c.nii', 'a.nii']
+    """
     return [files[sequences.index(sequence)] for sequence in SEQUENCES]
 
 
@@ -176,7 +235,14 @@ def check_et_label(et_label: int) -> int:
     """Return ``et_label`` if a BraTS release uses it for the enhancing tumor.
 
     Raises:
-        InputError: it is neither 3 nor 4.
+        InputError: ``et_label`` is neither 3 nor 4.
+
+    Example:
+        >>> check_et_label(3)
+        3
+        >>> check_et_label(1)
+        Traceback (most recent call last):
+        scripts.errors.InputError: ET label 1: the enhancing tumor is 4 (BraTS 2018 to 2021) or 3 (from 2023 on).
     """
     if et_label not in ET_LABELS:
         raise InputError(f"ET label {et_label!r}: the enhancing tumor is 4 (BraTS 2018 to 2021) or 3 (from 2023 on).")
@@ -188,12 +254,18 @@ def check_label_values(values: np.ndarray, et_label: int, name: str, cavity: boo
 
     Args:
         values: the distinct values of a label map.
-        et_label: the release's ET label.
-        name: file that the message names.
-        cavity: accept 4 as resection cavity in a release whose ET label is 3.
+        et_label: the ET label of the release.
+        name: file name for the message.
+        cavity: accept 4 as resection cavity if the ET label is 3.
 
     Raises:
         InputError: another value occurs.
+
+    Example:
+        >>> check_label_values(np.array([0, 1, 2, 4]), et_label=4, name="seg.nii.gz")
+        >>> check_label_values(np.array([0, 1, 7]), et_label=4, name="seg.nii.gz")
+        Traceback (most recent call last):
+        scripts.errors.InputError: seg.nii.gz: unexpected label 7 beside 0, 1, 2, 4; check the file.
     """
     used = {0.0, float(CORE_LABEL), float(EDEMA_LABEL), float(et_label)}
     unknown = sorted({float(v) for v in values} - used - ({4.0} if cavity else set()))
@@ -201,9 +273,9 @@ def check_label_values(values: np.ndarray, et_label: int, name: str, cavity: boo
         return
     shown = ", ".join(f"{v:g}" for v in unknown)
     if et_label == 3 and unknown == [4.0]:
-        remedy = "in BraTS 2024 label 4 is the resection cavity, in BraTS 2018 to 2021 ET: set --et_label 3 or 4"
+        remedy = "in BraTS 2024 label 4 is the resection cavity, in BraTS 2018 to 2021 it is ET: set --et_label 3 or 4"
     elif et_label == 4 and unknown == [3.0]:
-        remedy = "files of BraTS 2023 and later have ET as 3: set --et_label 3"
+        remedy = "in BraTS 2023 and later ET is 3: set --et_label 3"
     else:
         remedy = "check the file"
     raise InputError(f"{name}: unexpected label {shown} beside 0, 1, 2, {et_label}; {remedy}.")

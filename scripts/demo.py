@@ -1,10 +1,10 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The whole bundle on synthetic patients, by the commands that a user would give: `python -m scripts.demo`.
+"""Run the whole bundle on synthetic patients, with the commands that a user would type: `python -m scripts.demo`.
 
-Makes a cohort of phantoms, trains a small network, evaluates it on unseen patients, segments one, exports TorchScript
-and draws a picture. Each command is printed before it runs. What a former run has finished is not done again, and a
-training that was stopped goes on.
+The demo makes a cohort of phantoms, trains a small network, evaluates it on unseen patients, segments one patient,
+exports TorchScript and draws a picture. It prints each command before it runs it. It does not repeat a step that an
+earlier run has finished, and it resumes a training that was stopped.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from scripts.weights.record import record_file
 
 
 def step(title: str, *arguments: str) -> None:
-    """Run ``python -m ...`` and wait.
+    """Run ``python -m ...`` and wait until it ends.
 
     Raises:
-        InputError: it failed; what it printed says why.
+        InputError: the command failed; its own output says why.
     """
     print(f"\n== {title}\n$ {shlex.join(['python', '-m', *arguments])}", flush=True)
     start = time.monotonic()
     status = subprocess.run([sys.executable, "-m", *arguments], check=False).returncode
     if status != 0:
-        raise InputError(f"the step '{title}' ended with status {status}; what it printed above says why.")
+        raise InputError(f"the step '{title}' ended with status {status}; its output above says why.")
     print(f"-- {title}: {time.monotonic() - start:.0f} s", flush=True)
 
 
 def trained_epochs(training: Path, epochs: int) -> int:
-    """How many epochs are done in this folder of a training of so many ``epochs``; 0 where there is none such."""
+    """Return how many epochs are done in the folder ``training``; 0 if it holds no training of ``epochs`` epochs."""
     if not any((training / name).is_file() for name in STATE_FILES):
         return 0
     try:
@@ -54,12 +54,12 @@ def trained_epochs(training: Path, epochs: int) -> int:
 
 
 def newer(result: Path, source: Path) -> bool:
-    """Whether ``result`` exists and was made after ``source``."""
+    """Return whether ``result`` exists and is not older than ``source``."""
     return result.is_file() and result.stat().st_mtime >= source.stat().st_mtime
 
 
 def demo(run_dir: Path, cases: int, epochs: int, seed: int) -> None:
-    """Run all steps that are not done yet; everything lands below ``run_dir``."""
+    """Run all steps that are not done yet, and write all results below ``run_dir``."""
     cohort, training, segmentation = run_dir / "phantoms", run_dir / "train", run_dir / "segmentation"
     evaluation, model = training / "evaluation_validation", training / "model.pt"
     common = ["--bundle_root", str(BUNDLE_ROOT), "--dataset_dir", str(cohort), "--output_dir", str(training)]
@@ -108,7 +108,7 @@ def demo(run_dir: Path, cases: int, epochs: int, seed: int) -> None:
 
 
 def print_scores(evaluation: Path, paths: Sequence[Path]) -> None:
-    """Print the mean scores and where everything lies."""
+    """Print the mean scores and the paths of the results."""
     with (evaluation / "scores.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     table = Table(title=f"mean of {len(rows)} unseen phantoms")
@@ -127,15 +127,20 @@ def print_scores(evaluation: Path, paths: Sequence[Path]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command and return its exit status."""
     parser = command.parser("demo", __doc__)
-    parser.add_argument("--run_dir", type=Path, default=BUNDLE_ROOT / "runs" / "demo", help="default: %(default)s")
-    parser.add_argument("--cases", type=int, default=16, help="synthetic patients (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=16, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of the cohort (default: %(default)s)")
+    parser.add_argument(
+        "--run_dir",
+        type=Path,
+        default=BUNDLE_ROOT / "runs" / "demo",
+        help="folder for the results (default: %(default)s)",
+    )
+    parser.add_argument("--cases", type=int, default=16, help="number of patients (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=16, help="training epochs (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the cohort (default: %(default)s)")
     args = parser.parse_args(argv)
     if args.cases < 2 or args.epochs < 1:
-        raise InputError("--cases must be 2 or more (training and validation), --epochs 1 or more.")
+        raise InputError("--cases must be 2 or more (training and validation), and --epochs must be 1 or more.")
     start = time.monotonic()
     demo(args.run_dir.resolve(), args.cases, args.epochs, args.seed)
     print(f"Done in {(time.monotonic() - start) / 60:.1f} minutes.")

@@ -1,9 +1,9 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Several processes, one a device, as torchrun starts them: what the multi-GPU overlays name.
+"""Work of several processes, one for each device, as torchrun starts them. The multi-GPU overlays use this module.
 
-Each process (rank) holds a copy of the network and takes its share of the cases. Without torchrun everything here is
-that of one process, so a multi-GPU configuration can be loaded and inspected anywhere.
+Each process (rank) holds a copy of the network and takes its share of the cases. Without torchrun every function here
+works for one process, so a multi-GPU configuration can be loaded and inspected anywhere.
 """
 
 from __future__ import annotations
@@ -24,15 +24,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 logger = logging.getLogger(__name__)
 
-# What this process has wrapped, to be let go of at the end.
+# Networks that this process has wrapped; stop() releases them.
 _replicas: list[DistributedDataParallel] = []
 
-# One rank may read a large cohort while the others wait; torchrun ends them all should it fail.
+# One rank may read a large cohort while the others wait. If it fails, torchrun ends all of them.
 TIMEOUT = timedelta(hours=4)
 
 
 def on_any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether ``flag`` is true on any rank; every rank must ask. ``device`` is where the ranks' tensors lie."""
+    """Whether ``flag`` is true on any rank. Every rank must call this function.
+
+    Args:
+        flag: this rank's value.
+        device: device of this rank's tensors.
+    """
     if not dist.is_initialized():
         return flag
     found = torch.tensor(float(flag), device=device)
@@ -41,7 +46,7 @@ def on_any_rank(flag: bool, device: torch.device) -> bool:
 
 
 def rank() -> int:
-    """This process's number among those that work together, from 0."""
+    """This process's number among the processes that work together, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -51,7 +56,7 @@ def world_size() -> int:
 
 
 def launched_rank() -> int:
-    """This process's number as torchrun gave it; 0 without torchrun."""
+    """The number that torchrun gave this process; 0 without torchrun."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -63,13 +68,13 @@ def launched_world_size() -> int:
 
 
 def rank_device() -> torch.device:
-    """This process's GPU on its machine; the CPU where there is none."""
+    """This process's GPU; the CPU if the machine has no GPU."""
     local = os.environ.get("LOCAL_RANK", "0")
     return torch.device(f"cuda:{local}" if torch.cuda.is_available() else "cpu")
 
 
 def start(device: torch.device | str, world_size: int) -> None:
-    """Join the other processes, if there are any: by NCCL on GPUs, by Gloo on CPUs.
+    """Join the other processes, if there are any, by NCCL on GPUs and by Gloo on CPUs.
 
     Raises:
         InputError: there are more processes on this machine than GPUs.
@@ -89,11 +94,11 @@ def start(device: torch.device | str, world_size: int) -> None:
 
 
 def stop() -> None:
-    """Part from the other processes, once all are here."""
+    """Leave the other processes, once all processes have come to this call."""
     if not dist.is_initialized():
         return
     dist.barrier()
-    # What still holds the group at the interpreter's end is destroyed in no set order, with threads running.
+    # At the interpreter's end, objects that hold the group would be destroyed in any order, while threads still run.
     for replica in _replicas:
         for name in ("reducer", "logger", "process_group"):
             replica.__dict__.pop(name, None)
@@ -103,9 +108,9 @@ def stop() -> None:
 
 
 def on_rank_zero(work: Callable[[], None]) -> None:
-    """Do ``work`` on rank 0 alone, while the others wait for it.
+    """Do ``work`` on rank 0 alone, while the other ranks wait for it.
 
-    Should it fail, the others end too, without a message of their own, so that the cause stands there once.
+    If it fails, the other ranks end too. They print no message, so the cause is shown only once.
     """
     failed = True
     try:
@@ -122,13 +127,29 @@ def on_rank_zero(work: Callable[[], None]) -> None:
 
 
 def unwrap(network: nn.Module) -> nn.Module:
-    """The network itself, without what runs it, which torch's wrappers and this bundle's keep as ``module``."""
+    """The network without its wrapper. Wrappers of torch and of this bundle keep the network as ``module``.
+
+    Example:
+        >>> network = nn.Linear(2, 1)
+        >>> unwrap(nn.DataParallel(network)) is network, unwrap(network) is network
+        (True, True)
+    """
     inner: nn.Module = getattr(network, "module", network)
     return inner
 
 
 def replicate(network: nn.Module, device: torch.device | str) -> nn.Module:
-    """One copy of ``network`` a process: gradients averaged, batch normalization over all processes' samples."""
+    """Return ``network`` as the copy of this process in a training of several processes.
+
+    Gradients are averaged over the processes, and batch normalization uses the samples of all processes.
+
+    Args:
+        network: the network.
+        device: device of this process.
+
+    Returns:
+        ``network`` itself for one process, otherwise a ``DistributedDataParallel``.
+    """
     network = network.to(device)
     if world_size() == 1:
         return network
@@ -138,21 +159,21 @@ def replicate(network: nn.Module, device: torch.device | str) -> nn.Module:
         devices = [torch.device(device)]
     else:
         synchronize_batch_norm(network)
-    # Synchronized statistics are equal everywhere; broadcasting them in every forward would also stop ranks that
-    # validate different numbers of windows.
+    # Synchronized statistics are equal on all ranks, so they need no broadcast. A broadcast in every forward pass would
+    # also block ranks that validate different numbers of windows.
     replica = DistributedDataParallel(network, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
     _replicas.append(replica)
     return replica
 
 
 class CpuSyncBatchNorm(_BatchNorm):
-    """Batch normalization by the moments over all processes' samples, on CPUs, where torch's own refuses to run."""
+    """Batch normalization over the samples of all processes, on CPUs, where torch's own class refuses to run."""
 
     def _check_input_dim(self, input: torch.Tensor) -> None:
-        """Take any number of spatial dimensions."""
+        """Accept any number of spatial dimensions."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalize (batch, channel, *spatial)."""
+        """Normalize ``input``, (batch, channel, *spatial)."""
         if not self.training:
             return super().forward(input)
         dims = [0, *range(2, input.dim())]
@@ -174,7 +195,14 @@ class CpuSyncBatchNorm(_BatchNorm):
 
 
 def synchronize_batch_norm(module: nn.Module) -> None:
-    """Replace every batch normalization in ``module`` by its synchronized form for CPUs, with its state."""
+    """Replace every batch normalization in ``module`` by its synchronized form for CPUs, and keep its state.
+
+    Example:
+        >>> block = nn.Sequential(nn.Conv3d(4, 8, 3), nn.BatchNorm3d(8))
+        >>> synchronize_batch_norm(block)
+        >>> type(block[1]).__name__
+        'CpuSyncBatchNorm'
+    """
     for name, child in module.named_children():
         if isinstance(child, _BatchNorm):
             layer = CpuSyncBatchNorm(

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The error for wrong input, and its display as one line.
 
-MONAI runs a bundle's parts inside its own code, which wraps an error several times; a traceback of fifty lines then
-buries the cause. In a command of the bundle, and in a workflow from its ``run`` list's first item on, an uncaught error
-that goes back to an ``InputError`` is shown as the ``InputError``'s own line. Programs that import the bundle are left
-as they are, and code that catches exceptions sees nothing different.
+MONAI runs the parts of a bundle inside its own code, which wraps an error several times. The cause then hides in a
+traceback of fifty lines. So commands and workflows of the bundle show only the line of the ``InputError`` if it caused
+an uncaught error. A workflow does so from the first item of its ``run`` list on. Programs that import the bundle keep
+their tracebacks, and code that catches exceptions is not affected.
 """
 
 from __future__ import annotations
@@ -15,11 +15,18 @@ from types import TracebackType
 
 
 class InputError(ValueError):
-    """Wrong input from the user: the message is one line that names the file or setting and the remedy."""
+    """Wrong input from the user. The message is one line that names the file or setting and the remedy."""
 
 
 def input_error_behind(error: BaseException | None) -> InputError | None:
-    """The ``InputError`` in the chain of causes of ``error``, if there is one."""
+    """The ``InputError`` in the chain of causes of ``error``; None if there is none.
+
+    Example:
+        >>> error = RuntimeError("wrapped")
+        >>> error.__cause__ = InputError("--fold 7: choose 0 to 4.")
+        >>> input_error_behind(error)
+        InputError('--fold 7: choose 0 to 4.')
+    """
     while error is not None:
         if isinstance(error, InputError):
             return error
@@ -28,7 +35,7 @@ def input_error_behind(error: BaseException | None) -> InputError | None:
 
 
 def show_input_errors() -> None:
-    """From now on show an uncaught error that goes back to an ``InputError`` as one line; all others as before."""
+    """From now on, show an uncaught error that an ``InputError`` caused as one line, and all other errors as before."""
     former = sys.excepthook
     if getattr(former, "shows_input_errors", False):
         return
@@ -38,7 +45,7 @@ def show_input_errors() -> None:
         if cause is None:
             former(kind, error, traceback)
         else:
-            # A DataLoader's worker passes an error on as the text of its traceback, which ends with the message.
+            # A worker of a DataLoader passes on the text of a traceback, which ends with the message.
             print(f"error: {str(cause).splitlines()[-1].split('InputError: ')[-1]}", file=sys.stderr)
 
     show.shows_input_errors = True  # type: ignore[attr-defined]

@@ -1,13 +1,13 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Export the network with its weights by torch.export, which takes the place of TorchScript.
+"""Export the network and its weights with torch.export, which replaces TorchScript.
 
     python -m scripts.export_program models/model.pt2
 
-The file is read by ``torch.export.load`` where only PyTorch is installed. It takes any number of windows of any size
-that the network takes, from twice the network's size multiple on. The configuration and metadata.json travel inside,
-as in the TorchScript that ``monai.bundle ckpt_export`` makes, and so does the record of the weights, with which the
-configuration is compared.
+``torch.export.load`` reads the file where only PyTorch is installed. The program takes any number of windows. It takes
+any window size that the network takes, from twice the network's size multiple on. The file also holds the
+configuration and metadata.json, like the TorchScript that ``monai.bundle ckpt_export`` makes. If the weights have a
+record, the command compares the configuration with it and writes it to the file, too.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from scripts.networks.protocol import SegmentationNetwork
 from scripts.weights.loading import check_weights
 from scripts.weights.record import record_file
 
-# Larger windows than any scanner's volume; torch.export wants a bound.
+# torch.export needs an upper bound; this one allows windows larger than any scanner's volume.
 MAX_MULTIPLE = 128
 
 
 def export_network(network: SegmentationNetwork) -> torch.export.ExportedProgram:
-    """The network in evaluation mode as an exported program, for any batch and any permitted size.
+    """Return the network in evaluation mode as an exported program, for any batch and any permitted size.
 
     Args:
         network: takes (batch, ``in_channels``, *size), each size a multiple of its ``size_multiple``.
 
     Returns:
-        A program from such a tensor to logits of (batch, out_channels, *size), for sizes from twice the multiple on:
-        torch.export takes a deepest level of one voxel for a constant.
+        A program that maps such a tensor to logits of shape (batch, out_channels, *size). Each size must be at least
+        twice the multiple, because torch.export takes a deepest level of one voxel for a constant.
     """
     multiple, channels, dims = network.size_multiple, network.in_channels, network.spatial_dims
-    # Unequal sizes, so that no two axes are taken for one.
+    # The sizes differ, so that torch.export does not take two axes for one.
     example = torch.zeros(2, channels, *(multiple * n for n in (2, 3, 4)[:dims]))
     shapes: dict[int, torch.export.Dim] = {0: torch.export.Dim("batch", max=1024)}
     for axis, name in zip(range(2, 2 + dims), ("height", "width", "depth"), strict=False):
@@ -50,12 +50,12 @@ def export_network(network: SegmentationNetwork) -> torch.export.ExportedProgram
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command and return its exit status."""
     parser = command.parser("export_program", __doc__)
     parser.add_argument("program_file", type=Path, help="file to write, such as models/model.pt2")
     parser.add_argument("--bundle_root", type=Path, default=Path("."), help="root of the bundle")
-    parser.add_argument("--config_file", type=Path, nargs="+", help="default: configs/inference.json")
-    parser.add_argument("--model_file", type=Path, help="default: models/model.pt")
+    parser.add_argument("--config_file", type=Path, nargs="+", help="configuration (default: configs/inference.json)")
+    parser.add_argument("--model_file", type=Path, help="weights (default: models/model.pt)")
     args = parser.parse_args(argv)
 
     configs = args.config_file or [args.bundle_root / "configs" / "inference.json"]

@@ -1,9 +1,10 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""All that a GPU is asked for, in one go and in a set time: first whether results are right, then how long they take.
+"""Check on a GPU, within a set time, first whether the results are right and then how long they take.
 
-`python -m scripts.gpu_check --output_dir <folder>` leaves there what each step wrote and said, and ``gpu_check.json``,
-which says what ran where. Each step is a command of its own, so what one has measured is kept if a later one fails.
+`python -m scripts.gpu_check --output_dir <folder>` writes the results and the output of each step to the folder. It
+also writes ``gpu_check.json``, which says what ran where. Each step is a command of its own, so its measurements are
+kept if a later step fails.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from scripts.machine import processors
 from scripts.run_record import versions
 
 WORKERS = ["--num_workers", str(max(1, min(12, processors() - 2)))]
-# All files with tests on a GPU: to collect the others takes packages that a machine with one may lack.
+# These are all files with tests for a GPU. The other files import packages that a machine with a GPU may lack.
 GPU_TESTS = ("tests/test_devices.py", "tests/networks/test_prior_attention_net.py")
-# What a CPU can do while one waits, to try the command itself.
+# With these sizes, a CPU finishes quickly enough to try the command itself.
 SMALL = {
     "network": ["--size", "32", "--runs", "1"],
     "training": [
@@ -58,16 +59,16 @@ SMALL["training"] += ["--authors_samples", "2", "--num_workers", "1", "--cases",
 
 
 def steps(device: str, small: bool, cohort: Path, results: Path) -> dict[str, list[str]]:
-    """Commands by name, in order: what is sure to finish comes first."""
+    """Return the command of each step by its name, in order; steps that are sure to finish come first."""
     data = ["--device", device, "--dataset_dir", str(cohort)]
     sizes = SMALL if small else {"network": ["--runs", "10"], "training": WORKERS, "cohort": WORKERS}
-    # The authors' way takes a CPU many minutes a case.
+    # The authors' way takes a CPU many minutes per case, so the small run leaves it out.
     counts = ["--cases", "1", "2"] if small else ["--cases", "1", "10", "--authors_cases", "1", "3"]
 
     def benchmark(what: str, name: str, *options: str) -> list[str]:
         return ["scripts.benchmark", what, "--output", str(results / f"{name}.json"), *options, *sizes[what]]
 
-    # The marker is that of tests on a GPU; on a CPU, some of the same tests there.
+    # Tests for a GPU carry the marker "gpu"; on a CPU, some of the same tests run with the CPU as their device.
     chosen = ["-m", "gpu"] if device != "cpu" else ["-k", "cpu and (resiz or wait or evaluation)"]
     return {
         "correctness": ["pytest", "-q", "-p", "no:cacheprovider", *chosen, *GPU_TESTS],
@@ -79,12 +80,16 @@ def steps(device: str, small: bool, cohort: Path, results: Path) -> dict[str, li
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run all steps; returns 0 if each has done its work."""
+    """Run all steps and return 0 if each of them succeeded, else 1."""
     parser = command.parser("gpu_check", __doc__)
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/gpu_check"), help="default: %(default)s")
-    parser.add_argument("--device", type=device_name, default="cuda", help="default: %(default)s")
-    parser.add_argument("--minutes", type=positive, default=8, help="for all steps together (default: %(default)s)")
-    parser.add_argument("--small", action="store_true", help="sizes that a CPU can do, to try the command itself")
+    parser.add_argument(
+        "--output_dir", type=Path, default=Path("runs/gpu_check"), help="folder for the results (default: %(default)s)"
+    )
+    parser.add_argument("--device", type=device_name, default="cuda", help="device to check (default: %(default)s)")
+    parser.add_argument(
+        "--minutes", type=positive, default=8, help="time limit for all steps together (default: %(default)s)"
+    )
+    parser.add_argument("--small", action="store_true", help="use sizes that a CPU can do, to try the command itself")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     console = Console()
@@ -103,14 +108,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             pass
         for name, arguments in steps(args.device, args.small, cohort, results).items():
             left = end - time.monotonic()
-            console.print(f"{name}: {left / 60:.1f} minutes left for all", highlight=False)
+            console.print(f"{name}: {left / 60:.1f} minutes left for all steps", highlight=False)
             start = time.monotonic()
             outcome = run_step(arguments, results / f"{name}.txt", left)
             record["steps"][name] = {"outcome": outcome, "seconds": round(time.monotonic() - start, 1)}
-            # After each step, so that it is there whatever happens next.
+            # The record is saved after each step, so that a failure of the next step cannot lose it.
             save_json(record, results / "gpu_check.json")
             if name == "correctness" and outcome != "done":
-                console.print("Results are not right, so nothing is timed.", highlight=False)
+                console.print("The results are not right, so nothing is timed.", highlight=False)
                 break
     table = Table("step", "outcome", "seconds", title=f"Results in {results}")
     for name, step in record["steps"].items():
@@ -121,11 +126,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_step(arguments: list[str], log: Path, seconds: float) -> str:
-    """Run a module by its ``arguments`` with what it says in ``log``: "done", "failed", or "no time left"."""
+    """Run a module with its ``arguments`` and write its output to ``log``.
+
+    Returns:
+        "done", "failed", or "no time left" after ``seconds`` seconds.
+    """
     if seconds <= 0:
         return "no time left"
     with open(log, "w", encoding="utf-8") as out:
-        # A session of its own, so that what the command has started ends with it.
+        # The command gets a process group of its own, so that everything it has started ends with it.
         process = subprocess.Popen(
             [sys.executable, "-m", *arguments], cwd=BUNDLE_ROOT, stdout=out, stderr=out, start_new_session=True
         )

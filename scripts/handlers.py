@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Ignite handlers for what MONAI's do not cover: time left, training curves, a report by case."""
+"""Ignite handlers that MONAI does not have: time left, training curves, a report by case, and others."""
 
 from __future__ import annotations
 
@@ -33,17 +33,20 @@ from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger(__name__)
 
-# Where there is no terminal, progress goes to the log, at most this often (seconds).
+# Without a terminal, progress goes to the log, with at least this many seconds between two lines.
 LOG_INTERVAL_S = 30.0
 
 
 class ProgressHandler:
-    """Progress of a whole run with the time left: a bar on a terminal, else a line in the log now and then.
+    """A handler that shows the progress of a whole run and the time left.
+
+    On a terminal it shows a bar. Otherwise it writes a line to the log now and then.
 
     Args:
-        description: what is going on, such as "Training".
-        unit: what an iteration is, such as "case".
-        loss: show the loss, which waits for the device; so only when the display is refreshed, once a second at most.
+        description: name of the work, such as "Training".
+        unit: name of an iteration, such as "case".
+        loss: show the loss. Reading it waits for the device, so it is read only when the display is refreshed, at most
+            once a second.
     """
 
     def __init__(self, description: str, unit: str = "iteration", loss: bool = False) -> None:
@@ -80,11 +83,11 @@ class ProgressHandler:
             self._progress = Progress(*columns, console=Console(stderr=True), speed_estimate_period=600)
             self._task = self._progress.add_task(self.description, total=self._total(engine), completed=self._first)
             self._progress.start()
-            # An interrupted engine fires no event, and would leave the terminal without its cursor.
+            # An interrupted engine fires no event. Without this, the terminal would be left without a cursor.
             atexit.register(self._progress.stop)
 
     def advance(self, engine: Workflow) -> None:
-        """Show one more iteration."""
+        """Show that one more iteration is done."""
         now = time.monotonic()
         done, total = engine.state.iteration, self._total(engine)
         if now - self._shown < (1.0 if self._progress else LOG_INTERVAL_S) and done < total:
@@ -110,15 +113,16 @@ class ProgressHandler:
 
     @staticmethod
     def _total(engine: Workflow) -> int:
-        # MONAI's evaluator counts a training's epochs, but its iterations from 0 each time.
+        # MONAI's evaluator counts the epochs of a training, but it counts its iterations from 0 in each run.
         epochs = 1 if hasattr(engine, "mode") else engine.state.max_epochs
         return int(epochs * engine.state.epoch_length)
 
 
 class LazySummaryWriter:
-    """TensorBoard writer that opens its file with the first value, so that constructing a workflow leaves no files.
+    """A TensorBoard writer that opens its file with the first value, so that constructing a workflow writes no file.
 
-    What an earlier file in the folder says of that step and later ones is hidden: a resumed training tells it anew.
+    Values of an earlier file in the folder are hidden from this writer's first step on, since a resumed training writes
+    them again.
 
     Args:
         log_dir: folder of the event file.
@@ -136,7 +140,7 @@ class LazySummaryWriter:
         self._writer.add_scalar(tag, value, step)
 
     def flush(self) -> None:
-        """Bring what was written to the disk."""
+        """Write all values to the disk."""
         if self._writer is not None:
             self._writer.flush()
 
@@ -147,14 +151,15 @@ class LazySummaryWriter:
 
 
 class TrainingScalars:
-    """What training iterations leave in TensorBoard: the loss, its terms by level, and the learning rate.
+    """A writer of training curves for TensorBoard: the loss, its terms by level, and the learning rate.
 
-    For ``TensorBoardStatsHandler``, as both its writers. Reading a value waits for the device, so the values are
-    collected there, and written at the end of an epoch; on the way to it, every half a minute.
+    ``TensorBoardStatsHandler`` takes it as its writer of iterations and of epochs. Reading a value waits for the
+    device, so the values are collected there. They are written at the end of an epoch and, during an epoch, every half
+    minute.
 
     Args:
-        loss_function: keeps its terms in ``last_terms``.
-        optimizer: holds the learning rate.
+        loss_function: the loss, which keeps its terms in ``last_terms``.
+        optimizer: the optimizer, which holds the learning rate.
     """
 
     def __init__(self, loss_function: PriorAttentionLoss, optimizer: torch.optim.Optimizer) -> None:
@@ -171,12 +176,12 @@ class TrainingScalars:
             self.write(engine, writer)
 
     def write(self, engine: Workflow, writer: LazySummaryWriter) -> None:
-        """Write what has been noted."""
+        """Write the values that have been noted."""
         self._written = time.monotonic()
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
-        # One transfer from the device for all of them; the terms of an iteration sum to its loss.
+        # One transfer from the device serves all values. The terms of an iteration sum to its loss.
         values = torch.stack([term for _, _, terms in waiting for term in terms.values()]).tolist()
         for step, rate, terms in waiting:
             own, values = values[: len(terms)], values[len(terms) :]
@@ -187,21 +192,22 @@ class TrainingScalars:
 
 
 class FiniteTraining:
-    """End a training whose loss or weights are no finite numbers, before that epoch's validation and files.
+    """A handler that ends a training whose loss or weights are not finite, before that epoch's validation and files.
 
-    So the last good state survives, for a resumption. No step waits for the device: losses stay there, and are looked
-    at once at the end of the epoch (on the way to it every half a minute), together with the weights. With several
-    ranks each looks at its own, and all end together: a scaler that passes over bad gradients keeps the others' weights
-    finite.
+    So the last good state survives, and the training can be resumed from it. No step waits for the device: the losses
+    stay there. They are checked together with the weights at the end of the epoch, and every half minute before it.
 
-    Ignite's ``TerminateOnNan`` would wait for the device in every step, and end the training as if it were complete,
-    with exit status 0, after the epoch's files were written.
+    With several ranks, each rank checks its own losses, and all ranks end together. The other ranks would not notice
+    the fault themselves, since a scaler that skips bad gradients keeps their weights finite.
+
+    Ignite's ``TerminateOnNan`` would wait for the device in every step. It would also end the training as if it were
+    complete, with exit status 0, after the epoch's files were written.
 
     Args:
-        network: what is trained.
+        network: the network that is trained.
 
     Raises:
-        InputError: (at the end of an epoch, or on the way to it) the loss of an iteration or a weight is not finite.
+        InputError: (during or at the end of an epoch) the loss of an iteration or a weight is not finite.
     """
 
     def __init__(self, network: torch.nn.Module) -> None:
@@ -210,7 +216,7 @@ class FiniteTraining:
         self._looked = time.monotonic()
 
     def attach(self, engine: Workflow) -> None:
-        """Follow ``engine``; attach before the validation and before what writes files."""
+        """Follow ``engine``. Attach this handler before the validation and before handlers that write files."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
 
@@ -222,7 +228,7 @@ class FiniteTraining:
             raise InputError(f"{fault}; {_remedy(engine)}")
 
     def epoch_completed(self, engine: Workflow) -> None:
-        """Look at the epoch's losses, and at the weights that they led to."""
+        """Check the epoch's losses and the weights."""
         fault = self.fault(engine)
         values = [value for value in unwrap(self.network).state_dict().values() if value.is_floating_point()]
         if not fault and not bool(torch.stack([value.isfinite().all() for value in values]).all()):
@@ -232,12 +238,12 @@ class FiniteTraining:
             raise InputError(f"{fault}; {_remedy(engine)}")
 
     def fault(self, engine: Workflow) -> str:
-        """What is wrong with the losses that have been noted, in words; empty if nothing is."""
+        """The first fault of the losses that have been noted, in words; empty if there is none."""
         self._looked = time.monotonic()
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return ""
-        # One transfer from the device for all of them.
+        # One transfer from the device serves all losses.
         losses = torch.stack([loss.float().mean() for _, loss in waiting]).tolist()
         for (iteration, _), loss in zip(waiting, losses, strict=True):
             if not math.isfinite(loss):
@@ -256,14 +262,16 @@ def _remedy(engine: Workflow) -> str:
 
 
 class AsynchronousSteps:
-    """Let no training step wait for the device, where MONAI's trainer does so twice.
+    """A handler that keeps training steps from waiting for the device.
 
-    It scales the loss in mixed precision, and so asks after each step whether the gradients were finite; bfloat16 has
-    the range of float32, and needs no scaling. And it takes each output apart, which brings the loss to the host; so
-    give it ``decollate=False``: outputs are then lists of one, which MONAI's other handlers read as well.
+    MONAI's trainer waits twice in each step. First, it scales the loss in mixed precision and so asks after each step
+    whether the gradients were finite. bfloat16 has the range of float32 and needs no scaling, so this handler turns the
+    scaling off. Second, MONAI's trainer takes each output apart, which copies the loss to the host. Give the trainer
+    ``decollate=False`` to prevent that. This handler then makes each output a list of one, which MONAI's other handlers
+    can read.
 
     Args:
-        dtype: of the mixed precision.
+        dtype: type of the mixed precision.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -275,12 +283,12 @@ class AsynchronousSteps:
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self.model_completed)
 
     def started(self, engine: Workflow) -> None:
-        """Put a scaler that does nothing in the place of MONAI's."""
+        """Replace MONAI's scaler by one that does nothing."""
         if engine.scaler is not None and self.dtype == torch.bfloat16:
             engine.scaler = torch.amp.GradScaler(enabled=False)  # type: ignore[assignment]
 
     def model_completed(self, engine: Workflow) -> None:
-        """Make a list of the output."""
+        """Make the output a list of one."""
         if isinstance(engine.state.output, dict):
             engine.state.output = [engine.state.output]
 
@@ -296,15 +304,16 @@ def _duration(seconds: float) -> str:
 
 
 class EvaluationReport:
-    """Scores and volumes of every case as a table on disk, and their summary on disk and on the screen.
+    """A handler that writes scores and volumes of every case to disk, and their summary to disk and to the screen.
 
-    ``scores.csv`` has one row a case: Dice, HD95 (mm), and the volumes (mm^3) of prediction and reference, for each of
-    ET, TC and WT. ``summary.csv`` has mean, standard deviation, median and quartiles of each column. With several
-    ranks, each on its share of the cases, rank 0 writes the report of all; so the handler belongs on every rank.
+    ``scores.csv`` has one row for each case: Dice, HD95 (mm), and the volumes (mm^3) of prediction and reference, each
+    for ET, TC and WT. ``summary.csv`` has mean, standard deviation, median and quartiles of each column. With several
+    ranks, each rank evaluates its share of the cases, and rank 0 writes the report of all cases. So attach the handler
+    on every rank.
 
     Args:
         output_dir: folder of the two files.
-        metrics: column name by the name of a metric attached to the evaluator, which gives one score for each region.
+        metrics: names of columns by the names of the evaluator's metrics. Each metric gives one score for each region.
     """
 
     def __init__(self, output_dir: str | Path, metrics: dict[str, str]) -> None:
@@ -314,7 +323,7 @@ class EvaluationReport:
         self.volumes: list[list[float]] = []
 
     def attach(self, engine: Workflow) -> None:
-        """Follow the evaluator ``engine``, which leaves regions in ``pred`` and ``label`` of each output."""
+        """Follow the evaluator ``engine``, whose outputs hold regions under ``pred`` and ``label``."""
         engine.add_event_handler(Events.STARTED, self.started)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
         engine.add_event_handler(Events.COMPLETED, self.completed)
@@ -336,7 +345,7 @@ class EvaluationReport:
 
     def completed(self, engine: Workflow) -> None:
         """Write and print the report."""
-        # Metrics and these gather the ranks' cases in the same order.
+        # The metrics gather the ranks' cases in this order too.
         cases = string_list_all_gather(self.cases)
         volumes = evenly_divisible_all_gather(torch.tensor(self.volumes, dtype=torch.float64), concat=True).numpy()
         if rank() != 0:
@@ -371,7 +380,12 @@ class EvaluationReport:
 
 
 def summarize(values: np.ndarray) -> dict[str, float]:
-    """Mean, standard deviation (of a sample; 0 for one value), median and quartiles of a column."""
+    """Mean, standard deviation (of a sample; 0 for one value), median and quartiles of a column.
+
+    Example:
+        >>> summarize(np.array([0.5, 0.75, 1.0]))
+        {'mean': 0.75, 'std': 0.25, 'median': 0.75, 'quartile1': 0.625, 'quartile3': 0.875}
+    """
     low, median, high = np.percentile(values, [25, 50, 75])
     return {
         "mean": float(np.mean(values)),

@@ -4,8 +4,8 @@
 
     python -m scripts.import_checkpoint AUTHORS.pkl models/model.pt
 
-writes beside it the weights' record, ``models/model.json``, and prints the command that runs these weights: they need
-the authors' own preprocessing, ``authors.yaml``.
+The command also writes the record of the weights, ``models/model.json``. It then prints the command that segments
+patients with these weights, which need the authors' own preprocessing (``authors.yaml``).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from scripts.run_record import CONFIG_FILE, RECORD_FILE
 from scripts.weights.authors import convert, exclusive_outputs, imported_record, network_arguments, read_state_dict
 from scripts.weights.record import Record, network_definition, network_options, record_file, save_weights
 
-# Beside weights these say something else.
+# A record with one of these names would be taken for a file of a run.
 FILES_OF_RUNS = (RECORD_FILE, CONFIG_FILE, "datalist.json")
 
 
 def command_to_run(model_file: Path, record: Record) -> str:
-    """The command that segments patients with imported weights."""
+    """Return the command that segments patients with imported weights."""
     configs = ["configs/inference.json", "configs/authors.yaml"]
     configs += ["configs/network_exclusive.yaml"] if record["exclusive"] else []
     plain = ConfigParser.load_config_file(str(CONFIGS / "inference.json"))["network_def"]
@@ -46,7 +46,7 @@ def command_to_run(model_file: Path, record: Record) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command and return its exit status."""
     parser = command.parser("import_checkpoint", __doc__)
     parser.add_argument("checkpoint", type=Path, help="checkpoint of the authors' program (.pkl)")
     parser.add_argument("model_file", type=Path, help="model file to write, such as models/model.pt")
@@ -67,13 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     network, dropped = convert(state, args.checkpoint)
     arguments = network_arguments(state)
     if arguments["bottleneck"] == (arguments["channels"][-1] > BOTTLENECK_ABOVE):
-        # As the network chooses by itself.
+        # The network chooses this value by itself.
         del arguments["bottleneck"]
     record = imported_record(network, arguments, checkpoint, args.exclusive)
     save_weights(network.state_dict(), args.model_file, record)
-    print(f"{args.model_file}: {len(network.state_dict())} tensors; dropped {len(dropped)} that nothing reads")
+    print(f"{args.model_file}: {len(network.state_dict())} tensors; {len(dropped)} unused tensors were dropped")
     print("network_def: " + ", ".join(f"{name} {value}" for name, value in record["network"]["arguments"].items()))
-    print(f"To segment patients with them, in the bundle's root:\n{command_to_run(args.model_file, record)}")
+    print(
+        f"To segment patients with these weights, run in the bundle's root:\n{command_to_run(args.model_file, record)}"
+    )
     return 0
 
 

@@ -16,30 +16,45 @@ CROSS_ENTROPIES = ("binary", "authors")
 
 
 class PriorAttentionLoss(nn.Module):
-    """Dice plus cross-entropy over all decoder levels, plus the same of the prior against the whole tumor.
+    """Weighted sum of Dice and cross-entropy losses over all decoder levels and the prior.
 
-    For each of ``out``, ``level1``, ``level2``, ``level3`` against the regions, and for ``prior`` against the whole
-    tumor: Dice with sigmoid and squared denominator, mean over all channels (background included), plus
-    cross-entropy. The result is their weighted sum (paper, section III-D).
+    ``out``, ``level1``, ``level2`` and ``level3`` are compared with the regions, and ``prior`` with the whole tumor.
+    Each comparison is a Dice loss plus a cross-entropy. The Dice loss has a sigmoid and a squared denominator. It is
+    the mean over all channels, including the background. The result is the weighted sum of these terms (paper, section
+    III-D).
 
-    The regions overlap (ET lies in TC, TC in WT), so the cross-entropy is BINARY, per channel. MONAI's
-    ``DiceCELoss(sigmoid=True)`` takes a softmax cross-entropy on several channels, whatever ``sigmoid`` says, on
-    targets that here sum to up to 3. The authors' program did so on the argmax of the targets, which leaves each voxel
-    its smallest region, and on the one-channel prior that term is 0; ``cross_entropy="authors"`` is that form.
+    The regions overlap (ET lies in TC, TC lies in WT), so the cross-entropy is BINARY in each channel. MONAI's
+    ``DiceCELoss`` does not fit. With several channels it takes a softmax cross-entropy even with ``sigmoid=True``, but
+    the targets here sum to up to 3. The authors' program takes a softmax cross-entropy on the argmax of the targets,
+    which leaves only the smallest region of each voxel. On the prior, which has one channel, that term is 0.
+    ``cross_entropy="authors"`` selects the form of the authors' program.
 
-    With ``exclusive`` the network's channels are classes instead: background, ET, the rest of TC, the rest of WT. The
-    Dice term then takes a softmax, the cross-entropy is that of the softmax, and the prior, which is one region, keeps
-    sigmoid and binary cross-entropy.
+    With ``exclusive`` the network's channels are classes: background, ET, the rest of TC, the rest of WT. Dice and
+    cross-entropy then use a softmax. The prior is a single region, so it keeps the sigmoid and the binary
+    cross-entropy.
 
     Args:
-        level_weights: weights of out, level1, level2, level3.
-        prior_weight: weight of the prior's term.
-        cross_entropy: "binary" or "authors"; of no meaning with ``exclusive``.
+        level_weights: weights of ``out``, ``level1``, ``level2`` and ``level3``.
+        prior_weight: weight of the term of ``prior``.
+        cross_entropy: "binary" or "authors". It has no effect with ``exclusive``.
         exclusive: learn classes that exclude each other instead of regions that overlap.
-        whole_tumor_channel: channel of the target that the prior is compared with.
+        whole_tumor_channel: channel of the target for the comparison with the prior.
 
     Raises:
-        ValueError: an argument outside the above.
+        ValueError: an argument has an invalid value.
+
+    Example:
+        All-zero logits give each voxel a probability of 0.5, so the binary cross-entropy is log 2, about 0.69. The
+        weight halves the term of the prior:
+
+        >>> target = torch.zeros(1, 4, 8, 8, 8)
+        >>> target[:, 0] = 1
+        >>> prediction = {"out": torch.zeros_like(target), "prior": torch.zeros(1, 1, 8, 8, 8)}
+        >>> loss = PriorAttentionLoss(prior_weight=0.5)
+        >>> round(float(loss(prediction, target)), 2)
+        2.34
+        >>> {name: round(float(term), 2) for name, term in loss.last_terms.items()}
+        {'out': 1.49, 'prior': 0.85}
     """
 
     def __init__(
@@ -68,25 +83,26 @@ class PriorAttentionLoss(nn.Module):
         """Total loss, a scalar.
 
         Args:
-            prediction: the network's dict of logit maps, or its tensor of logits alone, which then counts as ``out``.
+            prediction: dict of logit maps from the network, or one tensor of logits, which counts as ``out``.
             target: regions, 0 or 1, of shape (batch, channel, *size).
         """
         terms = self.terms(prediction, target)
-        # Kept for logging, on the device, so that keeping them costs no wait.
+        # The terms are kept for logging. They stay on the device, so that nothing waits for a copy.
         self.last_terms = {name: term.detach() for name, term in terms.items()}
         return torch.stack(list(terms.values())).sum()
 
     def terms(
         self, prediction: torch.Tensor | Mapping[str, torch.Tensor], target: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """The weighted terms by the map's name, each a scalar."""
+        """The weighted terms, scalars by the name of the map; the arguments are the same as in ``forward``."""
         maps = {"out": prediction} if isinstance(prediction, torch.Tensor) else prediction
         tumor = target[:, self.whole_tumor_channel : self.whole_tumor_channel + 1]
         if self.exclusive:
-            # Each region without the one inside it: background, ET, TC - ET, WT - TC.
+            # The classes are the background, ET, TC without ET, and WT without TC.
             target = torch.cat([target[:, :2], target[:, 2:].float() - target[:, 1:-1]], dim=1)
         return {
-            # What each term's gradient needs is some ten maps of full size; made anew there, they are never all kept.
+            # The gradient of a term needs about ten maps of full size. The backward pass computes them again, term by
+            # term, so that they never take memory all at once.
             name: self.weights[name]
             * checkpoint(
                 self._dice_ce,
@@ -100,7 +116,7 @@ class PriorAttentionLoss(nn.Module):
         }
 
     def _dice_ce(self, logits: torch.Tensor, target: torch.Tensor, name: str) -> torch.Tensor:
-        # Scores and targets in float32: a sum over two million voxels is beyond what 16 bits hold.
+        # Float32 is needed, because 16 bits cannot hold a sum over two million voxels.
         logits, target = logits.float(), target.float()
         if self.exclusive and name != "prior":
             exclusive_dice: torch.Tensor = self.softmax_dice(logits, target)
@@ -108,5 +124,5 @@ class PriorAttentionLoss(nn.Module):
         dice: torch.Tensor = self.dice(logits, target)
         if self.exclusive or self.cross_entropy == "binary":
             return dice + F.binary_cross_entropy_with_logits(logits, target)
-        # One channel alone has softmax probability 1 and cross-entropy 0.
+        # A single channel has softmax probability 1, so its cross-entropy is 0.
         return dice + F.cross_entropy(logits, target.argmax(dim=1))

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The machine: the processors and the memory that this process may use, and memory that it will need again."""
+"""The processors and the memory that this process may use, and a way to keep freed memory for reuse."""
 
 from __future__ import annotations
 
@@ -13,22 +13,27 @@ from pathlib import Path
 
 import torch
 
-# malloc.h of glibc, and the most that mallopt takes; glibc before 2.35 takes 32 MB at most for M_MMAP_THRESHOLD.
+# Names from malloc.h of glibc, and the largest values: before 2.35 glibc takes at most 32 MB for M_MMAP_THRESHOLD.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MALLOPT_VALUES = (2**31 - 1, 32 * 2**20)
 
 
 def keep_freed_memory(device: torch.device | str = "cpu") -> bool:
-    """Keep freed memory for the next tensor, instead of giving it back to the system and faulting it in again.
+    """Keep freed memory for the next tensor instead of returning it to the system.
 
-    glibc gives each large tensor back; on a CPU, where feature maps are allocated in every step, that costs minutes of
-    system time in a run. The process then keeps the most memory that it has needed until it ends.
+    glibc returns the memory of each large tensor, and the system must map it again for the next one. On a CPU, feature
+    maps are allocated in every step, so this costs minutes of system time in a run. After this call the process keeps
+    the most memory that it has needed until it ends.
 
     Args:
-        device: where the workflow computes; only for a CPU is anything set.
+        device: device of the workflow. Nothing is set unless it is a CPU.
 
     Returns:
-        Whether it was set: on Linux with glibc alone.
+        Whether it was set, which is possible only on Linux with glibc.
+
+    Example:
+        >>> keep_freed_memory("cuda")  # a GPU's memory is not glibc's
+        False
     """
     if torch.device(device).type != "cpu" or not sys.platform.startswith("linux"):
         return False
@@ -39,12 +44,12 @@ def keep_freed_memory(device: torch.device | str = "cpu") -> bool:
 
 
 def processors() -> int:
-    """How many processors this process may use, which a scheduler may limit."""
+    """Number of processors that this process may use. A scheduler may limit it."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def container_memory() -> float:
-    """Memory that this process's control group still grants, in bytes; infinite where none is limited."""
+    """Memory that this process's control group still grants, in bytes; infinite if it sets no limit."""
     try:
         limit, used = (Path("/sys/fs/cgroup", name).read_text() for name in ("memory.max", "memory.current"))
         return float(limit) - float(used)
@@ -53,7 +58,7 @@ def container_memory() -> float:
 
 
 def available_memory() -> float:
-    """Memory that can be had without swapping, in bytes; half of all where the system does not say it."""
+    """Memory that is available without swapping, in bytes; half of all memory if the system does not report it."""
     try:
         found = re.search(r"^MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"), re.MULTILINE)
     except OSError:

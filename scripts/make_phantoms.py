@@ -18,23 +18,25 @@ from scripts.errors import InputError
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Read the command line; exits with status 2 and a line on stderr where it is wrong."""
+    """Read the command line; a wrong one ends the process with status 2 and a line on stderr."""
     parser = command.parser("make_phantoms", __doc__)
     parser.add_argument("out", type=Path, metavar="OUT", help="new or empty folder, or a cohort to be completed")
     parser.add_argument("--cases", type=int, default=10, help="number of patients (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the whole cohort (default: %(default)s)")
-    parser.add_argument("--difficulty", choices=list(DIFFICULTIES), default="demo", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the whole cohort (default: %(default)s)")
+    parser.add_argument(
+        "--difficulty", choices=list(DIFFICULTIES), default="demo", help="how hard the cases are (default: %(default)s)"
+    )
     parser.add_argument(
         "--workers",
         type=int,
         default=min(2, os.cpu_count() or 1),
-        help="processes; each needs about 0.5 GB (default: %(default)s)",
+        help="number of processes; each needs about 0.5 GB (default: %(default)s)",
     )
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
+    """Run the command and return its exit status."""
     args = parse(argv)
     for option, least in (("cases", 1), ("seed", 0), ("workers", 1)):
         if getattr(args, option) < least:
@@ -52,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
                 progress.advance(task)
     except OSError as error:
         raise InputError(f"{args.out}: cannot write the phantoms ({error}).") from error
-    except BrokenProcessPool as error:  # most often for want of memory
+    except BrokenProcessPool as error:
+        # The usual cause is that the memory ran out.
         raise InputError("A worker was killed; repeat the command with --workers 1 to go on.") from error
     except KeyboardInterrupt:
         print(f"Stopped; the same command completes the cohort in {args.out}.", file=sys.stderr)

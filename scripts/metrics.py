@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The BraTS 2020 rule for the Hausdorff distance of empty regions.
 
-Dice needs nothing of its own: MONAI's ``DiceMetric(ignore_empty=False)`` is the BraTS rule (both empty 1, one empty 0).
+This module has no Dice metric, because MONAI's ``DiceMetric(ignore_empty=False)`` follows the BraTS rule: Dice is 1 if
+both regions are empty, and 0 if one of them is empty.
 """
 
 from __future__ import annotations
@@ -16,20 +17,33 @@ from monai.metrics import CumulativeIterationMetric, compute_hausdorff_distance
 from monai.metrics.utils import do_metric_reduction
 from monai.utils import MetricReduction
 
-# Distance for a missed or an invented region: the diagonal of the 240 x 240 x 155 grid at 1 mm (BraTS 2020).
+# BraTS 2020 gives this distance to a missed or falsely predicted region: the diagonal of its grid of 240 x 240 x 155
+# voxels of 1 mm.
 WORST_HD95_MM = 373.12866
 
 
 class BratsHausdorffDistance95(CumulativeIterationMetric):
-    """95th percentile of the Hausdorff distance in mm: the larger of the two directed ones, as MONAI defines it.
+    """95th percentile of the Hausdorff distance in mm, with the BraTS 2020 rule for empty regions.
 
-    Pooling both directions before the percentile, as medpy does, gives smaller values. Of an empty region (BraTS 2020):
-    both empty 0, one empty 373.12866. MONAI's own metric gives NaN there, which drops the case from the mean.
+    The distance is the larger of the two directed 95th percentiles, as MONAI defines it. Medpy pools both directions
+    before it takes the percentile, which gives smaller values. If both regions are empty, the distance is 0. If one of
+    them is empty, the distance is 373.12866. MONAI's own metric gives NaN for an empty region and so drops the case
+    from the mean.
 
     Args:
         include_background: whether the first channel is a region to score.
-        reduction: how ``aggregate`` reduces; see MONAI's metrics.
-        return_with_label: with reduction "mean_batch", names of the channels; ``aggregate`` then gives a dict.
+        reduction: reduction that ``aggregate`` applies, as in MONAI's metrics.
+        return_with_label: names of the regions, for the reduction "mean_batch". ``aggregate`` then returns a dict.
+
+    Example:
+        ET is predicted two voxels beside its place, TC is missed, and WT is absent and not predicted:
+
+        >>> label, pred = torch.zeros(1, 4, 8, 8, 8), torch.zeros(1, 4, 8, 8, 8)
+        >>> label[0, 1, 2, 2, 2] = pred[0, 1, 4, 2, 2] = label[0, 2, 2, 2, 2] = 1
+        >>> hd95 = BratsHausdorffDistance95(reduction="mean_batch")
+        >>> distances = hd95(pred, label)
+        >>> [round(distance, 2) for distance in hd95.aggregate().tolist()]
+        [2.0, 373.13, 0.0]
     """
 
     def __init__(
@@ -49,11 +63,11 @@ class BratsHausdorffDistance95(CumulativeIterationMetric):
             raise ValueError(f"Expected two tensors of one shape, got {y_pred.shape} and {getattr(y, 'shape', None)}.")
         spacing = None
         if isinstance(y, MetaTensor):
-            # One affine, or one for each case of a batch, which share their grid.
+            # A batch has one affine, or one for each case. Its cases share their grid, so the first affine is enough.
             affine = y.affine.reshape(-1, *y.affine.shape[-2:])[0]
             spacing = affine_to_spacing(affine).tolist()[: y.dim() - 2]
         first = 0 if self.include_background else 1
-        # Plain tensors: metadata slows down every one of the many steps on small boxes.
+        # Plain tensors are faster, because metadata slows down each of the many steps on small boxes.
         y_pred, y = (torch.as_tensor(t[:, first:]).as_subclass(torch.Tensor) > 0 for t in (y_pred, y))
         distances = torch.zeros(y.shape[:2], device=y.device)
         for case in range(y.shape[0]):
@@ -68,7 +82,17 @@ class BratsHausdorffDistance95(CumulativeIterationMetric):
         return distances
 
     def aggregate(self, reduction: MetricReduction | str | None = None) -> Any:
-        """Reduce the distances of all cases seen since the last reset."""
+        """Reduce the distances of all cases since the last reset.
+
+        Args:
+            reduction: reduction to apply instead of the metric's own.
+
+        Returns:
+            The reduced distances, or a dict of them by name if ``return_with_label`` is set.
+
+        Raises:
+            ValueError: no case has been scored since the last reset.
+        """
         values = self.get_buffer()
         if not isinstance(values, torch.Tensor):
             raise ValueError("No case has been scored since the last reset.")

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures of a patient.
 
-Each row is a plane (axial, coronal, sagittal) through the middle of the tumor, in the radiological convention: the
-patient's left is on the right-hand side.
+Each row is a plane (axial, coronal, sagittal) through the middle of the tumor. The pictures follow the radiological
+convention, in which the patient's left is on the right-hand side.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from scripts.files import replacing
 
 matplotlib.use("Agg")
 
-# In the order in which a picture numbers them, from 1.
+# A picture numbers the parts from 1, in this order.
 SUB_REGIONS = (CORE, EDEMA, ENHANCING)
 PLANES = (("axial", 2), ("coronal", 1), ("sagittal", 0))
 
@@ -35,10 +35,18 @@ Volume = npt.NDArray[Any]
 
 
 def read_labels(path: str | Path, shape: tuple[int, ...], et_labels: Sequence[int]) -> Volume:
-    """A label map in LPS order, as indices into ``SUB_REGIONS`` from 1; values but 1, 2 and ``et_labels`` are 0.
+    """Read a label map in LPS order.
+
+    Args:
+        path: file of the label map.
+        shape: shape that the label map must have.
+        et_labels: values of the enhancing tumor.
+
+    Returns:
+        Numbers of the parts in ``SUB_REGIONS``, from 1. Any value except 1, 2 and ``et_labels`` becomes 0.
 
     Raises:
-        InputError: the file is absent or unreadable, or its shape is another.
+        InputError: the file is absent or unreadable, or it has another shape.
     """
     labels = voxels_of(in_lps(read_image(path)), path)
     if labels.shape != shape:
@@ -50,7 +58,8 @@ def read_labels(path: str | Path, shape: tuple[int, ...], et_labels: Sequence[in
 
 
 def _slice(volume: Volume, axis: int, position: int) -> Volume:
-    # In LPS order indices run to the left, to the back and up: rows of an axial slice go to the back, of others down.
+    # In LPS order indices run to the left, to the back and up. The rows of an axial slice run to the back, as they
+    # should. The rows of the other slices run up, so they are reversed.
     plane = np.take(volume, position, axis=axis).T
     return plane if axis == 2 else plane[::-1]
 
@@ -61,11 +70,11 @@ def draw_case(case: Case, picture: str | Path, prediction: str | Path | None = N
     Args:
         case: a complete case.
         picture: file to write.
-        prediction: label map in the case's grid.
-        note: a line below the title, such as where the weights come from.
+        prediction: file of a label map in the case's grid.
+        note: text for the title, such as the origin of the weights.
 
     Raises:
-        InputError: a file is unreadable or of another shape.
+        InputError: a file is unreadable or has another shape.
     """
     paths = [str(case.images[s]) for s in SEQUENCES]
     opened = [read_image(path) for path in paths]
@@ -75,13 +84,13 @@ def draw_case(case: Case, picture: str | Path, prediction: str | Path | None = N
     brain = np.any([image != 0 for image in images], axis=0)
     maps: dict[str, Volume] = {}
     if case.label is not None:
-        # In BraTS 2024 a 4 beside ET's 3 is the resection cavity.
+        # Only the release's own value is ET. In BraTS 2024 ET is 3, and 4 is the resection cavity.
         maps["reference"] = read_labels(case.label, brain.shape, [case.release.et_label])
     if prediction is not None:
         maps["prediction"] = read_labels(prediction, brain.shape, ET_LABELS)
 
     lesion = next((labels > 0 for labels in maps.values() if labels.any()), brain)
-    # The slice that shows most of the lesion, cut to the brain's box.
+    # The picture shows the slices with the largest area of the lesion, cut to the box of the brain.
     center = [int(np.argmax(lesion.sum(axis=tuple(a for a in range(3) if a != axis)))) for axis in range(3)]
     box = [np.flatnonzero(brain.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
     cut = tuple(slice(int(b[0]), int(b[-1]) + 1) for b in box)

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Draw one patient, with the reference and a prediction: `python -m scripts.render_case CASE_DIR PICTURE.png`."""
+"""Draw one patient with the reference and a prediction: `python -m scripts.render_case CASE_DIR PICTURE.png`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scripts.run_record import read_record
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command and return its exit status."""
     parser = command.parser("render_case", __doc__)
     parser.add_argument("case_dir", type=Path, help="folder of one case")
     parser.add_argument("picture", type=Path, help="PNG file to write")
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cases = [case for case in find_cases(args.case_dir) if not case.missing]
     if len(cases) != 1 or cases[0].file is not None:
         raise InputError(
-            f"{args.case_dir}: {len(cases)} complete cases; give the folder of one case, with a file per sequence."
+            f"{args.case_dir}: holds {len(cases)} complete cases; give the folder of one case with a file per sequence."
         )
     note = ""
     if args.prediction is not None:

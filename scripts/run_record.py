@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""What was run: the resolved configuration, the versions, the cohort, written beside a run's results."""
+"""The record of a run, beside its results: the resolved configuration, the versions and the cohort."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RECORDED_PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "nibabel", "sc
 
 
 def bundle_version() -> str:
-    """Version of this bundle, by its metadata.json; "unknown" where only the code was copied."""
+    """Version of this bundle from its metadata.json; "unknown" if only the code was copied."""
     return str(read_json(CONFIGS / "metadata.json").get("version", "unknown"))
 
 
@@ -35,10 +35,10 @@ def versions() -> dict[str, str]:
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
-    """What ``write_record`` noted in this folder; empty where it did not.
+    """The content of ``run.json`` in ``folder``, which ``write_record`` has written; empty if there is no file.
 
     Raises:
-        InputError: the file is there, but no record.
+        InputError: the file exists but is not a record.
     """
     return read_json(Path(folder) / RECORD_FILE)
 
@@ -48,9 +48,16 @@ def write_record(output_dir: str | Path, config: Mapping[str, Any], phantoms: bo
 
     Args:
         output_dir: folder of the run.
-        config: content of the configuration that is run; where it is empty, no ``config.json`` is written.
+        config: content of the configuration that is run. If it is empty, no ``config.json`` is written.
         phantoms: whether synthetic phantoms are among the data.
-        facts: what else to note.
+        facts: other entries of ``run.json``.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_record(folder, {"batch_size": 2}, phantoms=True, cases=8)
+        ...     sorted(read_record(folder))
+        ['bundle_version', 'cases', 'phantoms', 'started', 'versions']
     """
     if config:
         save_json(config, Path(output_dir) / CONFIG_FILE)

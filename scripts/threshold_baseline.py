@@ -1,9 +1,9 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""How well a single threshold finds the whole tumor: `python -m scripts.threshold_baseline DATASET_DIR`.
+"""Measure how well a single threshold finds the whole tumor: `python -m scripts.threshold_baseline DATASET_DIR`.
 
-For each case and sequence the table gives the best Dice in hindsight over all thresholds on that sequence, in both
-directions, within the brain. A cohort on which this is high needs no network.
+For each case and sequence, the table gives the best Dice of all thresholds on that sequence within the brain. The
+threshold and its direction are chosen in hindsight, with the reference. A cohort with a high Dice needs no network.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from scripts.data.phantom import best_threshold_dice
 
 
 def rate_case(item: Mapping[str, Any]) -> dict[str, float]:
-    """Best threshold Dice by sequence of one datalist entry; the brain is where any sequence is not 0."""
+    """Return the best threshold Dice of one datalist entry by sequence; the brain is where any sequence is not 0."""
     images = [voxels_of(read_image(path), path) for path in item["image"]]
     labels = voxels_of(read_image(item["label"]), item["label"])
     tumor = np.isin(labels, (CORE_LABEL, EDEMA_LABEL, item["et_label"]))
@@ -37,10 +37,12 @@ def rate_case(item: Mapping[str, Any]) -> dict[str, float]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns its exit status."""
+    """Run the command and return its exit status."""
     parser = command.parser("threshold_baseline", __doc__)
-    parser.add_argument("dataset", type=Path, metavar="DATASET_DIR", help="searched at any depth for BraTS cases")
-    parser.add_argument("--limit", type=float, help="exit with status 1 if any Dice exceeds this")
+    parser.add_argument(
+        "dataset", type=Path, metavar="DATASET_DIR", help="folder that is searched at any depth for BraTS cases"
+    )
+    parser.add_argument("--limit", type=float, help="exit with status 1 if any Dice exceeds this value")
     args = parser.parse_args(argv)
     items = [item for item in labeled_items(args.dataset) if isinstance(item["image"], list)]
     check_cases(items, args.dataset, "labeled cases")

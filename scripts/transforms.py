@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Transforms for the BraTS rules (``scripts.brats``) that MONAI has no exact counterpart of."""
+"""Transforms for the BraTS rules (``scripts.brats``) that have no exact counterpart in MONAI."""
 
 from __future__ import annotations
 
@@ -27,16 +27,25 @@ from scripts.errors import InputError
 
 
 def lesion_box(masks: Iterable[torch.Tensor], margin: int = 0) -> tuple[slice, ...]:
-    """The smallest box, of a grid of (*size), that holds everything non-zero in ``masks``, each of shape (*size).
+    """The smallest box that holds every non-zero voxel of ``masks``.
 
-    A lesion fills a few per cent of the grid, so what is done in its box alone takes a fraction of the time.
+    A lesion fills a few per cent of the grid, so a computation in its box takes a fraction of the time.
 
     Args:
-        masks: at least one, of one size.
-        margin: voxels to add on each side, as far as the grid goes.
+        masks: at least one mask. All have the same shape, (*size).
+        margin: voxels to add on each side. The box stays inside the grid.
 
     Returns:
-        One slice an axis; where nothing is non-zero, a box of one voxel.
+        One slice for each axis. If every voxel is zero, the box holds one voxel.
+
+    Raises:
+        ValueError: there is no mask.
+
+    Example:
+        >>> mask = torch.zeros(8, 8)
+        >>> mask[2:4, 5] = 1
+        >>> lesion_box([mask], margin=1)
+        (slice(1, 5, None), slice(4, 7, None))
     """
     together: np.ndarray | None = None
     for mask in masks:
@@ -46,7 +55,7 @@ def lesion_box(masks: Iterable[torch.Tensor], margin: int = 0) -> tuple[slice, .
     if together is None:
         raise ValueError("lesion_box needs at least one mask.")
     box = []
-    # Axis by axis on what is left, so that the whole grid is looked at once.
+    # Each axis cuts the mask for the next one, so the whole grid is read only once.
     for axis in range(together.ndim):
         found = np.flatnonzero(together.any(axis=tuple(a for a in range(together.ndim) if a != axis)))
         first, last = (found[0], found[-1]) if len(found) else (0, 0)
@@ -61,10 +70,17 @@ def labels_to_regions(labels: torch.Tensor, et_label: int, edema_label: int = ED
     Args:
         labels: the label map.
         et_label: value of the enhancing tumor, 4 or 3.
-        edema_label: value of edema: 2, or 1 in the Medical Segmentation Decathlon, which has it the other way round.
+        edema_label: value of edema. It is 2 in BraTS and 1 in the Medical Segmentation Decathlon, which swaps the
+            labels of core and edema.
 
     Raises:
-        InputError: another ``et_label`` or ``edema_label``.
+        InputError: ``et_label`` or ``edema_label`` has another value.
+
+    Example:
+        Background, core, edema and enhancing tumor, in this order, give one column each:
+
+        >>> labels_to_regions(torch.tensor([0, 1, 2, 4]), et_label=4).tolist()  # background, ET, TC, WT
+        [[1, 0, 0, 0], [0, 0, 0, 1], [0, 1, 0, 1], [0, 1, 1, 1]]
     """
     check_et_label(et_label)
     if edema_label not in (1, 2):
@@ -79,10 +95,22 @@ def regions_to_labels(regions: torch.Tensor, et_label: int = 4, edema_last: bool
     """Label map, uint8 of shape (1, *size), from regions of shape (4, *size).
 
     Args:
-        regions: non-zero where a voxel is in the region; the background channel is not read.
+        regions: regions that are non-zero inside. The background channel is not read.
         et_label: value of the enhancing tumor, 4 or 3.
-        edema_last: let edema (in WT, not in TC) overrule ET, as the authors' program does. They differ only where
-            ET lies outside TC.
+        edema_last: let edema (in WT but not in TC) overrule ET, as the authors' program does. The two orders differ
+            only where ET lies outside TC.
+
+    Raises:
+        InputError: ``et_label`` has another value.
+
+    Example:
+        The second voxel is in ET and WT but not in TC:
+
+        >>> regions = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 1], [0, 0, 1, 1], [0, 1, 1, 1]])
+        >>> regions_to_labels(regions, et_label=4).tolist()
+        [[0, 4, 1, 4]]
+        >>> regions_to_labels(regions, et_label=4, edema_last=True).tolist()
+        [[0, 2, 1, 4]]
     """
     check_et_label(et_label)
     labels = torch.zeros_like(regions[:1], dtype=torch.uint8)
@@ -96,10 +124,17 @@ def regions_to_labels(regions: torch.Tensor, et_label: int = 4, edema_last: bool
 
 
 class KeySpacingd(Spacingd):
-    """MONAI's ``Spacingd``, which sees nothing of an item but its own keys.
+    """MONAI's ``Spacingd`` with a view of its own keys alone.
 
-    MONAI 1.6 updates whatever stands under a key that begins with the image's, as if it were metadata. MONAI Label puts
-    the text ``image_path`` there, on which that fails.
+    MONAI 1.6 treats every entry whose key begins with the image's key as metadata and updates it. MONAI Label stores
+    the text ``image_path`` in the item, and that update fails on a text.
+
+    Example:
+        >>> from monai.data import MetaTensor
+        >>> item = {"image": MetaTensor(torch.zeros(1, 4, 4, 4)), "image_path": "/data/p1"}
+        >>> resampled = KeySpacingd("image", pixdim=(2.0, 2.0, 2.0))(item)
+        >>> resampled["image"].pixdim.tolist(), resampled["image_path"]
+        ([2.0, 2.0, 2.0], '/data/p1')
     """
 
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
@@ -109,19 +144,28 @@ class KeySpacingd(Spacingd):
 
 
 class CheckLabelsd(MapTransform):
-    """Refuse BraTS label maps, (1, *size), that hold a value which their release does not use; change nothing.
+    """Check BraTS label maps, (1, *size), for values that their release does not use. The maps are not changed.
 
     Args:
         keys: keys of label maps.
-        et_label: the enhancing tumor's value in maps that this bundle made.
-        et_label_key: else, key of the value it has in the case's release (3 or 4).
-        default_et_label: the value where an entry has no such key, as those that MONAI Label brings.
-        edema_key: key of edema's value in the case's release (2; 1 in the Medical Segmentation Decathlon).
-        cavity_key: key of whether 4 may occur beside an ET label of 3, as resection cavity (then background). That
-            is the user's explicit choice, never inferred.
+        et_label: value of the enhancing tumor in all maps, for maps that this bundle made. If it is None, each case
+            says its own value.
+        et_label_key: key of the value of the enhancing tumor in the case's release (3 or 4).
+        default_et_label: value for a case without that key, such as a case from MONAI Label.
+        edema_key: key of the value of edema in the case's release (2, or 1 in the Medical Segmentation Decathlon).
+        cavity_key: key of a flag. It says whether 4 may occur beside an ET label of 3. Such a 4 is the resection cavity
+            and counts as background. Only the user sets this flag.
 
     Raises:
-        InputError: there is such a value; the message names the file.
+        InputError: (when called) a map holds such a value. The message names the file.
+
+    Example:
+        >>> item = {"label": torch.tensor([[0, 1, 2, 4]]), "et_label": 3}
+        >>> CheckLabelsd("label")({**item, "resection_cavity": 1})["label"].tolist()
+        [[0, 1, 2, 4]]
+        >>> CheckLabelsd("label")({**item, "label": torch.tensor([[0, 5]])})
+        Traceback (most recent call last):
+        scripts.errors.InputError: label: unexpected label 5 beside 0, 1, 2, 3; check the file.
     """
 
     def __init__(
@@ -151,7 +195,11 @@ class CheckLabelsd(MapTransform):
         return item
 
     def convention(self, item: Mapping[Hashable, Any]) -> tuple[int, int, bool]:
-        """Values of ET and of edema in a case's label maps, and whether 4 may be the resection cavity."""
+        """How to read the label maps of one case.
+
+        Returns:
+            The value of ET, the value of edema, and whether 4 may be the resection cavity.
+        """
         if self.et_label is not None:
             return self.et_label, EDEMA_LABEL, False
         et_label = int(item.get(self.et_label_key, self.default_et_label))
@@ -164,11 +212,19 @@ class LabelsToRegionsd(CheckLabelsd):
 
     Args:
         args, kwargs: as in ``CheckLabelsd``.
-        check: check the values first, which brings them to the host; False where ``CheckLabelsd`` has done so before
-            they went to a device.
+        check: check the values first. The check copies them to the host. Set it to False if ``CheckLabelsd`` has
+            checked the map before it went to a device.
 
     Raises:
-        InputError: the map holds a value that its release does not use; the message names the file.
+        InputError: (when called) the map holds a value that its release does not use. The message names the file.
+
+    Example:
+        In the Decathlon edema is 1, so only the voxels of value 2 and 3 are in the tumor core:
+
+        >>> item = {"label": torch.tensor([[0, 1, 2, 3]]), "et_label": 3, "edema_label": 1}
+        >>> background, et, tc, wt = LabelsToRegionsd("label")(item)["label"].tolist()
+        >>> et, tc, wt
+        ([0, 0, 0, 1], [0, 0, 1, 1], [0, 1, 1, 1])
     """
 
     def __init__(self, *args: Any, check: bool = True, **kwargs: Any) -> None:
@@ -185,16 +241,22 @@ class LabelsToRegionsd(CheckLabelsd):
 
 
 class RequireFinited(MapTransform):
-    """Refuse predictions that hold NaN or infinite values, of which thresholds would make an empty label map.
+    """Refuse predictions that hold NaN or infinite values.
 
-    Before the activation: a sigmoid makes 1 of infinity.
+    Thresholds would turn NaN into an empty label map. The check belongs before the activation, because a sigmoid turns
+    infinity into 1.
 
     Args:
         keys: keys of logits, (channel, *size).
-        case_key: key of the case's name; where an entry has none, its file is named.
+        case_key: key of the case's name. Without a name the message names the file.
 
     Raises:
-        InputError: (when called) a value is not finite; the message names the case.
+        InputError: (when called) a value is not finite. The message names the case.
+
+    Example:
+        >>> RequireFinited("pred")({"pred": torch.tensor([0.5, float("nan")]), "case": "p1"})  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        scripts.errors.InputError: p1: the network's output (pred) holds NaN or infinite values, so nothing ...
     """
 
     def __init__(self, keys: KeysCollection, case_key: str = "case", allow_missing_keys: bool = False) -> None:
@@ -202,7 +264,7 @@ class RequireFinited(MapTransform):
         self.case_key = case_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Look at the predictions of one case."""
+        """Check the predictions of one case."""
         item = dict(data)
         for key in self.key_iterator(item):
             if not bool(torch.isfinite(torch.as_tensor(item[key])).all()):
@@ -220,7 +282,16 @@ class ProbabilitiesToRegionsd(MapTransform):
     Args:
         keys: keys of probabilities.
         exclusive: the channels are classes that exclude each other (background, ET, the rest of TC, the rest of WT),
-            of which each voxel takes the likeliest; otherwise they are the regions, each at 0.5 and above.
+            and each voxel takes the most probable class. Otherwise the channels are regions, and a voxel is in each
+            region whose probability is at least 0.5.
+
+    Example:
+        >>> item = {"pred": torch.tensor([[0.1], [0.4], [0.6], [0.7]])}
+        >>> ProbabilitiesToRegionsd("pred")(item)["pred"].flatten().tolist()
+        [0, 0, 1, 1]
+        >>> item = {"pred": torch.tensor([[0.1], [0.5], [0.3], [0.1]])}
+        >>> ProbabilitiesToRegionsd("pred", exclusive=True)(item)["pred"].flatten().tolist()
+        [0, 1, 1, 1]
     """
 
     def __init__(self, keys: KeysCollection, exclusive: bool = False, allow_missing_keys: bool = False) -> None:
@@ -241,40 +312,72 @@ class ProbabilitiesToRegionsd(MapTransform):
 
 
 def region_probabilities(probabilities: torch.Tensor, exclusive: bool = False) -> torch.Tensor:
-    """Probabilities of ET, TC and WT, (3, *size), from those of the network's four channels, (4, *size)."""
+    """Probabilities of ET, TC and WT, (3, *size), from the probabilities of the network's channels, (4, *size).
+
+    Args:
+        probabilities: probabilities of the four channels.
+        exclusive: the channels are classes that exclude each other, as in ``ProbabilitiesToRegionsd``.
+
+    Example:
+        >>> region_probabilities(torch.tensor([0.25, 0.25, 0.125, 0.375]), exclusive=True).tolist()
+        [0.25, 0.375, 0.75]
+    """
     tumor = probabilities[1:]
     return tumor.cumsum(dim=0).clamp(max=1.0) if exclusive else tumor
 
 
 def uncertainty(probabilities: torch.Tensor) -> torch.Tensor:
-    """Entropy of binary probabilities, from 0 (certain, 0 or 1) to 100 (0.5), of the same shape.
+    """Entropy of binary probabilities, of the same shape.
 
-    The scale is the one that BraTS 2020 asked for (QU-BraTS, Mehta et al., MELBA 2022). Of the mean over flips or over
-    an ensemble, entropy grows both where every member is unsure and where they disagree.
+    The entropy is 0 for the certain probabilities 0 and 1, and 100 for 0.5. BraTS 2020 asked for this scale (QU-BraTS,
+    Mehta et al., MELBA 2022). The entropy of a mean over flips or over an ensemble is high where every member is
+    unsure, and also where the members disagree.
+
+    Example:
+        >>> uncertainty(torch.tensor([0.0, 0.1, 0.5, 1.0])).round().abs().tolist()
+        [0.0, 47.0, 100.0, 0.0]
     """
     p = probabilities.clamp(0, 1)
     return -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)) * (100 / math.log(2))
 
 
 def small_components(mask: np.ndarray, min_voxels: int) -> np.ndarray:
-    """Where ``mask``, bool of shape (*size), has components of fewer than ``min_voxels`` voxels; of the same shape.
+    """Mark the voxels of ``mask`` that belong to components of fewer than ``min_voxels`` voxels.
 
     Neighbors share a face (6-connectivity), as in the authors' testing.
+
+    Args:
+        mask: mask, bool of shape (*size).
+        min_voxels: size of the smallest component that is not marked.
+
+    Returns:
+        The small components, bool of shape (*size).
+
+    Example:
+        >>> small_components(np.array([True, False, True, True]), min_voxels=2).tolist()
+        [True, False, False, False]
     """
     components, _ = ndimage.label(mask)
     return mask & (np.bincount(components.ravel())[components] < min_voxels)
 
 
 class RemoveSmallComponentsd(MapTransform):
-    """Clear connected components of fewer than ``min_voxels`` voxels, in each channel for itself.
+    """Clear connected components of fewer than ``min_voxels`` voxels, in each channel on its own.
 
-    MONAI's ``RemoveSmallObjects`` labels all channels together, so that a speck of ET inside TC would count as part of
+    MONAI's ``RemoveSmallObjects`` labels all channels together. There a speck of ET inside TC would count as part of
     TC.
 
     Args:
         keys: keys of regions, non-zero inside, of shape (channel, *size).
-        min_voxels: the smallest component that stays.
-        channels: the channels to clean; the background's is left alone.
+        min_voxels: size of the smallest component that stays.
+        channels: channels to clean. The default leaves the background channel alone.
+
+    Example:
+        The single voxel of ET is cleared, and the larger TC and WT stay:
+
+        >>> regions = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 1], [0, 1, 1, 1]])
+        >>> RemoveSmallComponentsd("pred", min_voxels=2)({"pred": regions})["pred"].tolist()
+        [[1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 1, 1], [0, 1, 1, 1]]
     """
 
     def __init__(
@@ -304,14 +407,20 @@ class RemoveSmallComponentsd(MapTransform):
 
 
 class SuppressSmallEnhancingTumord(MapTransform):
-    """Clear an enhancing tumor too small to be believed; its voxels become core (set in TC and WT).
+    """Clear an enhancing tumor that is too small to be plausible. Its voxels are set in TC and WT.
 
-    A false ET in a patient without one scores Dice 0 (BraTS 2020 rules), hence the authors' threshold.
+    If a patient has no ET, a single voxel of predicted ET gives a Dice of 0 (BraTS 2020 rules). This is why the authors
+    use a threshold.
 
     Args:
         keys: keys of regions, non-zero inside, of shape (4, *size).
-        min_voxels: the smallest ET that stays.
-        per_component: judge each 6-connected component for itself instead of the whole volume.
+        min_voxels: size of the smallest ET that stays.
+        per_component: compare the size of each 6-connected component instead of the size of the whole ET.
+
+    Example:
+        >>> regions = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 1], [0, 1, 1, 1]])
+        >>> SuppressSmallEnhancingTumord("pred", min_voxels=2)({"pred": regions})["pred"].tolist()
+        [[1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 1, 1], [0, 1, 1, 1]]
     """
 
     def __init__(
@@ -322,7 +431,7 @@ class SuppressSmallEnhancingTumord(MapTransform):
         self.per_component = per_component
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Suppress in one case."""
+        """Clear the small enhancing tumor of one case."""
         item = dict(data)
         for key in self.key_iterator(item):
             regions = item[key].clone()
@@ -344,15 +453,21 @@ class SuppressSmallEnhancingTumord(MapTransform):
 class RegionsToLabelsd(MapTransform):
     """Turn regions, (4, *size), into a BraTS label map, uint8 of shape (1, *size).
 
-    A voxel is ET's label where ET, else 1 where TC, else 2 where WT, else 0.
+    A voxel in ET gets ``et_label``. Of the other voxels, a voxel in TC gets 1, a voxel in WT but not in TC gets 2, and
+    a voxel in no region gets 0.
 
     Args:
         keys: keys of regions, non-zero inside.
         et_label: value of the enhancing tumor, 4 or 3.
-        edema_last: the authors' order, in which a voxel in ET and WT but not in TC becomes edema.
+        edema_last: use the authors' order, in which a voxel in ET and WT but not in TC becomes edema.
 
     Raises:
-        InputError: another ``et_label``.
+        InputError: ``et_label`` has another value.
+
+    Example:
+        >>> regions = torch.tensor([[1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 1], [0, 1, 1, 1]])
+        >>> RegionsToLabelsd("pred", et_label=3)({"pred": regions})["pred"].tolist()
+        [[0, 2, 1, 3]]
     """
 
     def __init__(
@@ -371,12 +486,19 @@ class RegionsToLabelsd(MapTransform):
 
 
 class CropToLesiond(MapTransform):
-    """Cut prediction and reference to the box that holds both lesions, and one voxel around it.
+    """Cut prediction and reference to the box that holds both lesions, with a margin of one voxel.
 
-    Overlap and surface distances in the box are those in the whole grid, and found many times faster.
+    Overlap and surface distances are equal in the box and in the whole grid. In the box they are computed many times
+    faster.
 
     Args:
-        keys: keys of label maps, (1, *size), or regions, (4, *size), whose background channel is not looked at.
+        keys: keys of label maps, (1, *size), or regions, (4, *size). The background channel of regions is not read.
+
+    Example:
+        >>> label, pred = torch.zeros(1, 9, 9), torch.zeros(1, 9, 9)
+        >>> label[0, 3, 3] = pred[0, 3, 4] = 1
+        >>> CropToLesiond(["label", "pred"])({"label": label, "pred": pred})["pred"].tolist()
+        [[[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]]]
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -384,7 +506,7 @@ class CropToLesiond(MapTransform):
         item = dict(data)
         keys = list(self.key_iterator(item))
         masks = [mask for key in keys for mask in (item[key] if len(item[key]) == 1 else item[key][ET_CHANNEL:])]
-        # Surfaces are found by what lies beside them, hence the margin.
+        # The surface is found from neighboring voxels, so the lesion needs a margin.
         box = lesion_box(masks, margin=1)
         for key in keys:
             item[key] = item[key][(slice(None), *box)].clone()

@@ -1,8 +1,8 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The consumers' own packages, imported without those of their parts that have no share in reading a bundle.
+"""Import the consumers' own packages without the parts that are not needed to read a bundle.
 
-These parts would bring a build of torch of their own, or gigabytes of CUDA. What is imported in their place is empty.
+These parts would bring their own build of torch or gigabytes of CUDA. Empty modules take their place.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from types import ModuleType
 import monai
 import pytest
 
-# Where `make test` puts the consumers' packages, apart from what the bundle runs with.
+# `make test` installs the consumers' packages in this folder, apart from the packages that the bundle needs.
 PACKAGES = Path(sys.prefix) / "interoperability"
 
 
 class Empty:
-    """In place of any class."""
+    """An empty class that takes the place of any class."""
 
     def __init__(self, *args, **kwargs) -> None:
         pass
@@ -39,15 +39,15 @@ def module(name: str, *classes: str) -> ModuleType:
 
 @contextmanager
 def imported(name: str, package: str, **in_place: ModuleType) -> Iterator[ModuleType]:
-    """Module ``name`` of the consumer's ``package``, or a skip that names the package.
+    """Import module ``name`` of the consumer's ``package``, or skip the test if the package is not installed.
 
-    Afterwards nothing of it is left, and the bundle's own modules are those from before: MONAI Label imports the
+    Afterwards, the import is undone and the bundle's own modules are restored, because MONAI Label imports the
     ``scripts`` of the bundle that it reads.
     """
     if not list(PACKAGES.glob(f"{package.replace('-', '_')}-*.dist-info")):
         pytest.skip(f"{package} is not installed")
     before, path, below_monai = dict(sys.modules), list(sys.path), list(monai.__path__)
-    # At the end: what the bundle runs with comes first.
+    # The folder comes last, so that the packages of the bundle take precedence.
     sys.path.append(str(PACKAGES))
     monai.__path__.append(str(PACKAGES / "monai"))
     sys.modules.update({part.replace("__", "."): empty for part, empty in in_place.items()})
@@ -63,7 +63,7 @@ def imported(name: str, package: str, **in_place: ModuleType) -> Iterator[Module
 
 @contextmanager
 def monai_label(name: str) -> Iterator[ModuleType]:
-    """A module of monailabel without torchvision, of which it imports two functions that draw pictures."""
+    """Import a module of monailabel without torchvision, from which it imports two functions that draw pictures."""
     pictures = module("torchvision.utils", "make_grid", "save_image")
     with imported(name, "monailabel", torchvision=module("torchvision"), torchvision__utils=pictures) as found:
         yield found
@@ -71,9 +71,9 @@ def monai_label(name: str) -> Iterator[ModuleType]:
 
 @contextmanager
 def monai_deploy(name: str) -> Iterator[ModuleType]:
-    """A module of monai-deploy-app-sdk without Holoscan, which passes messages between operators, and Triton.
+    """Import a module of monai-deploy-app-sdk without Holoscan, which passes messages between operators, and Triton.
 
-    Nor with the other operators, which its package would all import.
+    The other operators, all of which the package would import, are left out as well.
     """
     core = ["Application", "Condition", "ConditionType", "Fragment", "Operator", "OperatorSpec", "Resource"]
     operators = module("monai.deploy.operators")

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Two ranks on the CPU, by torchrun and Gloo: each case once, one network, each file once, and no hang."""
+"""Two ranks on the CPU with torchrun and Gloo use each case once, train one network, and never hang."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def torchrun(names: list[str], cwd: Path, **settings):
 
 @pytest.fixture(scope="module")
 def trained(small_cohort, tmp_path_factory) -> Path:
-    """Folder of a training on two ranks: four cases, two steps an epoch."""
+    """The folder of a training on two ranks, with four cases and two steps per epoch."""
     folder = tmp_path_factory.mktemp("ranks")
     place = {"dataset_dir": small_cohort, "output_dir": folder / "run"}
     done = torchrun(files("train.json", "multi_gpu_train.json"), folder, **place, **TRAINING)
@@ -61,7 +61,7 @@ def test_a_training_on_two_ranks_leaves_one_set_of_files(trained):
     for kind in ("training", "validation"):
         assert len(list((trained / "tensorboard" / kind).iterdir())) == 1
     state = torch.load(trained / "trainer_state.pt", weights_only=True)
-    # Four cases on two ranks: two steps an epoch.
+    # Four cases on two ranks make two steps per epoch.
     assert (state["epoch"], state["iteration"]) == (2, 4)
     PriorAttentionNet(channels=CHANNELS).load_state_dict(state["network"])
 
@@ -134,7 +134,7 @@ def test_a_refusal_is_said_once(small_cohort, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-# The parts, on two ranks in functions.
+# The parts, each in a function on two ranks.
 
 
 def _rank(number: int, port: int, function, folder: str) -> None:
@@ -148,7 +148,7 @@ def _rank(number: int, port: int, function, folder: str) -> None:
 
 
 def on_two_ranks(function, folder: Path) -> list:
-    """What ``function`` returns on each rank."""
+    """Return what ``function`` returns on each rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -164,7 +164,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def step(network: nn.Module, image: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Weights after one step of plain gradient descent: they differ by the gradients."""
+    """Return the weights after one step of plain gradient descent, which moves them by the gradients."""
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     loss = PriorAttentionLoss()(network.train()(image), target)
     loss.backward()
@@ -184,7 +184,7 @@ def one_rank_step(number: int) -> dict[str, torch.Tensor]:
 
 
 def test_two_ranks_of_one_sample_step_as_one_rank_of_two(tmp_path):
-    """Gradients averaged and the head's statistics taken over both: loss and norms are means over samples."""
+    """Gradients are averaged, and the head's statistics cover both ranks; loss and norms are means over samples."""
     first, second = on_two_ranks(one_rank_step, tmp_path)
     alone = step(build(), *batch())
     moved = build().state_dict()
@@ -199,7 +199,7 @@ def normalize(number: int) -> dict[str, torch.Tensor]:
     layer = nn.Sequential(nn.BatchNorm3d(3))
     distributed.synchronize_batch_norm(layer)
     x = torch.randn(2, 2, 3, 4, 5, 6, generator=torch.Generator().manual_seed(1))[number] * (1 + 2 * number)
-    x = x[: 2 - number].requires_grad_()  # the second rank has one sample less
+    x = x[: 2 - number].requires_grad_()  # The second rank has one sample less.
     y = layer(x)
     (y * torch.arange(y.numel()).reshape(y.shape)).sum().backward()
     return {"y": y.detach(), "grad": x.grad, **layer.state_dict()}
@@ -242,7 +242,7 @@ def test_each_sample_once_an_epoch_in_a_new_order(tmp_path):
 
 
 def test_several_processes_for_a_configuration_of_one_are_refused(small_cohort, tmp_path, monkeypatch):
-    """Each would train a network of its own, all into one folder."""
+    """Otherwise, each process would train a network of its own, and all would write into one folder."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RuntimeError) as caught:
         place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run")}

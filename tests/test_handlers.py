@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Handlers on small engines: what is written when, and with which values."""
+"""Handlers on small engines write the right values at the right time."""
 
 import csv
 import hashlib
@@ -33,7 +33,7 @@ SETTINGS = {"network": {"class": "Linear", "arguments": {}, "defaults": {}}, "sp
 
 
 def training(output_dir, scores=None, max_epochs=4, steps=3):
-    """A training of one linear layer whose validation gives the listed scores; returns what the files need."""
+    """Train one linear layer whose validation gives the listed scores; return what the files are compared with."""
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
@@ -55,7 +55,7 @@ def training(output_dir, scores=None, max_epochs=4, steps=3):
         @trainer.on(Events.EPOCH_COMPLETED)
         def validate(engine):
             score = scores.get(engine.state.epoch)
-            # As MONAI's evaluator keeps its best, which may be a tensor.
+            # MONAI's evaluator keeps its best score in this way, possibly as a tensor.
             if score is not None and score > evaluator.state.best_metric:
                 evaluator.state.best_metric = torch.tensor(score)
                 evaluator.state.best_metric_epoch = engine.state.epoch
@@ -124,7 +124,7 @@ def test_model_is_of_the_best_validation_and_last_of_the_last_epoch(tmp_path, sc
     assert same(load(tmp_path / "new" / "model_last.pt"), run.weights[4])
     for name, epoch in (("model", best), ("model_last", 4)):
         record = json.loads((tmp_path / "new" / f"{name}.json").read_text())
-        # What the run's preparation has counted is not known here, as in a federated client.
+        # Only the preparation of a run counts the cases, so they are unknown here, as in a federated client.
         assert (record["scores"]["epoch"], record["trained_on"], record["spacing"]) == (epoch, None, [1.0])
         assert record["checksum"] == hashlib.sha256((tmp_path / "new" / f"{name}.pt").read_bytes()).hexdigest()
     assert f"{scores[best]:.4f}, after epoch {best}" in [m for m in caplog.messages if "Best" in m][-1]
@@ -167,7 +167,7 @@ def test_state_holds_tensors_and_plain_values_only_and_all_it_takes_to_go_on(tmp
         assert torch.equal(kept["exp_avg"], run.optimizer.state[parameter]["exp_avg"])
         assert float(kept["step"]) == 12
     assert state["scaler"] == {}
-    # It restores into fresh objects.
+    # Fresh objects can load the state.
     other = training(tmp_path / "other")
     other.network.load_state_dict(state["network"])
     other.optimizer.load_state_dict(state["optimizer"])
@@ -264,7 +264,7 @@ def test_no_file_is_made_before_the_first_value(tmp_path):
 
 
 def iterations(loss, optimizer, writer, scalars, steps):
-    """Each step's loss is that of logits of 0 where all is 1; the learning rate is an eighth of the step's number."""
+    """Run steps with logits of 0 and a target of 1; the learning rate is an eighth of the step's number."""
     target = torch.ones(1, 4, 2, 2, 2)
     for step in steps:
         loss({"out": torch.zeros(1, 4, 2, 2, 2), "prior": torch.zeros(1, 1, 2, 2, 2)}, target)
@@ -282,7 +282,8 @@ def test_iterations_leave_loss_terms_and_learning_rates(tmp_path):
     scalars.write(SimpleNamespace(), writer)
     scalars.write(SimpleNamespace(), writer)
     writer.close()
-    # Half everywhere where all is 1: Dice 1 - 8 / (2 + 8) with the squared denominator, cross-entropy log 2.
+    # The probability is 0.5 and the target is 1 in all 8 voxels, so Dice is 1 - 8 / (2 + 8) with the squared
+    # denominator, and the cross-entropy is log 2.
     term = pytest.approx(0.2 + np.log(2), rel=1e-4)
     total = pytest.approx(0.4 + 2 * np.log(2), rel=1e-4)
     assert events(tmp_path) == {
@@ -311,7 +312,7 @@ def test_a_long_epoch_is_written_on_the_way(tmp_path, monkeypatch):
 
 
 def finite_training(losses, network=None, steps=4, epochs=2):
-    """An engine whose iterations have the listed losses, with two handlers that tell what else runs and when."""
+    """Make an engine whose iterations have the listed losses; two more handlers record what else runs, and when."""
     network = network or torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     engine = Engine(lambda engine, batch: [{"loss": torch.tensor(losses[engine.state.iteration - 1])}])
     handler = FiniteTraining(network)
@@ -345,7 +346,7 @@ def test_a_loss_that_is_not_finite_ends_the_epoch_before_its_files(bad, iteratio
 
 @pytest.mark.parametrize("name", ["0.weight", "1.running_var"])
 def test_weights_and_statistics_that_are_not_finite_end_it_too(name):
-    """As with several ranks, where another rank's loss was bad."""
+    """With several ranks, this happens if the loss of another rank is not finite."""
     network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     network.state_dict()[name].view(-1)[1] = float("inf")
     _, _, done, run = finite_training([0.5] * 8, network)
@@ -355,7 +356,7 @@ def test_weights_and_statistics_that_are_not_finite_end_it_too(name):
 
 
 def test_no_step_reads_a_loss_but_now_and_then(monkeypatch):
-    """Reading one waits for the device; on the way through a long epoch that is done every half a minute."""
+    """Reading a loss waits for the device, so within a long epoch this is done only every half a minute."""
     now, read = [1000.0], []
     monkeypatch.setattr("scripts.handlers.time.monotonic", lambda: now[0])
     tolist = torch.Tensor.tolist
@@ -406,7 +407,7 @@ def test_summary_is_that_of_the_standard_library():
     assert found["std"] == pytest.approx(statistics.stdev(values.tolist()))
 
 
-AFFINE = torch.diag(torch.tensor([-1.0, 2.0, 1.5, 1.0], dtype=torch.float64))  # voxels of 3 mm^3
+AFFINE = torch.diag(torch.tensor([-1.0, 2.0, 1.5, 1.0], dtype=torch.float64))  # A voxel has 3 mm^3.
 
 
 def regions(et, tc, wt):
@@ -485,7 +486,7 @@ def test_a_second_evaluation_forgets_the_first(tmp_path):
 
 
 def said(caplog):
-    """What the handlers logged; the engines log too, once a workflow has set their level."""
+    """Return what the handlers logged, without the messages of engines, which a workflow may have turned on."""
     return [record.getMessage() for record in caplog.records if record.name == "scripts.handlers"]
 
 
@@ -499,7 +500,7 @@ def test_progress_without_a_terminal_is_a_line_in_the_log_at_the_end(caplog):
 
 def test_progress_of_an_evaluation_counts_one_pass(caplog):
     engine = Engine(lambda engine, batch: None)
-    engine.mode = "eval"  # as MONAI's evaluators have
+    engine.mode = "eval"  # MONAI's evaluators have this mode.
     ProgressHandler("Evaluating", unit="case").attach(engine)
     with caplog.at_level(logging.INFO, "scripts.handlers"):
         engine.run([0] * 3)
@@ -507,12 +508,12 @@ def test_progress_of_an_evaluation_counts_one_pass(caplog):
 
 
 def test_progress_is_logged_now_and_then_with_the_time_left(caplog, monkeypatch):
-    clock = iter(range(0, 10_000, 20))  # the start and each iteration take 20 s
+    clock = iter(range(0, 10_000, 20))  # The start and each iteration take 20 s.
     monkeypatch.setattr("scripts.handlers.time.monotonic", lambda: next(clock))
     engine = Engine(lambda engine, batch: None)
     ProgressHandler("Evaluating", unit="case").attach(engine)
     with caplog.at_level(logging.INFO, "scripts.handlers"):
         engine.run([0] * 7)
     found = [re.search(r"case (\d) of 7, (.*) left", m).groups() for m in said(caplog)]
-    # At most every 30 s, so every second iteration of 20 s; and the last.
+    # A line comes at most every 30 s, that is, after every second iteration of 20 s and after the last one.
     assert found == [("2", "2 min"), ("4", "60 s"), ("6", "20 s"), ("7", "0 s")]

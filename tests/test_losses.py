@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The deep-supervision loss against closed forms in double precision."""
+"""The deep-supervision loss equals closed forms in double precision."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ SMOOTH = 1e-5
 
 
 def overlapping_target(batch=2, size=(5, 6, 7), seed=0):
-    """Background, ET, TC, WT, each within the next, all of them present."""
+    """Make a target of background, ET, TC and WT; each region lies within the next one, and all are present."""
     rng = np.random.default_rng(seed)
     depth = rng.integers(0, 4, (batch, *size))
     return np.stack([depth == 0, depth == 3, depth >= 2, depth >= 1], axis=1).astype(np.float64)
@@ -59,7 +59,7 @@ def to_torch(value, dtype=torch.float32):
 
 @pytest.mark.parametrize("size", [(5, 6, 7), (9, 11)])
 def test_exclusive_form_is_that_of_monai_on_the_rings_between_the_regions(size):
-    """Softmax on background, ET, TC without ET, WT without TC; the prior stays one region."""
+    """The softmax is over background, ET, TC without ET, and WT without TC; the prior stays one region."""
     target = to_torch(overlapping_target(size=size))
     maps = to_torch(logit_maps(overlapping_target(size=size)))
     rings = torch.stack([target[:, 0], target[:, 1], target[:, 2] - target[:, 1], target[:, 3] - target[:, 2]], dim=1)
@@ -90,7 +90,8 @@ def test_binary_form_is_dice_and_cross_entropy_of_each_overlapping_region(size, 
 def test_monai_dice_ce_takes_a_softmax_here_and_would_not_pass():
     target = overlapping_target()
     logits = logit_maps(target)["out"]
-    # Its sigmoid=True concerns the Dice term only; targets that sum to up to 3 then weight the voxels of ET threefold.
+    # MONAI's sigmoid=True concerns the Dice term only. The cross-entropy takes a softmax. There, targets that sum to up
+    # to 3 give voxels of ET three times the weight.
     softmax_form = dice(logits, target) - np.mean((target * log_softmax(logits)).sum(axis=1))
     binary_form = dice(logits, target) + binary_cross_entropy(logits, target)
     theirs = float(DiceCELoss(sigmoid=True, squared_pred=True)(to_torch(logits), to_torch(target)))
@@ -164,7 +165,7 @@ def test_prior_is_compared_with_the_chosen_channel():
 @pytest.mark.parametrize("form", ["binary", "authors"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bit_logits_give_the_value_and_gradients_of_full_precision(form, dtype):
-    """On 2^18 voxels, more than 16 bits can add up."""
+    """The patch has 2^18 voxels, a sum that 16 bits cannot hold."""
     target = to_torch(overlapping_target(1, (64, 64, 64)))
     maps = to_torch(logit_maps(overlapping_target(1, (64, 64, 64))), dtype)
     low = {n: v.clone().requires_grad_() for n, v in maps.items()}
@@ -172,7 +173,7 @@ def test_sixteen_bit_logits_give_the_value_and_gradients_of_full_precision(form,
     loss = PriorAttentionLoss(cross_entropy=form)
     value, wanted = loss(low, target), loss(full, target)
     assert value.dtype == torch.float32 and float(value) == float(wanted)
-    # Scaled as a GradScaler would: a single voxel's share is below what 16 bits resolve.
+    # The loss is scaled as by a GradScaler, because 16 bits cannot resolve the share of a single voxel.
     (value * 2**16).backward()
     (wanted * 2**16).backward()
     for name in NAMES:
@@ -225,7 +226,7 @@ def test_nothing_is_kept_for_the_gradient_but_logits_and_target():
     assert [
         tensor.shape for tensor in kept if tensor.numel() > 1 and tensor.untyped_storage().data_ptr() not in given
     ] == []
-    # And yet the gradient is that of the formula, in the logits' precision.
+    # The gradient still equals the gradient of the formula, in the precision of the logits.
     total.backward()
     exact = {name: value.detach().double().requires_grad_() for name, value in leaves.items()}
     plain = PriorAttentionLoss()

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Every mode that an overlay or a setting offers, run by MONAI's commands on small cases, and what it must give."""
+"""MONAI's commands run every mode that an overlay or a setting offers on small cases, with the expected results."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ def without(settings: dict, *keys: str) -> dict:
 
 
 def train(cohort: Path, output: Path, *overlays: str, **settings) -> dict:
-    """Train in a few seconds; returns the trainer's state."""
+    """Train in a few seconds and return the trainer's state."""
     chosen = {**TRAINING, **settings}
     bundle_run("train.json", *overlays, dataset_dir=str(cohort), output_dir=str(output), **chosen)
     return torch.load(output / "trainer_state.pt", weights_only=True)
 
 
 def infer(cohort: Path, output: Path, *overlays: str, **settings) -> Path:
-    """Segment one case or all; returns the folder."""
+    """Segment one case or all cases and return the folder of the label maps."""
     chosen = {**SIZE, **settings}
     bundle_run("inference.json", *overlays, dataset_dir=str(cohort), output_dir=str(output), **chosen)
     return output
 
 
 def refused(*names: str, **settings) -> str:
-    """The line that a run refuses its settings with."""
+    """Return the line with which a run refuses its settings."""
     with pytest.raises(RuntimeError) as caught:
         bundle_run(*names, **settings)
     error = input_error_behind(caught.value)
@@ -65,7 +65,7 @@ def datalist(output: Path) -> dict[str, list[str]]:
 
 @pytest.fixture(scope="module")
 def trained(small_cohort, tmp_path_factory) -> Path:
-    """Folder of a training of the plain network for two epochs."""
+    """The folder of a training of the plain network for two epochs."""
     output = tmp_path_factory.mktemp("modes") / "trained"
     train(small_cohort, output)
     return output
@@ -73,7 +73,7 @@ def trained(small_cohort, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def members(small_cohort, tmp_path_factory) -> list[str]:
-    """Model files of two networks with other weights each, whose maps are neither empty nor alike."""
+    """Model files of two networks with different weights, whose maps are neither empty nor alike."""
     folder = tmp_path_factory.mktemp("members")
     paths = []
     for seed in (0, 1):
@@ -136,7 +136,7 @@ def test_evaluating_another_fold_than_was_trained_is_refused(small_cohort, tmp_p
     [
         (
             {"fold": 1, "datalist_file": "mine.json"},
-            "--fold 1: mine.json holds a split already; give one or the other.",
+            "--fold 1: mine.json already holds a split; leave out --fold or --datalist_file.",
         ),
         ({"fold": 5}, "--fold 5: there are the folds 0 to 4; choose one, or change --folds."),
         ({"fold": -1}, "--fold -1: there are the folds 0 to 4; choose one, or change --folds."),
@@ -160,7 +160,7 @@ def test_sgd_recipe(small_cohort, tmp_path):
 
 
 def test_half_precision(small_cohort, tmp_path):
-    """On a CPU nothing is mixed; the trainer has what it takes on a GPU."""
+    """A CPU does not mix precisions here, so the test checks the settings that a GPU would use."""
     state = train(small_cohort, tmp_path / "run", "train_fp16.yaml", amp=True)
     assert state["epoch"] == 2
     made = ConfigWorkflow(
@@ -183,17 +183,17 @@ def test_deterministic_or_fast(overlay):
     benchmark, fast = overlay is not None, overlay == "train_fast.yaml"
     assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == (benchmark, not benchmark)
     assert made.trainer.inferer.enabled == fast
-    # One voxel or one channel lies both ways at once.
+    # A weight with one voxel or one channel has both layouts at once, so it tells nothing.
     weights = [weight for weight in network.parameters() if weight.dim() == 5 and min(weight.shape) > 1]
     assert {weight.is_contiguous() for weight in weights} == {not fast} and len(weights) > 10
-    # The optimizer steps the weights that were laid out anew.
+    # The optimizer holds the weights in their new layout.
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     assert {id(weight) for weight in weights} <= held
 
 
 NETWORKS = {
     "network_batch_norm.yaml": (nn.BatchNorm3d, {nn.PReLU}),
-    # ReLU in its first block alone.
+    # Only the first block has ReLU.
     "network_group_norm.yaml": (nn.GroupNorm, {nn.PReLU, nn.ReLU}),
     "network_relu.yaml": (nn.InstanceNorm3d, {nn.ReLU}),
 }
@@ -209,7 +209,7 @@ def test_networks_train_evaluate_and_infer_by_one_overlay(overlay, small_cohort,
     (case,) = datalist(tmp_path / "run")["validation"]
     scored = voxels(tmp_path / "run" / "evaluation_validation" / f"{case}.nii.gz")
     assert np.array_equal(voxels(tmp_path / "maps" / f"{case}.nii.gz"), scored)
-    # The layers are what the overlay says, outside the head, which has batch normalization and PReLU in every network.
+    # The layers outside the head are those of the overlay. The head has batch normalization and PReLU in every network.
     made = ConfigWorkflow(
         files("inference.json", overlay), workflow_type="infer", logging_file=False, bundle_root=str(ROOT), **SIZE
     )
@@ -224,7 +224,7 @@ def test_networks_train_evaluate_and_infer_by_one_overlay(overlay, small_cohort,
 
 
 def test_exclusive_classes(small_cohort, tmp_path):
-    """Trained, evaluated and segmented with softmax; the label map is the likeliest class of the probabilities."""
+    """Training, evaluation and inference use a softmax, and the label map holds the likeliest class of each voxel."""
     overlay = "network_exclusive.yaml"
     train(small_cohort, tmp_path / "run", overlay)
     place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run")}
@@ -266,7 +266,7 @@ def test_finetuning_starts_from_the_file_but_for_what_is_named(small_cohort, tra
         elif "running" not in name and "num_batches" not in name:
             assert torch.equal(after[name], value), name
     assert json.loads((tmp_path / "run" / "run.json").read_text())["phantoms"] is True
-    # The record names the weights that it began with.
+    # The record names the weights with which the training started.
     start = json.loads((tmp_path / "run" / "model.json").read_text())["trained_on"]["started_from"]
     record = json.loads((trained / "model.json").read_text())
     assert start == {"checksum": record["checksum"], "trained_on": record["trained_on"]}
@@ -387,13 +387,13 @@ def test_whole_brain_is_evaluated_as_it_is_inferred(small_cohort, members, tmp_p
 
 
 def test_flips_are_averaged_and_uncertainty_is_the_entropy(small_cohort, members, tmp_path):
-    """A patient and the mirror image, each with all flips: mirrored maps, which without flips they are not."""
+    """With all flips, a patient and its mirror image give mirrored maps; without flips, they do not."""
     settings = {"model_file": members[0], "save_probabilities": True, "save_uncertainty": True, "overlap": 0.0}
     first, mirrored = (small_cohort / f"BraTS20_Training_{number:03d}" for number in (1, 2))
     tta = ("tta.yaml",)
     maps = [infer(case, tmp_path / case.name, *tta, **settings) for case in (first, mirrored)]
     a, b = probabilities(maps[0], first.name), probabilities(maps[1], mirrored.name)
-    # The padding of a window need not be symmetric, so neighbors of the border may differ a little.
+    # The padding of a window may be asymmetric, so voxels near the border may differ a little.
     assert np.abs(a - b[:, ::-1]).mean() < 1e-3
     plain = [infer(case, tmp_path / f"plain_{case.name}", **settings) for case in (first, mirrored)]
     c, d = probabilities(plain[0], first.name), probabilities(plain[1], mirrored.name)
@@ -421,7 +421,7 @@ def test_an_ensemble_is_the_mean_of_its_members(small_cohort, members, tmp_path)
 
 
 def test_an_ensemble_with_flips_is_evaluated(small_cohort, members, tmp_path):
-    """Overlays combine, and evaluation scores what inference writes."""
+    """The overlays work together, and evaluation scores the same maps that inference writes."""
     place = {"dataset_dir": str(small_cohort), "model_file": members, "overlap": 0.0}
     names = ("train.json", "evaluate.json", "ensemble.yaml", "tta.yaml")
     bundle_run(*names, **place, output_dir=str(tmp_path / "run"), **EVALUATION)
@@ -463,7 +463,7 @@ def test_a_member_that_cannot_be_is_refused(kind, small_cohort, members, tmp_pat
 
 
 def test_enhancing_tumor_by_component(small_cohort, members, tmp_path):
-    """With a threshold above every component, none is left; by volume, ET stays whole."""
+    """With a threshold above the size of every component, no component is left; by total volume, all of ET is kept."""
     case = small_cohort / FIRST
     free = {"model_file": members[0], "min_component_voxels": 0}
     kept = voxels(infer(case, tmp_path / "all", min_et_voxels=0, **free) / f"{FIRST}.nii.gz")
@@ -478,7 +478,7 @@ def test_enhancing_tumor_by_component(small_cohort, members, tmp_path):
 
 
 def test_the_authors_path_step_by_step(cohort, members, tmp_path):
-    """Against the same steps by hand, in one window so that a CPU can; and their windows number fifty a case."""
+    """The path equals the same steps by hand, in one window to save time; a whole case takes fifty windows."""
     case = next(cohort.rglob(FIRST))
     whole = {"spacing": [1.0] * 3, "roi_size": [240, 240, 160], "min_component_voxels": 0, "min_et_voxels": 0}
     folder = infer(case, tmp_path / "maps", "authors.yaml", model_file=members[0], **whole)

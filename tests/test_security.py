@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""What configurations and weights can execute: what docs/security.md says, proven."""
+"""Configurations and weights can execute only what docs/security.md says."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def config_leaves() -> Iterator[tuple[str, Any]]:
 
 
 def test_expressions_are_those_of_the_list():
-    """The list in docs/security.md; an expression joins it only by being written there too."""
+    """docs/security.md lists all expressions; a new one must be added there, too."""
     text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     found = {value for _, value in config_leaves() if isinstance(value, str) and value.startswith("$")}
@@ -51,7 +51,7 @@ def test_expressions_are_those_of_the_list():
 
 
 def test_expressions_know_torch_and_nothing_else():
-    """No name but torch and a few builtins, no import but torch, no attribute that is private."""
+    """Expressions use only torch and a few builtins, import only torch, and read no private attribute."""
     known = {"torch", "len", "getattr", "range", "str", "reference"}
     for _, value in config_leaves():
         if not (isinstance(value, str) and value.startswith("$")):
@@ -77,14 +77,14 @@ def test_targets_are_of_the_bundle_monai_and_torch():
             assert not value.startswith(("torch.load", "torch.hub", "monai.bundle")), value
 
 
-# What could fetch, run or unpickle, by the name under which it is imported.
+# Modules that could fetch, run or unpickle something, by the name under which they are imported.
 FORBIDDEN_IMPORTS = {
     *("dill", "joblib", "marshal", "shelve", "cloudpickle"),
     *("ftplib", "http", "requests", "socket", "telnetlib", "urllib", "urllib3", "smtplib"),
     *("pty", "code", "codeop"),
 }
-# Allowed where the reason stands: files.py names pickle's error; memory.py sets two thresholds of the C library; the
-# others start this bundle's own commands.
+# These files have a reason for their import: files.py names pickle's error, machine.py sets two thresholds of the C
+# library, and the others start this bundle's own commands.
 STARTING = ("demo", "gpu_check", "benchmark/cohort", "benchmark/ranks")
 ALLOWED = {("scripts/files.py", "pickle"), ("scripts/machine.py", "ctypes")}
 ALLOWED |= {*((f"scripts/{name}.py", "subprocess") for name in STARTING)}
@@ -117,7 +117,7 @@ def test_code_neither_unpickles_nor_connects_nor_starts_a_shell(path):
 
 
 class Evil:
-    """Unpickled, it makes a folder: a stand-in for anything else that a stranger might have run."""
+    """An object that makes a folder when it is unpickled, in place of any code that a stranger might run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = str(folder)
@@ -127,7 +127,7 @@ class Evil:
 
 
 def write_evil(kind: str, path: Path, mark: Path) -> Path:
-    """A model file that makes ``mark`` when unpickled: torch's zip format, its old one, or a bare pickle."""
+    """Write a model file that makes ``mark`` when unpickled: in torch's zip or old format, or as a bare pickle."""
     state = {"net": {"weight": torch.zeros(1)}, "evil": Evil(mark)}
     path.parent.mkdir(parents=True, exist_ok=True)
     if kind == "pickle":
@@ -173,7 +173,7 @@ def evaluate(model: Path, tmp_path: Path, cohort: Path) -> None:
 
 
 def evaluate_handler(model: Path, tmp_path: Path, cohort: Path) -> None:
-    """The loader of weights that stands in the configurations' handlers, called without the checks before it."""
+    """Call the loader of weights of the configurations' handlers, without the checks that come before it."""
     made = ConfigWorkflow(
         [str(CONFIGS / "inference.json")],
         workflow_type="infer",
@@ -202,7 +202,7 @@ PLACES = {
     "ckpt_export": export_torchscript,
     "onnx_export": export_onnx,
 }
-# Where the refusal is MONAI's or Ignite's own.
+# In these places, MONAI or Ignite itself refuses the weights.
 MONAIS = {"the configurations' loader", "monai.bundle.load", "ckpt_export", "onnx_export"}
 
 
@@ -225,7 +225,7 @@ def test_evil_weights_are_refused_everywhere(place, kind, cohort, tmp_path):
 
 @pytest.mark.parametrize("kind", ["zip", "old", "pickle"])
 def test_evil_weights_would_run_if_unpickled(kind, tmp_path):
-    """Else the test above would prove nothing."""
+    """Without this test, the test above would prove nothing."""
     mark = tmp_path / "mark"
     model = write_evil(kind, tmp_path / "model.pt", mark)
     if kind == "pickle":

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Label maps and regions, small components, small enhancing tumors: values, and what is left untouched."""
+"""Label maps and regions, small components, small enhancing tumors: the values, and the keys that stay untouched."""
 
 import itertools
 
@@ -58,7 +58,7 @@ def box(size, start, shape=(20, 20, 20)):
 
 
 def test_resampling_touches_its_own_keys_only():
-    """As in MONAI Label, whose items hold the text image_path, on which MONAI's own transform fails."""
+    """In MONAI Label, items also hold the text image_path, on which MONAI's own transform fails."""
     image = meta(torch.rand(1, 6, 5, 4, generator=torch.manual_seed(0)), "case.nii.gz")
     item = {"image": image, "image_path": "case.nii.gz", "label": 3}
     with pytest.raises(AttributeError):
@@ -85,7 +85,7 @@ def test_one_value_that_is_not_finite_is_refused_with_the_cases_name(bad, dtype)
         "p: the network's output (pred_1) holds NaN or infinite values, so nothing is saved; "
         "check the weights (--model_file), or compute more exactly with --amp False."
     )
-    # Entries that others bring have no name of a case.
+    # Entries from other programs have no case name.
     with pytest.raises(InputError, match=r"^p_t1\.nii\.gz: the network's output \(pred_1\)"):
         RequireFinited("pred_1")({"pred_1": item["pred_1"]})
     with pytest.raises(InputError, match=r"^this case: the network's output"):
@@ -104,11 +104,11 @@ def test_overlapping_regions_begin_at_one_half():
 @pytest.mark.parametrize(
     ("probabilities", "regions"),
     [
-        ([0.4, 0.3, 0.2, 0.1], [1, 0, 0, 0]),  # background is likeliest, though tumor is likelier as a whole
+        ([0.4, 0.3, 0.2, 0.1], [1, 0, 0, 0]),  # The tumor classes together are likelier.
         ([0.1, 0.4, 0.3, 0.2], [0, 1, 1, 1]),
         ([0.1, 0.3, 0.4, 0.2], [0, 0, 1, 1]),
         ([0.1, 0.2, 0.3, 0.4], [0, 0, 0, 1]),
-        ([0.0, 0.0, 0.0, 0.0], [1, 0, 0, 0]),  # what inverting a crop fills in
+        ([0.0, 0.0, 0.0, 0.0], [1, 0, 0, 0]),  # The inverse of a crop fills in zeros.
     ],
 )
 def test_exclusive_classes_give_the_regions_around_the_likeliest(probabilities, regions):
@@ -188,7 +188,7 @@ def test_each_label_is_in_these_regions(et_label):
 
 @pytest.mark.parametrize("et_label", [3, 4])
 def test_each_combination_of_regions_has_this_label(et_label):
-    # ET, TC, WT and the label, by the rule "ET's where ET, else 1 where TC, else 2 where WT".
+    # ET, TC, WT and the label, by the rule: the ET label in ET, else 1 in TC, else 2 in WT.
     table = {
         (0, 0, 0): 0, (0, 0, 1): 2, (0, 1, 0): 1, (0, 1, 1): 1,
         (1, 0, 0): et_label, (1, 0, 1): et_label, (1, 1, 0): et_label, (1, 1, 1): et_label,
@@ -199,7 +199,7 @@ def test_each_combination_of_regions_has_this_label(et_label):
         labels = regions_to_labels(regions, et_label)
         assert labels.shape == (1, 2, 2, 2) and labels.dtype == torch.uint8
         assert labels.flatten().tolist() == list(table.values())
-        # The authors write edema last: ET and WT without TC becomes edema, and nothing else changes.
+        # The authors write edema last, so ET and WT without TC become edema, and nothing else changes.
         last = regions_to_labels(regions, et_label, edema_last=True)
         assert last.flatten().tolist() == list({**table, (1, 0, 1): 2}.values())
 
@@ -259,10 +259,10 @@ def test_resection_cavity_becomes_background_by_explicit_choice_only():
     assert regions == [[1, 0, 0, 0, 1], [0, 0, 0, 1, 0], [0, 1, 0, 1, 0], [0, 1, 1, 1, 0]]
     with pytest.raises(InputError, match="resection cavity"):
         LabelsToRegionsd("label")({**chosen, "resection_cavity": 0})
-    # Nor is the choice taken from the item where the value is given to the transform, as for predictions.
+    # If the transform itself gets the ET label, as for predictions, it does not read the choice from the item either.
     with pytest.raises(InputError, match="resection cavity"):
         LabelsToRegionsd("label", et_label=3)(chosen)
-    # Nothing but 4 is excused by it, and only beside an ET label of 3.
+    # The choice permits only the label 4, and only if the ET label is 3.
     with pytest.raises(InputError, match="unexpected label 5"):
         check_label_values(np.array([0, 3, 4, 5]), 3, "x", cavity=True)
     with pytest.raises(InputError, match="unexpected label 3"):
@@ -304,7 +304,7 @@ def test_a_component_of_exactly_the_minimum_stays(channel, voxels, stays):
 def test_only_voxels_that_share_a_face_are_one_component(step, together):
     regions = torch.zeros(4, 20, 20, 20, dtype=torch.uint8)
     regions[WT, 5, 5, 5:11] = 1
-    # Six voxels, and six more whose first is one step from the others' last: joined they are twelve.
+    # The first of six more voxels is one step from the last of the six; joined, they are twelve.
     i, j, k = (n + s for n, s in zip((5, 5, 10), step, strict=True))
     regions[WT, i, j, k : k + 6] = 1
     assert int(regions[WT].sum()) == 12
@@ -354,7 +354,7 @@ def test_by_component_each_part_of_et_is_judged_for_itself():
     np.testing.assert_array_equal(np.asarray(out[ET], bool), large)
     np.testing.assert_array_equal(np.asarray(out[TC], bool), small | diagonal)
     np.testing.assert_array_equal(np.asarray(out[WT], bool), small | diagonal)
-    # By volume all of it is large enough.
+    # By total volume, all of ET is large enough.
     whole = SuppressSmallEnhancingTumord("pred", 100)(item)["pred"]
     np.testing.assert_array_equal(np.asarray(whole[ET], bool), et)
     assert not whole[TC].any() and not whole[WT].any()
@@ -377,7 +377,7 @@ def test_suppression_equals_brute_force(regions, min_voxels, per_component):
     np.testing.assert_array_equal(out.numpy(), wanted)
 
 
-# What all of them keep.
+# What all transforms keep.
 
 TRANSFORMS = {
     "labels to regions": lambda: LabelsToRegionsd("x", et_label=4),

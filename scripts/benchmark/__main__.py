@@ -23,7 +23,7 @@ SUBCOMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one benchmark; returns the exit status."""
+    """Run one benchmark and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m scripts.benchmark")
     subparsers = parser.add_subparsers(dest="what", required=True)
     for name, module in SUBCOMMANDS.items():

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The network's part of one case on the CPU: the authors' testing path against this bundle's ways, side by side."""
+"""Time the network's part of one case on the CPU: the authors' testing path against the ways of this bundle."""
 
 from __future__ import annotations
 
@@ -28,27 +28,31 @@ from scripts.networks import PriorAttentionNet
 from scripts.weights.loading import check_weights
 
 WINDOW = (128, 128, 128)
-# The authors' padded volume and their overlap of 0.75.
+# The authors pad each volume to this size, and the step between their windows gives an overlap of 0.75.
 AUTHORS_VOLUME, AUTHORS_STEP = (240, 240, 160), (32, 32, 32)
 BASELINE = "the authors' path"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of this benchmark."""
-    parser.add_argument("--dataset_dir", type=Path, help="folder of one case (default: a phantom made for this)")
-    parser.add_argument("--model_file", type=Path, help="weights (default: random ones, whose maps are noise)")
+    """Add the options of this benchmark."""
+    parser.add_argument("--dataset_dir", type=Path, help="folder of one case (default: a new phantom)")
+    parser.add_argument("--model_file", type=Path, help="weights (default: random weights, whose maps are noise)")
     parser.add_argument(
-        "--channels", type=positive, nargs=5, default=[32, 64, 128, 256, 320], help="default: %(default)s"
+        "--channels",
+        type=positive,
+        nargs=5,
+        default=[32, 64, 128, 256, 320],
+        help="channels of the network (default: %(default)s)",
     )
-    parser.add_argument("--spacing", type=float, default=1.0, help="mm that the weights know (default: %(default)s)")
+    parser.add_argument("--spacing", type=float, default=1.0, help="voxel size in mm (default: %(default)s)")
     parser.add_argument("--window", type=positive, default=128, help="edge of a window (default: %(default)s)")
-    parser.add_argument("--runs", type=positive, default=3, help="of each, after one to warm up (default: %(default)s)")
-    parser.add_argument("--agreement", action="store_true", help="also compare label maps with those of torch float32")
-    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    parser.add_argument("--runs", type=positive, default=3, help="timed runs after a warm-up (default: %(default)s)")
+    parser.add_argument("--agreement", action="store_true", help="also compare label maps with torch's float32 maps")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Time and report."""
+    """Time all candidates and report the results."""
     torch.manual_seed(0)
     network = PriorAttentionNet(channels=args.channels).eval()
     with tempfile.TemporaryDirectory() as name:
@@ -67,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
 def measure(
     network: PriorAttentionNet, model_file: str, image: torch.Tensor, folder: Path, args: argparse.Namespace
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Rows of the table, and what is to be said beside it."""
+    """Return the rows of the table and the facts to report with them."""
     windows: Inferer = BrainWindowInferer(roi_size=[args.window] * 3, sw_batch_size=1, overlap=0.5, mode="gaussian")
     whole: Inferer = WholeVolumeInferer(network.size_multiple)
     fast = {name: OpenVINONetwork(network, model_file, str(folder), name) for name in ("f32", "bf16")}
@@ -80,7 +84,7 @@ def measure(
             **{f"whole brain, OpenVINO {p}": partial(whole, image, f) for p, f in fast.items()},
         }
         if not args.agreement:
-            # Minutes for what the authors' row shows already.
+            # This candidate would take minutes and show only what the authors' row shows already.
             del candidates["windows, torch float32"]
         seconds = time_side_by_side(candidates, args.runs, console=Console(stderr=True))
         facts = agreement(windows, whole, network, fast, image) if args.agreement else {}
@@ -94,7 +98,7 @@ def measure(
 def agreement(
     windows: Inferer, whole: Inferer, network: PriorAttentionNet, fast: dict[str, OpenVINONetwork], image: torch.Tensor
 ) -> dict[str, str]:
-    """Dice by region of OpenVINO's maps with those of torch in float32, on the same windows."""
+    """Return the Dice of OpenVINO's maps with torch's float32 maps on the same windows, by region."""
     facts = {}
     for what, inferer in (("windows", windows), ("whole brain", whole)):
         wanted = inferer(image, network)[0, 1:] >= 0
@@ -108,10 +112,10 @@ def agreement(
 
 
 def preprocessed(dataset_dir: Path, spacing: float) -> torch.Tensor:
-    """The first case of a folder as inference.json prepares it, (1, 4, *size), at ``spacing`` mm."""
+    """Return the first case of a folder as inference.json prepares it at ``spacing`` mm, of shape (1, 4, *size)."""
     items = unlabeled_items(dataset_dir)
     if not items:
-        raise InputError(f"{dataset_dir}: no case found; give the folder of one.")
+        raise InputError(f"{dataset_dir}: no case found; give the folder of one case.")
     parser = ConfigParser()
     parser.read_config(str(CONFIGS / "inference.json"))
     parser["spacing"] = [spacing] * 3
@@ -120,7 +124,7 @@ def preprocessed(dataset_dir: Path, spacing: float) -> torch.Tensor:
 
 
 def phantom(folder: Path) -> Path:
-    """A synthetic patient."""
+    """Write a synthetic patient below ``folder`` and return the folder of its cohort."""
     out = folder / "cohort"
     for _ in write_cohort(out, 1, 0, "demo"):
         pass

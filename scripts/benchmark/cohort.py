@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Whole commands from files to label maps: the authors' way against this bundle's, over cohorts of several sizes."""
+"""Time whole commands from files to label maps, over cohorts of several sizes: the authors' way against this bundle."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from scripts.networks import PriorAttentionNet
 
 AUTHORS = "the authors' way"
 OURS = "this bundle"
-# The authors' path takes its time as they had it: float32, and one thing after another.
+# The authors' program computes in float32 and does one thing after another, so it is timed in this way.
 AUTHORS_CONFIGS = ("inference.json", "authors.yaml")
 AUTHORS_SETTINGS = {"amp": False, "num_workers": 0}
 OUR_CONFIGS = {
@@ -37,24 +37,30 @@ OUR_CONFIGS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of this benchmark."""
+    """Add the options of this benchmark."""
     default = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", type=device_name, default=default, help="default: %(default)s")
-    parser.add_argument("--dataset_dir", type=Path, help="folder of cases (default: phantoms made on the spot)")
-    parser.add_argument("--cases", type=positive, nargs="+", default=[1, 10, 100], help="default: 1 10 100")
-    parser.add_argument("--authors_cases", type=positive, nargs="*", default=[], help="the same for the authors' way")
-    parser.add_argument("--channels", type=positive, nargs=5, default=[32, 64, 128, 256, 320], help="of the network")
+    parser.add_argument("--device", type=device_name, default=default, help="torch device (default: %(default)s)")
+    parser.add_argument("--dataset_dir", type=Path, help="folder of cases (default: new phantoms)")
+    parser.add_argument(
+        "--cases", type=positive, nargs="+", default=[1, 10, 100], help="cohort sizes (default: 1 10 100)"
+    )
+    parser.add_argument(
+        "--authors_cases", type=positive, nargs="*", default=[], help="cohort sizes for the authors' way"
+    )
+    parser.add_argument(
+        "--channels", type=positive, nargs=5, default=[32, 64, 128, 256, 320], help="channels of the network"
+    )
     parser.add_argument("--configs", nargs="+", help="configurations of this bundle's way (default: by device)")
-    parser.add_argument("--spacing", type=float, default=1.0, help="mm the network works at (default: %(default)s)")
+    parser.add_argument("--spacing", type=float, default=1.0, help="voxel size in mm (default: %(default)s)")
     parser.add_argument("--window", type=positive, default=128, help="edge of a window (default: %(default)s)")
     parser.add_argument(
         "--num_workers", type=positive, help="loader processes of this bundle's way (default: by config)"
     )
-    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Time and report."""
+    """Time all candidates and report the results."""
     console = Console(stderr=True)
     ours = args.configs or OUR_CONFIGS[torch.device(args.device).type]
     settings = {
@@ -82,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
                 place = {"dataset_dir": part, "output_dir": folder / "maps", "model_file": folder / "model.pt"}
                 place |= {"openvino_cache": folder / "openvino"} if "openvino.yaml" in configs else {}
                 if first is None:
-                    # Weights are converted, and files read for the first time, only once.
+                    # The first run converts the weights and reads the files for the first time, so it is not timed.
                     run_workflow(configs, chosen | place, folder)
                 seconds, gigabytes = run_workflow(configs, chosen | place, folder)
                 first = seconds if first is None else first
@@ -104,19 +110,19 @@ def run(args: argparse.Namespace) -> None:
 
 
 def row(way: str, count: int, seconds: float, each: float | None, gigabytes: float) -> dict[str, Any]:
-    """A row of the table."""
+    """Return a row of the table."""
     return {"name": way, "cases": count, "seconds": seconds, "s_each_further_case": each, "peak_gb": gigabytes}
 
 
 def subset(cohort: Path, count: int, folder: Path) -> None:
-    """The first ``count`` cases of ``cohort`` in a folder of their own, as links.
+    """Put the first ``count`` cases of ``cohort`` into ``folder``, as links.
 
     Raises:
-        InputError: there are fewer.
+        InputError: ``cohort`` has fewer cases.
     """
     items = unlabeled_items(cohort)
     if len(items) < count:
-        raise InputError(f"{cohort}: {len(items)} cases, and {count} are asked for; give fewer --cases.")
+        raise InputError(f"{cohort}: holds {len(items)} cases, but {count} are asked for; give fewer --cases.")
     for item in items[:count]:
         (folder / item["case"]).mkdir(parents=True)
         for file in map(Path, image_files(item["image"])):
@@ -124,10 +130,10 @@ def subset(cohort: Path, count: int, folder: Path) -> None:
 
 
 def run_workflow(names: Sequence[str], settings: Mapping[str, Any], folder: Path) -> tuple[float, float]:
-    """Run inference as a user does; its seconds and the memory of its largest process, in GB.
+    """Run inference as a user does, and return its seconds and the memory of its largest process, in GB.
 
     Raises:
-        InputError: the command failed; its last line says why.
+        InputError: the command failed; the last line of its output says why.
     """
     shutil.rmtree(settings["output_dir"], ignore_errors=True)
     arguments = [sys.executable, "-m", *command.workflow_arguments(names, settings)]
@@ -140,5 +146,5 @@ def run_workflow(names: Sequence[str], settings: Mapping[str, Any], folder: Path
         if process.returncode:
             log.seek(0)
             raise InputError(f"{' + '.join(names)}: failed; {log.read().strip().splitlines()[-1:]}")
-    # Linux counts in KiB.
+    # Linux gives the memory in KiB.
     return seconds, used.ru_maxrss * 1024 / 1e9

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Timing side by side, and the report of it: a table, JSON, the machine and the versions."""
+"""Time candidates side by side, and report the results with the machine and the versions, as a table and JSON."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ from scripts.workflow.settings import check_device
 
 
 def positive(text: str) -> int:
-    """A whole number above 0 from the command line."""
+    """Return a whole number above 0 from the command line."""
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: a whole number above 0, please")
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number above 0")
     return int(text)
 
 
 def device_name(text: str) -> str:
-    """A device from the command line that is there."""
+    """Return the name of a device from the command line, if torch can use it here."""
     try:
         check_device(text)
         torch.device(text)
     except (InputError, RuntimeError):
         raise argparse.ArgumentTypeError(
-            f"{text}: no device that torch can use here; cpu, cuda or cuda:<number>"
+            f"{text}: torch has no such device here; give cpu, cuda or cuda:<number>"
         ) from None
     return text
 
 
 def cases_of(folder: Path, count: int, console: Console) -> Path:
-    """Phantoms in ``folder``."""
+    """Write ``count`` phantoms into ``folder`` and return it."""
     for made, _ in enumerate(write_cohort(folder, count, seed=0, difficulty="demo"), 1):
         console.print(f"phantom {made} of {count}", highlight=False)
     return folder
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory (GiB), bfloat16 support, and GPUs if any."""
+    """Return the processor, its cores, the memory (GiB), the instructions for fast arithmetic, and the GPUs."""
     names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     flags = next((line.split(":")[1].split() for line in _lines("/proc/cpuinfo") if line.startswith("flags")), [])
     memory = [int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")]
@@ -72,10 +72,10 @@ def _lines(path: str) -> list[str]:
 def time_side_by_side(
     candidates: Mapping[str, Callable[[], Any]], runs: int, warmup: int = 1, console: Console | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of each run of each candidate.
+    """Return the seconds of each run of each candidate.
 
-    The candidates take turns, so that whatever else the machine does meanwhile falls on all of them; the first
-    ``warmup`` turns do not count. Work on a GPU is waited for.
+    The candidates take turns, so that other work of the machine slows all of them alike. The first ``warmup`` turns do
+    not count. The time of a run includes its work on a GPU.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(warmup + runs):
@@ -93,7 +93,7 @@ def time_side_by_side(
 
 
 def summary(seconds: Mapping[str, list[float]], baseline: str) -> list[dict[str, Any]]:
-    """Median, range, and how many times faster than ``baseline`` each candidate is."""
+    """Return each candidate's median and range, and how many times faster than ``baseline`` it is."""
     reference = statistics.median(seconds[baseline])
     return [
         {
@@ -109,7 +109,7 @@ def summary(seconds: Mapping[str, list[float]], baseline: str) -> list[dict[str,
 
 
 def report(title: str, rows: list[dict[str, Any]], path: Path | None, facts: Mapping[str, Any] | None = None) -> None:
-    """Print ``rows`` as a table, and write them with machine, versions and ``facts`` to ``path`` as JSON."""
+    """Print ``rows`` and ``facts``, and write them with the machine and the versions to ``path`` as JSON."""
     table = Table(title=title)
     for column in rows[0]:
         table.add_column(column, justify="left" if column == "name" else "right")
@@ -122,6 +122,6 @@ def report(title: str, rows: list[dict[str, Any]], path: Path | None, facts: Map
     if path is not None:
         content = {"title": title, "rows": rows, "facts": dict(facts or {})}
         if (kept := keep_earlier(path)) is not None:
-            console.print(f"Kept the earlier one as {kept}", highlight=False, soft_wrap=True)
+            console.print(f"Kept the earlier results as {kept}", highlight=False, soft_wrap=True)
         save_json({**content, "machine": machine(), "versions": versions()}, path)
         console.print(str(path), highlight=False, soft_wrap=True)

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""One window through the network: torch in float32 as the authors ran it, against the faster ways, side by side."""
+"""Time one window through the network: torch in float32, as the authors ran it, against the faster ways."""
 
 from __future__ import annotations
 
@@ -21,21 +21,23 @@ BASELINE = "torch float32"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of this benchmark."""
+    """Add the options of this benchmark."""
     parser.add_argument("--size", type=positive, default=128, help="edge of the window (default: %(default)s)")
-    parser.add_argument("--runs", type=positive, default=3, help="of each, after one to warm up (default: %(default)s)")
+    parser.add_argument("--runs", type=positive, default=3, help="timed runs after a warm-up (default: %(default)s)")
     parser.add_argument(
         "--device",
         type=device_name,
         default="cuda" if torch.cuda.is_available() else "cpu",
-        help="default: %(default)s",
+        help="torch device (default: %(default)s)",
     )
-    parser.add_argument("--compile", action="store_true", help="also torch.compile, which takes minutes to compile")
-    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    parser.add_argument(
+        "--compile", action="store_true", help="also time torch.compile, which takes minutes to compile"
+    )
+    parser.add_argument("--output", type=Path, help="JSON file to write")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Time and report."""
+    """Time all candidates and report the results."""
     device = torch.device(args.device)
     torch.manual_seed(0)
     network = PriorAttentionNet().eval().to(device)
@@ -82,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def onnx_session(network: torch.nn.Module, x: torch.Tensor, path: Path) -> Callable[[], object]:
-    """A forward of ``x`` by ONNX Runtime."""
+    """Return a function that runs ``x`` through the network in ONNX Runtime."""
     import onnxruntime
 
     torch.onnx.export(network, (x,), str(path), input_names=["image"], output_names=["pred"], verbose=False)

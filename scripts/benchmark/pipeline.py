@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Training samples per second and core: the authors' way, train.json's, and train_cached.yaml's from a filled cache."""
+"""Measure training samples per second and core: the authors' way, train.json, and train_cached.yaml (filled cache)."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ FAST_DEFORMATION = "scripts.training.augmentation.RandFastElasticd"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of this benchmark."""
-    parser.add_argument("--dataset_dir", type=Path, help="folder of cases (default: phantoms made on the spot)")
-    parser.add_argument("--cases", type=int, default=3, help="phantoms, or cases taken (default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=16, help="in each run, the same (default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=5, help="of each, after one to warm up (default: %(default)s)")
-    parser.add_argument("--cache_dir", type=Path, help="of the cache (default: a temporary folder)")
-    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    """Add the options of this benchmark."""
+    parser.add_argument("--dataset_dir", type=Path, help="folder of cases (default: new phantoms)")
+    parser.add_argument("--cases", type=int, default=3, help="number of cases (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=16, help="samples in each run (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=5, help="timed runs after a warm-up (default: %(default)s)")
+    parser.add_argument("--cache_dir", type=Path, help="folder of the cache (default: a temporary folder)")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Time and report; one process with one thread."""
+    """Time all candidates in one process with one thread, and report the results."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -96,39 +96,39 @@ def _run(args: argparse.Namespace, folder: Path) -> None:
 
 
 def peak_gb() -> float:
-    """The most memory that this process has had so far, in GB (Linux counts in KiB)."""
+    """Return the most memory that this process has used so far, in GB (Linux gives it in KiB)."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2)
 
 
 def authors_transforms() -> list[dict[str, Any]]:
-    """train.json's random transforms, as configuration, with the authors' deformation: MONAI's ``Rand3DElasticd``."""
+    """Return train.json's random transforms as configuration, with the authors' deformation (``Rand3DElasticd``)."""
     steps = ConfigParser.load_config_file(str(CONFIGS / PLAIN))["train"]["random_transforms"]
     return [{**s, "_target_": "Rand3DElasticd"} if s["_target_"] == FAST_DEFORMATION else s for s in steps]
 
 
 def dataset(names: list[str], items: list[dict[str, Any]], **settings: Any) -> Any:
-    """The training's dataset as the configurations define it, over ``items``."""
+    """Return the training dataset over ``items`` that the configurations define."""
     parser = ConfigParser()
     parser.read_config([str(CONFIGS / name) for name in names])
     parser.update({"bundle_root": str(BUNDLE_ROOT), "datalist": {"training": items, "validation": []}, **settings})
-    # The split needs no cases looked for.
+    # The datalist is set, so the dataset is made without a search for cases.
     return parser.get_parsed_content("train#dataset")
 
 
 def samples(made: Any, number: int) -> Callable[[], None]:
-    """A function that makes ``number`` samples, each time the same."""
+    """Return a function that makes the same ``number`` samples at each call."""
 
     def make() -> None:
         for index in range(number):
             made.transform.epoch = index
-            # As a loader does; without it, what has not been read from the cache would not be.
+            # A loader collates, too. Values from the cache that no transform has used are read from the disk only here.
             list_data_collate([made[index % len(made)]])
 
     return make
 
 
 def step_times(made: Any, number: int) -> dict[str, float]:
-    """Mean milliseconds of each step of a sample, over the samples measured."""
+    """Return the mean milliseconds of each step of a sample, over ``number`` samples."""
     taken: dict[str, float] = {}
 
     def timed(name: str, step: Callable[[], Any]) -> Any:
@@ -151,7 +151,7 @@ def step_times(made: Any, number: int) -> dict[str, float]:
 
 
 def deformed(made: Any, index: int) -> bool:
-    """Whether sample ``index`` of a run is deformed; the same in all candidates, since they draw it from one seed."""
+    """Return whether sample ``index`` of a run is deformed; all candidates agree, since they draw from one seed."""
     made.transform.epoch = index
     made[index % len(made)]
     return any(bool(step._do_transform) for step in made.transform.transforms if isinstance(step, RandFastElasticd))

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""A picture of what the benchmarks have written: before and after, and cohorts of several sizes."""
+"""Draw the results of the benchmarks: before and after, and cohorts of several sizes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from scripts.errors import InputError
 from scripts.files import BUNDLE_ROOT, replacing
 
-# What each file's fastest row stands for.
+# Labels of the compared benchmarks by the names of their files.
 COMPARED = {
     "case": "Network's part of a case",
     "network": "One window",
@@ -26,15 +26,17 @@ BEFORE, AFTER = "#b0b0b0", "#2a6f97"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of this command."""
+    """Add the options of this command."""
     docs = BUNDLE_ROOT / "docs"
-    parser.add_argument("--results", type=Path, default=docs / "benchmarks", help="folder of JSON files")
-    parser.add_argument("--suffix", default="_cpu", help="of the files' names, before .json (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=docs / "images" / "performance.png", help="PNG file")
+    parser.add_argument(
+        "--results", type=Path, default=docs / "benchmarks", help="folder of the benchmarks' JSON files"
+    )
+    parser.add_argument("--suffix", default="_cpu", help="end of the files' names before .json (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=docs / "images" / "performance.png", help="PNG file to write")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Draw.
+    """Draw the picture and write it to a PNG file.
 
     Raises:
         InputError: there is nothing to draw.
@@ -42,7 +44,9 @@ def run(args: argparse.Namespace) -> None:
     found = {name: read(args.results / f"{name}{args.suffix}.json") for name in (*COMPARED, "cohort")}
     compared = {title: rows for name, title in COMPARED.items() if (rows := found[name])}
     if not compared or not found["cohort"]:
-        raise InputError(f"{args.results}: no results of a benchmark and of cohorts ({args.suffix}.json) to draw.")
+        raise InputError(
+            f"{args.results}: results of cohort or of all others are missing (*{args.suffix}.json); run them first."
+        )
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     draw_before_and_after(left, compared)
@@ -53,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def read(file: Path) -> list[dict[str, Any]]:
-    """Rows of a result; none where there is no file."""
+    """Return the rows of a result file; none if the file does not exist."""
     if not file.is_file():
         return []
     rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["rows"]
@@ -61,9 +65,9 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 
 def draw_before_and_after(axes: Axes, compared: dict[str, list[dict[str, Any]]]) -> None:
-    """Two bars for each benchmark: its baseline, the first row, and its fastest."""
+    """Draw two bars for each benchmark: the baseline, which is the first row, and the fastest row."""
     for position, rows in enumerate(compared.values()):
-        # A loader's part alone is no whole sample.
+        # A row of the loader's part alone does not time whole samples.
         whole = [row for row in rows if "loader's part" not in row["name"]]
         fastest = max(whole, key=lambda row: row["times_faster"])
         for row, color, shift in ((rows[0], BEFORE, -0.2), (fastest, AFTER, 0.2)):
@@ -82,7 +86,7 @@ def draw_before_and_after(axes: Axes, compared: dict[str, list[dict[str, Any]]])
 
 
 def draw_cohorts(axes: Axes, rows: list[dict[str, Any]]) -> None:
-    """Seconds a case and memory over the number of cases."""
+    """Draw the seconds per case and the memory over the number of cases."""
     counts = [row["cases"] for row in rows]
     axes.plot(counts, [row["seconds"] / row["cases"] for row in rows], "o-", color=AFTER, label="seconds a case")
     axes.plot(counts, [row["peak_gb"] for row in rows], "s--", color="#bc4749", label="memory, GB")

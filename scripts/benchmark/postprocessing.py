@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""From a case's probabilities to label map and scores: on the whole grid against the lesion's box, side by side."""
+"""Time the steps from probabilities to label map and scores: on the whole grid against the lesion's box."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ MIN_COMPONENT, MIN_ET = 10, 300
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of this benchmark."""
-    parser.add_argument("--dataset_dir", type=Path, help="folder of one labeled case (default: a phantom)")
-    parser.add_argument("--runs", type=positive, default=5, help="of each, after one to warm up (default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    """Add the options of this benchmark."""
+    parser.add_argument("--dataset_dir", type=Path, help="folder of one labeled case (default: a new phantom)")
+    parser.add_argument("--runs", type=positive, default=5, help="timed runs after a warm-up (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Time and report."""
+    """Time all candidates and report the results."""
     with tempfile.TemporaryDirectory() as folder:
         items = labeled_items(args.dataset_dir or phantom(Path(folder)))
         if not items:
-            raise InputError(f"{args.dataset_dir}: no labeled case found; give the folder of one.")
+            raise InputError(f"{args.dataset_dir}: no labeled case found; give the folder of one labeled case.")
         image = read_image(items[0]["label"])
         labels = torch.as_tensor(voxels_of(image, items[0]["label"]).astype(np.uint8))
     reference = MetaTensor(labels_to_regions(labels, int(items[0]["et_label"])), affine=image.affine)
-    # A prediction that is off by some voxels everywhere.
+    # The prediction is the reference dilated by two voxels, so its whole border is wrong.
     grown = [torch.as_tensor(ndimage.binary_dilation(region, iterations=2)) for region in reference[1:].numpy()]
     predicted = MetaTensor(torch.stack([torch.zeros(labels.shape), *(0.9 * region.float() for region in grown)]))
     predicted.affine = reference.affine
@@ -71,14 +71,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def scores(predicted: torch.Tensor, reference: torch.Tensor) -> list[float]:
-    """Dice and HD95 (mm) of ET, TC and WT."""
+    """Return Dice and HD95 (mm) of ET, TC and WT."""
     pair = (predicted[None], reference[None])
     dice = torch.as_tensor(DiceMetric(include_background=False, ignore_empty=False)(*pair))
     return [*dice[0].tolist(), *torch.as_tensor(BratsHausdorffDistance95()(*pair))[0].tolist()]
 
 
 def in_the_box(item: dict[Hashable, Any]) -> list[float]:
-    """As train.json's validation does it."""
+    """Return the scores in the way of train.json's validation."""
     for step in (
         ProbabilitiesToRegionsd("pred"),
         RemoveSmallComponentsd("pred", MIN_COMPONENT),
@@ -92,7 +92,7 @@ def in_the_box(item: dict[Hashable, Any]) -> list[float]:
 
 
 def whole_grid(item: dict[Hashable, Any]) -> list[float]:
-    """The same rules, each on all voxels."""
+    """Return the scores by the same rules, each applied to all voxels."""
     regions = np.asarray(item["pred"]) >= 0.5
     for region in regions[ET_CHANNEL:]:
         components, _ = ndimage.label(region)

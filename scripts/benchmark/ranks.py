@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Training by one process and by several: gloo on a CPU, one thread each; NCCL on GPUs, one each."""
+"""Time training by one process and by several: Gloo with one thread each on a CPU, NCCL with one GPU each."""
 
 from __future__ import annotations
 
@@ -27,30 +27,38 @@ NAMES = ("train.json", "train_cached.yaml", "multi_gpu_train.json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of this benchmark."""
+    """Add the options of this benchmark."""
     gpus = torch.cuda.device_count()
-    parser.add_argument("--device", type=device_name, default="cuda" if gpus else "cpu", help="default: %(default)s")
+    parser.add_argument(
+        "--device", type=device_name, default="cuda" if gpus else "cpu", help="torch device (default: %(default)s)"
+    )
     default = list(range(1, gpus + 1)) if gpus else [1, 2]
-    parser.add_argument("--ranks", type=positive, nargs="+", default=default, help="processes (default: %(default)s)")
-    parser.add_argument("--dataset_dir", type=Path, help="labeled cases (default: phantoms made on the spot)")
-    parser.add_argument("--cases", type=positive, default=8, help="in an epoch (default: %(default)s)")
-    parser.add_argument("--epochs", type=positive, default=4, help="one more than are timed (default: %(default)s)")
+    parser.add_argument(
+        "--ranks", type=positive, nargs="+", default=default, help="numbers of processes (default: %(default)s)"
+    )
+    parser.add_argument("--dataset_dir", type=Path, help="labeled cases (default: new phantoms)")
+    parser.add_argument("--cases", type=positive, default=8, help="cases in an epoch (default: %(default)s)")
+    parser.add_argument(
+        "--epochs", type=positive, default=4, help="epochs of a run; the first is not timed (default: %(default)s)"
+    )
     parser.add_argument("--size", type=positive, default=64, help="edge of the patch (default: %(default)s)")
-    parser.add_argument("--channels", type=positive, nargs=5, default=[8, 16, 24, 32, 40], help="default: %(default)s")
-    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    parser.add_argument(
+        "--channels", type=positive, nargs=5, default=[8, 16, 24, 32, 40], help="of the network (default: %(default)s)"
+    )
+    parser.add_argument("--output", type=Path, help="JSON file to write")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Time and report."""
+    """Time all candidates and report the results."""
     console = Console(stderr=True)
     if args.epochs < 2:
-        raise InputError("--epochs 1: the first is not timed; give two at least.")
+        raise InputError("--epochs 1: the first epoch is not timed; give 2 or more.")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cohort = args.dataset_dir or cases_of(folder / "phantoms", args.cases, console)
         items = labeled_items(cohort)[: args.cases]
         if len(items) < args.cases:
-            raise InputError(f"{cohort}: {len(items)} labeled cases, and {args.cases} are asked for.")
+            raise InputError(f"{cohort}: only {len(items)} labeled cases for --cases {args.cases}; give fewer --cases.")
         datalist = folder / "datalist.json"
         save_json({"training": items, "validation": []}, datalist)
         rows: list[dict[str, Any]] = []
@@ -74,7 +82,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def epoch_times(args: argparse.Namespace, ranks: int, cohort: Path, datalist: Path, folder: Path) -> list[float]:
-    """Seconds of each epoch after the first, which fills the cache, by the times at which the curves were written.
+    """Return the seconds of each epoch after the first, by the times at which the curves were written.
+
+    The first epoch is left out because it fills the cache.
 
     Raises:
         InputError: the training failed.
@@ -98,7 +108,7 @@ def epoch_times(args: argparse.Namespace, ranks: int, cohort: Path, datalist: Pa
         environment["CUDA_VISIBLE_DEVICES"] = ""
     done = subprocess.run(arguments, cwd=BUNDLE_ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        told = [line for line in done.stderr.splitlines() if line.startswith("error: ")] or ["no reason told"]
+        told = [line for line in done.stderr.splitlines() if line.startswith("error: ")] or ["it gave no reason"]
         raise InputError(f"training with {ranks} processes failed: {told[0].removeprefix('error: ')}")
     events = EventAccumulator(str(output / "tensorboard" / "training"))
     events.Reload()

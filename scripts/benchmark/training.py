@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Training steps and epochs: the authors' way against this bundle's, and how much of the device's rate they use."""
+"""Time training steps and epochs: the authors' way against this bundle, and their share of the device's rate."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from torch.utils.flop_counter import FlopCounterMode
 BASELINE = "the authors' way"
 FAST = "train_fast.yaml"
 CACHED = ("train.json", "train_cached.yaml")
-# Each step's settings over train.json; the first is the authors' way: float32 and an optimizer of one kernel a tensor.
+# Each candidate's changes to train.json. The authors' way computes in float32, and its optimizer starts one kernel for
+# each tensor.
 STEPS: dict[str, dict[str, Any]] = {
     BASELINE: {"amp": False, "optimizer#fused": False},
     "train.json": {},
@@ -39,32 +40,38 @@ STEPS: dict[str, dict[str, Any]] = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of this benchmark."""
+    """Add the options of this benchmark."""
     parser.add_argument(
         "--device",
         type=device_name,
         default="cuda" if torch.cuda.is_available() else "cpu",
-        help="default: %(default)s",
+        help="torch device (default: %(default)s)",
     )
     parser.add_argument("--size", type=positive, default=128, help="edge of the patch (default: %(default)s)")
     parser.add_argument(
-        "--channels", type=positive, nargs=5, default=[32, 64, 128, 256, 320], help="default: %(default)s"
+        "--channels",
+        type=positive,
+        nargs=5,
+        default=[32, 64, 128, 256, 320],
+        help="channels of the network (default: %(default)s)",
     )
-    parser.add_argument("--steps", type=positive, default=10, help="in each run (default: %(default)s)")
-    parser.add_argument("--runs", type=positive, default=3, help="of each, after one to warm up (default: %(default)s)")
+    parser.add_argument("--steps", type=positive, default=10, help="steps in each run (default: %(default)s)")
+    parser.add_argument("--runs", type=positive, default=3, help="timed runs after a warm-up (default: %(default)s)")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
-    parser.add_argument("--dataset_dir", type=Path, help="cases for whole epochs (default: phantoms made on the spot)")
-    parser.add_argument("--cases", type=positive, default=4, help="phantoms, or cases taken (default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=200, help="in an epoch; 0: no epochs (default: %(default)s)")
+    parser.add_argument("--dataset_dir", type=Path, help="cases for whole epochs (default: new phantoms)")
+    parser.add_argument("--cases", type=positive, default=4, help="number of cases (default: %(default)s)")
     parser.add_argument(
-        "--authors_samples", type=positive, default=16, help="the same, of the authors' way: %(default)s"
+        "--samples", type=int, default=200, help="samples in an epoch; 0: no epochs (default: %(default)s)"
     )
-    parser.add_argument("--num_workers", type=int, default=4, help="of the loader (default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    parser.add_argument(
+        "--authors_samples", type=positive, default=16, help="samples of the authors' way (default: %(default)s)"
+    )
+    parser.add_argument("--num_workers", type=int, default=4, help="loader processes (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Time and report."""
+    """Time all candidates and report the results."""
     console = Console(stderr=True)
     device = torch.device(args.device)
     rate = matrix_product_rate(device)
@@ -87,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
     facts: dict[str, Any] = {
         "TFLOP of a sample's step (counted)": round(flops / 1e12, 3),
         "TFLOP/s of a bfloat16 matrix product": round(rate / 1e12, 1),
-        "batch, but where it says two": 1,
+        "batch size (2 where the name says two samples)": 1,
         "TF32 in float32 convolutions": torch.backends.cudnn.allow_tf32 if device.type == "cuda" else "no CUDA",
     }
     if args.samples:
@@ -95,11 +102,11 @@ def run(args: argparse.Namespace) -> None:
         step = next(row["median_s"] for row in rows if row["name"] == fast)
         with tempfile.TemporaryDirectory() as folder:
             facts |= epochs(args, Path(folder), chosen[fast], step, console)
-    report(f"Seconds of a training step a sample, {device}, patch of {args.size}^3", rows, args.output, facts)
+    report(f"Seconds of a training step per sample, {device}, patch of {args.size}^3", rows, args.output, facts)
 
 
 def common(args: argparse.Namespace) -> dict[str, Any]:
-    """Settings of all candidates."""
+    """Return the settings that all candidates share."""
     return {
         "device": args.device,
         "patch_size": [args.size] * 3,
@@ -110,7 +117,7 @@ def common(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def trainer_of(names: tuple[str, ...], settings: Mapping[str, Any], training: Any, loader: Any = None) -> Any:
-    """The trainer that configurations and settings define, without what it writes to the disk."""
+    """Return the trainer that configurations and settings define, without the handlers that write to the disk."""
     parser = ConfigParser()
     parser.read_config([str(CONFIGS / name) for name in names])
     parser.update(dict(settings) | {"bundle_root": str(BUNDLE_ROOT)})
@@ -127,7 +134,7 @@ def trainer_of(names: tuple[str, ...], settings: Mapping[str, Any], training: An
 
 
 def resident_steps(settings: dict[str, Any], steps: int) -> Callable[[], None]:
-    """A function that runs steps of training on one batch that lies on the device already."""
+    """Return a function that runs ``steps`` training steps on one batch that is already on the device."""
     size, batch_size = settings["patch_size"], settings.get("batch_size", 1)
     layout = torch.channels_last_3d if settings.get("channels_last") else torch.contiguous_format
     generator = torch.Generator().manual_seed(0)
@@ -145,7 +152,10 @@ def resident_steps(settings: dict[str, Any], steps: int) -> Callable[[], None]:
 
 
 def first_run(settings: dict[str, Any], steps: int) -> tuple[Callable[[], None], float | None]:
-    """A candidate that has run once, and the most memory that it took on a GPU, with all that it keeps there, in GB."""
+    """Run a candidate once; return it and the most memory that it used on a GPU, in GB (None on a CPU).
+
+    The memory includes everything that the candidate keeps on the GPU.
+    """
     if torch.device(settings["device"]).type != "cuda":
         call = resident_steps(settings, steps)
         call()
@@ -159,7 +169,7 @@ def first_run(settings: dict[str, Any], steps: int) -> tuple[Callable[[], None],
 
 
 def matrix_product_rate(device: torch.device) -> float:
-    """FLOP/s of a large bfloat16 matrix product of random numbers, the best of ten."""
+    """Return the FLOP/s of a large bfloat16 matrix product of random numbers, the best of ten runs."""
     n = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
     taken = time_side_by_side({"product": lambda: a @ b}, 10, warmup=3)["product"]
@@ -167,7 +177,7 @@ def matrix_product_rate(device: torch.device) -> float:
 
 
 def step_flops(channels: list[int], size: int) -> float:
-    """FLOPs of forward and backward for one patch, counted on tensors without memory."""
+    """Return the FLOPs of a forward and a backward pass for one patch, counted on tensors without memory."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         maps = PriorAttentionNet(channels=channels).train()(torch.empty(1, 4, size, size, size))
         torch.stack([value.sum() for value in maps.values()]).sum().backward()
@@ -177,7 +187,7 @@ def step_flops(channels: list[int], size: int) -> float:
 def epochs(
     args: argparse.Namespace, folder: Path, fast: dict[str, Any], step: float, console: Console
 ) -> dict[str, Any]:
-    """Whole epochs, loading included: the authors' way, and this bundle's fastest from a filled cache."""
+    """Time whole epochs with loading: the authors' way, and this bundle's fastest way with a filled cache."""
     data = args.dataset_dir or cases_of(folder / "phantoms", args.cases, console)
     items = labeled_items(data)[: args.cases]
     authors = trainer_of(
@@ -191,7 +201,7 @@ def epochs(
     theirs = epoch_seconds(authors) / args.authors_samples
     console.print(f"{BASELINE}: {theirs:.3f} s a sample", highlight=False)
     choose_algorithms(fast.get("deterministic", True))
-    # The first fills the cache, compiles and times algorithms.
+    # The first epoch fills the cache, compiles the network and lets cuDNN choose its algorithms.
     epoch_seconds(cached)
     ours = epoch_seconds(cached) / args.samples
     console.print(f"this bundle: {ours:.3f} s a sample", highlight=False)
@@ -205,7 +215,7 @@ def epochs(
 
 
 def epoch_seconds(trainer: Any) -> float:
-    """Seconds of a run of ``trainer``, the start of its loader's workers included."""
+    """Return the seconds of a run of ``trainer``, including the start of its loader's workers."""
     start = time.perf_counter()
     trainer.run()
     if torch.cuda.is_available():

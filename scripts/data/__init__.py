@@ -1,3 +1,3 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Cases on disk: reading, finding, listing, checking and making them; nothing here knows of a network."""
+"""Cases on disk: this package finds, reads, lists, checks and makes them. It does not depend on the network."""

@@ -1,11 +1,11 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Cases as they lie in folders.
+"""Cases in folders.
 
-A case is a folder that holds the four sequences under the names of its release; the case's name is what the files'
-names begin with. Anything else (csv tables, hidden files, other folders) is ignored. In the layout of the Medical
-Segmentation Decathlon's Task01 a case is one four-dimensional file in ``imagesTr`` or ``imagesTs``; which channel is
-which sequence stands in no name there, so it is a setting (``channel_order``).
+A case is a folder that holds the four sequences under the file names of its release. The file names begin with the name
+of the case. Other content (csv tables, hidden files, other folders) is ignored. In the layout of the Medical
+Segmentation Decathlon's Task01 a case is one four-dimensional file in ``imagesTr`` or ``imagesTs``. No name there says
+which channel is which sequence, so the setting ``channel_order`` says it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pathlib import Path
 from scripts.brats import DECATHLON, SEQUENCES, Release, case_name, in_network_order, released_file, sequences_told
 from scripts.errors import InputError
 
-# Folders of images in the Decathlon's layout, and of their label maps.
+# Folders of images in the Decathlon's layout, with the folders of their label maps.
 DECATHLON_IMAGES = {"imagesTr": "labelsTr", "imagesTs": None}
 _NIFTI = re.compile(r"[^.].*\.nii(\.gz)?")
-# BraTS20_Training_355 ships its segmentation under the name it had before the release: W39_1998.09.19_Segm.nii.
+# The segmentation of BraTS20_Training_355 still has its name from before the release: W39_1998.09.19_Segm.nii.
 _UNRELEASED_LABEL = re.compile(r"[^.].*_segm\.nii(\.gz)?", re.IGNORECASE)
 LOOKED_FOR = (
     "case folders with <case>_{t1,t1ce,t2,flair}.nii.gz (BraTS 2018 to 2021) or "
@@ -35,12 +35,12 @@ class Case:
     """One patient's files in one folder.
 
     Attributes:
-        name: case name, as the BraTS portal expects it of the result.
-        folder: where the files lie.
-        release: whose names the files have.
-        images: path by sequence, in the network's names.
-        label: segmentation, None where there is none.
-        file: the one file that holds all four sequences, in place of ``images``.
+        name: name of the case. The BraTS portal expects it as the name of the result.
+        folder: folder of the files.
+        release: release whose file names the files follow.
+        images: path of each sequence, by the network's name of the sequence.
+        label: path of the segmentation, or None.
+        file: the one file that holds all four sequences, instead of ``images``.
     """
 
     name: str
@@ -52,7 +52,14 @@ class Case:
 
     @property
     def missing(self) -> list[str]:
-        """Names of the files that are missing for the four sequences to be complete."""
+        """Names of the files that the case lacks of its four sequences.
+
+        Example:
+            >>> from scripts.brats import BRATS_2023
+            >>> images = {s: Path(f"P1-{s}.nii.gz") for s in ("t1", "t2", "flair")}
+            >>> Case("P1", Path("P1"), BRATS_2023, images).missing
+            ['P1-t1c.nii.gz']
+        """
         return [
             f"{self.name}{self.release.separator}{suffix}.nii.gz"
             for sequence, suffix in zip(SEQUENCES, self.release.suffixes, strict=True)
@@ -73,7 +80,7 @@ def _read_folder(folder: Path, files: Sequence[str]) -> Iterator[Case]:
     if folder.name in DECATHLON_IMAGES:
         own = [file for file in sorted(files) if _NIFTI.fullmatch(file) and not released_file(file)]
         yield from (_decathlon_case(folder / file) for file in own)
-    # A lone segmentation is no case; a folder of predictions, for instance, holds such files.
+    # A segmentation without images is no case. A folder of predictions, for instance, holds such files.
     found_cases = [case for case in cases.values() if case.images]
     unreleased = [file for file in sorted(files) if _UNRELEASED_LABEL.fullmatch(file)]
     if len(found_cases) == 1 and found_cases[0].label is None and len(unreleased) == 1:
@@ -88,7 +95,7 @@ def _decathlon_case(file: Path) -> Case:
 
 
 def _refuse_unreadable(error: OSError) -> None:
-    # An absent folder has no cases; nor has one that was removed meanwhile.
+    # A folder that is absent, or was removed in the meantime, has no cases.
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise InputError(
             f"{error.filename}: cannot be read ({error.strerror}), so its cases would be missing; "
@@ -97,18 +104,27 @@ def _refuse_unreadable(error: OSError) -> None:
 
 
 def find_cases(dataset_dir: str | Path) -> list[Case]:
-    """All cases in ``dataset_dir`` and below, complete or not, ordered by name; none where the folder is absent.
+    """All cases in ``dataset_dir`` and below, complete or not, ordered by name.
 
-    Hidden folders are passed over. ``dataset_dir`` may itself be the folder of one case, or one four-dimensional file.
+    Hidden folders are skipped, and an absent folder has no cases. ``dataset_dir`` may also be the folder of one case,
+    or one four-dimensional file.
 
     Raises:
-        InputError: a folder cannot be read, so that its cases would be left out in silence.
+        InputError: a folder cannot be read. Its cases would be left out without notice.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for sequence in ("t1", "t1ce", "t2"):
+        ...         Path(folder, f"P1_{sequence}.nii.gz").touch()
+        ...     [(case.name, case.missing) for case in find_cases(folder)]
+        [('P1', ['P1_flair.nii.gz'])]
     """
     if Path(dataset_dir).is_file():
         return [_decathlon_case(Path(dataset_dir))]
     cases: list[Case] = []
     seen: set[str] = set()
-    # Datasets are often put together from links; a link that leads back up must not loop.
+    # Datasets often consist of links. A link that leads back up must not cause an endless loop.
     for folder, folders, files in os.walk(dataset_dir, onerror=_refuse_unreadable, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
@@ -121,21 +137,31 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
 
 
 def image_files(image: str | Path | Sequence[str]) -> list[str]:
-    """Files of a resolved ``image``: the four in the network's order, or the single four-dimensional one."""
+    """Files of a resolved ``image``: four files in the network's order, or a single four-dimensional file.
+
+    Example:
+        >>> image_files("BRATS_001.nii.gz")
+        ['BRATS_001.nii.gz']
+    """
     return [str(image)] if isinstance(image, (str, Path)) else [str(path) for path in image]
 
 
 def resolve_image(image: str | Path | Sequence[str]) -> str | list[str]:
-    """The files that an entry's ``image`` means: four in the network's order, or a single four-dimensional one.
+    """The files that an entry's ``image`` means: four in the network's order, or a single four-dimensional file.
 
-    Datalists call this once for each entry (``scripts.data.datalist``), and the loader for what never was in one.
+    Datalists call this function once for each entry (``scripts.data.datalist``). The loader calls it for entries that
+    were never in a datalist.
 
     Args:
-        image: four paths, which are put in order where their names tell the sequences, and else are taken to be in it;
-            or one path, of a four-dimensional file or of the folder of one case.
+        image: four paths, or one path of a four-dimensional file or of the folder of one case. Four paths are put into
+            the network's order if their names tell the sequences. Otherwise they are taken to be in this order.
 
     Raises:
         InputError: the folder does not hold exactly one complete case.
+
+    Example:
+        >>> resolve_image(["p1_flair.nii", "p1_t1.nii", "p1_t1ce.nii", "p1_t2.nii"])
+        ['p1_t1.nii', 'p1_t2.nii', 'p1_t1ce.nii', 'p1_flair.nii']
     """
     paths = image_files(image)
     if len(paths) > 1:
@@ -146,5 +172,5 @@ def resolve_image(image: str | Path | Sequence[str]) -> str | list[str]:
     folder = Path(paths[0])
     cases = [case for case in _read_folder(folder, os.listdir(folder)) if not case.missing and case.file is None]
     if len(cases) != 1:
-        raise InputError(f"{folder}: {len(cases)} complete cases; an image's folder holds one, {LOOKED_FOR}.")
+        raise InputError(f"{folder}: {len(cases)} complete cases; the folder of an image holds one, {LOOKED_FOR}.")
     return [str(cases[0].images[s]) for s in SEQUENCES]

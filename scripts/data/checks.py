@@ -1,9 +1,10 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of the data before long work starts: each fault found here costs seconds instead of hours.
+"""Checks of the data before long work starts.
 
-A workflow's ``run`` list calls ``check_cases`` before its engine. Constructing a workflow does not call it, so that a
-bundle can be loaded, inspected and given other data where there is none.
+A fault that is found here costs seconds instead of hours. The ``run`` list of a workflow calls ``check_cases`` before
+its engine. Constructing a workflow does not call it. So a bundle without data can be loaded and inspected, and a caller
+can give it other data.
 """
 
 from __future__ import annotations
@@ -30,24 +31,24 @@ from scripts.machine import available_memory, container_memory, processors
 
 logger = logging.getLogger(__name__)
 
-# The BraTS preprocessing resamples to this grid; a network trained on it knows no other scale.
+# The BraTS preprocessing resamples to this spacing. A network that was trained on it knows no other scale.
 EXPECTED_SPACING_MM = 1.0
 
-# Real brains fill 13 to 19 % of BraTS's grid.
+# Real brains fill 13 to 19 % of the BraTS grid.
 LARGEST_BRAIN = 0.5
 
-
-# What reading a case takes at most: four float32 sequences of BraTS's grid, unpacked and as an array, and a mask.
+# Reading a case takes at most this many bytes: four float32 sequences on the BraTS grid, both unpacked and as an array,
+# and a mask.
 MEMORY_PER_CASE = 500e6
 
 
 @dataclass(frozen=True)
 class CheckedCase:
-    """What the check of a case has found.
+    """Findings of the check of one case.
 
     Attributes:
-        phantom: it is a synthetic phantom, by its header.
-        brain: share of the grid in which a sequence is not 0, which is what counts as brain.
+        phantom: the header says that the case is a synthetic phantom.
+        brain: share of the grid that counts as brain, because a sequence is not 0 there.
     """
 
     phantom: bool
@@ -55,19 +56,34 @@ class CheckedCase:
 
 
 def check_grid(path: str, image: nib.Nifti1Image, first_path: str, first: nib.Nifti1Image, label: bool = False) -> None:
-    """Check that a file of a case has the grid of the case's first; the origin alone of a label map may differ.
+    """Check that a file of a case has the same grid as the first file of the case.
+
+    Args:
+        path: the file, for the message.
+        image: its image.
+        first_path: the first file of the case, for the message.
+        first: image of the first file.
+        label: the file is a label map, whose origin may differ. A different origin is only warned of.
 
     Raises:
-        InputError: they differ in shape or affine.
+        InputError: the grids differ in shape or affine.
+
+    Example:
+        >>> first, other = (nib.Nifti1Image(np.zeros(size, np.uint8), np.eye(4)) for size in ((4, 4, 4), (4, 4, 5)))
+        >>> check_grid("p1_t2.nii", other, "p1_t1.nii", first)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        scripts.errors.InputError: p1_t2.nii: its grid (shape (4, 4, 5)) differs from that of p1_t1.nii ...
     """
     same_axes = image.shape[:3] == first.shape[:3] and np.allclose(image.affine[:3, :3], first.affine[:3, :3])
-    # As strict as MONAI, which stacks the sequences and would stop there.
+    # The check is as strict as MONAI, which stacks the sequences and would stop at a difference.
     if same_axes and np.allclose(image.affine, first.affine):
         return
     if label and same_axes:
-        # As BraTS 2017 ships some. No transform brings image and label map together by their origins.
+        # BraTS 2017 holds such label maps. No transform uses the origins to align image and label map.
         logger.warning(
-            "%s: its origin differs from that of the images, its shape and axes do not; taken voxel by voxel.", path
+            "%s: its origin differs from the images' origin, but its shape and axes are equal; "
+            "it is matched to the images voxel by voxel.",
+            path,
         )
         return
     raise InputError(
@@ -77,16 +93,21 @@ def check_grid(path: str, image: nib.Nifti1Image, first_path: str, first: nib.Ni
 
 
 def is_phantom(image: nib.Nifti1Image) -> bool:
-    """Whether an image is one of a synthetic phantom, by its header."""
+    """Whether the header of an image says that it shows a synthetic phantom."""
     return bytes(image.header["descrip"].item()).decode("latin-1").startswith(PHANTOM_DESCRIPTION)
 
 
 def check_case(item: Mapping[str, Any]) -> CheckedCase:
-    """Read each file of a case once and whole: one grid, sequences that show something, labels of their release.
+    """Read each file of a case once and completely, and check it.
+
+    All files must have one grid, no sequence may be empty, and the label map may hold only the values of its release.
+
+    Args:
+        item: the datalist entry of the case.
 
     Raises:
-        InputError: a file is absent or damaged, of another grid than the first, an image empty or not finite, or a
-            label unexpected.
+        InputError: a file is absent or damaged, or it has another grid than the first. Other causes are an image that
+            is empty or holds values that are not finite, and an unexpected label.
     """
     files = image_files(item["image"])
     channels = len(SEQUENCES) if len(files) == 1 else 0
@@ -112,10 +133,24 @@ def check_case(item: Mapping[str, Any]) -> CheckedCase:
 
 
 def check_image(path: str, voxels: np.ndarray) -> np.ndarray:
-    """Check that each sequence in the voxels of a file shows something; returns where one does, bool of (*size).
+    """Check that no sequence in a file is empty and that every voxel is finite.
+
+    Args:
+        path: the file, for the message.
+        voxels: voxels of one sequence, (*size), or of several, (*size, channel).
+
+    Returns:
+        The voxels in which a sequence is not 0, bool of shape (*size).
 
     Raises:
         InputError: a sequence is 0 everywhere, or a voxel is not finite.
+
+    Example:
+        >>> check_image("p1_t1.nii", np.array([[[0, 300, 0, 250]]])).tolist()
+        [[[False, True, False, True]]]
+        >>> check_image("p1_t2.nii", np.zeros((1, 1, 4)))
+        Traceback (most recent call last):
+        scripts.errors.InputError: p1_t2.nii: empty, every voxel is 0; export the sequence again.
     """
     channels = np.moveaxis(voxels, -1, 0) if voxels.ndim == 4 else voxels[None]
     for number, channel in enumerate(channels):
@@ -128,43 +163,47 @@ def check_image(path: str, voxels: np.ndarray) -> np.ndarray:
 
 
 def reading_threads() -> int:
-    """How many cases to read at a time: one for each processor, as far as memory goes."""
+    """Number of cases to read at the same time: one for each processor, or fewer if memory is short."""
     return max(1, min(processors(), int(min(available_memory(), container_memory()) / MEMORY_PER_CASE)))
 
 
 def warn_of_other_tumors(items: Sequence[Mapping[str, Any]]) -> None:
-    """Warn, once for each kind, of cases whose names say that they are no gliomas."""
+    """Warn of cases whose names say that they are no gliomas, with one warning for each kind of tumor."""
     kinds: dict[str, list[str]] = {}
     for item in items:
         if kind := other_tumor(str(item["case"])):
             kinds.setdefault(kind, []).append(str(item["case"]))
     for kind, cases in kinds.items():
         logger.warning(
-            "%s: %s, by its name; the weights of this bundle and its reading of label values are for gliomas.",
+            "%s: the name says %s; the weights of this bundle and its reading of label values are for gliomas.",
             cases[0] if len(cases) == 1 else f"{cases[0]} and {len(cases) - 1} more",
             OTHER_TUMORS[kind],
         )
 
 
 def warn_of_large_brains(items: Sequence[Mapping[str, Any]], shares: Sequence[float]) -> None:
-    """Warn of cases of which more than half the grid counts as brain: their background may not be 0."""
+    """Warn of cases in which more than half of the grid counts as brain, since their background may not be 0."""
     cases = [str(item["case"]) for item, share in zip(items, shares, strict=True) if share > LARGEST_BRAIN]
     if cases:
         logger.warning(
-            "%s: more than half of the grid is not 0, and all that is not 0 counts as brain. Well if the images are "
-            "cut close to the brain; otherwise strip the skull and set the background to exactly 0.",
+            "%s: more than half of the grid is not 0, and every voxel that is not 0 counts as brain. This is fine if "
+            "the images are cut close to the brain; otherwise strip the skull and set the background to exactly 0.",
             ", ".join(cases[:10]) + (f" and {len(cases) - 10} more" if len(cases) > 10 else ""),
         )
 
 
 def check_channel_order(item: Mapping[str, Any], channel_order: Sequence[str]) -> None:
-    """Refuse a four-dimensional file whose data set says another order of channels than the setting does.
+    """Refuse a four-dimensional file if its dataset states another order of channels than the setting.
 
-    The Medical Segmentation Decathlon says it as ``modality`` in ``dataset.json`` beside ``imagesTr``. Where no such
-    file lies, the setting alone says it.
+    The Medical Segmentation Decathlon states the order as ``modality`` in the file ``dataset.json`` beside
+    ``imagesTr``. Without such a file the setting alone decides.
+
+    Args:
+        item: the datalist entry of a case.
+        channel_order: the setting.
 
     Raises:
-        InputError: they differ, or the names there are not those of the four sequences.
+        InputError: the two orders differ, or the names in the file are not the four sequences.
     """
     files = image_files(item["image"])
     stated = Path(files[0]).parent.parent / "dataset.json"
@@ -195,23 +234,24 @@ def check_cases(
     datalist_file: str | Path | None = None,
     channel_order: Sequence[str] = CHANNEL_ORDER,
 ) -> list[bool]:
-    """Refuse data that a workflow would stumble over later.
+    """Refuse data on which a workflow would fail later.
 
     Args:
         items: the datalist that the workflow will read.
-        dataset_dir: the folder it came from, None where a caller brought its own list. A case in it that lacks a
-            sequence is refused too, since leaving it out in silence would change the cohort; unless the user chose the
-            cases by ``datalist_file``.
-        cases: what the items are, for the messages.
-        datalist_file: the file that the items came from, if there was one.
-        channel_order: what the channels of four-dimensional files are.
+        dataset_dir: the folder of the cases, or None if a caller brought its own list. An incomplete case in this
+            folder is refused too, because leaving it out without notice would change the cohort. It is not refused if
+            the user chose the cases by ``datalist_file``.
+        cases: word for the items in the messages.
+        datalist_file: the file that the items came from, or None.
+        channel_order: the sequences in the order of the channels of four-dimensional files.
 
     Returns:
-        Of each item, whether it is a synthetic phantom.
+        For each item, whether it is a synthetic phantom.
 
     Raises:
-        InputError: there is no case, one is incomplete, two have one name, or a file is absent, damaged, empty, of
-            another grid than the rest of its case, or a label map with unexpected values. The message names it.
+        InputError: there is no case, a case is incomplete, or two cases have the same name. Other causes are a file
+            that is absent, damaged, empty or on another grid than the rest of its case, and a label map with unexpected
+            values. The message names the file.
     """
     found = find_cases(dataset_dir) if datalist_file is None and dataset_dir is not None else []
     for case in found:
@@ -224,7 +264,7 @@ def check_cases(
         raise InputError(_nothing_found(Path(dataset_dir or "."), cases, len(found)))
     names: dict[str, Any] = {}
     for item in items:
-        # A datalist may hold one patient on both sides of the split, to see whether a network can learn it.
+        # A datalist may hold the same case on both sides of the split, to test whether a network can learn it.
         file = image_files(item["image"])[0]
         if names.get(item["case"], file) != file:
             raise InputError(
@@ -233,7 +273,7 @@ def check_cases(
             )
         names[item["case"]] = file
         check_channel_order(item, channel_order)
-    # Without a terminal a bar would only leave empty lines in the log.
+    # Without a terminal a progress bar would only leave empty lines in the log.
     quiet = not sys.stderr.isatty()
     console = Console(stderr=True)
     # Decompression releases the interpreter's lock, so threads use all cores.
@@ -243,7 +283,7 @@ def check_cases(
         step = f"Reading {len(items)} {cases}"
         checked = list(track(done, step, len(items), console=console, transient=True, disable=quiet))
     finally:
-        # At the first fault the rest need not be read.
+        # After the first fault the remaining cases are not read.
         pool.shutdown(cancel_futures=True)
     phantoms = [case.phantom for case in checked]
     warn_of_large_brains(items, [case.brain for case in checked])
@@ -258,5 +298,5 @@ def _nothing_found(dataset_dir: Path, cases: str, found: int) -> str:
     if not dataset_dir.is_dir():
         return f"{dataset_dir}: no such folder; set --dataset_dir to a folder of {LOOKED_FOR}."
     if found:
-        return f"{dataset_dir}: {found} cases, but no {cases}; those need a segmentation (seg) beside the sequences."
+        return f"{dataset_dir}: {found} cases, but no {cases}; these need a segmentation (seg) beside the sequences."
     return f"{dataset_dir}: no {cases} found; looked for {LOOKED_FOR}, at any depth."

@@ -1,10 +1,11 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""From cases to MONAI datalists: entries, splits by patient, reading and writing splits.
+"""MONAI datalists from cases: entries, splits by patient, and files of splits.
 
-An entry is a dict of ``case`` (its name), ``image`` (four files in the network's order, or one four-dimensional file)
-and, with labels, ``label`` and how it is to be read. ``image`` may be a folder, or four files in another order, in what
-a user or another program hands over; ``complete_item`` and ``read_datalist`` resolve that, once.
+An entry is a dict. It holds ``case`` (the name of the case) and ``image`` (four files in the network's order, or one
+four-dimensional file). An entry with a segmentation also holds ``label`` and the values of the label map. In entries
+from a user or another program, ``image`` may also be a folder, or four files in another order. ``complete_item`` and
+``read_datalist`` resolve such an ``image`` once.
 """
 
 from __future__ import annotations
@@ -43,14 +44,27 @@ SELECTIONS = ("training", "validation", "all")
 
 
 def patient_of(item: Mapping[str, Any]) -> str:
-    """The patient of an entry: by its image's name where that is one of a release with visits, else by ``case``."""
+    """The patient of an entry.
+
+    The name of the image tells the patient if its release numbers visits. Otherwise ``case`` does.
+
+    Example:
+        >>> patient_of({"case": "second visit", "image": "BraTS-GLI-00005-101-t1n.nii.gz"})
+        'BraTS-GLI-00005'
+    """
     by_image = case_name(image_files(item["image"])[0])
     patient = patient_name(by_image)
     return patient if patient != by_image else patient_name(str(item["case"]))
 
 
 def by_patient(items: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The items in lists, one for each patient, in the order of their first items."""
+    """The items in lists, one list for each patient, in the order of their first items.
+
+    Example:
+        >>> names = ["BraTS-GLI-00005-100", "BraTS-GLI-00006-100", "BraTS-GLI-00005-101"]
+        >>> [[item["case"] for item in items] for items in by_patient([{"case": n, "image": n} for n in names])]
+        [['BraTS-GLI-00005-100', 'BraTS-GLI-00005-101'], ['BraTS-GLI-00006-100']]
+    """
     patients: dict[str, list[dict[str, Any]]] = {}
     for item in items:
         patients.setdefault(patient_of(item), []).append(item)
@@ -60,11 +74,16 @@ def by_patient(items: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 def warn_of_shared_patients(
     training: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], source: str | Path
 ) -> None:
-    """Name the patients with cases in both lists, which come from ``source``, in a warning."""
+    """Warn of patients with cases in both lists.
+
+    Args:
+        training, validation: the lists of entries.
+        source: file of the lists, for the warning.
+    """
     first, second = ({patient_of(item) for item in items} for items in (training, validation))
     if shared := sorted(first & second):
         logger.warning(
-            "%s: %s in training and in validation; its scores there say nothing about new patients: %s",
+            "%s: %s in training and in validation; the validation scores then say nothing about new patients: %s",
             source,
             "a patient is" if len(shared) == 1 else f"{len(shared)} patients are",
             ", ".join(shared),
@@ -78,7 +97,7 @@ def _item(case: Case, et_label: int | None, with_label: bool) -> dict[str, Any]:
         item["label"] = str(case.label)
         item["et_label"] = case.release.et_label if et_label is None else et_label
         item["edema_label"] = case.release.edema_label
-        # Naming ET's label is the explicit choice that makes 4 beside 3 a resection cavity.
+        # A user who sets ET's label to 3 says explicitly that a 4 beside it is a resection cavity.
         item["resection_cavity"] = int(et_label == 3)
     return item
 
@@ -86,19 +105,31 @@ def _item(case: Case, et_label: int | None, with_label: bool) -> dict[str, Any]:
 def unlabeled_items(dataset_dir: str | Path) -> list[dict[str, Any]]:
     """Datalist for inference: ``case`` and ``image`` of every complete case.
 
-    ``image`` is four paths in the network's order, or the path of a four-dimensional file.
+    ``image`` holds four paths in the network's order, or it is the path of a four-dimensional file.
+
+    Args:
+        dataset_dir: folder of case folders.
     """
     return [_item(case, None, False) for case in find_cases(dataset_dir) if not case.missing]
 
 
 def labeled_items(dataset_dir: str | Path, et_label: int | None = None) -> list[dict[str, Any]]:
-    """Datalist for training and evaluation: as for inference, plus ``label`` and how it is to be read.
+    """Datalist for training and evaluation: the entries for inference, plus ``label`` and the values of the label map.
 
-    That is ``et_label``, ``edema_label`` and ``resection_cavity``; see ``scripts.transforms.LabelsToRegionsd``.
+    The keys of the values are ``et_label``, ``edema_label`` and ``resection_cavity``. They are explained in
+    ``scripts.transforms.LabelsToRegionsd``.
 
     Args:
-        dataset_dir: folder of case folders; cases without segmentation are left out.
-        et_label: the label value of ET, where it is not the release's own.
+        dataset_dir: folder of case folders. Cases without a segmentation are left out.
+        et_label: the label value of ET, or None for the value of each case's release.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for sequence in ("t1n", "t1c", "t2w", "t2f", "seg"):
+        ...         Path(folder, f"BraTS-GLI-00005-101-{sequence}.nii.gz").touch()
+        ...     [(item["case"], item["et_label"], item["edema_label"]) for item in labeled_items(folder)]
+        [('BraTS-GLI-00005-101', 3, 2)]
     """
     return [
         _item(case, et_label, True) for case in find_cases(dataset_dir) if not case.missing and case.label is not None
@@ -106,17 +137,23 @@ def labeled_items(dataset_dir: str | Path, et_label: int | None = None) -> list[
 
 
 def complete_item(item: Mapping[str, Any], et_label: int) -> dict[str, Any]:
-    """An entry as this module makes it, from one that holds ``image`` and perhaps ``label`` only.
+    """Complete an entry that holds only ``image`` and perhaps ``label``.
 
-    MONAI Label hands over such entries, with any of the forms of ``resolve_image``. Their label maps are taken to be as
-    this bundle saves them.
+    MONAI Label passes such entries, with ``image`` in any form that ``resolve_image`` takes. The function assumes that
+    their label maps have the values that this bundle saves.
 
     Args:
-        item: the entry; what it says is kept.
+        item: the entry. Its own values are kept.
         et_label: value of ET in label maps that this bundle saves.
 
     Raises:
         InputError: nothing tells which sequence each of four images is, in an entry that this module did not make.
+
+    Example:
+        >>> complete_item({"image": "BRATS_001.nii.gz", "label": "BRATS_001_seg.nii.gz"}, et_label=4)["case"]
+        'BRATS_001'
+        >>> complete_item({"image": ["p1_flair.nii", "p1_t1.nii", "p1_t1ce.nii", "p1_t2.nii"]}, et_label=4)["image"]
+        ['p1_t1.nii', 'p1_t2.nii', 'p1_t1ce.nii', 'p1_flair.nii']
     """
     image = item["image"]
     if FORMER_EDEMA_KEY in item:
@@ -133,13 +170,13 @@ def complete_item(item: Mapping[str, Any], et_label: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Cohort:
-    """The cases of a run, and where they came from.
+    """The cases of a run and their origin.
 
     Attributes:
-        lists: of entries, by name: ``training`` and ``validation``, or ``cases``.
+        lists: lists of entries, by name. The names are ``training`` and ``validation``, or ``cases``.
         dataset_dir: folder of the cases.
-        datalist_file: the user's own lists, if any.
-        channel_order: what the channels of four-dimensional files are.
+        datalist_file: file with the user's own lists, or None.
+        channel_order: the sequences in the order of the channels of four-dimensional files.
         et_label: value of ET in label maps that this bundle saves.
         needed: names of the lists that must not be empty.
     """
@@ -152,7 +189,7 @@ class Cohort:
     needed: Sequence[str] = ()
 
     def completed(self) -> dict[str, list[dict[str, Any]]]:
-        """The lists with complete entries (``complete_item``).
+        """The lists, with entries that ``complete_item`` has completed.
 
         Raises:
             InputError: an entry cannot be completed.
@@ -173,33 +210,33 @@ def split_datalist(
     """Labeled cases as ``training``, ``validation`` and ``all``.
 
     Args:
-        dataset_dir: folder of case folders; absent or empty gives three empty lists.
-        datalist_file: JSON file with ``training`` and ``validation`` lists to take instead of a split made here;
-            relative paths in it are relative to ``dataset_dir``.
-        recorded: the split that an earlier training wrote; taken, where it exists, before a new split is made, so
-            that no case trained on is ever held out.
-        validation_fraction: share of cases held out, at random (Monte Carlo cross-validation, as the authors do), whole
-            patients (``patient_name``) together.
-        seed: seed of the split, one of its own.
-        et_label: the label value of ET, where it is not the release's own.
-        folds: number of parts for cross-validation, as equal as whole patients make them.
-        fold: hold out this part, from 0, instead of ``validation_fraction``.
+        dataset_dir: folder of case folders. If it is absent or empty, the three lists are empty.
+        datalist_file: JSON file with the lists ``training`` and ``validation``, which are used instead of a new split.
+            Relative paths in it are relative to ``dataset_dir``.
+        recorded: file of the split that an earlier training wrote. If it exists, its split is used instead of a new
+            one, so that no case of the training is held out.
+        validation_fraction: share of cases to hold out at random (Monte Carlo cross-validation, as the authors do). All
+            cases of a patient (``patient_name``) stay together.
+        seed: seed of the split. It is independent of other seeds.
+        et_label: the label value of ET, or None for the value of each case's release.
+        folds: number of parts for cross-validation. The parts are as equal as whole patients allow.
+        fold: number of the part to hold out instead of ``validation_fraction``, from 0.
 
     Raises:
-        InputError: ``datalist_file`` is absent or is no such file, ``et_label`` is neither 3 nor 4, or there is no such
-            fold.
+        InputError: ``datalist_file`` is absent or is no datalist, ``et_label`` is neither 3 nor 4, there is no such
+            fold, or a fold is given together with a split that is not the split of this fold.
     """
     if et_label is not None:
         check_et_label(et_label)
     if fold is not None and not (isinstance(fold, int) and 0 <= fold < folds):
         raise InputError(f"--fold {fold}: there are the folds 0 to {folds - 1}; choose one, or change --folds.")
     if fold is not None and datalist_file is not None:
-        raise InputError(f"--fold {fold}: {datalist_file} holds a split already; give one or the other.")
+        raise InputError(f"--fold {fold}: {datalist_file} already holds a split; leave out --fold or --datalist_file.")
     if datalist_file is None and recorded is not None and Path(recorded).is_file():
         datalist_file = recorded
-        logger.info("Taking the split that the training wrote: %s", recorded)
+        logger.info("Using the split that the training wrote: %s", recorded)
     elif datalist_file is None and recorded is not None:
-        logger.warning("No split in %s: a new one is made, of which the weights may have seen any case.", recorded)
+        logger.warning("%s: there is no split, so a new one is made; the weights may have seen its cases.", recorded)
     if datalist_file is not None:
         lists = read_datalist(datalist_file, dataset_dir)
         warn_of_shared_patients(lists["training"], lists["validation"], datalist_file)
@@ -227,7 +264,7 @@ def _shuffled_patients(items: Sequence[dict[str, Any]], seed: int) -> list[list[
 
 
 def _random_split(items: list[dict[str, Any]], fraction: float, seed: int) -> tuple[list[Any], list[Any]]:
-    """Hold out whole patients, drawn from the end of the shuffled ones, as near to the share of cases as they allow."""
+    """Hold out whole patients from the end of the shuffled list, as near to the share of cases as they allow."""
     wanted = min(max(round(len(items) * fraction), 1), len(items) - 1)
     training = _shuffled_patients(items, seed)
     if len(training) == 1:
@@ -237,7 +274,7 @@ def _random_split(items: list[dict[str, Any]], fraction: float, seed: int) -> tu
         if len(validation) + len(patient) <= wanted:
             training.remove(patient)
             validation += patient
-    # All that are left have more cases than are wanting; the smallest may still come nearer than none.
+    # Each remaining patient has more cases than are still wanted. The smallest one may still come nearer to the share.
     smallest = min(training, key=len)
     short = wanted - len(validation)
     if len(training) > 1 and (not validation or len(smallest) < 2 * short):
@@ -253,7 +290,8 @@ def _fold(items: list[dict[str, Any]], folds: int, fold: int, seed: int) -> tupl
         possible = f"2 to {len(patients)}" if len(patients) > 1 else "no"
         raise InputError(f"--folds {folds}: {len(items)} labeled cases{of} make {possible} folds.")
     parts: list[list[dict[str, Any]]] = [[] for _ in range(folds)]
-    # The largest first, each to the smallest fold: patients with one case each are dealt out in turn.
+    # The largest patient comes first, and each goes to the smallest fold. So the folds take turns at patients with one
+    # case.
     for patient in sorted(patients, key=len, reverse=True):
         min(parts, key=len).extend(patient)
     training = [item for number, part in enumerate(parts) if number != fold for item in part]
@@ -269,6 +307,13 @@ def select(datalist: dict[str, list[dict[str, Any]]], cases: str) -> list[dict[s
 
     Raises:
         InputError: there is no such list.
+
+    Example:
+        >>> select({"training": [{"case": "a"}], "validation": [], "all": [{"case": "a"}]}, "training")
+        [{'case': 'a'}]
+        >>> select({}, "test")
+        Traceback (most recent call last):
+        scripts.errors.InputError: --cases test: unknown; choose one of training, validation, all.
     """
     if cases not in SELECTIONS:
         raise InputError(f"--cases {cases}: unknown; choose one of {', '.join(SELECTIONS)}.")
@@ -276,13 +321,27 @@ def select(datalist: dict[str, list[dict[str, Any]]], cases: str) -> list[dict[s
 
 
 def read_datalist(path: str | Path, dataset_dir: str | Path) -> dict[str, list[dict[str, Any]]]:
-    """Read a datalist file as ``write_datalist`` makes it; each entry's four images come in the network's order.
+    """Read a datalist file of the form that ``write_datalist`` makes.
 
-    Which sequence each of the four is, ``sequences`` at the top of the file says, or else the files' names.
+    ``sequences`` at the top of the file says which sequence each of an entry's four images is. Without it the names of
+    the images must say so. The result has the four images in the network's order.
+
+    Args:
+        path: the file.
+        dataset_dir: folder to which relative paths in the file are relative.
 
     Raises:
-        InputError: the file is absent, not JSON, or lacks a list or a key, or nothing says which sequence an image is,
-            or two things say different ones; the message names the file.
+        InputError: the file is absent, is not JSON, or lacks a list or a key. Other causes are that nothing says which
+            sequence an image is, and that ``sequences`` and a name disagree. The message names the file.
+
+    Example:
+        >>> import tempfile
+        >>> entry = {"image": ["p1_t1ce.nii", "p1_t1.nii", "p1_t2.nii", "p1_flair.nii"], "label": "p1_seg.nii"}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "datalist.json")
+        ...     _ = path.write_text(json.dumps({"training": [entry], "validation": []}))
+        ...     [Path(file).name for file in read_datalist(path, folder)["training"][0]["image"]]
+        ['p1_t1.nii', 'p1_t2.nii', 'p1_t1ce.nii', 'p1_flair.nii']
     """
     path = Path(path)
     try:
@@ -317,7 +376,7 @@ def _four_images(image: list[str], path: Path, sequences: list[str] | None) -> l
     if sequences is None:
         if (told := sequences_told(image)) is None:
             raise InputError(
-                f"{path}: neither 'sequences' nor their names say which sequence each of these files is; "
+                f"{path}: neither 'sequences' nor the names of these files say which sequence each file is; "
                 f'add "sequences": {json.dumps(list(SEQUENCES))}, in the order of the files, to {path.name}: {image}'
             )
         return in_network_order(image, told)
@@ -327,7 +386,7 @@ def _four_images(image: list[str], path: Path, sequences: list[str] | None) -> l
         if name not in (None, sequence):
             raise InputError(
                 f"{path}: 'sequences' says that {file} is {sequence}, but its name says {name}; "
-                "correct the one or the other."
+                "correct 'sequences' or the name."
             )
     return in_network_order(image, sequences)
 
@@ -336,7 +395,9 @@ def _resolve(entry: Any, path: Path, dataset_dir: str | Path, sequences: list[st
     is_dict = isinstance(entry, dict)
     if is_dict and FORMER_EDEMA_KEY in entry:
         if entry.get("edema_label", entry[FORMER_EDEMA_KEY]) != entry[FORMER_EDEMA_KEY]:
-            raise InputError(f"{path}: 'edema_label' and '{FORMER_EDEMA_KEY}' differ; leave out the latter: {entry}")
+            raise InputError(
+                f"{path}: 'edema_label' and '{FORMER_EDEMA_KEY}' differ; leave out '{FORMER_EDEMA_KEY}': {entry}"
+            )
         entry = {**entry, "edema_label": entry[FORMER_EDEMA_KEY]}
     if not (is_dict and isinstance(entry.get("image"), list | str) and isinstance(entry.get("label"), str)):
         raise InputError(f"{path}: an entry lacks 'image' (four files, or one) or 'label' (file): {entry}")
@@ -352,13 +413,13 @@ def _resolve(entry: Any, path: Path, dataset_dir: str | Path, sequences: list[st
         getattr(release, key, None) if entry.get(key) is None else entry[key] for key in ("et_label", "edema_label")
     )
     if et_label is None:
-        raise InputError(f"{path}: an entry says no 'et_label' (3 or 4) and its files' names tell no release: {entry}")
+        raise InputError(f"{path}: an entry has no 'et_label' (3 or 4) and its files' names tell no release: {entry}")
     if et_label not in ET_LABELS:
         raise InputError(f"{path}: 'et_label' is 3 or 4: {entry}")
     if edema_label is None:
-        # The Decathlon's four-dimensional files have core and edema the other way round.
+        # A default would be risky, because the Decathlon swaps the labels of core and edema.
         raise InputError(
-            f"{path}: an entry says no 'edema_label' (2 as in BraTS, 1 as in the Decathlon; core has the other) "
+            f"{path}: an entry has no 'edema_label' (2 as in BraTS, 1 as in the Decathlon; core has the other value) "
             f"and its files' names tell no release: {entry}"
         )
     if edema_label not in (1, 2):
@@ -374,17 +435,17 @@ def _resolve(entry: Any, path: Path, dataset_dir: str | Path, sequences: list[st
 
 
 def _release_of(entry: Mapping[str, Any], image: str | Sequence[str], first: str) -> Release | None:
-    """The release whose label values an entry has that does not say them; None where its names do not tell."""
+    """The release whose label values apply to an entry without its own, or None if the file names do not tell."""
     found = released_file(first)
     if found is None and isinstance(image, str) and Path(image).parent.name in DECATHLON_IMAGES:
-        # Another value of ET says that the label maps were made anew, by whatever convention.
+        # Another value of ET shows that the label maps were converted, so the value of edema is unknown.
         return DECATHLON if entry.get("et_label") in (None, DECATHLON.et_label) else None
     return found.release if found else None
 
 
 def _plain_name(entry: Mapping[str, Any], path: Path, default: str) -> str:
     name = entry.get("case", default)
-    # Results are named after it, and must not leave their folder.
+    # Results are named after the case, and a path in the name would let them leave their folder.
     if not isinstance(name, str) or not name or name in (".", "..") or name != Path(name).name:
         raise InputError(f"{path}: 'case' must be a plain name: {entry}")
     return name
@@ -393,7 +454,15 @@ def _plain_name(entry: Mapping[str, Any], path: Path, default: str) -> str:
 def write_datalist(
     datalist: Mapping[str, Sequence[Mapping[str, Any]]], dataset_dir: str | Path, path: str | Path
 ) -> None:
-    """Write ``training`` and ``validation`` as JSON, with paths relative to ``dataset_dir`` where they lie below it."""
+    """Write ``training`` and ``validation`` as JSON.
+
+    Paths below ``dataset_dir`` are written relative to it. Other paths are absolute.
+
+    Args:
+        datalist: the lists of entries, with labels.
+        dataset_dir: folder of the cases.
+        path: file to write.
+    """
     root = Path(dataset_dir).absolute()
 
     def relative(file: str | Sequence[str]) -> str | list[str]:

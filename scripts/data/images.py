@@ -1,6 +1,9 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Reading image files: in the network's order of channels for MONAI's pipelines, and for whatever else needs voxels."""
+"""Readers of image files.
+
+MONAI's pipelines get the channels in the network's order. Checks and pictures get the voxels of single files.
+"""
 
 from __future__ import annotations
 
@@ -23,42 +26,59 @@ from scripts.brats import CHANNEL_ORDER, SEQUENCES, sequences_told
 from scripts.data.cases import resolve_image
 from scripts.errors import InputError
 
-# What nibabel raises for a file that is no NIfTI image, or only part of one.
+# Errors that nibabel raises for a file that is no NIfTI image, or only a part of one.
 UNREADABLE_IMAGE = (ImageFileError, HeaderDataError, WrapStructError, OSError, EOFError, ValueError, zlib.error)
 
-# What a file in gzip's format begins with.
+# The first bytes of a gzip file.
 GZIP_MAGIC = b"\x1f\x8b"
 
 
 def one_line(error: BaseException) -> str:
-    """The message of ``error``, on one line."""
+    """The message of ``error`` on one line.
+
+    Example:
+        >>> one_line(ValueError("two\\nlines"))
+        'two lines'
+    """
     return " ".join(str(error).split())
 
 
 def check_suffix(path: PathLike) -> None:
-    """Refuse a file whose name is not that of a NIfTI image.
+    """Refuse a file whose name is not the name of a NIfTI image.
 
     Raises:
-        InputError: it ends neither in ``.nii`` nor in ``.nii.gz``.
+        InputError: the name ends neither in ``.nii`` nor in ``.nii.gz``.
+
+    Example:
+        >>> check_suffix("p1_t1.nii.gz")
+        >>> check_suffix("p1_t1.mha")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        scripts.errors.InputError: p1_t1.mha: not a NIfTI image (.nii, .nii.gz), the only format read; ...
     """
     if not str(path).lower().endswith((".nii", ".nii.gz")):
         raise InputError(f"{path}: not a NIfTI image (.nii, .nii.gz), the only format read; convert it to NIfTI.")
 
 
 def check_dimensions(path: PathLike, image: nib.Nifti1Image, channels: int = 0) -> None:
-    """Refuse an image of other dimensions than are asked for.
+    """Refuse an image that does not have the required dimensions.
 
     Args:
-        path: its file, for the message.
+        path: file of the image, for the message.
         image: the image.
-        channels: how many channels it must hold, in its fourth dimension; 0 where it must have three dimensions.
+        channels: number of channels that the image must hold in its fourth dimension, or 0 if it must have three
+            dimensions.
 
     Raises:
-        InputError: it has others.
+        InputError: the image has other dimensions.
+
+    Example:
+        >>> check_dimensions("a.nii", nib.Nifti1Image(np.zeros((2, 2, 2, 4), np.uint8), np.eye(4)))
+        Traceback (most recent call last):
+        scripts.errors.InputError: a.nii: 4 dimensions instead of 3; give one file per sequence.
     """
     if channels and image.shape[3:] != (channels,):
         raise InputError(
-            f"{path}: of shape {image.shape}, not one file with {channels} channels; "
+            f"{path}: its shape is {image.shape}, but one file with {channels} channels is needed; "
             "give such a file, or a folder with one file per sequence."
         )
     if not channels and len(image.shape) != 3:
@@ -76,7 +96,7 @@ def read_header(path: PathLike) -> nib.Nifti1Image:
     """Open a NIfTI image without reading its voxels.
 
     Raises:
-        InputError: the file is absent, or no NIfTI image.
+        InputError: the file is absent or is no NIfTI image.
     """
     file = _checked_path(path)
     try:
@@ -86,14 +106,16 @@ def read_header(path: PathLike) -> nib.Nifti1Image:
 
 
 def read_image(path: PathLike, channels: int = 0) -> nib.Nifti1Image:
-    """A NIfTI image, its file read once and whole: nibabel stops at the last voxel, and gzip's checksum comes after it.
+    """Read a NIfTI image. Its file is read once and completely.
+
+    Nibabel stops at the last voxel, but gzip's checksum comes after it. Only a complete read finds all damage.
 
     Args:
         path: the file.
         channels: as in ``check_dimensions``.
 
     Raises:
-        InputError: the file is absent, no NIfTI image, damaged, or of other dimensions.
+        InputError: the file is absent, is no NIfTI image, is damaged, or has other dimensions.
     """
     file = _checked_path(path)
     step = "not a readable NIfTI image"
@@ -114,7 +136,12 @@ def voxels_of(image: nib.Nifti1Image, path: PathLike) -> np.ndarray:
     """All voxels of an image that was read from ``path``.
 
     Raises:
-        InputError: the file is damaged, or its voxels are no plain numbers.
+        InputError: the file is damaged, or its voxels are not single real numbers.
+
+    Example:
+        >>> voxels_of(nib.Nifti1Image(np.ones((1, 1, 1), np.complex64), np.eye(4)), "p1_t1.nii")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        scripts.errors.InputError: p1_t1.nii: its voxels are complex numbers, not plain numbers; ...
     """
     try:
         voxels = np.asanyarray(image.dataobj)
@@ -122,28 +149,44 @@ def voxels_of(image: nib.Nifti1Image, path: PathLike) -> np.ndarray:
         raise InputError(f"{path}: damaged ({one_line(error)}); copy it again.") from error
     if voxels.dtype.kind not in "iuf":
         kind = "complex numbers" if voxels.dtype.kind == "c" else "colors"
-        raise InputError(f"{path}: its voxels are {kind}, not plain ones; export the sequence again, as gray values.")
+        raise InputError(
+            f"{path}: its voxels are {kind}, not plain numbers; export the sequence again, as gray values."
+        )
     return voxels
 
 
 def in_lps(image: nib.Nifti1Image) -> nib.Nifti1Image:
-    """The same image with its axes to the left, to the back and up, as BraTS files have them."""
+    """The image with axes that run to the left, to the back and up, as in BraTS files.
+
+    Example:
+        >>> image = nib.Nifti1Image(np.arange(2.0).reshape(2, 1, 1), np.eye(4))  # its first axis runs to the right
+        >>> in_lps(image).get_fdata().flatten().tolist()
+        [1.0, 0.0]
+    """
     target = nib.orientations.axcodes2ornt("LPS")
     return image.as_reoriented(nib.orientations.ornt_transform(nib.orientations.io_orientation(image.affine), target))
 
 
 class SequenceReader(NibabelReader):
-    """MONAI's NIfTI reader for the four sequences, as ``LoadImageByReaderd(reader=...)``.
+    """MONAI's NIfTI reader for the four sequences, for use in ``LoadImageByReaderd(reader=...)``.
 
-    It takes the resolved ``image`` of an entry: four files in the network's order, which are stacked, or one
-    four-dimensional file, whose channels are put into the network's order. Three-dimensional files, such as label maps,
-    are read as they are.
+    It reads the resolved ``image`` of an entry. Four files in the network's order are stacked. The channels of one
+    four-dimensional file are put into the network's order. A three-dimensional file, such as a label map, is read as it
+    is.
 
     Args:
-        channel_order: the sequences in the order in which four-dimensional files hold them.
+        channel_order: the sequences in the order of the channels of four-dimensional files.
 
     Raises:
-        InputError: ``channel_order`` is not the four sequences in some order.
+        InputError: ``channel_order`` does not name each of the four sequences once.
+
+    Example:
+        The network's order is t1, t2, t1ce, flair:
+
+        >>> image = nib.Nifti1Image(np.arange(4.0).reshape(1, 1, 1, 4), np.eye(4))
+        >>> voxels, _ = SequenceReader(channel_order=["flair", "t1", "t1ce", "t2"]).get_data(image)
+        >>> voxels.flatten().tolist()
+        [1.0, 3.0, 2.0, 0.0]
     """
 
     def __init__(self, channel_order: Sequence[str] = CHANNEL_ORDER) -> None:
@@ -154,14 +197,16 @@ class SequenceReader(NibabelReader):
                 "in the order in which the file holds them."
             )
         self.channel_order = list(channel_order)
-        # A setting like the other, so that a cache of what was read in another order is never taken for this.
+        # The network's order is an attribute too, because a cache tells readers apart by their attributes. It must not
+        # return voxels in another order.
         self.sequences = list(SEQUENCES)
 
     @property
     def filenames(self) -> Sequence[PathLike]:
-        """A name for each image, of no meaning: MONAI's reader pairs images with the names of its last call.
+        """Empty names, one for each image.
 
-        That may have been another thread's, of a label map with one name; the image would then lose three channels.
+        MONAI's reader pairs the images with the names of its last call. The last call may come from another thread and
+        have only one name, the name of a label map. The image would then lose three channels.
         """
         return [""] * len(SEQUENCES)
 
@@ -170,16 +215,18 @@ class SequenceReader(NibabelReader):
         pass
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
-        """Open the files ``data``: a nibabel image, or a list of four.
+        """Open the files ``data``.
+
+        Returns:
+            One nibabel image, or a list of four.
 
         Raises:
-            InputError: one is absent or no NIfTI image, or the names of four tell another order than the network's.
+            InputError: a file is absent or is no NIfTI image, or the names of four files tell another order than the
+                network's order.
         """
         files = [str(path) for path in ensure_tuple(data)]
         if len(files) == len(SEQUENCES) and (told := sequences_told(files)) not in (None, list(SEQUENCES)):
-            raise InputError(
-                f"{', '.join(files)}: by their names {', '.join(told or [])}; give {', '.join(SEQUENCES)}."
-            )
+            raise InputError(f"{', '.join(files)}: the names say {', '.join(told or [])}; give {', '.join(SEQUENCES)}.")
         opened = [self._open(file, **kwargs) for file in files]
         return opened if len(opened) > 1 else opened[0]
 
@@ -198,38 +245,44 @@ class SequenceReader(NibabelReader):
         return voxels
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict]:
-        """Voxels, (channel, *size) of four files or (*size, channel) of one, in the network's order, and metadata.
+        """Voxels and metadata of what ``read`` has opened. The channels are in the network's order.
+
+        Returns:
+            The voxels and the metadata. The shape of the voxels is (channel, *size) for four files and (*size, channel)
+            for one.
 
         Raises:
-            InputError: a file is damaged, or a single file has other than four channels.
+            InputError: a file is damaged, or a single four-dimensional file does not have four channels.
         """
         voxels, meta = super().get_data(img)
         if not isinstance(img, list) and voxels.ndim > 3:
             if voxels.shape[3:] != (len(SEQUENCES),):
-                raise InputError(f"{img.get_filename()}: of shape {voxels.shape}; give one file with four channels.")
+                raise InputError(
+                    f"{img.get_filename()}: its shape is {voxels.shape}; give one file with four channels."
+                )
             voxels = voxels[..., [self.channel_order.index(sequence) for sequence in self.sequences]]
         return voxels, meta
 
 
 class LoadImageByReaderd(LoadImaged):
-    """MONAI's ``LoadImaged`` with one reader, and no other should that one fail.
+    """MONAI's ``LoadImaged`` with one reader and without a fallback to other readers.
 
-    MONAI's then tries all its own: the reader's error is lost, and of a file in another format, which any of them can
-    read, the channels come in an order that no one has stated.
+    If the given reader fails, MONAI's ``LoadImaged`` tries all its own readers. The reader's error is then lost.
+    Another reader might also read a file in another format, with its channels in an order that nobody has stated.
 
-    What an entry's image means is settled here for entries that were in no datalist of the bundle's: MONAI Label hands
-    over folders, and four files in any order.
+    This class resolves the ``image`` of entries that were never in a datalist of the bundle. MONAI Label passes
+    folders, and four files in any order.
 
-    A ``LoadImaged``, and named like one: MONAI Label looks for that class, MONAI Deploy leaves out steps with
-    ``LoadImage`` in their name, since it loads images itself.
+    The base class and the name matter. MONAI Label looks for a ``LoadImaged``. MONAI Deploy loads images itself and
+    leaves out steps with ``LoadImage`` in their name.
 
     Args:
         keys: keys of files.
-        reader: reads them.
-        options: of ``LoadImaged``.
+        reader: reader of the files.
+        options: further arguments of ``LoadImaged``.
 
     Raises:
-        InputError: (when called) by ``SequenceReader``, for a file that is absent, damaged, or no NIfTI image; or a
+        InputError: (when called) a file is absent, is damaged or is no NIfTI image (from ``SequenceReader``), or a
             folder does not hold one complete case.
     """
 

@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Synthetic glioma patients in the layout and geometry of BraTS 2020.
 
-The phantoms stand in for the real cohort where no data can be had. Every patient is drawn from
-`numpy.random.default_rng([seed, index])` alone, so that a case depends neither on the size of the cohort nor on the
-number of workers.
+The phantoms stand in for the real cohort when no data are at hand. Every patient is drawn from
+`numpy.random.default_rng([seed, index])` alone. So a case depends neither on the size of the cohort nor on the number
+of workers.
 
-Anatomy is described by smooth fields (signed distances, fold phase, noise) on a 2 mm grid that covers the brain's box;
-they are interpolated to 1 mm and only there cut into tissues, which keeps edges fine and the work small. Coordinates
-are millimeters from the center of that box: x to the left, y to the front, z up.
+Smooth fields (signed distances, fold phase, noise) on a 2 mm grid describe the anatomy. The grid covers the box of the
+brain. The fields are interpolated to 1 mm and only then cut into tissues, which keeps edges fine and the work small.
+Coordinates are millimeters from the center of the box: x to the left, y to the front, z up.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from scripts.errors import InputError
 Float = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 Int16 = npt.NDArray[np.int16]
-Images = dict[str, Int16]  # by modality
+Images = dict[str, Int16]  # the keys are modalities
 
 GENERATOR_VERSION = 1
-# Files that were made before are known by it too, so its spelling stays.
+# Older phantom files are recognized by this text, so its spelling must stay.
 PHANTOM_DESCRIPTION = "synthetic brain tumour phantom, not a patient"
-# In the order in which their random numbers are drawn, which is part of the generator's version.
+# The random numbers of the modalities are drawn in this order, which is part of the generator's version.
 MODALITIES = ("t1", "t1ce", "t2", "flair")
 GRID = (240, 240, 155)
 AFFINE: npt.NDArray[np.float64] = np.array(
@@ -59,17 +59,17 @@ _BLUR = 0.6  # standard deviation of the point spread, mm
 
 @dataclass(frozen=True)
 class Difficulty:
-    """What makes a cohort easy or hard; intensities are in units of the patient's white matter (about 1)."""
+    """Difficulty of a cohort. Intensities are in units of the patient's white matter (about 1)."""
 
     name: str
-    volume_cm3: tuple[float, float]  # whole tumor, log-uniform
-    contrast: float  # lesion against normal tissue, 1 = clearly visible
-    noise: float  # standard deviation before the point spread
+    volume_cm3: tuple[float, float]  # range of the whole tumor's volume, which is log-uniform
+    contrast: float  # contrast between lesion and normal tissue, 1 = clearly visible
+    noise: float  # standard deviation of the noise before the point spread
     bias: float  # standard deviation of the logarithm of the bias field
     mimics: float  # volume of FLAIR-bright normal tissue, in whole-tumor volumes
     vessels: float  # radius of T1ce-bright vessels, mm
     rim: int  # least thickness of the enhancing rim, mm
-    dice_ceiling: float  # no threshold on one modality may do better (see `fade_until_hidden`)
+    dice_ceiling: float  # best Dice that a threshold on one modality may reach (see `fade_until_hidden`)
 
 
 DIFFICULTIES = {
@@ -93,8 +93,8 @@ def _frequency() -> Float:
 def smooth_noise(rng: np.random.Generator, wavelength: float, bandwidth: float | None = None) -> Float:
     """Gaussian noise of mean 0 and deviation 1 on the 2 mm grid.
 
-    With a bandwidth (relative, about 0.3) its waves all measure about `wavelength` mm; without one everything much
-    shorter is removed.
+    With a bandwidth (relative, about 0.3) all waves measure about `wavelength` mm. Without a bandwidth only waves that
+    are much shorter are removed.
     """
     waves = _frequency() * np.float32(wavelength)
     gain = np.exp(-(waves**2)) if bandwidth is None else np.exp(-(((waves - 1) / np.float32(bandwidth)) ** 2))
@@ -106,8 +106,8 @@ def smooth_noise(rng: np.random.Generator, wavelength: float, bandwidth: float |
 
 
 def upsample(field: Float) -> Float:
-    """From the 2 mm grid to the 1 mm grid, linear."""
-    for axis in (2, 1, 0):  # the last is the largest and the one laid out best
+    """Interpolate linearly from the 2 mm grid to the 1 mm grid."""
+    for axis in (2, 1, 0):  # axis 0 comes last, when the array is largest, because its memory layout is best
         size = field.shape[axis]
         near = np.float32(0.75) * field
         before = near + np.float32(0.25) * field.take(np.maximum(np.arange(size) - 1, 0), axis)
@@ -119,13 +119,13 @@ def upsample(field: Float) -> Float:
 
 
 def ramp(distance: Float, width: float = 1.0) -> Float:
-    """0 well below, 1 well above a distance (mm) of 0: the share of a voxel on the far side."""
+    """Share of a voxel that lies beyond distance 0 (mm): 0 well below this distance and 1 well above it."""
     share: Float = np.clip(distance / np.float32(width) + np.float32(0.5), 0, 1)
     return share
 
 
 def ellipsoid(point: list[Float], center: tuple[float, float, float], radii: tuple[float, float, float]) -> Float:
-    """About the distance (mm) to an ellipsoid's surface, positive inside."""
+    """Approximate distance (mm) to the surface of an ellipsoid, positive inside."""
     scaled = [(p - c) / r for p, c, r in zip(point, center, radii, strict=True)]
     inside: Float = (1 - np.sqrt(scaled[0] ** 2 + scaled[1] ** 2 + scaled[2] ** 2)) * min(radii)
     return inside.astype(np.float32)
@@ -150,9 +150,9 @@ def tube(point: list[Float], nodes: list[tuple[float, float, float, float]]) -> 
 
 @dataclass(frozen=True)
 class Head:
-    """The outer shape on the 2 mm grid; each array has the shape of that grid."""
+    """The outer shape of the head. Each array has the shape of the 2 mm grid."""
 
-    point: list[Float]  # head-shaped coordinates, mm
+    point: list[Float]  # coordinates that follow the shape of the head, mm
     brain: Float  # distance to the surface of the brain's envelope, positive inside
     cerebrum: Mask
     temporal: Float
@@ -162,17 +162,17 @@ class Head:
 
 @dataclass(frozen=True)
 class Lesion:
-    """One tumor to be grown: where, how much (voxels of 1 mm), how large its core and its necrosis are (shares)."""
+    """Plan of one tumor."""
 
-    center: tuple[float, float, float]
-    volume: float
-    core: float
-    necrosis: float
+    center: tuple[float, float, float]  # mm
+    volume: float  # voxels of 1 mm
+    core: float  # share of the core in the volume
+    necrosis: float  # share of the necrosis in the core
 
 
 @dataclass(frozen=True)
 class Tissue:
-    """The 1 mm box: masks, shares in 0..1 and distances in mm."""
+    """Tissues on the 1 mm box: masks, shares in 0..1 and distances in mm."""
 
     brain: Mask
     csf: Float
@@ -182,11 +182,11 @@ class Tissue:
     ventricle: Float  # distance to the ventricles' wall, positive inside
     choroid: Float
     cerebrum: Float
-    across: Float  # -1 in the right hemisphere, 1 in the left, 0 where they join
+    across: Float  # -1 in the right hemisphere, 1 in the left hemisphere, 0 where they join
 
 
 def grid_points() -> list[Float]:
-    """The coordinates (mm: left, front, up) of the 2 mm grid, three arrays."""
+    """Coordinates of the 2 mm grid in mm: three arrays, which increase to the left, to the front and up."""
     axes = [((np.arange(n, dtype=np.float32) + 0.5) * _STEP - n) for n in _HALF]
     x, y, z = np.meshgrid(*axes, indexing="ij")
     return [x, -y, z]
@@ -206,7 +206,7 @@ def shape_head(rng: np.random.Generator) -> Head:
     height = np.where(z > 3, 58, floor)
     hull = (side / (69 * taper)) ** 2.05 + np.abs((y + 1) / 86) ** 2.05 + np.abs((z - 3) / height) ** 2.05
     lobe = ellipsoid([side, y, z + 0.10 * y], (43.0, 3.0, -23.0), (23.0, 45.0, 23.0))
-    lobe += np.float32(1.6) * smooth_noise(rng, 28.0)  # or the Sylvian fissure would be a neat arc
+    lobe += np.float32(1.6) * smooth_noise(rng, 28.0)  # without noise the Sylvian fissure would be a neat arc
     cerebellum = np.maximum(
         ellipsoid([side, y, z], (23.0, -47.0, -38.0), (29.0, 35.0, 24.0)),
         ellipsoid([side, y, z], (0.0, -45.0, -37.0), (15.0, 29.0, 24.0)),
@@ -220,7 +220,7 @@ def shape_head(rng: np.random.Generator) -> Head:
     union: Mask = cerebrum | (cerebellum > 0) | ((stem > 0) & (z > -61))
     # Closing by 5 mm bridges sulci and cisterns, as a skull-stripping mask does.
     wide = ndimage.distance_transform_edt(~union, sampling=_STEP) < 5
-    for face in range(3):  # beyond the grid is outside
+    for face in range(3):  # everything beyond the grid is outside
         np.moveaxis(wide, face, 0)[[0, -1]] = False
     closed = ndimage.distance_transform_edt(wide, sampling=_STEP) > 5
     signed = ndimage.distance_transform_edt(closed, sampling=_STEP) - ndimage.distance_transform_edt(
@@ -231,7 +231,11 @@ def shape_head(rng: np.random.Generator) -> Head:
 
 
 def push_aside(point: list[Float], lesions: list[Lesion]) -> list[Float]:
-    """Mass effect: the coordinates of the tissue that now lies at each place, moved away from every lesion."""
+    """Mass effect: every lesion pushes the tissue away.
+
+    Returns:
+        For each place, the coordinates that its tissue had before.
+    """
     here = grid_points()
     moved = [p.copy() for p in point]
     for lesion in lesions:
@@ -249,11 +253,11 @@ def lay_ventricles(point: list[Float], swelling: float) -> Float:
 
     Args:
         point: the coordinates, mm, on the 2 mm grid.
-        swelling: added to every radius, mm; ventricles differ much between patients.
+        swelling: length to add to every radius, mm. Ventricles differ much between patients.
     """
     x, y, z = point
     side: Float = np.abs(x)
-    # In the frontal plane the bodies are commas that lean outwards.
+    # In the frontal plane the bodies look like commas that lean outwards.
     slant: list[Float] = [side - np.float32(0.45) * (z - 14), y, 14 + np.float32(0.72) * (z - 14)]
     body = tube(slant, [(7, 35, 9, 3.0), (8, 24, 13, 5.0), (8, 2, 18, 4.6), (13, -18, 18, 5.0), (24, -34, 9, 6.5)])
     occipital = tube([side, y, z], [(24, -34, 9, 6.5), (24, -46, 5, 4.0), (21, -58, 4, 1.5)])
@@ -282,27 +286,27 @@ def fold_cortex(rng: np.random.Generator, head: Head, point: list[Float], callos
     """Fold the cerebral cortex.
 
     Args:
-        rng: source of the pattern.
+        rng: source of the random numbers.
         head: the outer shape.
         point: the coordinates inside the head after mass effect, mm, on the 2 mm grid.
         callosum: distance to the region where the hemispheres join, positive inside.
 
     Returns:
-        On the 1 mm box, mm: the distance to the fluid in sulci and fissures (negative within it), and the depth below
-        the unfolded surface.
+        Two distances on the 1 mm box, mm: the distance to the fluid in sulci and fissures (negative in the fluid), and
+        the depth below the unfolded surface.
     """
     x, y, z = point
     side: Float = np.abs(x)
     stem = np.where(z < 0, head.stem, np.float32(-9))
-    between = np.maximum(callosum, stem)  # there is no falx here
-    medial = np.maximum(27 - side, np.abs(y - 15) - 45)  # nor a Sylvian fissure here
+    between = np.maximum(callosum, stem)  # there is no falx where this is positive
+    medial = np.maximum(27 - side, np.abs(y - 15) - 45)  # there is no Sylvian fissure where this is positive
     falx: Mask = (side < 1.3) & (between < 0)
     sylvian: Mask = (np.abs(head.temporal) < 1.3) & (medial < 0)
     solid: Mask = (head.cerebrum | (head.stem > -1)) & ~falx & ~sylvian & (head.brain > 0)
     depth = ndimage.distance_transform_edt(solid, sampling=_STEP).astype(np.float32)
     depth = ndimage.gaussian_filter(depth, 0.6)
 
-    # Sulci are the zeros of a wave pattern on the surface, carried inwards along the way from the nearest surface.
+    # Sulci are the zeros of a wave pattern on the surface. Each voxel takes the pattern of its nearest surface.
     inward = np.gradient(ndimage.gaussian_filter(depth, 1.5), _STEP)
     places = [
         index - depth * step * np.float32(0.9 / _STEP)
@@ -327,7 +331,7 @@ def fold_cortex(rng: np.random.Generator, head: Head, point: list[Float], callos
 
 
 def grow_tissue(rng: np.random.Generator, head: Head, lesions: list[Lesion]) -> Tissue:
-    """Fill the head with fluid, gray and white matter, pushed aside by the lesions."""
+    """Fill the head with fluid, gray matter and white matter, which the lesions push aside."""
     x, y, z = push_aside(head.point, lesions)
     x = x + np.float32(0.8) * smooth_noise(rng, 40.0)  # the falx is never quite straight
     point = [x, y, z]
@@ -336,14 +340,14 @@ def grow_tissue(rng: np.random.Generator, head: Head, lesions: list[Lesion]) -> 
     csf = ramp(-to_fluid)
     gray = ramp(np.float32(rng.uniform(2.6, 3.2)) - to_fluid, 1.3)
 
-    # Cerebellum: leaves that fan out from the fourth ventricle.
+    # The leaves of the cerebellum fan out from the fourth ventricle.
     fan = np.arctan2(z + 36, -(y + 22)) + np.float32(0.04) * smooth_noise(rng, 12.0)
     leaf, cerebellum, stem = upsample(np.sin(26 * fan)), upsample(head.cerebellum), upsample(head.stem)
     share = ramp(cerebellum - np.float32(0.6)) * (stem < 0)
     gaps = np.float32(0.7) * ramp(np.float32(0.02) * (8 - cerebellum) - leaf - np.float32(0.80), 0.3)
     csf += share * (gaps - csf)
     gray += share * (ramp(9 + 3 * leaf - cerebellum, 2) - gray)
-    # Brainstem: tracts and nuclei mixed, no cortex.
+    # The brainstem is a mixture of tracts and nuclei and has no cortex.
     share = ramp(stem + np.float32(0.5), 2) * ramp(2 - upsample(head.point[2]), 6)
     csf *= 1 - share
     gray += share * (np.float32(0.35) - gray)
@@ -371,12 +375,15 @@ def grow_tissue(rng: np.random.Generator, head: Head, lesions: list[Lesion]) -> 
 
 
 def without_enhancement(seed: int, index: int) -> bool:
-    """Whether this case has no enhancing tumor: one case in five, never the first, whatever the cohort's size."""
+    """Whether this case has no enhancing tumor.
+
+    One case in five has none, but never the first. The size of the cohort does not matter.
+    """
     return index % 5 == (0, 2, 3, 4)[seed % 4]
 
 
 def place_lesions(rng: np.random.Generator, head: Head, level: Difficulty, enhancing: bool) -> list[Lesion]:
-    """Draw one to four lesions inside the cerebrum; the first is the largest."""
+    """Draw one to four lesions inside the cerebrum. The first is the largest."""
     low, high = level.volume_cm3
     total = 1000 * float(np.exp(rng.uniform(np.log(low), np.log(high))))
     count = int(rng.choice([1, 2, 3, 4], p=[0.55, 0.25, 0.13, 0.07]))
@@ -394,7 +401,7 @@ def place_lesions(rng: np.random.Generator, head: Head, level: Difficulty, enhan
             gap = sum((p - np.float32(c)) ** 2 for p, c in zip(here, other.center, strict=True))
             fits &= gap > (1.6 * (radius + (other.volume * 0.75 / np.pi) ** (1 / 3))) ** 2
         spots = np.flatnonzero(fits)
-        if spots.size == 0 and lesions:  # no room left for a further one
+        if spots.size == 0 and lesions:  # no room is left for another lesion
             break
         if spots.size == 0:
             spots = np.array([int(np.argmax(np.where(wall < -4, room, 0)))])
@@ -416,7 +423,7 @@ def _window(center: tuple[float, float, float], reach: float) -> tuple[slice, sl
 
 
 def _smallest(score: Float, allowed: Mask, count: float) -> Mask:
-    """The `count` allowed voxels of lowest score."""
+    """The `count` allowed voxels with the lowest scores."""
     values = score[allowed]
     keep = min(int(count), values.size)
     if keep == 0:
@@ -437,7 +444,7 @@ def _largest(region: Mask) -> Mask:
 def grow_lesions(rng: np.random.Generator, tissue: Tissue, lesions: list[Lesion], rim: int) -> npt.NDArray[np.uint8]:
     """Label map (0, 1, 2, 4) on the 1 mm box.
 
-    Edema spreads through white matter and stops at cortex, fluid and falx; the core displaces whatever is there.
+    Edema spreads through white matter and stops at cortex, fluid and falx. The core displaces all tissue.
     """
     labels = np.zeros(_BOX, np.uint8)
     coarse, medium, fine = (upsample(smooth_noise(rng, w)) for w in (45.0, 20.0, 9.0))
@@ -462,7 +469,7 @@ def grow_lesions(rng: np.random.Generator, tissue: Tissue, lesions: list[Lesion]
         core = _largest(ndimage.binary_opening(core))
         barrier = radius * (0.28 * tissue.gray[window] + 1.2 * hard)
         free: Mask = solid & (tissue.csf[window] < 0.5) | core
-        for strength in (1.0, 0.4, 0.0):  # a core walled in by cortex leaks in the end
+        for strength in (1.0, 0.4, 0.0):  # edema that cortex confines breaks through at a lower strength
             score = np.where(core, -1, spread + np.float32(strength) * barrier + 25 * other).astype(np.float32)
             spill = ndimage.gaussian_filter(_smallest(score, free, lesion.volume).astype(np.float32), 1.2) > 0.5
             whole = _largest(spill & free | core)
@@ -480,7 +487,7 @@ def grow_lesions(rng: np.random.Generator, tissue: Tissue, lesions: list[Lesion]
 
 # -------------------------------------------------------------------------------------------------------- intensity
 
-# Mean signal of each tissue, in units of about one white-matter level of T1.
+# Mean signal of each tissue. White matter in T1 is about 1.
 SIGNAL: dict[str, dict[str, float]] = {
     "t1": {"csf": 0.28, "gray": 0.66, "white": 0.92, "edema": 0.57, "necrosis": 0.44, "enhancing": 0.60},
     "t1ce": {"csf": 0.28, "gray": 0.68, "white": 0.90, "edema": 0.58, "necrosis": 0.42, "enhancing": 1.50},
@@ -490,12 +497,12 @@ SIGNAL: dict[str, dict[str, float]] = {
 
 
 def draw_mimics(rng: np.random.Generator, tissue: Tissue, labels: npt.NDArray[np.uint8], level: Difficulty) -> Float:
-    """Share of FLAIR-bright normal white matter per voxel: periventricular caps and scattered spots."""
+    """Share of each voxel that is FLAIR-bright normal white matter: periventricular caps and scattered spots."""
     texture = upsample(smooth_noise(rng, 30.0)) + 0.5 * upsample(smooth_noise(rng, 10.0))
     near = np.exp(np.minimum(tissue.ventricle, 0) / np.float32(9))
     score = -(texture + 2.6 * near)
     allowed: Mask = (tissue.white > 0.6) & tissue.brain & (labels == 0) & (tissue.cerebrum > 0.5)
-    # A share of the tumor and a fixed volume besides, or small tumors would stand out.
+    # The volume is a share of the tumor plus a fixed volume. Without the fixed volume small tumors would stand out.
     volume = level.mimics * float((labels > 0).sum()) + float(rng.uniform(12e3, 20e3))
     chosen = _smallest(score.astype(np.float32), allowed, volume)
     share: Float = ndimage.gaussian_filter(chosen.astype(np.float32), 1.0)
@@ -503,7 +510,7 @@ def draw_mimics(rng: np.random.Generator, tissue: Tissue, labels: npt.NDArray[np
 
 
 def draw_vessels(rng: np.random.Generator, tissue: Tissue, level: Difficulty) -> Float:
-    """Share of contrast-filled vessel, choroid plexus and dura per voxel."""
+    """Share of each voxel that is contrast-filled vessel, choroid plexus or dura."""
     first, second = (smooth_noise(rng, 42.0, 0.35) for _ in range(2))
     steep = [np.sqrt(sum(g**2 for g in np.gradient(f, _STEP)) + 0.05**2).astype(np.float32) for f in (first, second)]
     gap = np.sqrt((upsample(first) / upsample(steep[0])) ** 2 + (upsample(second) / upsample(steep[1])) ** 2)
@@ -517,19 +524,25 @@ def draw_vessels(rng: np.random.Generator, tissue: Tissue, level: Difficulty) ->
 
 
 def best_threshold_dice(values: npt.NDArray[np.generic], target: Mask) -> float:
-    """The best Dice with `target` that any threshold on `values` reaches in hindsight, over both directions.
+    """The best Dice with `target` that any threshold on `values` reaches, in either direction.
 
-    Exact: every distinct value is tried as a bound, from above (x >= v) and from below (x <= v).
+    The result is exact. Every distinct value v is tried as a lower bound (x >= v) and as an upper bound (x <= v).
 
     Args:
-        values: numbers of any shape, for instance one modality's intensities over the brain's voxels.
-        target: the truth, same shape.
+        values: numbers of any shape, for instance the intensities of one modality in the brain.
+        target: the truth, of the same shape.
 
     Returns:
-        Dice in 0..1; 0 where the target is empty.
+        Dice in 0..1. It is 0 if the target is empty.
 
     Raises:
-        ValueError: the shapes differ, or there is nothing to compare.
+        ValueError: the shapes differ, or there is no voxel.
+
+    Example:
+        >>> best_threshold_dice(np.array([1, 2, 8, 9]), np.array([False, False, True, True]))
+        1.0
+        >>> best_threshold_dice(np.array([1, 2, 8, 9]), np.array([True, False, False, True]))
+        0.6666666666666666
     """
     if values.shape != target.shape or values.size == 0:
         raise ValueError(f"values {values.shape} and target {target.shape} must have one shape and at least one voxel")
@@ -553,8 +566,8 @@ def best_threshold_dice(values: npt.NDArray[np.generic], target: Mask) -> float:
 def fade_until_hidden(base: Float, excess: Float, bias: Float, scale: float, whole: Mask, level: Difficulty) -> Int16:
     """Intensities at which no threshold finds the tumor.
 
-    Where one still does better than `level.dice_ceiling`, the lesion fades toward its surroundings and the bias
-    field deepens, step by step. All arrays hold one value per voxel of the brain.
+    While a threshold still does better than `level.dice_ceiling`, the lesion fades toward its surroundings and the bias
+    field becomes stronger, step by step. All arrays hold one value for each voxel of the brain.
     """
     fade, strength = np.float32(1), np.float32(level.bias)
     for _ in range(25):
@@ -568,7 +581,7 @@ def fade_until_hidden(base: Float, excess: Float, bias: Float, scale: float, who
 
 
 def render(rng: np.random.Generator, tissue: Tissue, labels: npt.NDArray[np.uint8], level: Difficulty) -> Images:
-    """The four modalities on the 1 mm box, 0 outside the brain and nowhere inside."""
+    """The four modalities on the 1 mm box. The voxels are 0 outside the brain, and no voxel inside is 0."""
     mimics, vessels = draw_mimics(rng, tissue, labels, level), draw_vessels(rng, tissue, level)
     texture = upsample(smooth_noise(rng, 11.0))
     variation = 1 + np.float32(0.07) * upsample(smooth_noise(rng, 24.0)) + np.float32(0.03) * texture
@@ -598,7 +611,7 @@ def render(rng: np.random.Generator, tissue: Tissue, labels: npt.NDArray[np.uint
         base = ndimage.gaussian_filter(normal, _BLUR, truncate=3)[tissue.brain]
         scale = float(np.exp(rng.normal(np.log(420), 0.45)))
         values = fade_until_hidden(base, excess[tissue.brain], upsample(bias)[tissue.brain], scale, whole, level)
-        # Resampling leaves a few negative voxels in real data, where it is dark.
+        # In real data resampling leaves a few negative voxels in dark places.
         dark = np.flatnonzero(values <= np.partition(values, values.size // 20)[values.size // 20])
         values[rng.choice(dark, 50)] = -rng.integers(1, 100, 50)
         values[values == 0] = 1  # 0 is the background
@@ -608,10 +621,10 @@ def render(rng: np.random.Generator, tissue: Tissue, labels: npt.NDArray[np.uint
 
 
 def make_patient(seed: int, index: int, difficulty: str) -> tuple[Images, Int16]:
-    """One synthetic patient; the same arguments give the same bytes.
+    """Make one synthetic patient. The same arguments give the same bytes.
 
     Args:
-        seed: of the cohort, 0 or more.
+        seed: seed of the cohort, 0 or more.
         index: number of the case, from 1.
         difficulty: a key of `DIFFICULTIES`.
 
@@ -619,7 +632,7 @@ def make_patient(seed: int, index: int, difficulty: str) -> tuple[Images, Int16]
         The images by modality name and the segmentation (0, 1, 2, 4), each int16 of shape (240, 240, 155), 1 mm.
 
     Raises:
-        ValueError: seed or index out of range, or an unknown difficulty.
+        ValueError: the seed or the index is out of range, or the difficulty is unknown.
     """
     if seed < 0 or index < 1:
         raise ValueError(f"seed must be 0 or more and index 1 or more, not {seed} and {index}")
@@ -648,7 +661,12 @@ def make_patient(seed: int, index: int, difficulty: str) -> tuple[Images, Int16]
 
 
 def phantom_name(index: int) -> str:
-    """The folder of a case, as BraTS 2020 names it."""
+    """Name of a case's folder, as in BraTS 2020.
+
+    Example:
+        >>> phantom_name(7)
+        'BraTS20_Training_007'
+    """
     return f"BraTS20_Training_{index:03d}"
 
 
@@ -661,7 +679,7 @@ def _is_complete(folder: Path) -> bool:
 
 
 def write_volume(path: Path, volume: Int16) -> None:
-    """Write one volume with BraTS 2020's affine; equal volumes give equal bytes.
+    """Write one volume with the affine of BraTS 2020. Equal volumes give equal bytes.
 
     Raises:
         OSError: the file cannot be written.
@@ -672,26 +690,26 @@ def write_volume(path: Path, volume: Int16) -> None:
     image.header["descrip"] = PHANTOM_DESCRIPTION.encode()
     image.set_sform(AFFINE, code=1)
     image.set_qform(AFFINE, code=1)
-    # No name and no time in the gzip header, or equal volumes would differ.
+    # The gzip header must hold no name and no time, because equal volumes would differ by them.
     with path.open("wb") as raw, gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as packed:
         packed.write(image.to_bytes())
 
 
 def write_case(parent: Path, seed: int, index: int, difficulty: str) -> Path:
-    """Make one patient and put its folder into `parent`; it appears only when complete.
+    """Make one patient and put its folder into `parent`. The folder appears only when it is complete.
 
     Raises:
         OSError: the folder cannot be written.
-        ValueError: as `make_patient`.
+        ValueError: as in `make_patient`.
     """
     final = parent / phantom_name(index)
     images, labels = make_patient(seed, index, difficulty)
     partial = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=parent))
     try:
-        partial.chmod(0o755)  # mkdtemp keeps others out
+        partial.chmod(0o755)  # mkdtemp makes a folder that only its owner can read
         for path, volume in zip(_case_files(final).values(), (*images.values(), labels), strict=True):
             write_volume(partial / path.name, volume)
-        if final.exists():  # an earlier case that has lost a file
+        if final.exists():  # this is an incomplete case from before
             shutil.rmtree(final)
         os.replace(partial, final)
     finally:
@@ -709,10 +727,10 @@ def _write_manifest(out: Path, seed: int, difficulty: str) -> None:
 
 
 def check_cohort(out: Path, seed: int, difficulty: str) -> None:
-    """Make sure that `out` is new, empty, or holds a cohort of this seed and difficulty.
+    """Make sure that `out` is new, is empty, or holds a cohort of this seed and difficulty.
 
     Raises:
-        InputError: it is a file, holds something else, or a cohort of other arguments.
+        InputError: `out` is a file, or it holds other content or a cohort of other arguments.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; name a folder for the phantoms.")
@@ -732,20 +750,20 @@ def check_cohort(out: Path, seed: int, difficulty: str) -> None:
 
 
 def missing_cases(out: Path, cases: int) -> list[int]:
-    """The numbers in 1..cases whose folders are absent or lack a file."""
+    """Numbers of the cases, from 1 to `cases`, whose folders are absent or lack a file."""
     parent = out / COHORT_FOLDER
     return [index for index in range(1, cases + 1) if not _is_complete(parent / phantom_name(index))]
 
 
 def write_cohort(out: Path, cases: int, seed: int, difficulty: str, workers: int = 1) -> Iterator[Path]:
-    """Write the missing cases of a cohort below `out`, yielding each folder as it is finished.
+    """Write the missing cases of a cohort below `out`, and yield each folder when it is finished.
 
-    Complete cases are kept. Nothing is written until the iterator is first advanced.
+    Complete cases are kept. Nothing is written before the first step of the iterator.
 
     Raises:
         InputError: `out` cannot take this cohort (see `check_cohort`).
         OSError: a file cannot be written.
-        ValueError: fewer than one case or worker, or as `make_patient`.
+        ValueError: `cases` or `workers` is less than 1, or an argument is invalid as in `make_patient`.
     """
     if cases < 1 or workers < 1:
         raise ValueError(f"cases and workers must be 1 or more, not {cases} and {workers}")
@@ -756,7 +774,7 @@ def write_cohort(out: Path, cases: int, seed: int, difficulty: str, workers: int
     out.mkdir(parents=True, exist_ok=True)
     _write_manifest(out, seed, difficulty)
     parent.mkdir(exist_ok=True)
-    for leftover in parent.glob(".BraTS20_Training_*.partial"):  # of a run that was killed
+    for leftover in parent.glob(".BraTS20_Training_*.partial"):  # a run that was killed left them
         shutil.rmtree(leftover)
     todo = missing_cases(out, cases)
     try:
@@ -764,7 +782,7 @@ def write_cohort(out: Path, cases: int, seed: int, difficulty: str, workers: int
             for index in todo:
                 yield write_case(parent, seed, index, difficulty)
         else:
-            # Spawned, not forked: the caller may run threads, such as a progress display.
+            # Workers are spawned and not forked, because the caller may run threads, such as a progress display.
             with ProcessPoolExecutor(min(workers, len(todo)), get_context("spawn")) as pool:
                 jobs = [pool.submit(write_case, parent, seed, index, difficulty) for index in todo]
                 try:

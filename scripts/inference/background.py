@@ -19,17 +19,19 @@ logger = logging.getLogger(__name__)
 
 
 class BackgroundCompose(Compose):
-    """An evaluator's post-processing that runs in a thread of its own; the evaluator goes on with the next case.
+    """An evaluator's post-processing that runs in a thread of its own while the evaluator goes on with the next case.
 
-    There is one thread, since MONAI's ``Invertd`` switches settings of the preprocessing on and off meanwhile. For the
-    same reason the loader must preprocess in other processes; where it does not, and where this is not attached to the
-    evaluator as a handler too, all is done in the foreground. Nothing comes back, so no metric can read the result. An
-    error of the background is raised at the next case, or at the end, and no later case is saved.
+    There is only one thread, since MONAI's ``Invertd`` switches settings of the preprocessing off and on while it runs.
+    For the same reason the loader must preprocess in other processes. If it does not, or if this object is not attached
+    to the evaluator as a handler too, the transforms run in the foreground.
+
+    No result is returned, so no metric can read it. An error of the thread is raised at the next case or at the end,
+    and no later case is saved.
 
     Args:
         transforms: as in ``Compose``.
-        waiting: cases that may wait for the thread or be in it; the evaluator waits when there are more, so that
-            memory is bounded.
+        waiting: number of cases that may wait for the thread or be in it. The evaluator waits when there are more, so
+            that memory is bounded.
     """
 
     def __init__(self, transforms: Any = None, waiting: int = 2) -> None:
@@ -41,23 +43,23 @@ class BackgroundCompose(Compose):
         self.executor: ThreadPoolExecutor | None = None
 
     def attach(self, engine: Workflow) -> None:
-        """Start, finish and stop with ``engine``."""
+        """Start, finish and stop together with ``engine``."""
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.COMPLETED, self.finish)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self.stop)
 
     def start(self, engine: Workflow) -> None:
-        """Start the thread; nothing of an earlier run is left."""
+        """Forget an earlier run and start the thread."""
         self.slots, self.cases, self.failed = threading.Semaphore(self.waiting), deque(), threading.Event()
         if getattr(engine.data_loader, "num_workers", 0) < 1:
-            logger.warning("--num_workers 0: cases are done one after another; overlap needs 1 or more.")
+            logger.warning("--num_workers 0: cases are done one after another; an overlap needs 1 worker or more.")
             return
         self.executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="postprocessing")
 
     def __call__(
         self, input_: Any, start: int = 0, end: int | None = None, threading: bool = False, lazy: bool | None = None
     ) -> Any:
-        """Hand a case over; its results go where the transforms save them."""
+        """Hand a case over to the thread. The transforms save its results."""
         if self.executor is None:
             return super().__call__(input_, start, end, threading, lazy)
         self.raise_error()
@@ -70,7 +72,7 @@ class BackgroundCompose(Compose):
         try:
             if self.failed.is_set():
                 return
-            # A thread begins with the first GPU.
+            # A new thread uses the first GPU until it is told another.
             devices = {value.device for value in case.values() if isinstance(value, torch.Tensor) and value.is_cuda}
             if devices:
                 torch.cuda.set_device(devices.pop())
@@ -82,20 +84,20 @@ class BackgroundCompose(Compose):
             self.slots.release()
 
     def raise_error(self, wait: bool = False) -> None:
-        """Raise the error of the first case that failed; only of those that are done, unless ``wait``."""
+        """Raise the error of the first case that failed. With ``wait``, wait for cases that are not done yet."""
         while self.cases and (wait or self.cases[0].done()):
             self.cases.popleft().result()
 
     def finish(self, engine: Workflow) -> None:
-        """Wait for the last cases."""
+        """Wait for the last cases and end the thread."""
         self.raise_error(wait=True)
         self.stop(engine)
 
     def stop(self, engine: Workflow, error: BaseException | None = None) -> None:
-        """End the thread after the case that it is at."""
+        """End the thread after its present case."""
         if self.executor is not None:
             self.executor.shutdown(cancel_futures=True)
             self.executor = None
-        # With a handler for errors, ignite leaves it to that to raise them.
+        # If an engine has a handler for errors, ignite does not raise them itself.
         if error is not None:
             raise error

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Several model files as one prediction, with memory for one network."""
+"""One prediction from several model files, with memory for one network."""
 
 from __future__ import annotations
 
@@ -21,21 +21,33 @@ logger = logging.getLogger(__name__)
 
 
 class EnsembleInferer(Inferer):
-    """The mean, at the level of probabilities, of another inferer's results with each of several model files' weights.
+    """The mean probability of an ensemble: another inferer runs the network with the weights of each model file.
 
-    The result is again logits, those of the mean, so that nothing that follows need know of it. The network takes each
-    member's weights when its turn comes; MONAI's ``EnsembleEvaluator`` keeps all networks in memory.
+    The result is the logits of the mean, so the post-processing need not know of the ensemble. The network takes the
+    weights of one member after the other. MONAI's ``EnsembleEvaluator`` keeps all networks in memory instead.
 
     Args:
-        inferer: what the volume is given to.
-        model_file: bare weights, of two members or more.
+        inferer: the inferer that runs the network over the volume.
+        model_file: files of bare weights, of two members or more.
         exclusive: the channels exclude each other (softmax) instead of overlapping (sigmoid).
 
     Raises:
         InputError: there are fewer than two model files.
+
+    Example:
+        >>> import tempfile
+        >>> from monai.inferers import SimpleInferer
+        >>> network = torch.nn.Linear(1, 1, bias=False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"weight": torch.logit(torch.tensor([[0.9]]))}, f"{folder}/a.pt")
+        ...     torch.save({"weight": torch.logit(torch.tensor([[0.5]]))}, f"{folder}/b.pt")
+        ...     ensemble = EnsembleInferer(SimpleInferer(), [f"{folder}/a.pt", f"{folder}/b.pt"])
+        ...     logits = ensemble(torch.ones(1, 1), network)
+        >>> round(logits.sigmoid().item(), 4)  # the mean of 0.9 and 0.5
+        0.7
     """
 
-    # Nothing else is to load weights into the network, and it must not be one in training.
+    # The engine must not load weights into the network as well, and the network must not be one in training.
     reads_model_file = True
 
     def __init__(self, inferer: Inferer, model_file: str | Sequence[str], exclusive: bool = False) -> None:
@@ -50,19 +62,19 @@ class EnsembleInferer(Inferer):
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        """Logits of the mean probability, of the size of ``inputs``, (batch, channel, *size)."""
+        """Return the logits of the mean probability, (batch, channel, *size), of the size of ``inputs``."""
         mean = MeanProbability(self.exclusive)
         for member in self.members:
             self.load(member, network)
             logits = self.inferer(inputs, network, *args, **kwargs)
             if not bool(torch.isfinite(logits).all()):
-                # The mean is not finite either, and ends the run; nothing there tells which member it was.
+                # The mean is not finite either and ends the run, but that error does not name the member.
                 logger.warning("%s: the output with these weights is not finite.", member)
             mean.add(logits)
         return mean.logits()
 
     def load(self, model_file: str | Path, network: Any) -> None:
-        """Give ``network`` the weights in ``model_file``, unless they were the last that it was given."""
+        """Load ``model_file`` into ``network``, unless the last call has done so."""
         if self.loaded is None or self.loaded[0] != model_file or self.loaded[1] is not network:
             unwrap(network).load_state_dict(load_torch(model_file))
             self.loaded = (str(model_file), network)

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Ways to run the network over a volume that MONAI's inferers do not have."""
+"""Inferers that MONAI does not have."""
 
 from __future__ import annotations
 
@@ -17,20 +17,28 @@ from scripts.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-# Probabilities this close to 0 or 1 are as good as certain; beyond, float32 logits would become infinite.
+# Probabilities closer to 0 or 1 are set to this distance, since float32 logits would become infinite.
 SMALLEST_PROBABILITY = 1e-7
-# A probability of 2e-9, by sigmoid.
+# The sigmoid of this logit is 2e-9.
 BACKGROUND_LOGIT = -20.0
 
 
 class BrainWindowInferer(SlidingWindowInferer):
-    """MONAI's sliding window that passes over windows without brain, whose voxels are all exactly 0.
+    """MONAI's sliding window, except that it does not run the network on windows without brain.
 
-    They are background by the data's own definition; their logits are those of a probability of next to 0.
+    All voxels of such a window are exactly 0, so they are background by the definition of the data. Their logits stand
+    for a probability near 0.
 
     Args:
-        args, kwargs: MONAI's.
+        args, kwargs: as in MONAI's ``SlidingWindowInferer``.
         out_channels: output maps of the network.
+
+    Example:
+        >>> volume = torch.zeros(1, 4, 32, 16, 16)
+        >>> volume[:, :, :16] = 1.0  # the brain fills one of two windows
+        >>> logits = BrainWindowInferer(roi_size=16, sw_batch_size=2, overlap=0.0)(volume, torch.nn.Identity())
+        >>> logits[0, 1, 0, 0, 0].item(), logits[0, 1, 31, 0, 0].item()
+        (1.0, -20.0)
     """
 
     def __init__(self, *args: Any, out_channels: int = 4, **kwargs: Any) -> None:
@@ -38,14 +46,14 @@ class BrainWindowInferer(SlidingWindowInferer):
         self.out_channels = out_channels
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Logits of the size of ``inputs``, (batch, channel, *size); the arguments are MONAI's."""
+        """Return logits, (batch, channel, *size), of the size of ``inputs``. The arguments are MONAI's."""
 
         def windows_with_brain(windows: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
             brain = windows.flatten(1).any(dim=1)
             if bool(brain.all()):
                 return network(windows, *rest, **options)
             result = windows.new_full((len(windows), self.out_channels, *windows.shape[2:]), BACKGROUND_LOGIT)
-            # Of classes that exclude each other the background is the likeliest.
+            # If classes exclude each other, channel 0 is the background and must win.
             result[:, 0] = -BACKGROUND_LOGIT
             if bool(brain.any()):
                 result[brain] = network(windows[brain], *rest, **options).to(result.dtype)
@@ -55,10 +63,20 @@ class BrainWindowInferer(SlidingWindowInferer):
 
 
 class WholeVolumeInferer(Inferer):
-    """The whole volume in one forward, padded with zeros at its ends to the multiple that the network takes.
+    """An inferer that runs the network once over the whole volume, which it pads with zeros to a size that fits.
 
     Args:
-        multiple: what each size must be a multiple of.
+        multiple: each padded size is a multiple of this number, and at least twice the number.
+
+    Example:
+        >>> class Network(torch.nn.Identity):
+        ...     def forward(self, x):
+        ...         self.size = tuple(x.shape[2:])
+        ...         return x
+        >>> network = Network()
+        >>> logits = WholeVolumeInferer(multiple=16)(torch.zeros(1, 4, 66, 80, 70), network)
+        >>> network.size, tuple(logits.shape[2:])
+        ((80, 80, 80), (66, 80, 70))
     """
 
     def __init__(self, multiple: int = 16) -> None:
@@ -68,29 +86,29 @@ class WholeVolumeInferer(Inferer):
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        """Logits of the size of ``inputs``, (batch, channel, *size)."""
+        """Return logits, (batch, channel, *size), of the size of ``inputs``."""
         size = inputs.shape[2:]
         wanted = [max(-(-n // self.multiple) * self.multiple, 2 * self.multiple) for n in size]
         before = [(to - n) // 2 for n, to in zip(size, wanted, strict=True)]
         padding = [p for n, to, b in zip(size, wanted, before, strict=True) for p in (to - n - b, b)]
-        # Without metadata, which would slow down each of the network's operations.
+        # Metadata would slow down each operation of the network.
         plain = torch.as_tensor(inputs).as_subclass(torch.Tensor)
         result = network(F.pad(plain, padding[::-1]), *args, **kwargs)
         for axis, (start, length) in enumerate(zip(before, size, strict=True), 2):
             result = result.narrow(axis, start, length)
-        # Mixed precision gives 16 bits, too few for probabilities near 0 and 1.
+        # Mixed precision gives 16 bits, which are too few for probabilities near 0 and 1.
         return convert_to_dst_type(result, inputs, dtype=torch.float32)[0]
 
 
 class CompiledInferer(Inferer):
-    """One forward of the network as ``torch.compile`` makes it; as it is where that fails, which one warning says.
+    """An inferer that runs the network once, compiled by ``torch.compile``.
 
-    What the gradient takes is compiled with the first forward, so that a failure there has the same remedy.
-
-    MONAI's engines can compile as well, but then a machine without compiler or Triton ends the run.
+    If the compilation fails, a warning says so, and the network runs without it. The backward pass is compiled together
+    with the first forward pass, so that its failure has the same remedy. MONAI's engines can compile as well, but there
+    a machine without a compiler or Triton ends the run.
 
     Args:
-        enabled: if false, one forward of the network, as MONAI's ``SimpleInferer`` does.
+        enabled: if false, the network runs without compilation, as in MONAI's ``SimpleInferer``.
     """
 
     def __init__(self, enabled: bool = True) -> None:
@@ -100,16 +118,16 @@ class CompiledInferer(Inferer):
         self.compiled: Callable[..., Any] | None = None
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """What ``network`` makes of ``inputs``."""
+        """Return the output of ``network`` for ``inputs``."""
         if not self.enabled:
             return network(inputs, *args, **kwargs)
-        # The compiler knows nothing of MONAI's tensors with metadata.
+        # The compiler does not know MONAI's tensors with metadata.
         plain = torch.as_tensor(inputs).as_subclass(torch.Tensor)
         try:
             if self.compiled is None or self.network is not network:
-                # Patches are of one size.
+                # All patches have one size.
                 self.network, self.compiled = network, torch.compile(network, dynamic=False)
-            # Else the gradient's part is compiled only when it is asked for, where nothing could go on without it.
+            # Otherwise torch compiles the backward pass when it runs, and a failure there could not be caught here.
             with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
                 return self.compiled(plain, *args, **kwargs)
         except torch._dynamo.exc.TorchDynamoException as error:
@@ -120,10 +138,17 @@ class CompiledInferer(Inferer):
 
 
 class MeanProbability:
-    """The mean of several predictions, at the level of probabilities, as logits.
+    """The mean probability of several predictions, as logits.
 
     Args:
         exclusive: the channels exclude each other (softmax) instead of overlapping (sigmoid).
+
+    Example:
+        >>> mean = MeanProbability()
+        >>> mean.add(torch.logit(torch.tensor([[[0.9]]])))
+        >>> mean.add(torch.logit(torch.tensor([[[0.5]]])))
+        >>> round(mean.logits().sigmoid().item(), 4)
+        0.7
     """
 
     def __init__(self, exclusive: bool = False) -> None:
@@ -132,34 +157,43 @@ class MeanProbability:
         self.count = 0
 
     def add(self, logits: torch.Tensor) -> None:
-        """Take in one prediction, (batch, channel, *size); where it is not finite, neither is the mean."""
+        """Add one prediction, (batch, channel, *size). Where it is not finite, the mean is not finite either."""
         logits = logits.float()
         probability = logits.softmax(dim=1) if self.exclusive else logits.sigmoid()
-        # Faults of the network must not pass for certainty.
+        # A fault of the network must not look like a certain result.
         probability = probability.masked_fill_(~logits.isfinite(), torch.nan)
         self.total = probability if self.total is None else self.total.add_(probability)
         self.count += 1
 
     def logits(self) -> torch.Tensor:
-        """Logits of the mean, of the same shape; of one prediction at least."""
+        """Return the logits of the mean, of the predictions' shape. At least one prediction must have been added."""
         assert self.total is not None
         mean = (self.total / self.count).clamp(SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
-        # The softmax of logarithms that sum to one are the probabilities themselves.
+        # The softmax of the logarithms gives back probabilities that sum to one.
         return mean.log() if self.exclusive else torch.logit(mean)
 
 
 class FlipInferer(Inferer):
-    """Test-time augmentation: the mean over all flips, at the level of probabilities, of another inferer's results.
+    """Test-time augmentation: the mean probability over all flips of a volume.
 
-    The result is again logits, those of the mean, so that nothing that follows need know of it.
+    Another inferer runs the network over each flipped volume. The result is the logits of the mean, so the
+    post-processing need not know of the flips.
 
     Args:
-        inferer: what each flipped volume is given to; one forward by default.
-        axes: spatial axes to flip, in all combinations: eight forwards for three.
+        inferer: the inferer for each flipped volume. By default the network runs once over it.
+        axes: spatial axes to flip, in all combinations; three axes give eight runs.
         exclusive: the channels exclude each other (softmax) instead of overlapping (sigmoid).
 
     Raises:
-        InputError: an axis is not a spatial one or stands there twice.
+        InputError: an axis is not a spatial axis, or it is named twice.
+
+    Example:
+        >>> inferer = FlipInferer(axes=[0, 1])
+        >>> inferer.flips
+        [(), (0,), (1,), (0, 1)]
+        >>> volume = torch.rand(1, 4, 2, 2, 2)
+        >>> torch.allclose(inferer(volume, torch.nn.Identity()), volume, atol=1e-5)  # flipped there and back
+        True
     """
 
     def __init__(
@@ -175,7 +209,7 @@ class FlipInferer(Inferer):
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        """Logits of the mean probability, of the size of ``inputs``, (batch, channel, *size)."""
+        """Return the logits of the mean probability, (batch, channel, *size), of the size of ``inputs``."""
         mean = MeanProbability(self.exclusive)
         for flip in self.flips:
             dims = [axis + 2 for axis in flip]

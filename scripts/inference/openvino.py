@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The network on a CPU through OpenVINO, several times faster than torch; what openvino.yaml names."""
+"""The network run by OpenVINO on a CPU, several times faster than by torch; openvino.yaml uses it."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ PRECISIONS = ("auto", "f32", "bf16")
 
 
 class OpenVINONetwork(nn.Module):
-    """``network`` with the weights of ``model_file``, computed by OpenVINO on the CPU.
+    """``network`` with the weights of ``model_file``, run by OpenVINO on the CPU.
 
-    The first use converts the model, which takes some twenty seconds at full width, and keeps the result in
-    ``cache_dir`` under the checksum of the weights, so that other weights are never taken for these.
+    The first use converts the model, which takes about twenty seconds at full width. The result is kept in
+    ``cache_dir`` under the checksum of the weights, so it is never used for other weights.
 
     Args:
-        network: the network that the weights belong to; it stays as it is.
-        model_file: bare weights.
+        network: the network that the weights belong to. The conversion loads them into it.
+        model_file: file of bare weights.
         cache_dir: folder of converted models.
-        precision: "f32", "bf16", or "auto": bf16 where the processor computes in it, else f32.
+        precision: "f32", "bf16" or "auto". "auto" is bf16 if the processor computes in it, and f32 otherwise.
 
     Raises:
-        InputError: OpenVINO is not installed, there is no such precision, or several model files are named.
+        InputError: OpenVINO is not installed, the precision does not exist, or several model files are named.
     """
 
-    # Nothing else is to load weights into it.
+    # The engine must not load weights into it as well.
     reads_model_file = True
 
     def __init__(self, network: SegmentationNetwork, model_file: str, cache_dir: str, precision: str = "auto") -> None:
@@ -50,7 +50,7 @@ class OpenVINONetwork(nn.Module):
         if not isinstance(model_file, str):
             raise InputError("--model_file: OpenVINO runs one network; leave out ensemble.yaml, or openvino.yaml.")
         self.ov = import_openvino()
-        # In a list, so that its parameters are not this module's.
+        # In a list, so that torch does not count its parameters as this module's.
         self.source = [network]
         self.model_file = model_file
         self.cache_dir = Path(cache_dir)
@@ -63,7 +63,7 @@ class OpenVINONetwork(nn.Module):
         return self.source[0]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits, float32 (batch, out_channels, *size), of ``x``, (batch, in_channels, *size)."""
+        """Return logits, float32 (batch, out_channels, *size), for ``x``, (batch, in_channels, *size)."""
         if self.compiled is None:
             self.compiled = self.compile()
         if len(x) > 1:
@@ -72,7 +72,7 @@ class OpenVINONetwork(nn.Module):
         return torch.from_numpy(result).to(x.device)
 
     def compile(self) -> openvino.CompiledModel:
-        """The model, ready to run: from the cache, or converted first."""
+        """Return the model, ready to run. It is taken from the cache, or converted first."""
         core = self.ov.Core()
         precision = self.precision
         if precision == "auto":
@@ -84,9 +84,9 @@ class OpenVINONetwork(nn.Module):
         return core.compile_model(model, "CPU", settings)
 
     def converted(self) -> Path:
-        """Path of the converted model, which is made if it is not there."""
+        """Return the path of the converted model, which is made if it does not exist."""
         state = load_torch(self.model_file)
-        # Networks that differ in an activation only, say, have weights of the same names and shapes.
+        # Weights have equal names and shapes in networks that differ, for example, only in an activation.
         build = f"{self.module} {self.module.size_multiple} {self.ov.__version__}"
         path = self.cache_dir / f"{weights_checksum(state, build)}.xml"
         if path.is_file() and path.with_suffix(".bin").is_file():
@@ -98,7 +98,7 @@ class OpenVINONetwork(nn.Module):
         example = torch.zeros(1, network.in_channels, *[2 * network.size_multiple] * network.spatial_dims)
         shape = (1, network.in_channels, *[-1] * network.spatial_dims)
         model = self.ov.convert_model(network, example_input=example, input=[shape])
-        # The weights first: a file with both names is there only when both are whole.
+        # The weights (.bin) are moved first, so the .xml exists only if both files are whole.
         with replacing(path) as temporary:
             self.ov.save_model(model, temporary, compress_to_fp16=False)
             temporary.with_suffix(".bin").replace(path.with_suffix(".bin"))
@@ -106,12 +106,12 @@ class OpenVINONetwork(nn.Module):
 
 
 def import_openvino() -> Any:
-    """The package openvino.
+    """Import the package openvino, without its usage statistics.
 
     Raises:
-        InputError: it is not installed.
+        InputError: the package is not installed.
     """
-    # Its converter would send usage statistics; without the package behind that it has a stand-in that does nothing.
+    # The converter would send usage statistics by this package. Without the package it uses a stand-in that does not.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         import openvino

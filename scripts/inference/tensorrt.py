@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The network run by TensorRT, by MONAI's ``trt_compile``, or one line that says what is missing for it."""
+"""The network run by TensorRT through MONAI's ``trt_compile``, with one line that says what is not installed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scripts.weights.record import weights_checksum
 
 logger = logging.getLogger(__name__)
 
-# What trt_compile imports (monai/networks/trt_compiler.py), without which it changes nothing, and what to install.
+# Modules that trt_compile imports (monai/networks/trt_compiler.py) and their packages. Without them it does nothing.
 PACKAGES = {
     "tensorrt": "tensorrt",
     "polygraphy": "polygraphy",
@@ -28,16 +28,17 @@ PACKAGES = {
 def compile_network(
     network: torch.nn.Module, model_file: str, max_batch: int, precision: str = "fp16"
 ) -> torch.nn.Module:
-    """Have TensorRT run ``network``, from its first window on.
+    """Make TensorRT run ``network``, from its first window on.
 
-    The engine is built on that occasion (minutes) for the window's size and any batch up to ``max_batch``, and kept in
-    the folder ``tensorrt`` beside ``model_file``, under the checksum of the network's weights and build, window,
-    ``max_batch`` and ``precision``, so that no engine is taken for another's.
+    The engine is built with the first window, which takes minutes. It serves the size of this window and any batch up
+    to ``max_batch``. It is kept in the folder ``tensorrt`` beside ``model_file``, under a checksum of the network's
+    weights and build, the window, ``max_batch`` and ``precision``, so it is never used for another network.
 
     Args:
-        network: the network, on its device; it is changed in place.
-        model_file: its weights; what counts are those that the network holds at its first window.
-        max_batch: windows at a time.
+        network: the network, on its device. It is changed in place.
+        model_file: file of its weights, which gives the folder. The engine takes the weights that the network holds at
+            its first window.
+        max_batch: largest number of windows at a time.
         precision: "fp32", "tf32", "fp16" or "bf16".
 
     Returns:
@@ -53,13 +54,13 @@ def compile_network(
         missing.append("a CUDA device")
     if missing:
         raise InputError(
-            f"configs/inference_trt.json: TensorRT cannot be used, for want of {', '.join(missing)}; "
+            f"configs/inference_trt.json: TensorRT cannot be used without {', '.join(missing)}; "
             "install what is missing, or leave this file out of --config_file."
         )
     plain = network.forward
 
     def first(x: torch.Tensor) -> torch.Tensor:
-        # trt_compile looks at the network's own method, and puts its own in the place.
+        # trt_compile needs the network's own method, which it then replaces.
         network.forward = plain
         build = f"{network} {getattr(network, 'size_multiple', 1)} {tuple(x.shape[1:])} {max_batch} {precision}"
         engine = Path(model_file).parent / "tensorrt" / weights_checksum(network.state_dict(), build)

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""How maps reach the disk: named after their case, in the input's grid, and never half written."""
+"""Writers of maps, which are named after their case, lie in the input's grid and are never half written."""
 
 from __future__ import annotations
 
@@ -21,16 +21,21 @@ REGION_MAP_KINDS = ("prob", "unc")
 
 
 def map_files(case: str, folder: PathLike) -> list[Path]:
-    """All files that the writers below may make of a case in ``folder``: its label map first, then maps of regions."""
+    """All files that the writers below may make for a case in ``folder``: first its label map, then maps of regions.
+
+    Example:
+        >>> [path.name for path in map_files("case", "predictions")[:3]]
+        ['case.nii.gz', 'case_prob_enhance.nii.gz', 'case_prob_core.nii.gz']
+    """
     maps = [f"{case}_{kind}_{name}" for kind in REGION_MAP_KINDS for name in REGION_MAP_NAMES]
     return [Path(folder) / f"{name}.nii.gz" for name in (case, *maps)]
 
 
 class MapWriter(NibabelWriter):
-    """MONAI's NIfTI writer for maps that are in the input's grid already, through a temporary file."""
+    """MONAI's NIfTI writer for maps in the input's grid; it writes through a temporary file."""
 
     def set_metadata(self, meta_dict: Mapping | None, resample: bool = True, **options: Any) -> None:
-        """Take the affine as it is; MONAI's resampling cannot do so where the input's axes are permuted."""
+        """Keep the affine. MONAI's resampling cannot keep it if the input's axes are permuted."""
         _, self.affine, _ = self.get_meta_info(meta_dict)
 
     def write(self, filename: PathLike, verbose: bool = False, **obj_kwargs: Any) -> None:
@@ -40,15 +45,15 @@ class MapWriter(NibabelWriter):
 
 
 class SaveImageByCased(SaveImaged):
-    """Save label maps, (1, *size), as ``<case>.nii.gz``, uint8, the name that the BraTS portal takes.
+    """Save label maps, (1, *size), in uint8 as ``<case>.nii.gz``, the name that the BraTS portal takes.
 
-    A ``SaveImaged``, and named like one: MONAI Label leaves out the steps of that class, MONAI Deploy those with
-    ``SaveImage`` in their name, since both save results themselves.
+    Both the base class and the name matter, since two programs save results themselves: MONAI Label leaves out steps of
+    the class ``SaveImaged``, and MONAI Deploy leaves out steps with ``SaveImage`` in their name.
 
     Args:
         keys: keys of label maps in the input's grid.
         output_dir: folder to write to.
-        case_key: key of the case's name; where an entry has none, it is named after its image file.
+        case_key: key of the case's name. An item without it is named after its image file.
     """
 
     def __init__(
@@ -69,20 +74,17 @@ class SaveImageByCased(SaveImaged):
 
 
 class SaveRegionMapsd(MapTransform):
-    """Save a map for each region beside the label map, named as BraTS 2020 asked: ``<case>_<kind>_whole.nii.gz`` ...
-
-    Of probabilities in the input's grid, (4, *size), either themselves (``prob``, float32) or their uncertainty
-    (``unc``, uint8 from 0 to 100).
+    """Save a map for each region, with the names that BraTS 2020 asked for, such as ``<case>_<kind>_whole.nii.gz``.
 
     Args:
-        keys: keys of probabilities.
+        keys: keys of probabilities in the input's grid, (4, *size).
         output_dir: folder to write to.
-        kind: "prob" or "unc".
-        exclusive: the channels exclude each other; see ``ProbabilitiesToRegionsd``.
+        kind: "prob" saves the probabilities (float32), "unc" saves their uncertainty (uint8, from 0 to 100).
+        exclusive: the channels exclude each other (see ``ProbabilitiesToRegionsd``).
         case_key: key of the case's name.
 
     Raises:
-        ValueError: another ``kind``.
+        ValueError: ``kind`` is neither "prob" nor "unc".
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Networks and their parts; ``protocol`` says what the rest of the bundle relies on."""
+"""Networks and their parts. ``protocol`` says what the rest of the bundle requires of a network."""
 
 from scripts.networks.prior_attention_net import PriorAttentionNet
 

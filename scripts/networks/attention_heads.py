@@ -1,9 +1,9 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Attention-guiding heads: from the encoder's three deepest feature maps to the lesion's prior.
+"""Attention-guiding heads, which predict the prior of the lesion from the encoder's three deepest levels.
 
-Each takes (x2, x3, x4), the feature maps at 1/4, 1/8 and 1/16 of the input's size (strides of 2), and returns one
-channel of logits at x2's size (paper, section III-B).
+A head takes (x2, x3, x4). With strides of 2 these are the feature maps at 1/4, 1/8 and 1/16 of the input's size. The
+head returns one channel of logits at the size of x2 (paper, section III-B).
 """
 
 from __future__ import annotations
@@ -16,13 +16,18 @@ from scripts.networks.resize import resize_like
 
 
 class FCNHead(nn.Module):
-    """Head in the manner of a fully convolutional network: deep maps are upsampled and added to shallow ones.
+    """Head after the fully convolutional network (FCN): it upsamples deep maps and adds them to shallow maps.
 
     Args:
         spatial_dims: 2 or 3.
-        channels: feature maps of x2, x3 and x4.
-        norm, act: MONAI layer specifications. The authors use batch normalization and PReLU here whatever the network
-            has.
+        channels: numbers of feature maps of x2, x3 and x4.
+        norm, act: MONAI layer specifications. The authors use batch normalization and PReLU in the head of every
+            network.
+
+    Example:
+        >>> head = FCNHead(3, (4, 8, 8), norm="batch", act="prelu")
+        >>> head(torch.zeros(2, 4, 8, 8, 8), torch.zeros(2, 8, 4, 4, 4), torch.zeros(2, 8, 2, 2, 2)).shape
+        torch.Size([2, 1, 8, 8, 8])
     """
 
     def __init__(self, spatial_dims: int, channels: tuple[int, int, int], norm: LayerSpec, act: LayerSpec) -> None:
@@ -42,13 +47,18 @@ class FCNHead(nn.Module):
 
 
 class ParallelHead(nn.Module):
-    """Head in the manner of a parallel partial decoder: all maps are brought to x2's size and then joined.
+    """Head after the parallel partial decoder: it resizes all maps to the size of x2 and then joins them.
 
     Args:
         spatial_dims: 2 or 3.
-        channels: feature maps of x2, x3 and x4; half of x2's are used for each branch.
-        norm, act: MONAI layer specifications. The authors use batch normalization and PReLU here whatever the network
-            has.
+        channels: numbers of feature maps of x2, x3 and x4. Each branch has half as many feature maps as x2.
+        norm, act: MONAI layer specifications. The authors use batch normalization and PReLU in the head of every
+            network.
+
+    Example:
+        >>> head = ParallelHead(3, (4, 8, 8), norm="batch", act="prelu")
+        >>> head.reduce2(torch.zeros(2, 4, 8, 8, 8)).shape
+        torch.Size([2, 2, 8, 8, 8])
     """
 
     def __init__(self, spatial_dims: int, channels: tuple[int, int, int], norm: LayerSpec, act: LayerSpec) -> None:

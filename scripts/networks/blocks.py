@@ -11,7 +11,7 @@ import torch.nn as nn
 from monai.networks.layers.factories import Conv, split_args
 from monai.networks.layers.utils import get_act_layer, get_norm_layer
 
-# A layer as MONAI names it: "instance", or ("group", {"num_groups": 8}).
+# MONAI names a layer in this form: "instance", or ("group", {"num_groups": 8}).
 LayerSpec = str | tuple[str, dict]
 
 DEFAULT_NUM_GROUPS = 8
@@ -26,7 +26,12 @@ def build_norm(norm: LayerSpec, spatial_dims: int, channels: int) -> nn.Module:
     """Normalization over ``channels`` feature maps.
 
     Group normalization takes the largest number of groups that divides both ``num_groups`` (default 8) and
-    ``channels``: the authors' 8 wherever they can be had, and fewer for widths that their program cannot build.
+    ``channels``. So it has the authors' 8 groups wherever 8 divides ``channels``. It has fewer groups for widths that
+    the authors' program cannot build.
+
+    Example:
+        >>> build_norm("group", 3, channels=16).num_groups, build_norm("group", 3, channels=20).num_groups
+        (8, 4)
     """
     if is_group_norm(norm):
         args = dict(split_args(norm)[1])
@@ -36,16 +41,22 @@ def build_norm(norm: LayerSpec, spatial_dims: int, channels: int) -> nn.Module:
 
 
 class ConvNorm(nn.Sequential):
-    """Convolution without bias, normalization and, unless told not to, activation.
+    """Convolution without bias, normalization and optional activation.
 
     With group normalization the order is normalization, activation, convolution, as in the authors' program.
 
     Args:
         spatial_dims: 2 or 3.
         in_channels, out_channels: feature maps in and out.
-        kernel_size: odd edge length of the kernel; padding keeps the size at stride 1.
+        kernel_size: odd edge length of the kernel. Padding keeps the size at stride 1.
         stride: stride of the convolution.
-        norm, act: MONAI layer specifications; ``act=None`` leaves the activation out.
+        norm, act: MONAI layer specifications. ``act=None`` leaves the activation out.
+
+    Example:
+        >>> [name for name, _ in ConvNorm(3, 4, 8, kernel_size=3).named_children()]
+        ['conv', 'norm', 'act']
+        >>> [name for name, _ in ConvNorm(3, 4, 8, kernel_size=3, norm="group").named_children()]
+        ['norm', 'act', 'conv']
     """
 
     def __init__(
@@ -74,21 +85,28 @@ class ConvNorm(nn.Sequential):
 
 
 class ResBlock(nn.Module):
-    """Residual block: two 3-wide ``ConvNorm``, or a bottleneck of 1, 3 and 1, plus a shortcut, then activation.
+    """Residual block, which adds a body and a shortcut and then activates the sum.
 
-    The shortcut is the identity where neither channels nor size change, else a 1-wide ``ConvNorm``. Neither it nor the
-    body's last ``ConvNorm`` activates (paper, section III; the bottleneck is the authors' choice for networks wider
-    than 320 channels).
+    The body is two ``ConvNorm`` layers with kernels of size 3, or a bottleneck of three with kernels of size 1, 3 and
+    1. The shortcut is the identity if neither the channels nor the size change. Otherwise it is a ``ConvNorm`` with a
+    kernel of size 1. The shortcut and the last ``ConvNorm`` of the body have no activation (paper, section III). The
+    authors use the bottleneck in networks wider than 320 channels.
 
-    With group normalization it is the other way round, as in the authors' program: each ``ConvNorm`` activates, and
-    the sum does not.
+    With group normalization every ``ConvNorm`` has an activation, and the sum has none, as in the authors' program.
 
     Args:
         spatial_dims: 2 or 3.
         in_channels, out_channels: feature maps in and out.
         stride: stride of the block.
         norm, act: MONAI layer specifications.
-        bottleneck: use the bottleneck form, whose middle has ``in_channels // 4`` (at least one) feature maps.
+        bottleneck: use the bottleneck form. Its middle has ``in_channels // 4`` feature maps, but at least one.
+
+    Example:
+        >>> ResBlock(3, in_channels=8, out_channels=8).shortcut
+        Identity()
+        >>> block = ResBlock(3, in_channels=4, out_channels=8, stride=2)
+        >>> block(torch.zeros(1, 4, 16, 16, 16)).shape, block.shortcut.conv.kernel_size
+        (torch.Size([1, 8, 8, 8, 8]), (1, 1, 1))
     """
 
     def __init__(
@@ -127,7 +145,9 @@ class ResBlock(nn.Module):
 
 
 class PlainStem(nn.Sequential):
-    """Convolution with bias, 3 wide, then ReLU: the authors' first encoder block of networks with group normalization.
+    """Convolution with bias and a kernel of size 3, then ReLU.
+
+    It is the first encoder block of the authors' networks with group normalization.
 
     Args:
         spatial_dims: 2 or 3.

@@ -17,21 +17,22 @@ from scripts.networks.resize import resize_like
 
 HEADS = {"fcn": FCNHead, "parallel": ParallelHead}
 UPSAMPLING = ("interpolate", "deconv")
-# The authors build networks wider than this from bottleneck blocks.
+# The authors use bottleneck blocks in networks with more channels than this.
 BOTTLENECK_ABOVE = 320
 
 
 class DecoderLevel(nn.Module):
-    """Upsample the coarser level, weight the skip connection by the prior, join both, refine.
+    """Decoder level: upsample the coarser level, weight the skip connection by the prior, join and refine both.
 
     Args:
         spatial_dims: 2 or 3.
-        deep_channels, skip_channels: feature maps of the coarser level and of the skip connection; the latter also out.
-        stride: factor between the two levels.
+        deep_channels: feature maps of the coarser level.
+        skip_channels: feature maps of the skip connection and of the result.
+        stride: factor between the sizes of the two levels.
         norm, act, bottleneck: as in ``ResBlock``.
         deconv: upsample by transposed convolution instead of linear interpolation.
-        prior_attention: weight the skip connection as ``(p + attention) * features`` with one learned scalar p,
-            initially 1 (paper, section III-C: parametrized skip connection).
+        prior_attention: weight the skip connection as ``(p + attention) * features``. The scalar p is learned and is 1
+            at first (paper, section III-C: parametrized skip connection).
     """
 
     def __init__(
@@ -65,33 +66,44 @@ class DecoderLevel(nn.Module):
 
 
 class PriorAttentionNet(nn.Module):
-    """U-Net whose skip connections are weighted by a prior of the whole lesion that a small head predicts first.
+    """U-Net that weights its skip connections by a prior of the whole lesion, which a small head predicts first.
 
-    In training mode the result is a dict of logit maps at the input's size: ``out``; with ``deep_supervision`` also
-    ``level1``, ``level2``, ``level3`` (coarser decoder levels, resized); with ``prior_attention`` also ``prior`` (one
-    channel, resized). In evaluation mode, and in every scripted, traced or exported form, it is the tensor ``out``.
+    In training mode the result is a dict of logit maps at the input's size. It always holds ``out``. With
+    ``deep_supervision`` it also holds ``level1``, ``level2`` and ``level3`` (coarser decoder levels, resized). With
+    ``prior_attention`` it also holds ``prior`` (one channel, resized). In evaluation mode, and in every scripted,
+    traced or exported form, the result is the tensor ``out``.
 
     Args:
         spatial_dims: 2 or 3.
-        in_channels: input sequences; for BraTS t1, t2, t1ce, flair.
-        out_channels: output maps; for BraTS background, ET, TC, WT.
+        in_channels: number of input sequences. In BraTS these are t1, t2, t1ce, flair.
+        out_channels: number of output maps. In BraTS these are background, ET, TC, WT.
         channels: feature maps of the five levels.
         strides: strides of the five encoder blocks.
         norm: normalization outside the head, as MONAI names it: "instance", "batch", "group", or a tuple with
-            arguments. Group normalization comes before activation and convolution, and the first block is then a
-            plain convolution and ReLU (``PlainStem``), as in the authors' program.
+            arguments. Group normalization comes before activation and convolution. The first block is then a plain
+            convolution and ReLU (``PlainStem``), as in the authors' program.
         act: activation outside the head, as MONAI names it.
         upsample: "interpolate" (linear) or "deconv" (transposed convolution) in the decoder.
-        head: attention-guiding head, "fcn" or "parallel"; unused without ``prior_attention``.
-        head_norm: normalization in the head; the authors use batch normalization in every network.
-        head_act: activation in the head; the authors use PReLU in every network.
-        prior_attention: predict the prior and weight the skip connections by it; off is the paper's "enhanced" U-Net.
-        deep_supervision: also give the coarser levels' maps in training; with ``prior_attention`` off too, what
-            remains is the plain residual U-Net.
-        bottleneck: build all blocks in bottleneck form; None follows the authors (where the last width exceeds 320).
+        head: attention-guiding head, "fcn" or "parallel". It is unused without ``prior_attention``.
+        head_norm: normalization in the head. The authors use batch normalization in every network.
+        head_act: activation in the head. The authors use PReLU in every network.
+        prior_attention: predict the prior and weight the skip connections by it. Without it the network is the paper's
+            "enhanced" U-Net.
+        deep_supervision: also return the maps of the coarser levels in training mode. Without it and without
+            ``prior_attention`` the network is the plain residual U-Net.
+        bottleneck: build all blocks in bottleneck form. None follows the authors, who do so if the last width exceeds
+            320.
 
     Raises:
-        ValueError: an argument outside the above, or (in ``forward``) an input of a size the network cannot take.
+        ValueError: an argument has an invalid value, or (in ``forward``) the network cannot take an input of this size.
+
+    Example:
+        >>> net = PriorAttentionNet(channels=(2, 2, 4, 4, 4))
+        >>> maps = net(torch.zeros(1, 4, 16, 16, 32))
+        >>> sorted(maps), maps["prior"].shape
+        (['level1', 'level2', 'level3', 'out', 'prior'], torch.Size([1, 1, 16, 16, 32]))
+        >>> net.eval()(torch.zeros(1, 4, 16, 16, 32)).shape
+        torch.Size([1, 4, 16, 16, 32])
     """
 
     def __init__(
@@ -143,10 +155,11 @@ class PriorAttentionNet(nn.Module):
         self.prior_downsample: nn.Module | None = None
         if prior_attention:
             self.head = HEADS[head](spatial_dims, (channels[2], channels[3], channels[4]), head_norm, head_act)
-            # Without padding, as the authors have it; the coarsest attention map is learned, not only resized.
+            # The convolution has no padding, as in the authors' program. With it the coarsest attention map is learned
+            # and not only resized.
             self.prior_downsample = conv(1, 1, 3, stride=2)
 
-        # The decoder's lists run from its coarsest level (3) to the finest (0).
+        # The lists of the decoder run from the coarsest level (3) to the finest (0).
         self.decoder = nn.ModuleList(
             DecoderLevel(
                 spatial_dims,
@@ -165,10 +178,10 @@ class PriorAttentionNet(nn.Module):
         self.outputs = nn.ModuleList(conv(channels[level], out_channels, 1) for level in supervised)
 
     def forward(self, x: torch.Tensor) -> Union[torch.Tensor, Dict[str, torch.Tensor]]:
-        """Segment ``x`` of shape (batch, in_channels, *size); the class says what is returned.
+        """Segment ``x``, (batch, in_channels, *size). The docstring of the class describes the result.
 
         Raises:
-            ValueError: a size the network cannot take.
+            ValueError: the network cannot take an input of this size.
         """
         if torch.jit.is_scripting() or torch.jit.is_tracing() or not self.training:
             return self.predict(x)
@@ -181,7 +194,7 @@ class PriorAttentionNet(nn.Module):
 
     @torch.jit.unused
     def predict_all(self, x: torch.Tensor) -> Dict[str, torch.Tensor]:
-        """All supervised logit maps by name, each at the input's size, whatever the mode."""
+        """All supervised logit maps by name, each at the input's size, in training and in evaluation mode."""
         decoded, prior = self.decode(x)
         maps = {"out": resize_like(self.outputs[-1](decoded[3]), x)}
         if self.deep_supervision:
@@ -192,7 +205,12 @@ class PriorAttentionNet(nn.Module):
         return maps
 
     def decode(self, x: torch.Tensor) -> Tuple[List[torch.Tensor], Optional[torch.Tensor]]:
-        """Decoder's feature maps d3, d2, d1, d0 and the prior's logits at the size of x2 (None without attention)."""
+        """Decode the features of ``x``.
+
+        Returns:
+            The decoder's feature maps d3, d2, d1, d0, and the logits of the prior at the size of x2. Without
+            ``prior_attention`` these logits are None.
+        """
         if not torch.jit.is_tracing():
             self.check_input(x)
         x0 = self.encoder[0](x)
@@ -220,10 +238,14 @@ class PriorAttentionNet(nn.Module):
         return [d3, d2, d1, d0], prior
 
     def check_input(self, x: torch.Tensor) -> None:
-        """Refuse an input the network cannot take.
+        """Refuse an input that the network cannot take.
 
-        Each spatial size is a multiple of the strides' product, so that every level doubles exactly; one is at least
-        twice that, since instance normalization of a single voxel is undefined.
+        Each spatial size must be a multiple of the product of the strides, so that every level fits the next one
+        exactly. One size must be at least twice the product, because instance normalization of a single voxel is
+        undefined.
+
+        Raises:
+            ValueError: ``x`` has other channels or dimensions, or a size that does not fit.
         """
         size = x.shape[2:]
         if len(size) != self.spatial_dims or x.shape[1] != self.in_channels:

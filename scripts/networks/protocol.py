@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the rest of the bundle relies on in a network."""
+"""The interface that the rest of the bundle requires of a network."""
 
 from __future__ import annotations
 
@@ -14,14 +14,20 @@ import torch
 class SegmentationNetwork(Protocol):
     """A ``torch.nn.Module`` that a configuration may name as ``network_def``.
 
-    In training mode it returns a dict of logit maps by name, which the loss knows; in evaluation mode, and in every
-    exported form, one tensor of logits, (batch, ``out_channels``, *size), of its input's size.
+    In training mode it returns a dict of logit maps by name, and the loss knows these names. In evaluation mode, and in
+    every exported form, it returns one tensor of logits, (batch, ``out_channels``, *size), of its input's size.
 
     Attributes:
         spatial_dims: 2 or 3.
-        in_channels: input sequences.
-        out_channels: output maps.
-        size_multiple: what each spatial size must be a multiple of; one of them must be twice that at least.
+        in_channels: number of input sequences.
+        out_channels: number of output maps.
+        size_multiple: divisor of each spatial size. One of the sizes must be at least twice this number.
+
+    Example:
+        >>> from scripts.networks import PriorAttentionNet
+        >>> net = PriorAttentionNet(channels=(2, 2, 4, 4, 4))
+        >>> isinstance(net, SegmentationNetwork), net.size_multiple
+        (True, 16)
     """
 
     spatial_dims: int
@@ -30,7 +36,7 @@ class SegmentationNetwork(Protocol):
     size_multiple: int
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Its weights by name."""
+        """The network's weights by name."""
         ...
 
     def load_state_dict(self, state_dict: Mapping[str, torch.Tensor]) -> Any:

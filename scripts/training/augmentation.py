@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Random deformation of a patch at a fraction of the usual cost, and random transforms on the training's device."""
+"""A fast random deformation of patches, and random transforms on the training's device."""
 
 from __future__ import annotations
 
@@ -21,25 +21,33 @@ from monai.utils import convert_to_dst_type, ensure_tuple_rep
 
 
 class RandFastElasticd(RandomizableTransform, MapTransform):
-    """MONAI's ``Rand3DElasticd``, whose arguments it takes, with displacements of the same statistics, made faster.
+    """A faster form of MONAI's ``Rand3DElasticd``, with the same arguments and displacements of the same statistics.
 
-    There, uniform noise on every voxel is smoothed by a Gaussian. What is wider than a voxel needs no noise on every
-    voxel: here it lies on nodes ``sigma`` voxels apart (one at least), each the center of the same Gaussian, scaled to
-    the same variance. Sums of Gaussians are separable, so the field is three products of small matrices, and the last
-    of them adds the affine part. Where nothing is drawn, nothing is resampled.
+    MONAI draws uniform noise on every voxel and smooths it by a Gaussian. A Gaussian that is wider than a voxel does
+    not need noise on every voxel. So this transform draws noise on nodes that are ``sigma`` voxels apart (at least one
+    voxel). Each node is the center of the same Gaussian, scaled to the same variance. Sums of Gaussians are separable,
+    so the displacement field is a product of three small matrices. The last product adds the affine part. If the
+    transform decides not to deform a case, it does not resample it either.
 
-    The random numbers, ``sigma``, ``magnitude`` and affine parameters are drawn on the CPU, so they are the same
-    whatever the device that the tensors lie on.
+    The random numbers, ``sigma``, ``magnitude`` and the affine parameters are drawn on the CPU, so they do not depend
+    on the device of the tensors.
 
     Args:
-        keys: keys of tensors of shape (C, *size), three-dimensional and of one size.
-        sigma_range: of the Gaussian's standard deviation, voxels.
-        magnitude_range: of the factor on the smoothed noise, which is uniform from -1 to 1; voxels.
-        prob: probability of deforming at all.
+        keys: keys of tensors of shape (C, *size), three-dimensional and all of one size.
+        sigma_range: range of the Gaussian's standard deviation, voxels.
+        magnitude_range: range of the factor on the smoothed noise, voxels. The noise is uniform from -1 to 1.
+        prob: probability of a deformation.
         rotate_range, shear_range, translate_range, scale_range: as in MONAI's ``RandAffineGrid`` (radians, 1, voxels,
             1).
-        mode: ``bilinear`` or ``nearest``, one for all keys or one each.
-        padding_mode: as in ``torch.nn.functional.grid_sample``, one for all keys or one each.
+        mode: ``bilinear`` or ``nearest``, one for all keys or one for each.
+        padding_mode: as in ``torch.nn.functional.grid_sample``, one for all keys or one for each.
+
+    Example:
+        >>> deform = RandFastElasticd("image", sigma_range=(5, 7), magnitude_range=(50, 150), prob=1.0)
+        >>> image = torch.rand(1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+        >>> first, again = (deform.set_random_state(seed=0)({"image": image})["image"] for _ in range(2))
+        >>> torch.equal(first, again), torch.equal(first, image)
+        (True, False)
     """
 
     def __init__(
@@ -82,7 +90,7 @@ class RandFastElasticd(RandomizableTransform, MapTransform):
             self.affine_grid.randomize()
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
-        """Deform the tensors of one case, all alike."""
+        """Deform all tensors of one case in the same way."""
         item = dict(data)
         self.randomize()
         if not self._do_transform:
@@ -92,18 +100,25 @@ class RandFastElasticd(RandomizableTransform, MapTransform):
             image = item[key]
             if grid is None:
                 grid = self.sampling_grid(image.shape[1:], image.device)
-            # Without a MetaTensor's bookkeeping on the way.
+            # A plain tensor avoids the bookkeeping of a MetaTensor.
             plain = torch.as_tensor(image).as_subclass(torch.Tensor)[None].float()
             moved = F.grid_sample(plain, grid, mode=mode, padding_mode=padding_mode, align_corners=False)[0]
             item[key] = convert_to_dst_type(moved, image, dtype=image.dtype)[0]
         return item
 
     def sampling_grid(self, size: Sequence[int], device: torch.device | str = "cpu") -> torch.Tensor:
-        """Where each voxel is taken from, as ``grid_sample`` has it: (1, *size, 3), from -1 to 1, last axis first."""
+        """Positions from which the voxels are taken, in the form that ``grid_sample`` reads.
+
+        Args:
+            size: size of the patch.
+            device: device of the result.
+
+        Returns:
+            The grid, (1, *size, 3). It counts each axis from -1 to 1 and names the last axis first.
+        """
         self.affine_grid(spatial_size=size, randomize=False, lazy=True)
         affine = torch.as_tensor(self.affine_grid.affine, dtype=torch.float32).cpu()
-        # grid_sample counts an axis from -1 to 1 and names the last axis first.
-        # Without waiting for the device, which is at work on the sample before.
+        # A blocking copy would wait for the device, which still works on the sample before.
         move = partial(torch.Tensor.to, device=device, non_blocking=True)
         to_unit = move((torch.diag(2 / torch.tensor(size, dtype=torch.float32)) @ affine[:3]).flip(0))
         matrix, offset = to_unit[:, :3], to_unit[:, 3]
@@ -122,11 +137,18 @@ class RandFastElasticd(RandomizableTransform, MapTransform):
 
 
 def gaussian_basis(size: int, sigma: float) -> torch.Tensor:
-    """Gaussians about nodes spread evenly over ``size`` voxels, ``sigma`` apart or a little less: (size, nodes).
+    """Gaussians about nodes that lie evenly over ``size`` voxels, ``sigma`` apart or a little less.
 
-    Uniform noise on the nodes gives the variance and the correlation of noise on every voxel smoothed by MONAI's
-    Gaussian, whose kernel this is (the integral over each voxel, cut off at 3 ``sigma``); with ``sigma`` up to 1 it is
-    the same thing.
+    Noise on the nodes, multiplied by this matrix, has the variance and the correlation of noise on every voxel that
+    MONAI's Gaussian has smoothed. The kernel is MONAI's: the integral over each voxel, cut off at 3 ``sigma``. With
+    ``sigma`` up to 1 there is a node on every voxel, and the two ways are identical.
+
+    Returns:
+        The matrix, (size, nodes).
+
+    Example:
+        >>> gaussian_basis(128, sigma=8.0).shape
+        torch.Size([128, 16])
     """
     nodes = math.ceil(size / max(1.0, sigma))
     spacing = size / nodes
@@ -144,7 +166,12 @@ def device_step(transform: Compose) -> int:
     """Position in ``transform`` of the first step that moves a case to a device (``ToDeviced``).
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such step.
+
+    Example:
+        >>> from monai.transforms import RandFlipd
+        >>> device_step(Compose([RandFlipd("image"), ToDeviced("image", "cpu"), RandFlipd("image")]))
+        1
     """
     step = transform.get_index_of_first(lambda step: isinstance(step, ToDeviced))
     if step is None:
@@ -153,14 +180,14 @@ def device_step(transform: Compose) -> int:
 
 
 class AugmentBatch:
-    """A trainer's ``prepare_batch`` that runs what the loader left of the transforms, on the device.
+    """A trainer's ``prepare_batch`` that runs, on the device, the transforms that the loader did not run.
 
-    Of a ``SeededCompose``, each step's random numbers follow from the case, not from the steps before: the samples are
-    those that the loader would have made.
+    In a ``SeededCompose`` each step's random numbers follow from the case and not from the steps before. So the samples
+    are equal to samples that the loader alone would make.
 
     Args:
-        transform: the whole of the transforms; the loader ran those before the first ``ToDeviced``.
-        enabled: if false, the loader ran them all.
+        transform: all transforms. The loader has run those before the first ``ToDeviced``.
+        enabled: if false, the loader has run all transforms, and none is run here.
     """
 
     def __init__(self, transform: Compose, enabled: bool = True) -> None:
@@ -174,7 +201,7 @@ class AugmentBatch:
         non_blocking: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Images (B, C, *size) and labels of a batch, on ``device``."""
+        """Return images, (B, C, *size), and labels of a batch, on ``device``."""
         if self.enabled:
             start = device_step(self.transform)
             items = [self.transform(item, start=start) for item in decollate_batch(batchdata)]

@@ -1,6 +1,9 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""What is the same in every epoch, kept on disk in a form from which a patch is read without the rest of the case."""
+"""A cache on disk for the part of the preprocessing that is the same in every epoch.
+
+A patch is read from the cache without the rest of its case.
+"""
 
 from __future__ import annotations
 
@@ -36,42 +39,55 @@ from scripts.training.augmentation import device_step
 
 logger = logging.getLogger(__name__)
 
-# Part of every key: to be raised when what is stored, or how, changes.
+# A part of every key. Raise it when the content or the form of the entries changes.
 FORMAT = 1
 GB = 10**9
-# Names of what is the cache's own in its folder; nothing else there is counted or dropped.
+# Names of the cache's own entries in its folder. Nothing else there is counted or dropped.
 OWN = re.compile(r"(\.new\.|\.old\.)?[0-9a-f]{40}(\.txt)?")
 
 
 class ArrayCache:
-    """Named arrays under keys in a folder: each entry whole or absent, all of them together within a limit.
+    """Entries of named arrays in a folder. Each entry is whole or absent, and together they stay within a limit.
 
-    Several processes may share the folder: entries are made under a lock and moved into place, and what is being read
-    stays readable when its entry is dropped. Arrays are ``.npy`` files, mapped into memory, never unpickled. Where the
-    limit is reached, entries make room that were not used since this object was made, the least recently used first;
-    when there is none left, or the disk is full or cannot be written, nothing more is stored, and one warning says so.
+    Several processes may share the folder: an entry is made under a lock and moved into place, and arrays that are
+    being read stay readable when their entry is dropped. Arrays are ``.npy`` files. They are mapped into memory and
+    never unpickled.
+
+    When the limit is reached, entries that were not used since this object was made are dropped, the least recently
+    used first. When there is no such entry, or the disk is full or cannot be written, nothing more is stored, and one
+    warning says so.
 
     Args:
-        folder: made with the first entry.
-        limit_bytes: of all entries in the folder. Their keys are hashes (``value_key``); other files are left alone.
+        folder: folder of the cache, which is made with the first entry.
+        limit_bytes: limit for all entries in the folder. Their keys are hashes (``value_key``). Other files are left
+            alone.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     cache, key = ArrayCache(folder, limit_bytes=GB), value_key("case 1")
+        ...     cache.write(key, {"label": np.array([0, 4], np.uint8)})
+        ...     cache.read(key)["label"].tolist(), cache.read(value_key("case 2"))
+        ([0, 4], None)
     """
 
     def __init__(self, folder: str | Path, limit_bytes: float) -> None:
         self.folder = Path(folder)
         self.limit_bytes = limit_bytes
         self.started = time.time()
-        # Shared with the loader's workers, so that one of them warns for all.
+        # The loader's workers share this flag, so that only one of them warns.
         self._stopped = torch.zeros(1, dtype=torch.uint8).share_memory_()
 
     @property
     def stopped(self) -> bool:
-        """Whether nothing more is stored."""
+        """Whether the cache has stopped storing entries."""
         return bool(self._stopped)
 
     def read(self, key: str, names: Iterable[str] = ()) -> dict[str, np.ndarray] | None:
-        """The entry's arrays, mapped and not read (writing to them leaves the files alone); None if there is none.
+        """The entry's arrays, mapped into memory; None if there is no entry.
 
-        An entry that is damaged or lacks one of ``names`` is dropped, so that it can be written again.
+        Writing to the arrays does not change the files. An entry that is damaged or lacks one of ``names`` is dropped,
+        so that it can be written again.
         """
         folder = self.folder / key
         try:
@@ -95,7 +111,7 @@ class ArrayCache:
         return arrays
 
     def write(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Store an entry, if there is room; another process's entry of the same key stays."""
+        """Store an entry if there is room. An existing entry of the same key stays."""
         with self._locked() as storing:
             if not storing or (self.folder / key).exists():
                 return
@@ -116,7 +132,7 @@ class ArrayCache:
                 raise
 
     def read_note(self, key: str) -> str | None:
-        """A short text, or None if there is none."""
+        """The short text under ``key``; None if there is none."""
         path = self.folder / f"{key}.txt"
         try:
             text = path.read_text(encoding="ascii")
@@ -126,7 +142,7 @@ class ArrayCache:
         return text
 
     def write_note(self, key: str, text: str) -> None:
-        """Store a short text."""
+        """Store a short text under ``key``."""
         with self._locked() as storing:
             if storing and self._make_room(4096):
                 temporary = self.folder / f".new.{key}.txt"
@@ -134,12 +150,12 @@ class ArrayCache:
                 temporary.replace(self.folder / f"{key}.txt")
 
     def size(self) -> int:
-        """Bytes of all of the cache's files."""
+        """Size of all files of the cache, in bytes."""
         return sum(size for _, size, _ in self._entries())
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[bool]:
-        """Hold the folder's lock; gives False where nothing is stored any more. Errors of the disk end the storing."""
+        """Hold the folder's lock and yield True, or yield False if the cache has stopped. A disk error stops it."""
         entered = False
         try:
             if not self.stopped:
@@ -162,7 +178,7 @@ class ArrayCache:
             logger.warning("%s: nothing more is cached, so training goes on more slowly: %s.", self.folder, reason)
 
     def _entries(self) -> list[tuple[float, int, Path]]:
-        """Time of last use, bytes and path of all that is the cache's own."""
+        """Time of last use, size in bytes and path of each of the cache's own entries."""
         found = []
         with contextlib.suppress(FileNotFoundError):
             for entry in filter(lambda entry: OWN.fullmatch(entry.name), os.scandir(self.folder)):
@@ -173,10 +189,10 @@ class ArrayCache:
         return found
 
     def _make_room(self, size: int) -> bool:
-        """With the lock held: drop what may go until ``size`` bytes fit; says whether they do."""
+        """Drop entries until ``size`` bytes fit, and return whether they fit. The caller holds the lock."""
         kept = []
         for used, taken, path in sorted(self._entries()):
-            # Whoever made it was killed meanwhile, since the lock is ours.
+            # This process holds the lock, so the process that made this was killed.
             if path.name.startswith((".new.", ".old.")):
                 self._drop(path)
             else:
@@ -190,7 +206,7 @@ class ArrayCache:
         return excess <= 0
 
     def _drop(self, path: Path) -> None:
-        # First out of the way, so that no reader finds half of it. What is mapped stays until it is unmapped.
+        # Renaming first keeps readers from finding half an entry. Mapped files stay until they are unmapped.
         with contextlib.suppress(FileNotFoundError):
             if path.is_dir():
                 away = path if path.name.startswith(".") else path.rename(self.folder / f".old.{path.name}")
@@ -199,31 +215,33 @@ class ArrayCache:
                 path.unlink()
 
     def _mark(self, path: Path) -> None:
-        # Another's folder may be read only.
+        # The folder of another user may be read only.
         with contextlib.suppress(OSError):
             os.utime(path)
 
 
 class DiskCacheDataset(PersistentDataset):
-    """A dataset whose transforms up to the first random one run once for each case, the result being kept on disk.
+    """A dataset that runs the transforms before the first random one once for each case and keeps the result on disk.
 
-    It is kept under a key of what it is made of: the content of the case's files (a hash of their bytes, made anew when
-    path, size or a time stamp changes), the item's other values, and the class and settings of each transform, so
-    neither a moved cohort nor a changed setting can bring in a wrong entry. The code of a transform is part of the key
-    only where it is a bare function. No case is kept in memory.
+    The key of an entry depends on everything that the entry is made from: the content of the case's files, the item's
+    other values, and the class and settings of each transform. The content enters as a hash of the files' bytes, which
+    is computed again when path, size or a time stamp changes. So a moved cohort or a changed setting cannot lead to a
+    wrong entry. The code of a transform is part of the key only if the transform is a bare function. No case is kept in
+    memory.
 
-    Whole numbers from 0 to 255, as labels are, are kept as uint8 and all else as ``dtype``; and so they are given to
-    the random transforms, whether they come from the disk or not, with a tensor's affine and file name, and without
-    what transforms wrote into the item beside its ``keys``.
+    Arrays of whole numbers from 0 to 255, such as labels, are kept as uint8, all others as ``dtype``. The random
+    transforms get these types whether the entry comes from the disk or not. They also get each tensor's affine and file
+    name, but no values that earlier transforms wrote into the item outside of ``keys``.
 
     Args:
-        data: items, with file names (or lists of them) under ``keys``.
-        transform: all transforms; those from the first random one on run each time.
-        cache_dir: folder for the cache alone, which several trainings may share.
-        limit_gb: of the folder (10^9 bytes).
-        keys: of the files, and of the tensors that come of them.
-        dtype: ``float16``, exact to 1 in 2048, half as large and so twice as fast to read, or ``float32``.
-        until_device: stop before the first ``ToDeviced`` and leave the rest to ``AugmentBatch``.
+        data: items with file names (or lists of them) under ``keys``.
+        transform: all transforms. The first random one and all that follow run each time.
+        cache_dir: folder for the cache alone. Several trainings may share it.
+        limit_gb: limit for the folder (10^9 bytes).
+        keys: keys of the files, and of the tensors that are made from them.
+        dtype: ``float16`` or ``float32``. ``float16`` is exact to 1 in 2048; it is half as large and so twice as fast
+            to read.
+        until_device: stop before the first ``ToDeviced`` and leave the other steps to ``AugmentBatch``.
     """
 
     def __init__(
@@ -248,7 +266,7 @@ class DiskCacheDataset(PersistentDataset):
         self.recipe = [FORMAT, monai.__version__, self.dtype.name, self.keys, *(describe(step) for step in steps)]
 
     def set_data(self, data: Sequence[Any]) -> None:
-        """Set other items; the cache stays, since its keys tell all items apart."""
+        """Replace the items. The cache stays, since each item has a key of its own."""
         self.data = data
 
     def key(self, item: Mapping[str, Any]) -> str:
@@ -264,7 +282,7 @@ class DiskCacheDataset(PersistentDataset):
         return value_key([self.recipe, content, others])
 
     def _cachecheck(self, item_transformed: Mapping[str, Any]) -> dict[str, Any]:
-        """The item up to its first random transform, from the cache or into it."""
+        """The item after the transforms before the first random one. It is read from the cache or stored there."""
         key = self.key(item_transformed)
         arrays = self.cache.read(key, [name for array in self.keys for name in (array, f"{array}.affine")])
         if arrays is None:
@@ -289,18 +307,25 @@ class DiskCacheDataset(PersistentDataset):
         low, high = array.min(), array.max()
         if low >= 0 and high <= 255 and np.array_equal(array, array.astype(np.uint8)):
             return np.ascontiguousarray(array, np.uint8)
-        # What float16 cannot hold would become infinite.
+        # A value beyond the range of float16 would become infinite.
         fits = max(-low, high) <= np.finfo(self.dtype).max
         return np.ascontiguousarray(array, self.dtype if fits else np.float32)
 
     def _post_transform(self, item_transformed: Any) -> Any:
-        """The random transforms, as far as they are the loader's."""
+        """Run the random transforms that the loader runs."""
         if self.first_random is None:
             return item_transformed
         return self.transform(item_transformed, start=self.first_random, end=self.end)
 
     def estimate(self, cases: int = 3) -> dict[str, float]:
-        """What the cache will take on disk (GB), from so many cases, which it then holds already."""
+        """Estimate the size of the whole cache on disk from a few cases, which are stored in the cache.
+
+        Args:
+            cases: number of cases to look at.
+
+        Returns:
+            The number of all cases (``cases``), the size of one (``mb_each``, MB) and of all (``gb``, GB).
+        """
         chosen = sorted(
             {round(i * (len(self.data) - 1) / max(1, cases - 1)) for i in range(min(cases, len(self.data)))}
         )
@@ -313,11 +338,11 @@ class DiskCacheDataset(PersistentDataset):
 
 
 class CacheEstimate:
-    """A handler that says, before a training's first epoch, what its cache and its loader will take.
+    """A handler that logs, before a training's first epoch, how much space its cache and its loader will take.
 
     Args:
         dataset: the cached dataset.
-        dataloader: loads from it.
+        dataloader: the loader that reads it.
     """
 
     def __init__(self, dataset: DiskCacheDataset, dataloader: Any) -> None:
@@ -325,11 +350,11 @@ class CacheEstimate:
         self.dataloader = dataloader
 
     def attach(self, engine: Workflow) -> None:
-        """Say it when ``engine`` starts."""
+        """Log the estimate when ``engine`` starts."""
         engine.add_event_handler(Events.STARTED, self.started)
 
     def started(self, engine: Workflow) -> None:
-        """Say it."""
+        """Log the estimate."""
         cache = self.dataset.cache
         disk = self.dataset.estimate()
         free = shutil.disk_usage(cache.folder if cache.folder.exists() else ".").free
@@ -352,19 +377,22 @@ class CacheEstimate:
             )
         memory = loader_bytes(self.dataloader, self.dataset)
         logger.info(
-            "Memory of the loader: at most about %.2g GB, whatever the number of cases; the rest of the machine's "
-            "serves to keep files of the cache at hand.",
+            "The loader takes at most about %.2g GB of memory, for any number of cases; the system keeps files of the "
+            "cache in the rest.",
             memory / GB,
         )
 
 
 def loader_bytes(dataloader: Any, dataset: DiskCacheDataset) -> float:
-    """Upper estimate of a loader's memory, bytes: one case in the making and the batches in flight of each worker."""
+    """Upper estimate of a loader's memory, bytes.
+
+    Each worker holds the case that it prepares and the batches that it has made in advance.
+    """
     if not len(dataset):
         return 0.0
     item = dataset.data[0]
     voxels = sum(int(np.prod(read_header(path).shape)) for key in dataset.keys for path in _files(item[key]))
-    # As loaded, cut out and normalized, float32, and as much for all else: measured (docs/performance.md).
+    # The factor is measured (docs/performance.md): float32 copies as loaded, cropped and normalized, and all else.
     case = 4 * 4 * voxels
     sample = dataset[0]
     batch = dataloader.batch_size * sum(sample[key].numel() * sample[key].element_size() for key in dataset.keys)
@@ -372,22 +400,35 @@ def loader_bytes(dataloader: Any, dataset: DiskCacheDataset) -> float:
 
 
 def _files(value: Any) -> list[str]:
-    # A caller's own entries, such as MONAI Label's, have been in no datalist of the bundle's.
+    # The entries of a caller such as MONAI Label have not passed through a datalist of the bundle.
     return image_files(resolve_image(value))
 
 
 def value_key(value: Any) -> str:
-    """Hash of a value that JSON can hold, as 40 hexadecimal digits."""
+    """Hash of a value that JSON can hold, as 40 hexadecimal digits. The order of keys does not matter.
+
+    Example:
+        >>> value_key({"spacing": 1.0, "case": "a"}) == value_key({"case": "a", "spacing": 1.0})
+        True
+    """
     return hashlib.blake2b(json.dumps(value, sort_keys=True, default=str).encode(), digest_size=20).hexdigest()
 
 
 def file_key(path: str | Path) -> str:
-    """Hash of a file's bytes, as long as a key."""
+    """Hash of a file's bytes, as 40 hexadecimal digits."""
     return file_checksum(path, "blake2b", digest_size=20)
 
 
 def describe(value: Any, within: Iterable[int] = ()) -> Any:
-    """Class and settings of a transform, all the way down, as plain values: equal for equal ones in every process."""
+    """Class and settings of a transform and of everything inside it, as plain values.
+
+    Equal transforms have equal descriptions in every process.
+
+    Example:
+        >>> from monai.transforms import Flip
+        >>> describe(Flip(0)) == describe(Flip(0)), describe(Flip(0)) == describe(Flip(1))
+        (True, False)
+    """
     if value is None or (isinstance(value, (bool, int, float, str)) and not isinstance(value, Enum)):
         return value
     if id(value) in within:
@@ -411,7 +452,7 @@ def describe(value: Any, within: Iterable[int] = ()) -> Any:
     if hasattr(value, "__qualname__"):  # a class or a function
         code = getattr(value, "__code__", None)
         return [f"{getattr(value, '__module__', '')}.{value.__qualname__}", *([] if code is None else _code(code))]
-    # Random states are set anew for each case.
+    # A random state (R) is set again for each case.
     settings = {name: inside(entry) for name, entry in vars(value).items() if name != "R"} if _has_vars(value) else {}
     return [f"{type(value).__module__}.{type(value).__qualname__}", settings]
 

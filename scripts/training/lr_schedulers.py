@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The authors' learning-rate schedule, which neither torch nor MONAI has in one piece."""
+"""The learning-rate schedule of the PANet authors, which neither torch nor MONAI has as one scheduler."""
 
 from __future__ import annotations
 
@@ -12,17 +12,25 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 class WarmupFlatCosineLR(LambdaLR):
-    """Linear warm-up, a flat stretch, then half a cosine down; stepped once an iteration.
+    """A schedule of three stretches: a linear warm-up, a flat stretch, and half a cosine down.
 
-    Starts and ends at ``floor`` times the optimizer's learning rate. The cosine takes the epochs that the other two
-    leave; where they leave none, the rate stays flat to the end.
+    The scheduler is stepped once in each iteration. The rate starts and ends at ``floor`` times the optimizer's
+    learning rate. The cosine takes the epochs after the first two stretches. If there are none, the rate stays flat to
+    the end.
 
     Args:
-        optimizer: its learning rate is the flat stretch's.
+        optimizer: the optimizer. Its learning rate is the rate of the flat stretch.
         max_epochs: length of the training.
         iterations_per_epoch: steps in an epoch.
         warmup_epochs, flat_epochs: lengths of the first two stretches.
-        floor: first and last factor (the authors' 1/1000).
+        floor: first and last factor (1/1000 in the authors' program).
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+        >>> schedule = WarmupFlatCosineLR(optimizer, max_epochs=100, iterations_per_epoch=10)
+        >>> [round(schedule.factor(10 * epoch), 3) for epoch in (0, 5, 40, 70, 100)]
+        [0.001, 1.0, 1.0, 0.5, 0.001]
     """
 
     def __init__(
@@ -42,15 +50,18 @@ class WarmupFlatCosineLR(LambdaLR):
         super().__init__(optimizer, self.factor)
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the schedule; its shape is the configuration's, which may lengthen a resumed training."""
+        """The position in the schedule.
+
+        The shape of the schedule is left out: the configuration sets it, and it may lengthen a resumed training.
+        """
         return {name: getattr(self, name) for name in ("base_lrs", "last_epoch", "_step_count", "_last_lr")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go to a position that ``state_dict`` gave."""
+        """Go to a position that ``state_dict`` returned."""
         self.__dict__.update(state_dict)
 
     def factor(self, iteration: int) -> float:
-        """Factor of the learning rate in the given iteration, counted from 0."""
+        """Factor of the learning rate in ``iteration``, counted from 0."""
         epoch = iteration / self.iterations_per_epoch
         cosine_start = self.warmup_epochs + self.flat_epochs
         if epoch < self.warmup_epochs:

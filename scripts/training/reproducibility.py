@@ -1,9 +1,9 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Random numbers that depend on what is done, not on what was done before.
+"""Random numbers that do not depend on what was done before.
 
-What is random in an epoch follows from the seed, the epoch, the rank and the case alone. So a training that is stopped
-and resumed after any epoch goes on as if nothing had happened, whatever the number of loader workers.
+All random numbers of an epoch follow from the seed, the epoch, the rank and the case alone. So a training that is
+stopped and resumed after any epoch goes on as if it had not been stopped, with any number of loader workers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ from torch.utils.data import DistributedSampler
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A seed below 2**32 that depends on all ``parts`` and their order."""
+    """A seed below 2**32 that depends on all ``parts`` and their order.
+
+    Example:
+        >>> derive_seed(0, 5, "BraTS20_Training_001")  # seed, epoch and case
+        2580991720
+        >>> derive_seed(1, 2) == derive_seed(2, 1)
+        False
+    """
     hashed = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=4)
     return int.from_bytes(hashed.digest(), "big")
 
@@ -32,14 +39,16 @@ def derive_seed(*parts: int | str) -> int:
 def choose_algorithms(
     deterministic: bool = True, network: torch.nn.Module | None = None, channels_last: bool = False
 ) -> None:
-    """Take cuDNN's deterministic algorithms, or let it time its algorithms and take the fastest.
+    """Make cuDNN use its deterministic algorithms, or let it time its algorithms and use the fastest.
 
-    The fastest may give results that differ in the last digits from run to run.
+    The results of the fastest algorithms may differ in the last digits from run to run.
 
     Args:
-        deterministic: the former.
-        network: three-dimensional; laid out as ``channels_last`` says before ranks or optimizer see it.
-        channels_last: each voxel's channels beside each other, which tensor cores work on; else as torch has it.
+        deterministic: use the deterministic algorithms.
+        network: a three-dimensional network. Call this function before the network is replicated and before an
+            optimizer is made.
+        channels_last: store the channels of each voxel beside each other, as tensor cores need them. If false, torch's
+            layout stays.
     """
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
@@ -48,13 +57,22 @@ def choose_algorithms(
 
 
 class SeededCompose(Compose):
-    """MONAI's ``Compose``, seeded anew for every case by the seed, the epoch, the rank and the case's name.
+    """MONAI's ``Compose``, seeded for each case by the training's seed, the epoch, the rank and the case's name.
 
     Args:
         transforms: as in ``Compose``.
         seed: seed of the training.
         rank: number of the process.
-        case_key: key of the case's name; where it is absent, the name is read off its image's file.
+        case_key: key of the case's name. If an item has no such key, the name is taken from its image's file.
+
+    Example:
+        >>> from monai.transforms import RandGaussianNoised
+        >>> transform = SeededCompose([RandGaussianNoised("image", prob=1.0)], seed=1)
+        >>> first, again = (transform({"case": "a", "image": torch.zeros(1, 2)})["image"] for _ in range(2))
+        >>> transform.epoch = 2
+        >>> later = transform({"case": "a", "image": torch.zeros(1, 2)})["image"]
+        >>> torch.equal(first, again), torch.equal(first, later)
+        (True, False)
     """
 
     def __init__(self, transforms: Any = None, seed: int = 0, rank: int = 0, case_key: str = "case") -> None:
@@ -62,7 +80,7 @@ class SeededCompose(Compose):
         self.seed = seed
         self.rank = rank
         self.case_key = case_key
-        # In shared memory, so that loader workers that live longer than an epoch see it change.
+        # Shared memory lets loader workers that outlive an epoch see the new number.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
     @property
@@ -78,7 +96,7 @@ class SeededCompose(Compose):
         self, input_: Any, start: int = 0, end: int | None = None, threading: bool = False, lazy: bool | None = None
     ) -> Any:
         """Transform one case."""
-        # With threading MONAI fills a cache, which involves nothing random.
+        # MONAI fills a cache with threading, and this involves no random transform.
         if not threading and isinstance(input_, Mapping):
             case = input_.get(self.case_key) or case_name(image_files(resolve_image(input_["image"]))[0])
             self.set_random_state(derive_seed(self.seed, self.epoch, self.rank, str(case)))
@@ -86,15 +104,15 @@ class SeededCompose(Compose):
 
 
 class EpochSeeds:
-    """Before each epoch, tell sampler and transforms its number, and seed everything else.
+    """A handler that, before each epoch, gives its number to sampler and transforms, and seeds everything else.
 
-    Attach before what draws random numbers; on every rank.
+    Attach it on every rank, before all handlers that draw random numbers.
 
     Args:
         seed: seed of the training.
         rank: number of the process.
-        sampler: shuffles by seed and epoch.
-        transform: draws its random numbers by the epoch.
+        sampler: sampler that shuffles by seed and epoch.
+        transform: transforms that draw their random numbers by the epoch.
     """
 
     def __init__(self, seed: int, rank: int, sampler: DistributedSampler, transform: SeededCompose) -> None:

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""A training's weights and state on disk, and how a stopped training goes on from them."""
+"""A training's weights and state on disk, and the resumption of a stopped training from them."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ STATE_KEYS = {"network", "optimizer", "optimizer_class", "lr_scheduler", "scaler
 
 
 class TrainingParts:
-    """What a training's state is made of.
+    """The parts of a training whose state is kept.
 
     Args:
         output_dir: folder of the run.
-        network: what is trained.
-        optimizer, lr_scheduler: part of the trainer's state.
-        evaluator: the validation; None trains without.
+        network: the network that is trained.
+        optimizer: its optimizer.
+        lr_scheduler: its learning-rate schedule.
+        evaluator: the validation; None if nothing is validated.
     """
 
     def __init__(
@@ -52,12 +53,15 @@ class TrainingParts:
 
 
 class TrainingFiles(TrainingParts):
-    """Keep a training's weights and state on disk, each file whole at any moment.
+    """A handler that keeps a training's weights and state on disk. Each file is whole at any moment.
 
-    In ``output_dir``: ``model.pt``, the bare weights of the best validation so far (without validation, the newest);
-    ``model_last.pt``, the newest; beside each its record, ``model.json`` and ``model_last.json``
-    (``scripts.weights.record``); ``trainer_state.pt``, all it takes to go on: tensors and plain values only; and
-    ``trainer_state_previous.pt``, the same of the epoch before, should the newest not survive.
+    It writes these files to ``output_dir``:
+
+    - ``model.pt``: bare weights of the best validation so far; without validation, the newest weights.
+    - ``model_last.pt``: the newest bare weights.
+    - ``model.json``, ``model_last.json``: the records of these weights (``scripts.weights.record``).
+    - ``trainer_state.pt``: everything that a resumption needs, as tensors and plain values only.
+    - ``trainer_state_previous.pt``: the state of the epoch before, in case the newest is damaged.
 
     Args:
         args, kwargs: as in ``TrainingParts``.
@@ -69,11 +73,11 @@ class TrainingFiles(TrainingParts):
         self.settings = settings
 
     def attach(self, engine: Workflow) -> None:
-        """Write after the epochs of ``engine``; attach after the validation."""
+        """Write after each epoch of ``engine``. Attach this handler after the validation."""
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
 
     def epoch_completed(self, engine: Workflow) -> None:
-        """Write what is due after this epoch."""
+        """Write the files that are due after this epoch."""
         epoch = engine.state.epoch
         last = epoch == engine.state.max_epochs
         if self.evaluator is not None and self.evaluator.state.best_metric_epoch == epoch:
@@ -82,7 +86,7 @@ class TrainingFiles(TrainingParts):
         if self.evaluator is None or (last and self.evaluator.state.best_metric_epoch < 0):
             if self.evaluator is not None:
                 logger.warning(
-                    "No epoch was validated (val_interval is longer than the training): model.pt is the last."
+                    "No epoch was validated (val_interval is longer than the training): model.pt is the last epoch's."
                 )
             self._save("model.pt", epoch)
         self._save("model_last.pt", epoch)
@@ -96,7 +100,7 @@ class TrainingFiles(TrainingParts):
         scores: dict[str, Any] = {"epoch": epoch}
         if self.evaluator is not None and self.evaluator.state.metrics and self.evaluator.state.epoch == epoch:
             scores |= {key: value for key, value in self.evaluator.state.metrics.items() if isinstance(value, float)}
-        # The run's preparation has counted the cases; a federated client's training has none.
+        # The preparation of a run sets trained_on; the training of a federated client has no preparation.
         record = {"trained_on": None, **self.settings, "scores": scores}
         save_weights(self._weights(), self.output_dir / name, record)
 
@@ -122,10 +126,12 @@ class TrainingFiles(TrainingParts):
 
 
 def newest_state(folder: str | Path) -> tuple[Path, dict[str, Any]]:
-    """The newest valid trainer state in ``folder`` and its file; one that cannot be read is passed over, with a word.
+    """The file of the newest valid trainer state in ``folder``, and this state.
+
+    A state that cannot be read is passed over, and a warning is logged.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no valid state.
     """
     valid: list[tuple[Path, dict[str, Any]]] = []
     for path in (Path(folder) / name for name in STATE_FILES):
@@ -149,15 +155,15 @@ def newest_state(folder: str | Path) -> tuple[Path, dict[str, Any]]:
 
 
 class ResumeTraining(TrainingParts):
-    """Take up a stopped training where its newest valid state left it, at the end of an epoch; on every rank.
+    """A handler that continues a stopped training from its newest valid state, which is of the end of an epoch.
 
-    Restores weights, optimizer, position in the schedule, AMP scaler, epoch, iteration and the best score. Random
-    numbers need no restoring: they follow from the seed and the epoch (``scripts.training.reproducibility``). Attach
-    before every other handler that reads the epoch.
+    It restores weights, optimizer, position in the schedule, AMP scaler, epoch, iteration and the best score. It does
+    not restore random numbers, since they follow from the seed and the epoch (``scripts.training.reproducibility``).
+    Attach it on every rank, before every other handler that reads the epoch.
 
     Raises:
-        InputError: (at the start) there is no valid state, or it is of another network, optimizer or epoch length, or
-            of a version whose channels had another order.
+        InputError: (at the start) there is no valid state, or it belongs to another network, optimizer or epoch length,
+            or to a version whose channels had another order.
     """
 
     def attach(self, engine: Workflow) -> None:
@@ -165,7 +171,7 @@ class ResumeTraining(TrainingParts):
         engine.add_event_handler(Events.STARTED, self.started)
 
     def started(self, engine: Workflow) -> None:
-        """Restore everything."""
+        """Restore the state."""
         path, state = newest_state(self.output_dir)
         network = unwrap(self.network)
         epoch, iteration = int(state["epoch"]), int(state["iteration"])
@@ -174,7 +180,7 @@ class ResumeTraining(TrainingParts):
         self.optimizer.load_state_dict(state["optimizer"])
         for parameter, values in self.optimizer.state.items():
             for name, value in values.items():
-                # Fused optimizers take it for granted that both lie alike in memory, and compute nonsense otherwise.
+                # Fused optimizers assume that both have one memory layout; otherwise their results are wrong.
                 if torch.is_tensor(value) and value.shape == parameter.shape:
                     values[name] = torch.empty_like(parameter).copy_(value)
         self.lr_scheduler.load_state_dict(state["lr_scheduler"])
@@ -192,10 +198,17 @@ class ResumeTraining(TrainingParts):
 def check_resumable(
     state: dict[str, Any], path: Path, network: torch.nn.Module, optimizer: torch.optim.Optimizer, epoch_length: int
 ) -> None:
-    """Refuse a state that does not belong to this network, optimizer and number of iterations an epoch.
+    """Refuse a state that does not belong to this network, optimizer and number of iterations in an epoch.
+
+    Args:
+        state: a trainer state.
+        path: its file.
+        network: the network that is trained.
+        optimizer: its optimizer.
+        epoch_length: iterations in an epoch.
 
     Raises:
-        InputError: it does not; the message names the file.
+        InputError: the state does not belong to them; the message names the file.
     """
     if difference := weights_difference(network, state["network"]):
         raise InputError(f"{path}: state of another network ({difference}); resume with the run's own configuration.")
@@ -216,7 +229,7 @@ def check_resumable(
 
 
 def remove_unfinished(output_dir: str | Path) -> None:
-    """Remove what a training that was killed while it wrote a file has left half written."""
+    """Remove files that a killed training has left half written."""
     weights = ("model.pt", "model_last.pt")
     for name in (*STATE_FILES, *weights, *(record_file(file).name for file in weights)):
         for folder in Path(output_dir).glob(f".{name}.*"):

@@ -1,10 +1,10 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints of the PANet authors' program as weights of this bundle.
+"""Conversion of checkpoints of the PANet authors' program into weights of this bundle.
 
-The network is read off the tensors' names and shapes, so any width, both heads, both ways of upsampling and all
-switches are recognized. What the authors' code stores but never uses (activations of layers that do not activate,
-shortcuts beside an identity) is dropped; everything else must fit exactly.
+The names and shapes of the tensors define the network, so any width, both heads, both ways of upsampling and all
+switches are recognized. The authors' code stores some tensors that it never uses: activations of layers that do not
+activate, and shortcuts beside an identity. These tensors are dropped. Everything else must fit exactly.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from scripts.errors import InputError
 from scripts.networks import PriorAttentionNet
 from scripts.weights.record import Record, imported, network_definition
 
-# This bundle's outputs among the authors' exclusive classes, which are background, necrotic core, edema, ET.
+# Index of each of this bundle's outputs among the authors' exclusive classes: background, necrotic core, edema, ET.
 EXCLUSIVE_ORDER = (0, 3, 1, 2)
-# The authors' module names, left, and this bundle's, right. Order matters: the first that fits is taken.
+# The authors' module names (left) and this bundle's (right).
 _HEAD_NAMES = {
     "fcn": {"conv5_4": "reduce4", "conv4_0": "fuse3", "conv4_3": "reduce3", "conv3_0": "fuse2", "conv_out": "output"},
     "parallel": {
@@ -36,8 +36,9 @@ _HEAD_NAMES = {
 }
 _DECODER_BLOCKS = ("conv3_1", "conv2_2", "conv1_3", "conv0_4")
 _DECONVOLUTIONS = ("up4_3", "up3_2", "up2_1", "up1_0")
-# Stored by the authors' code in every residual block, and read by nothing: the shortcut where the identity serves, and
-# activations of what does not activate; with group normalization that is the sum, else the last layers before it.
+# The authors' code stores two things in every residual block that nothing reads: a shortcut where the identity serves,
+# and the activation of a layer that does not activate. With group normalization this layer is the sum, otherwise it is
+# the last layer before the sum.
 _SHORTCUT = r"identity_mapping\..+"
 _DEAD = {
     norm_first: re.compile(rf"(backbone\.conv[0-4]_0|{'|'.join(_DECODER_BLOCKS)})\.({activation}|{_SHORTCUT})")
@@ -46,10 +47,14 @@ _DEAD = {
 
 
 def read_state_dict(checkpoint: Any, path: str | Path) -> dict[str, torch.Tensor]:
-    """The weights of a loaded checkpoint, which keeps them under ``net`` or is the state dict itself.
+    """The weights of a loaded checkpoint, which keeps them under ``net`` or is itself the state dict.
 
     Raises:
-        InputError: there is no state dict in it.
+        InputError: the checkpoint holds no state dict.
+
+    Example:
+        >>> list(read_state_dict({"net": {"module.convds0.bias": torch.zeros(4)}, "epoch": 9}, "checkpoint.pt"))
+        ['convds0.bias']
     """
     state = checkpoint.get("net", checkpoint) if isinstance(checkpoint, Mapping) else {}
     named = isinstance(state, Mapping) and all(isinstance(name, str) for name in state)
@@ -59,12 +64,12 @@ def read_state_dict(checkpoint: Any, path: str | Path) -> dict[str, torch.Tensor
 
 
 def network_arguments(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Arguments of ``PriorAttentionNet`` read off a state dict in the authors' layout.
+    """Arguments of ``PriorAttentionNet`` by the names and shapes in a state dict of the authors' layout.
 
     Raises:
-        KeyError: a tensor that every such network has is missing; its name is the error's argument.
+        KeyError: a tensor is missing that every such network has. The error's argument is its name.
     """
-    # With group normalization the first block is a plain convolution, so the second tells of what kind blocks are.
+    # With group normalization the first block is a plain convolution, so the second block shows the kind of blocks.
     norm = "batch" if "backbone.conv1_0.conv1.norm.running_mean" in state else "instance"
     bottleneck = "backbone.conv1_0.conv3.conv.weight" in state
     ends = [f"backbone.conv{i}_0.{'conv3' if bottleneck else 'conv2'}.conv.weight" for i in range(5)]
@@ -91,7 +96,14 @@ def network_arguments(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
 
 
 def rename(name: str, head: str) -> str:
-    """This bundle's name for a tensor of the authors' network; a name that is not theirs comes back unchanged."""
+    """This bundle's name for a tensor of the authors' network; a name that is not theirs is returned unchanged.
+
+    Example:
+        >>> rename("backbone.conv2_0.conv1.conv.weight", head="fcn")
+        'encoder.2.body.0.conv.weight'
+        >>> rename("skip_3.param", head="fcn")
+        'decoder.0.skip_weight'
+    """
     parts = name.split(".")
     top = parts[0]
     if top == "backbone":
@@ -125,13 +137,13 @@ def convert(state: Mapping[str, torch.Tensor], path: str | Path = "checkpoint") 
 
     Args:
         state: the authors' state dict.
-        path: what the error messages name.
+        path: name of the checkpoint in error messages.
 
     Returns:
-        The network, and the authors' names of the dead tensors that were dropped.
+        The network, and the authors' names of the unused tensors that were dropped.
 
     Raises:
-        InputError: a tensor is missing or unexpected, or has another shape; the message names it.
+        InputError: a tensor is missing or unexpected, or it has another shape; the message names it.
     """
     try:
         arguments = network_arguments(state)
@@ -139,7 +151,9 @@ def convert(state: Mapping[str, torch.Tensor], path: str | Path = "checkpoint") 
     except KeyError as error:
         raise InputError(f"{path}: no tensor {error.args[0]}; expected the layout of the PANet authors.") from error
     except ValueError as error:
-        raise InputError(f"{path}: weights of no PANet ({error}); expected the layout of the PANet authors.") from error
+        raise InputError(
+            f"{path}: not weights of a PANet ({error}); expected the layout of the PANet authors."
+        ) from error
     wanted = network.state_dict()
     levels = (3, 2, 1, 0) if arguments["deep_supervision"] else (0,)
     outputs = {f"convds{level}": f"outputs.{position}" for position, level in enumerate(levels)}
@@ -169,10 +183,15 @@ def convert(state: Mapping[str, torch.Tensor], path: str | Path = "checkpoint") 
 def exclusive_outputs(state: Mapping[str, torch.Tensor], path: str | Path = "checkpoint") -> dict[str, torch.Tensor]:
     """A state dict of the authors' network for exclusive classes, with the outputs in this bundle's order.
 
-    Theirs: background, necrotic core, edema, ET; here: background, ET, the rest of TC, the rest of WT.
+    The authors' order is background, necrotic core, edema, ET. This bundle's order is background, ET, the rest of TC,
+    the rest of WT.
 
     Raises:
-        InputError: the network has other than four outputs.
+        InputError: the number of outputs is not four.
+
+    Example:
+        >>> exclusive_outputs({"convds0.bias": torch.tensor([0.0, 1.0, 2.0, 3.0])})["convds0.bias"].tolist()
+        [0.0, 3.0, 1.0, 2.0]
     """
     changed = dict(state)
     for name in state:
@@ -188,10 +207,10 @@ def exclusive_outputs(state: Mapping[str, torch.Tensor], path: str | Path = "che
 def imported_record(
     network: PriorAttentionNet, arguments: Mapping[str, Any], checkpoint: Any, exclusive: bool
 ) -> Record:
-    """The record of imported weights: the authors' preprocessing and post-processing."""
+    """The record of imported weights, with the authors' preprocessing and post-processing."""
     optimizer = checkpoint.get("optimizer") if isinstance(checkpoint, Mapping) else None
     groups = optimizer.get("param_groups") if isinstance(optimizer, Mapping) else None
-    # Of their two recipes, that with SGD has another ET threshold.
+    # The authors have two recipes; the recipe with SGD has another ET threshold.
     min_et_voxels = 500 if groups and "nesterov" in groups[0] else 300
     return {
         "network": network_definition(network, arguments),

@@ -22,7 +22,10 @@ logger = logging.getLogger(__name__)
 
 
 def find_model_file(output_dir: str, bundle_root: str) -> str:
-    """Weights to evaluate: the run's own in ``output_dir``, else the bundle's in ``models``; the log says which."""
+    """Path of the weights to evaluate: the run's own in ``output_dir``, or else the bundle's in ``models``.
+
+    The log names the file.
+    """
     own = Path(output_dir) / "model.pt"
     found = own if own.is_file() else Path(bundle_root) / "models" / "model.pt"
     if launched_rank() == 0:
@@ -34,16 +37,16 @@ def check_weights(network: torch.nn.Module, model_file: str, settings: Record | 
     """Check that ``model_file`` fits ``network`` and, by its record, the other settings.
 
     Args:
-        network: what the weights are for.
-        model_file: bare weights.
-        settings: those of the configuration (``weights_settings``); None leaves them unchecked.
+        network: the network that the weights are for.
+        model_file: file of bare weights.
+        settings: settings of the configuration (``weights_settings``); None leaves them unchecked.
 
     Returns:
-        The weights' record; None, with a warning, where there is none.
+        The weights' record. If there is none, the result is None, and a warning is logged.
 
     Raises:
-        InputError: the file is absent or unreadable, holds another network's weights, or was trained with other
-            settings; the message names a tensor or a setting.
+        InputError: the file is absent or unreadable, or it holds another network's weights or weights that were trained
+            with other settings; the message names a tensor or a setting.
     """
     if not Path(model_file).is_file():
         raise InputError(
@@ -62,7 +65,14 @@ def check_weights(network: torch.nn.Module, model_file: str, settings: Record | 
 
 
 def weights_difference(network: torch.nn.Module, state: Any) -> str:
-    """What keeps ``state`` from being the weights of ``network``, in words; empty if nothing does."""
+    """The first reason, in words, why ``state`` cannot be the weights of ``network``; empty if it can.
+
+    Example:
+        >>> weights_difference(torch.nn.Conv2d(4, 8, 3), torch.nn.Conv2d(1, 8, 3).state_dict())
+        'weight is [8, 1, 3, 3], not [8, 4, 3, 3]'
+        >>> weights_difference(torch.nn.Conv2d(4, 8, 3), torch.nn.Conv2d(4, 8, 3).state_dict())
+        ''
+    """
     if not isinstance(state, Mapping):
         return "no state dict"
     wanted = network.state_dict()
@@ -78,11 +88,11 @@ def weights_difference(network: torch.nn.Module, state: Any) -> str:
 def load_pretrained(
     network: torch.nn.Module, model_file: str | Path, reinitialize: str | Sequence[str] = ()
 ) -> list[str]:
-    """Start from the weights in ``model_file``, as far as they fit; rank 0 names every tensor left out.
+    """Load those tensors of ``model_file`` that fit ``network``; rank 0 logs every tensor that is left out.
 
     Args:
-        network: keeps its own initial values where nothing is loaded.
-        model_file: bare weights, of this network or a relative of it.
+        network: the network. Tensors that are not loaded keep their initial values.
+        model_file: file of bare weights, of this network or of a related one.
         reinitialize: modules to leave at their initial values, such as ``outputs`` (the output convolutions) or
             ``head`` (the attention-guiding head).
 
@@ -91,6 +101,13 @@ def load_pretrained(
 
     Raises:
         InputError: the file is absent or unreadable, no tensor in it fits, or the network has no such module.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save(torch.nn.Conv2d(4, 8, 3).state_dict(), f"{folder}/model.pt")
+        ...     load_pretrained(torch.nn.Conv2d(1, 8, 3), f"{folder}/model.pt")
+        ['weight']
     """
     network = unwrap(network)
     reinitialize = ensure_tuple(reinitialize)

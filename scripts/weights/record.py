@@ -1,10 +1,11 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""What weights need to be used rightly, in a file beside them: ``model.json`` beside ``model.pt``.
+"""The record of weights: ``model.json`` beside ``model.pt`` holds what is needed to use the weights correctly.
 
-Names and shapes of tensors do not tell how images were normalized, at which resolution, or whether the outputs are
-regions or classes; weights that are read in another way give a plausible and wrong label map. So each weights file that
-the bundle writes has a record, and each workflow compares the record of the weights that it loads with its settings.
+The names and shapes of tensors do not show how images were normalized, which resolution they had, or whether the
+outputs are regions or classes. Weights that are used with other settings give a plausible but wrong label map. So each
+file of weights that the bundle writes has a record, and each workflow compares the record of the weights that it loads
+with its settings.
 """
 
 from __future__ import annotations
@@ -33,7 +34,12 @@ THRESHOLDS = ("min_component_voxels", "min_et_voxels", "et_per_component")
 
 
 def record_file(model_file: str | Path) -> Path:
-    """Where the record of ``model_file`` lies."""
+    """Path of the record of ``model_file``.
+
+    Example:
+        >>> record_file("models/model.pt").as_posix()
+        'models/model.json'
+    """
     return Path(model_file).with_suffix(".json")
 
 
@@ -47,17 +53,18 @@ def weights_settings(
     training: Mapping[str, Any] | None = None,
     data_license: str | None = None,
 ) -> Record:
-    """The settings of a configuration that weights depend on, as they stand in a record.
+    """The settings of a configuration that weights depend on, in the form of a record.
 
     Args:
         network: the configuration's ``network_def``.
-        arguments: what it was made with, of which keys that begin with an underscore are MONAI's.
-        spacing: resolution that the network works at, mm.
+        arguments: the arguments that the network was made with. Keys that begin with an underscore are MONAI's and are
+            left out.
+        spacing: resolution at which the network works, mm.
         exclusive: the outputs exclude each other (softmax) instead of overlapping (sigmoid).
-        preprocessing: of images to be segmented; the normalization is read off it.
-        thresholds: of the post-processing, by the names in ``THRESHOLDS``.
-        training: what else to note of the training, which nothing compares: window, overlap, inferer (the object, of
-            which the class's name is noted), precision.
+        preprocessing: preprocessing of images to be segmented. It gives the normalization.
+        thresholds: thresholds of the post-processing, by the names in ``THRESHOLDS``.
+        training: other facts of the training, which are noted but never compared: window, overlap, inferer (an object,
+            whose class name is noted), precision.
         data_license: terms of the training data, or whom to credit.
     """
     settings: Record = {
@@ -76,11 +83,11 @@ def weights_settings(
 
 
 def network_definition(network: torch.nn.Module, arguments: Mapping[str, Any]) -> Record:
-    """A network's class, all of its arguments and those that are so by default, in JSON's terms; no module's path.
+    """A network's class name, all of its arguments, and its default arguments, as values that JSON can hold.
 
     Args:
         network: an instance of the class.
-        arguments: what it was made with; keys that begin with an underscore are MONAI's.
+        arguments: the arguments that it was made with. Keys that begin with an underscore are MONAI's and are left out.
     """
     given = {name: value for name, value in arguments.items() if not name.startswith("_")}
     parameters = inspect.signature(type(network)).parameters.values()
@@ -90,13 +97,22 @@ def network_definition(network: torch.nn.Module, arguments: Mapping[str, Any]) -
 
 
 def _plain(value: Any) -> Any:
-    # As JSON has it, where a tuple is a list; of objects their class's name.
+    # In JSON a tuple becomes a list, and an object is replaced by the name of its class.
     return json.loads(json.dumps(value, default=lambda thing: type(thing).__name__))
 
 
 def normalization(preprocessing: Compose) -> str:
-    """How a preprocessing normalizes each sequence: over its ``brain`` (what is not 0), the whole ``volume``, the
-    brain's ``box``, or not at all (``none``); other ways by the names of their arguments.
+    """Name of the region over which a preprocessing normalizes each sequence.
+
+    Returns:
+        ``brain`` (the voxels that are not 0), ``volume`` (the whole volume), ``box`` (the brain's bounding box) or
+        ``none`` (no normalization). Other ways are described by the names of their arguments.
+
+    Example:
+        >>> normalization(Compose([NormalizeIntensityd("image", nonzero=True, channel_wise=True)]))
+        'brain'
+        >>> normalization(Compose([CropForegroundd("image", "image"), NormalizeIntensityd("image", channel_wise=True)]))
+        'box'
     """
     steps = _steps(preprocessing)
     found = [step for step in steps if isinstance(step, (NormalizeIntensity, NormalizeIntensityd))]
@@ -118,27 +134,48 @@ def normalization(preprocessing: Compose) -> str:
 def _steps(transform: Any) -> list[Any]:
     if not isinstance(transform, Compose):
         return [transform]
-    # MONAI's flatten would seed the random ones anew.
+    # MONAI's flatten() would seed the random transforms again.
     return [step for inner in transform.transforms for step in _steps(inner)]
 
 
 def trained_on(patients: int, phantoms: int, started_from: Record | None = None) -> Record:
-    """What weights were trained on, for their record: numbers of cases, and the weights that training began with."""
+    """The entry ``trained_on`` of a record.
+
+    Args:
+        patients: number of patients' cases in the training.
+        phantoms: number of synthetic phantoms in the training.
+        started_from: entry for the weights that the training started from (``parent``); None if it started anew.
+
+    Example:
+        >>> trained_on(patients=0, phantoms=8)
+        {'patients': 0, 'phantoms': 8, 'imported': None, 'started_from': None}
+    """
     return {"patients": patients, "phantoms": phantoms, "imported": None, "started_from": started_from}
 
 
 def imported(source: str) -> Record:
-    """What weights were trained on that another program has made: no one here knows."""
+    """The entry ``trained_on`` of weights from another program, whose training data are unknown."""
     return {"patients": None, "phantoms": None, "imported": source, "started_from": None}
 
 
 def parent(model_file: str | Path, record: Record | None) -> Record:
-    """What the record of a training's weights says of the weights that it began with."""
+    """The entry ``started_from`` of a record: checksum and training data of the weights that a training starts from."""
     return {"checksum": file_checksum(model_file), "trained_on": record["trained_on"] if record else None}
 
 
 def knows_phantoms(record: Record | None, only: bool = False) -> bool:
-    """Whether weights have seen phantoms, the weights that they began with included; with ``only``, nothing else."""
+    """Whether weights have seen phantoms, in their own training or in the weights that it started from.
+
+    Args:
+        record: the weights' record; None counts as no phantoms.
+        only: whether they have seen nothing but phantoms.
+
+    Example:
+        >>> start = {"trained_on": trained_on(patients=0, phantoms=8)}
+        >>> finetuned = {"trained_on": trained_on(patients=200, phantoms=0, started_from=start)}
+        >>> knows_phantoms(finetuned), knows_phantoms(finetuned, only=True)
+        (True, False)
+    """
     content = (record or {}).get("trained_on") or {}
     start = content.get("started_from")
     if only:
@@ -148,9 +185,20 @@ def knows_phantoms(record: Record | None, only: bool = False) -> bool:
 
 
 def weights_checksum(state: dict[str, torch.Tensor], build: str = "") -> str:
-    """SHA-256 of weights, by names, shapes, types and values, and of how the network is built.
+    """SHA-256 of the names, shapes, types and values of weights, and of how the network is built.
 
-    Not of the file, which holds times and paths too.
+    A checksum of the file would differ for equal weights, since the file holds times and paths too.
+
+    Args:
+        state: the weights by name.
+        build: text that describes the network.
+
+    Example:
+        >>> state = {"weight": torch.zeros(2, 3), "bias": torch.ones(2)}
+        >>> weights_checksum(state) == weights_checksum(dict(reversed(state.items())))
+        True
+        >>> weights_checksum(state) == weights_checksum(state, build="another network")
+        False
     """
     found = hashlib.sha256(build.encode())
     for name in sorted(state):
@@ -161,19 +209,21 @@ def weights_checksum(state: dict[str, torch.Tensor], build: str = "") -> str:
 
 
 def save_weights(weights: Mapping[str, torch.Tensor], model_file: str | Path, record: Mapping[str, Any]) -> None:
-    """Save bare weights, and their record with the bundle's version and the weights' checksum beside them."""
-    # Defaults may be others when the record is read.
+    """Save bare weights, and beside them their record with the bundle's version and the file's checksum."""
+    # The defaults of the class may have changed when the record is read.
     record = {**record, "network": {key: record["network"][key] for key in ("class", "arguments")}}
     with replacing(model_file) as temporary:
         torch.save(dict(weights), temporary)
         whole = {"bundle_version": bundle_version(), "checksum": file_checksum(temporary), **record}
-        # Both are whole before either is in its place.
+        # Both files are whole before either is moved into place.
         with replacing(record_file(model_file)) as temporary_record:
-            temporary_record.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+            temporary_record.write_text(json.dumps(whole, indent=4) + "\n", encoding="utf-8")
 
 
 def read_weights_record(model_file: str | Path, quiet: bool = False) -> Record | None:
-    """The record of ``model_file``; None, with a warning, where there is none or one of other weights.
+    """The record of ``model_file``.
+
+    If there is no record, or only a record of other weights, the result is None, and a warning is logged.
 
     Args:
         model_file: an existing file of weights.
@@ -183,7 +233,7 @@ def read_weights_record(model_file: str | Path, quiet: bool = False) -> Record |
         InputError: the record is damaged, or there is none and the weights were made by version 0.2.0 or before, whose
             channels had another order.
     """
-    # A link's record lies beside it, or beside the file that it leads to.
+    # The record of a link lies beside the link, or beside the file that it leads to.
     path = next((p for p in map(record_file, (model_file, Path(model_file).resolve())) if p.is_file()), None)
     record = read_json(path) if path is not None else {}
     fits = record.get("checksum") == file_checksum(model_file) if record else False
@@ -192,7 +242,7 @@ def read_weights_record(model_file: str | Path, quiet: bool = False) -> Record |
     if path is None or "checksum" not in record:
         if not quiet:
             logger.warning(
-                "%s: there is no record of these weights (%s), so nothing tells whether they fit these settings, nor "
+                "%s: there is no record of these weights (%s), so it is unknown whether they fit these settings, and "
                 "whether they come from version 0.2.0 or before, whose channels had another order.",
                 model_file,
                 record_file(model_file).name,
@@ -201,7 +251,7 @@ def read_weights_record(model_file: str | Path, quiet: bool = False) -> Record |
     if not fits:
         if not quiet:
             logger.warning(
-                "%s: the record of other weights (by their checksum) than %s, so it is passed over; nothing tells "
+                "%s: this record belongs to other weights (by their checksum) than %s, so it is ignored; it is unknown "
                 "whether the weights fit these settings.",
                 path,
                 model_file,
@@ -213,7 +263,7 @@ def read_weights_record(model_file: str | Path, quiet: bool = False) -> Record |
 
 
 def _faults(record: Record) -> dict[str, bool]:
-    """Whether what is read of a record is of its kind, by key."""
+    """For each key of a record that is read, whether its value has the right type."""
     network, after = record.get("network"), record.get("postprocessing")
     described = isinstance(network, Mapping) and isinstance(network.get("arguments"), Mapping) and "class" in network
     return {
@@ -231,7 +281,7 @@ def refuse_former_version(model_file: str | Path) -> None:
     """Refuse weights that lie in the folder of a run of version 0.2.0 or before.
 
     Raises:
-        InputError: they do.
+        InputError: the weights lie in such a folder.
     """
     for path in {file.with_name(RECORD_FILE) for file in (Path(model_file), Path(model_file).resolve())}:
         run = read_json(path)
@@ -243,14 +293,25 @@ def refuse_former_version(model_file: str | Path) -> None:
 
 
 class RecordedThresholds(dict[str, Any]):
-    """Thresholds by name; those on which the records of an ensemble differ are refused when they are asked for."""
+    """Thresholds by name. A threshold on which the records of an ensemble differ raises an error when it is read.
+
+    Attributes:
+        disputed: for each threshold on which the records differ, the difference in words.
+
+    Example:
+        >>> thresholds = RecordedThresholds({"min_et_voxels": 300})
+        >>> thresholds.disputed["min_et_voxels"] = "b.json: min_et_voxels is 500, but 300 in a.json"
+        >>> thresholds["min_et_voxels"]
+        Traceback (most recent call last):
+        scripts.errors.InputError: b.json: min_et_voxels is 500, but 300 in a.json; set --min_et_voxels.
+    """
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         super().__init__(values)
         self.disputed: dict[str, str] = {}
 
     def __getitem__(self, name: str) -> Any:
-        """The threshold.
+        """Return the threshold ``name``.
 
         Raises:
             InputError: the records differ on it.
@@ -261,10 +322,10 @@ class RecordedThresholds(dict[str, Any]):
 
 
 def recorded_thresholds(model_file: str | Sequence[str], **defaults: Any) -> RecordedThresholds:
-    """Thresholds of the post-processing by the record of the weights; ``defaults`` where there is none.
+    """Thresholds of the post-processing as the record of the weights gives them, or else as ``defaults`` give them.
 
-    So what a recipe needs (the authors' SGD recipe has an ET threshold of 500) goes with its weights. Where the records
-    of an ensemble differ, the user must decide.
+    So the thresholds of a recipe stay with its weights: the authors' SGD recipe, for example, has an ET threshold of
+    500. If the records of an ensemble differ, the user must decide.
     """
     found = RecordedThresholds(defaults)
     sources: dict[str, str] = {}
@@ -280,9 +341,9 @@ def recorded_thresholds(model_file: str | Sequence[str], **defaults: Any) -> Rec
 
 
 def differences(record: Record, settings: Record) -> list[str]:
-    """In what ``settings`` would use weights otherwise than their ``record`` says, each with what to add or leave out.
+    """Ways in which ``settings`` differ from the ``record`` of the weights, each with its remedy.
 
-    Window, overlap, inferer and precision may differ, and thresholds are a matter of taste.
+    Window, overlap, inferer, precision and thresholds may differ, so they are not compared.
     """
     found = []
     if (theirs := record["sequences"]) != settings["sequences"]:
@@ -313,7 +374,7 @@ def differences(record: Record, settings: Record) -> list[str]:
 def _network_differences(theirs: Record, ours: Record) -> list[str]:
     if theirs["class"] != ours["class"]:
         return [f"the network {theirs['class']}, not {ours['class']}; add the overlay of that network"]
-    # What the class had no argument for when they were trained, it did as it does by default now.
+    # A newer argument of the class has, for older weights, its default value.
     wanted = {name: theirs["arguments"].get(name, ours["defaults"].get(name)) for name in ours["arguments"]}
     unknown = [name for name in theirs["arguments"] if name not in ours["arguments"]]
     changed = {name: value for name, value in wanted.items() if value != ours["arguments"][name]}
@@ -326,7 +387,12 @@ def _network_differences(theirs: Record, ours: Record) -> list[str]:
 
 
 def network_options(arguments: Mapping[str, Any]) -> list[str]:
-    """Options for the command line that set arguments of ``network_def``."""
+    """Options for the command line that set arguments of ``network_def``.
+
+    Example:
+        >>> network_options({"head": "parallel", "channels": [8, 16, 32]})
+        ['--network_def#head parallel', '--network_def#channels "[8, 16, 32]"']
+    """
     return [f"--network_def#{name} {_option(value)}" for name, value in arguments.items()]
 
 
@@ -339,10 +405,10 @@ def _mm(spacing: Sequence[float]) -> str:
 
 
 def refuse_other_use(record: Record, settings: Record, model_file: str | Path) -> None:
-    """Refuse settings that would use weights otherwise than their record says.
+    """Refuse settings that differ from the record of the weights.
 
     Raises:
-        InputError: they would; the message says in what, and how to run these weights.
+        InputError: they differ; the message names the differences and says how to run these weights.
     """
     if found := differences(record, settings):
         told = ". It was also trained with ".join(found)
@@ -350,15 +416,17 @@ def refuse_other_use(record: Record, settings: Record, model_file: str | Path) -
 
 
 def check_start(record: Record | None, settings: Record, model_file: str | Path) -> None:
-    """Before a training starts from weights: refuse another order of channels, and warn of all else that differs.
+    """Compare the settings of a training with the record of the weights from which it starts.
+
+    Another order of channels is refused. Every other difference gives a warning.
 
     Raises:
-        InputError: the order of channels is another.
+        InputError: the weights take channels in another order.
     """
     if record is None:
         return
     for difference in differences(record, settings):
         if record["sequences"] != settings["sequences"]:
             raise InputError(f"{model_file}: by its record ({record_file(model_file)}) it has {difference}.")
-        # The remedies are those of inference.
+        # The remedies behind the semicolon apply to inference only.
         logger.warning("%s was trained with %s.", model_file, difference.split(";")[0])

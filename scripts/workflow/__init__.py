@@ -1,3 +1,3 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the ``run`` list of a configuration does around its engine: check, prepare, write down, publish."""
+"""What the ``run`` list of a configuration does before and after its engine: check, prepare, record, publish."""

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration that a workflow runs, for what a run checks, compares and writes down."""
+"""The configuration that a workflow runs. A run checks it, compares it and writes it down."""
 
 from __future__ import annotations
 
@@ -12,16 +12,24 @@ from typing import Any
 from monai.bundle import ConfigParser
 from scripts.errors import InputError
 
-# What MONAI adds for --tracking mlflow.
+# MONAI adds these keys for --tracking mlflow.
 TRACKING = {"experiment_name", "is_not_rank0", "run_name", "save_execute_config", "tracking_uri"}
 MLFLOW = "MLFlowHandler"
 
 
 class Configuration:
-    """A configuration in the hands of MONAI's parser.
+    """A configuration, as MONAI's parser holds it.
 
     Args:
-        parser: holds it; None where a part is used outside a bundle's run.
+        parser: the parser; None outside a bundle's run.
+
+    Example:
+        >>> parser = ConfigParser({"size": [96, 96], "crop": {"_target_": "CenterSpatialCrop", "roi_size": "@size"}})
+        >>> parser.parse()
+        >>> Configuration(parser).arguments("crop")["roi_size"]
+        [96, 96]
+        >>> Configuration().content
+        {}
     """
 
     def __init__(self, parser: ConfigParser | None = None) -> None:
@@ -29,23 +37,23 @@ class Configuration:
 
     @property
     def content(self) -> dict[str, Any]:
-        """All keys with their values as given, overrides included; empty outside a bundle's run."""
+        """All keys with their values as given, including overrides; empty outside a bundle's run."""
         if self.parser is None:
             return {}
         return {key: value for key, value in self.parser.get().items() if key != ConfigParser.meta_key}
 
     def arguments(self, name: str) -> dict[str, Any]:
-        """Arguments of the component ``name``, references resolved; empty outside a bundle's run.
+        """Arguments of the component ``name``, with references resolved; empty outside a bundle's run.
 
         Raises:
-            InputError: it is an expression, of which nothing can be read.
+            InputError: the component is an expression, so its arguments cannot be read.
         """
         if self.parser is None or (text := self.parser.get(name)) is None:
             return {}
         while isinstance(text, str) and text.startswith("@"):
             name = text[1:]
             text = self.parser.get(name)
-        # What a component's own text refers to is known only once it has been made.
+        # The parser knows what a component refers to only after it has made the component.
         self.parser.ref_resolver.get_resolved_content(name)
         item = self.parser.ref_resolver.get_item(name)
         config = item.get_config() if item is not None else None
@@ -58,12 +66,12 @@ class Configuration:
 
     @property
     def brings_own_data(self) -> bool:
-        """Whether a caller such as MONAI Label has put a list of its own in place of the cases found by a training."""
+        """Whether a caller such as MONAI Label gives its own list of cases to a training."""
         return brings_own_data(self.content)
 
     @property
     def loaded_by_caller(self) -> str | None:
-        """The weights that such a caller starts a training from, by a handler of its own; None without."""
+        """The weights that a handler of such a caller loads before the training; None if it loads none."""
         for handler in self.content["train"]["handlers"] if self.brings_own_data else ():
             file = handler.get("load_path") if isinstance(handler, Mapping) else None
             if isinstance(file, str) and Path(file).is_file():
@@ -72,9 +80,10 @@ class Configuration:
 
 
 def running_configuration() -> Configuration:
-    """The configuration that is being evaluated right now; what ``configuration`` at its top names.
+    """The configuration that MONAI is evaluating now. The key ``configuration`` of a configuration calls this.
 
-    A configuration has no name for itself, so MONAI's parser is taken from the calling frames, here and nowhere else.
+    A configuration cannot refer to itself, so this function takes MONAI's parser from the calling frames. No other code
+    of the bundle does so.
     """
     frame = inspect.currentframe()
     while frame is not None:
@@ -86,7 +95,14 @@ def running_configuration() -> Configuration:
 
 
 def brings_own_data(config: Mapping[str, Any]) -> bool:
-    """Whether, in a configuration's content, a caller's own list stands in place of the cases found by a training."""
+    """Whether a configuration's content holds a caller's own list of cases, which a training then uses.
+
+    Example:
+        >>> brings_own_data({"train": {"dataset": {"data": "$@cohort.lists['training']"}}})
+        False
+        >>> brings_own_data({"train": {"dataset": {"data": [{"image": "a.nii.gz", "label": "b.nii.gz"}]}}})
+        True
+    """
     node: Any = config
     for key in ("train", "dataset", "data"):
         node = node.get(key) if isinstance(node, Mapping) else None
@@ -94,7 +110,7 @@ def brings_own_data(config: Mapping[str, Any]) -> bool:
 
 
 def without_tracking(node: Any) -> Any:
-    """A configuration's content without what MONAI adds for ``--tracking mlflow``."""
+    """A configuration's content without the keys and handlers that MONAI adds for ``--tracking mlflow``."""
     if isinstance(node, Mapping):
         return {key: without_tracking(value) for key, value in node.items() if key not in TRACKING}
     if isinstance(node, (list, tuple)):

@@ -1,6 +1,9 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a run's results: that it is free, and that no result takes the place of a file that the run reads."""
+"""The folder of a run's results.
+
+Before a run, this module checks that the folder is free and that no result would replace a file that the run reads.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +30,17 @@ class Output:
     """Where the results of a run go.
 
     Attributes:
-        folder: of the run.
-        map_dir: for label maps and maps of regions; None where none are saved.
+        folder: folder of the run.
+        map_dir: folder for label maps and maps of regions; None if none are saved.
         overwrite: keep an earlier run's folder under a dated name instead of refusing it.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = Path(folder, RECORD_FILE).write_text("{}")
+        ...     Output(folder).refuse_used(dataset_dir="data")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        scripts.errors.InputError: ...: holds an earlier run; choose another --output_dir, or add --overwrite True ...
     """
 
     folder: str
@@ -37,10 +48,10 @@ class Output:
     overwrite: bool = False
 
     def refuse_used(self, dataset_dir: str) -> None:
-        """Make sure, before anything is read, that the results can have a folder of their own.
+        """Check, before any case is read, that the results can have a folder of their own.
 
         Raises:
-            InputError: the folder holds an earlier run (unless ``overwrite``), or the data, or is a file.
+            InputError: the folder holds an earlier run (without ``overwrite``) or the data, or it is a file.
         """
         folder = Path(self.folder)
         if folder.exists() and not folder.is_dir():
@@ -54,15 +65,16 @@ class Output:
             )
 
     def refuse_replacing(self, items: Items, datalist_file: str | None = None, resume: bool = False) -> None:
-        """Make sure, before anything is read at length, that no result takes the place of a file that the run reads.
+        """Check, before any volume is read, that no result replaces a file that the run reads.
 
         Args:
-            items: what the run reads.
-            datalist_file: a training's, also read; one of the run's own is written to the folder.
-            resume: the run goes on in the folder, which is then not moved, nor is its datalist written again.
+            items: the cases that the run reads.
+            datalist_file: the datalist that a training reads. The run writes a datalist of its own to the folder.
+            resume: the run goes on in the folder. The folder is then not moved, and its datalist is not written again.
 
         Raises:
-            InputError: a file to be written is one of them, whatever links lead there, or they would be moved away.
+            InputError: a result would replace a file that the run reads, directly or by a link, or such a file lies in
+                a folder that would be moved away.
         """
         read = [file for item in items for file in (*image_files(item["image"]), item.get("label")) if file]
         written: list[Path] = []
@@ -84,13 +96,13 @@ class Output:
                 )
 
     def claim(self) -> None:
-        """Keep the folder of an earlier run under a dated name, so that nothing of two runs mixes."""
+        """Keep the folder of an earlier run under a dated name, so that files of two runs do not mix."""
         if (Path(self.folder) / RECORD_FILE).exists():
             logger.info("Kept the earlier run as %s", keep_earlier(self.folder))
 
 
 def _identity(path: str | Path) -> tuple[int, int] | None:
-    """What is the same for all links to a file; None where there is no file."""
+    """Device and inode, which all links to a file share; None if there is no file."""
     try:
         found = os.stat(path)
     except OSError:

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a workflow's ``run`` list does before its engine: refuse what would fail later, and write down what is run.
 
-Constructing a workflow calls none of this, so it succeeds with no data and no weights at hand.
+The construction of a workflow calls none of these functions, so it needs neither data nor weights.
 """
 
 from __future__ import annotations
@@ -58,31 +58,34 @@ def prepare_training(
     reinitialize: str | Sequence[str] = (),
     resume: bool = False,
 ) -> None:
-    """Check settings and cases, load ``pretrained_file``, then write split, configuration and versions.
+    """Check settings and cases, load ``pretrained_file``, then write split, configuration and versions to ``output``.
 
-    A caller may bring its own lists, as MONAI Label does, in place of the cases below ``cohort.dataset_dir``. Such a
-    caller trains again and again, so the folder of its earlier run is kept under a dated name without being told to.
+    With several ranks, rank 0 alone checks and writes. Each rank loads ``pretrained_file``. The record of these weights
+    is compared with ``settings``.
 
-    All of that goes to ``output``. With several ranks, rank 0 does so alone; each loads ``pretrained_file``, whose
-    record is compared with ``settings``.
+    A caller such as MONAI Label may bring its own lists, which replace the cases below ``cohort.dataset_dir``. Such a
+    caller trains again and again, so the folder of its earlier run is kept under a dated name even without
+    ``overwrite``.
 
     Args:
-        configuration: what is run.
-        settings: what weights depend on (``scripts.weights.record.weights_settings``); what they are trained on is
-            added to it, for their records.
-        cohort: the lists ``training`` and ``validation``, the latter empty where nothing is validated.
+        configuration: the configuration that is run.
+        settings: what weights depend on (``scripts.weights.record.weights_settings``). This function adds what the
+            weights are trained on, for their records.
+        cohort: the lists ``training`` and ``validation``. The second is empty if nothing is validated.
         output: where results go.
-        network, optimizer: what is trained, and by what.
-        preprocessing: of the patches; it must normalize as that of images to be segmented.
+        network: the network to train.
+        optimizer: its optimizer.
+        preprocessing: preprocessing of the patches. It must normalize in the same way as the preprocessing of images to
+            be segmented.
         batch_size: patches in a step of each rank.
         pretrained_file: weights to start from.
         reinitialize: modules to leave at their initial values.
         resume: go on with the training in the output's folder.
 
     Raises:
-        InputError: a setting cannot work or contradicts another, there are too few cases or a faulty one, the output's
-            folder is in use, or, with ``resume``, holds nothing to resume from; or ``pretrained_file`` takes channels
-            in another order.
+        InputError: a setting cannot work or contradicts another; there are too few cases or a faulty one; the output's
+            folder is in use; with ``resume``, the folder holds nothing to resume from; or ``pretrained_file`` takes
+            channels in another order.
     """
     pretrained_file = None if resume else pretrained_file
     searched: str | None = cohort.dataset_dir
@@ -105,7 +108,7 @@ def prepare_training(
         else:
             output.refuse_used(cohort.dataset_dir)
         lists = cohort.completed()
-        # One patient may stand on both sides, to see whether a network can learn it.
+        # A case may stand in both lists, as in a test of whether a network can learn it.
         both = {str(item["image"]): item for items in lists.values() for item in items}
         output.refuse_replacing(list(both.values()), cohort.datalist_file, resume)
         if searched is None:
@@ -135,14 +138,14 @@ def prepare_training(
             write_datalist(lists, cohort.dataset_dir, Path(output.folder) / "datalist.json")
             facts: dict[str, Any] = recorded_order(both.values(), cohort.channel_order)
             if start is not None:
-                # What starts from phantoms' weights is not of patients alone.
+                # Weights that started from phantoms' weights have not seen patients alone.
                 phantoms = phantoms or knows_phantoms(start)
             which = dict(zip(both, synthetic, strict=True))
             trained = {str(item["image"]) for item in lists["training"]}
             made = sum(which[image] for image in trained)
             facts |= {"trained_on": trained_on(len(trained) - made, made, start)}
             facts |= {"cases": {name: len(items) for name, items in lists.items()}}
-            # For the records of the weights, which the training's handler writes.
+            # The training's handler writes this into the records of the weights.
             settings["trained_on"] = facts["trained_on"]
             write_record(output.folder, configuration.content, phantoms, **facts)
 
@@ -152,25 +155,26 @@ def prepare_training(
 
 
 def check_normalization(preprocessing: Compose, settings: Record) -> None:
-    """Refuse a training whose patches are normalized otherwise than the images to be segmented, by ``settings``.
+    """Refuse a training that normalizes its patches in another way than ``settings`` say for images to be segmented.
 
-    Other steps of the two are not compared.
+    The weights would otherwise be validated and used on images unlike those of their training. Other steps of the two
+    preprocessings are not compared.
 
     Raises:
-        InputError: they are; weights would be validated, and used, on images that they were not trained on.
+        InputError: the two normalizations differ.
     """
     if (own := normalization(preprocessing)) != (other := settings["normalization"]):
         raise InputError(
             f"train#preprocessing: sequences are normalized over: {own}; in image_transforms, which validation and "
-            f"inference use, over: {other}. Leave out the overlay that changes the one alone, such as authors.yaml."
+            f"inference use, over: {other}. Leave out the overlay that changes only one of them, such as authors.yaml."
         )
 
 
 def start_of_training(model_file: str, settings: Record) -> dict[str, Any]:
-    """What the record of a training's weights says of the weights in ``model_file``, which it starts from.
+    """What the record of a training's weights says about ``model_file``, from which the training starts.
 
     Raises:
-        InputError: they take channels in another order.
+        InputError: the weights in ``model_file`` take channels in another order.
     """
     record = read_weights_record(model_file)
     check_start(record, settings, model_file)
@@ -190,21 +194,23 @@ def prepare_evaluation(
 ) -> None:
     """Check settings, cases and weights, and write configuration and versions into the output's folder.
 
-    Serves evaluation (cases with labels) and inference (without). With several ranks, rank 0 does all this alone.
+    Evaluation (of cases with labels) and inference (of cases without labels) use this function. With several ranks,
+    rank 0 alone checks and writes.
 
     Args:
-        configuration: what is run.
+        configuration: the configuration that is run.
         settings: what weights depend on (``scripts.weights.record.weights_settings``).
         cohort: the list ``cases``.
         output: where results go.
-        network, inferer: what segments.
-        model_file: one file or, for an ensemble, several, whose records are compared with ``settings``.
-        load_pretrain: the engine loads ``model_file`` into ``network``; otherwise ``network`` or ``inferer`` reads it.
-        selection: evaluation's choice of cases.
+        network: the network that segments.
+        inferer: how the network is run over a volume.
+        model_file: one file or, for an ensemble, several. The records of these weights are compared with ``settings``.
+        load_pretrain: the engine loads ``model_file`` into ``network``; if false, ``network`` or ``inferer`` reads it.
+        selection: which cases an evaluation takes; None for inference.
 
     Raises:
-        InputError: a setting cannot work or contradicts another, there is no case or a faulty one, the weights are
-            absent, of another network or trained with other settings, or the output's folder is in use.
+        InputError: a setting cannot work or contradicts another; there is no case or a faulty one; the weights are
+            absent, belong to another network or were trained with other settings; or the output's folder is in use.
     """
 
     def check_and_claim() -> None:
@@ -212,7 +218,7 @@ def prepare_evaluation(
         files = ensure_tuple(model_file)
         check_who_reads_weights(network, inferer, model_file, load_pretrain)
         for file in files:
-            # An earlier run's folder is moved away, and the weights with it.
+            # An earlier run's folder is moved away, together with these weights.
             inside = Path(file).resolve().is_relative_to(Path(output.folder).resolve())
             if inside and (Path(output.folder) / RECORD_FILE).exists():
                 raise InputError(f"{output.folder}: holds the weights ({file}); choose another --output_dir.")
@@ -246,10 +252,10 @@ def prepare_evaluation(
 def check_who_reads_weights(
     network: torch.nn.Module, inferer: Inferer, model_file: str | Sequence[str], load_pretrain: bool
 ) -> None:
-    """Refuse a run in which nothing would read the weights, or two parts would, or one that cannot read several files.
+    """Check that exactly one part of a run reads the weights, and that it can read all of the files.
 
     Raises:
-        InputError: it is such a run.
+        InputError: no part reads the weights, two parts do, or the one that does cannot read several files.
     """
     readers = weights_readers(network, inferer)
     if not load_pretrain and not readers:
@@ -266,7 +272,7 @@ def check_who_reads_weights(
 
 
 def report_thresholds(used: Mapping[str, Any], records: Sequence[Record | None]) -> None:
-    """Say which thresholds of the post-processing the user has set, and what the weights' records say instead."""
+    """Log each threshold of the post-processing that differs from the one in the weights' records."""
     for name, value in used.items():
         theirs = {r["postprocessing"].get(name) for r in records if r and r.get("postprocessing")}
         if theirs - {value}:
@@ -274,25 +280,35 @@ def report_thresholds(used: Mapping[str, Any], records: Sequence[Record | None])
 
 
 def recorded_order(items: Iterable[Mapping[str, Any]], channel_order: Sequence[str]) -> dict[str, list[str]]:
-    """What ``run.json`` notes of the channels' order where it came from a setting, not from files' names."""
+    """The entry of ``run.json`` for the order of channels; empty if the files' names give the order.
+
+    Example:
+        >>> recorded_order([{"image": "case.nii.gz"}], ["flair", "t1", "t1ce", "t2"])
+        {'channel_order': ['flair', 't1', 't1ce', 't2']}
+        >>> recorded_order([{"image": [f"case_{name}.nii.gz" for name in ("t1", "t1ce", "t2", "flair")]}], [])
+        {}
+    """
     four_dimensional = any(len(image_files(item["image"])) == 1 for item in items)
     return {"channel_order": list(channel_order)} if four_dimensional else {}
 
 
 def check_ranks(items: Sequence[Mapping[str, Any]], what: str) -> None:
-    """Refuse more ranks than cases: a rank without work would stop the others where results are gathered.
+    """Refuse more ranks than cases, since a rank without work would block the others when results are gathered.
 
     Raises:
         InputError: there are more ranks than ``items``.
     """
     if world_size() > len(items):
-        raise InputError(f"{world_size()} processes need as many {what}, and there are {len(items)}; start fewer.")
+        raise InputError(
+            f"{world_size()} processes need at least {world_size()} {what}, and there are {len(items)}; start fewer."
+        )
 
 
 def record_resumption(configuration: Configuration, output_dir: str, epoch: int) -> None:
     """Note in ``run.json`` that a training goes on, and keep the configuration that it started with.
 
-    What a kill left half written goes. Should the recipe have changed meanwhile, the weights are never published.
+    Files that a killed run left half written are removed. If the recipe has changed meanwhile, ``run.json`` says so,
+    and the weights are never published.
     """
     remove_unfinished(output_dir)
     config_file = Path(output_dir) / CONFIG_FILE
@@ -303,7 +319,7 @@ def record_resumption(configuration: Configuration, output_dir: str, epoch: int)
         told = [key for key in changed if key != "max_epochs"]
         if told:
             logger.warning(
-                "The training started with other settings of %s (%s); what the optimizer was given then still holds.",
+                "The training started with other settings of %s (%s); the optimizer keeps the values that it had then.",
                 ", ".join(told),
                 config_file,
             )

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The best weights of a plain training become the bundle's own."""
+"""Publish the best weights of a plain training as the bundle's own."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ logger = logging.getLogger(__name__)
 def publish(configuration: Configuration, output_dir: str, bundle_root: str, enabled: bool = True) -> None:
     """Copy the best weights of a plain training and their record to ``models``, where MONAI's tools look for them.
 
-    An earlier file there, its record, and a TorchScript made of it, are kept under dated names. Not published are
-    weights from phantoms, and those of a training whose recipe is not that of train.json, since inference.json fits
-    that alone.
+    An earlier model file there, its record and its TorchScript are kept under dated names. Weights from phantoms are
+    not published. Weights of a training that departs from the recipe in train.json are not published either, since
+    inference.json fits that recipe only.
 
     Args:
-        configuration: what was run.
+        configuration: the configuration that was run.
         output_dir: folder of the run.
         bundle_root: root of the bundle.
-        enabled: false in every variation of the plain recipe.
+        enabled: every variation of the plain recipe sets this to false.
     """
     if rank() != 0:
         return
@@ -38,7 +38,7 @@ def publish(configuration: Configuration, output_dir: str, bundle_root: str, ena
     record = read_record(output_dir)
     plain = Path(bundle_root) / "configs" / "train.json"
     changed = changed_recipe(configuration.content, plain) if configuration.content else []
-    # A training that was resumed with other settings is of no one recipe.
+    # A training that was resumed with other settings follows no single recipe.
     changed = sorted({*changed, *record.get("recipe_changed", [])})
     if not enabled or changed:
         what = f" ({', '.join(changed)})" if changed else ""
@@ -58,7 +58,7 @@ def publish(configuration: Configuration, output_dir: str, bundle_root: str, ena
     with replacing(target) as temporary, replacing(record_file(target)) as temporary_record:
         shutil.copyfile(best, temporary)
         shutil.copyfile(record_file(best), temporary_record)
-        # What lies beside earlier weights, their record and their export, says nothing of these.
+        # The record and the export beside earlier weights do not describe the new ones.
         for file in (target, target.with_suffix(".ts"), target.with_name(RECORD_FILE)):
             if (kept := keep_earlier(file)) is not None:
                 logger.info("Kept the earlier %s as %s", file, kept)

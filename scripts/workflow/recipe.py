@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a training follows the plain recipe, that of train.json."""
+"""Whether a training follows the plain recipe, which train.json holds."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 from monai.bundle import ConfigParser
 from scripts.workflow.configuration import brings_own_data, without_tracking
 
-# What MONAI Label's training task sets (monailabel 0.8.5, tasks/train/bundle.py, BundleTrainTask.__call__).
+# MONAI Label's training task sets these keys (monailabel 0.8.5, tasks/train/bundle.py, BundleTrainTask.__call__).
 SET_BY_CALLERS = ("train#dataset#data", "validate#dataset#data", "train#trainer#max_epochs", "train#handlers")
-# A plain training's weights are published only if nothing that changes them was changed. These keys do not: they say
-# where, on what and how fast a training runs, how its data are read, and what else it writes.
+# A training's weights are published only if no setting that affects them was changed. These keys do not affect them:
+# they say where, on which data and how fast a training runs, how its data are read, and what else it writes.
 NOT_OF_THE_RECIPE = {
     "bundle_root",
     "dataset_dir",
@@ -47,10 +47,16 @@ NOT_OF_THE_RECIPE = {
 
 
 def changed_recipe(config: Mapping[str, Any], plain: Path) -> list[str]:
-    """Keys in which the content ``config`` departs from the file ``plain``, but for ``NOT_OF_THE_RECIPE``.
+    """Keys in which the content ``config`` differs from the file ``plain``, except for ``NOT_OF_THE_RECIPE``.
 
-    Where a caller brings its own data, what it sets besides (length, handlers) is no departure either: MONAI Label
-    trains the network of inference.json, and expects the weights in ``models``.
+    If a caller brings its own data, the length and the handlers that it sets are no differences either: MONAI Label
+    trains the network of inference.json and expects the weights in ``models``.
+
+    Example:
+        >>> from scripts.files import CONFIGS, read_json
+        >>> config = read_json(CONFIGS / "train.json")
+        >>> changed_recipe(config | {"dataset_dir": "/data", "learning_rate": 0.1}, CONFIGS / "train.json")
+        ['learning_rate']
     """
     config = without_tracking(config)
     wanted = without_tracking(ConfigParser.load_config_file(str(plain)))
@@ -69,5 +75,5 @@ def changed_recipe(config: Mapping[str, Any], plain: Path) -> list[str]:
 
 
 def _comparable(value: Any) -> str:
-    # As JSON has it, where a tuple from the command line is a list; and MONAI writes # as :: in what it runs.
+    # JSON turns a tuple from the command line into a list. MONAI replaces # by :: in the configuration that it runs.
     return json.dumps(value, default=str, sort_keys=True).replace("#", "::")

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Settings that cannot work, refused before anything is read, and settings that nothing reads."""
+"""Checks of the settings: those that cannot work are refused before any case is read; unused ones give a warning."""
 
 from __future__ import annotations
 
@@ -23,30 +23,37 @@ from scripts.workflow.configuration import MLFLOW, TRACKING, Configuration, with
 
 logger = logging.getLogger(__name__)
 
-# Keys that MONAI reads, not another key.
+# MONAI reads these keys; no other key refers to them.
 READ_BY_MONAI = {"imports", "initialize", "run", "finalize"}
-# Packages that MONAI's own parts need, only where they are used.
+# Packages that some of MONAI's parts need when they are used.
 PACKAGES_BEHIND = {MLFLOW: ("mlflow", "sqlalchemy", "alembic")}
-# Parts of a configuration that hold settings of their own.
+# Sections of a configuration that hold settings of their own.
 SECTIONS = ("train", "validate")
-# Former names of settings, which would be passed over.
+# Former names of settings, which would have no effect.
 RENAMED = {"oedema_last": "edema_last", "validate#activation": "activation"}
 AMP_DTYPES = ("bfloat16", "float16")
 
 
 def check_settings(configuration: Configuration) -> None:
-    """Refuse what cannot work whatever the data, and warn of settings that nothing reads.
+    """Refuse settings that cannot work with any data, and warn of settings that nothing reads.
 
-    From here on wrong input is shown as one line, as in a command.
+    From this call on, wrong input is shown as one line, as in a command.
 
     Args:
         configuration: the configuration to check.
 
     Raises:
-        InputError: a value is the text "true" or "false", as the command line leaves a switch in lower case, and which
-            Python takes for true, both; the device or precision does not exist; a package is not installed that a part
-            needs; a setting has a former name; a part refers to a setting that is not there; or torchrun started
-            several processes for a configuration of one.
+        InputError: a value is the text "true" or "false" (the command line leaves a switch in lower case as text, and
+            Python takes both texts for true); the device or precision does not exist; a part needs a package that is
+            not installed; a setting has a former name; a part refers to a setting that does not exist; or torchrun
+            started several processes for a configuration of one process.
+
+    Example:
+        >>> from monai.bundle import ConfigParser
+        >>> parser = ConfigParser({"device": "cpu", "amp": "false"})
+        >>> check_settings(Configuration(parser))
+        Traceback (most recent call last):
+        scripts.errors.InputError: --amp false: write False, with a capital.
     """
     show_input_errors()
     config = configuration.content
@@ -70,7 +77,7 @@ def check_settings(configuration: Configuration) -> None:
             f"{started} processes were started (WORLD_SIZE) for a configuration of one; add multi_gpu_train.json "
             "or multi_gpu_evaluate.json to --config_file."
         )
-    # What a caller's own lists and lengths replace is read by nothing any more, and no one has mistyped it.
+    # A caller's own lists and lengths replace settings, which nothing reads then although none is mistyped.
     if launched_rank() != 0 or configuration.brings_own_data:
         return
     text = json.dumps(without_tracking(config), default=str).replace("::", "#")
@@ -84,7 +91,7 @@ def check_settings(configuration: Configuration) -> None:
 
 
 def _workflow(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The main configurations that a configuration begins with; all of them where that is unclear."""
+    """The main configurations that a configuration begins with; all of them if that is unclear."""
     if "train" not in config:
         return ("inference.json",) if "evaluator" in config else ("train.json", "evaluate.json", "inference.json")
     return ("train.json", "evaluate.json") if "evaluation_dir" in config else ("train.json",)
@@ -92,26 +99,35 @@ def _workflow(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 @functools.cache
 def _own_settings(names: tuple[str, ...]) -> frozenset[str]:
-    """Settings of these main configurations, each of which is read in the workflow that they make."""
+    """Settings of these main configurations. The workflow that they make reads each of them."""
     files = [CONFIGS / name for name in names]
     content = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
     return frozenset(name.split("#_")[0] for config in content for name in _settings(config))
 
 
 def _settings(config: Mapping[str, Any]) -> list[str]:
-    """Names of all settings at the top of a configuration, and of those that stand in its sections one below."""
+    """Names of all settings at the top level of a configuration and one level below, in its sections."""
     below = [f"{section}#{name}" for section in SECTIONS for name in config.get(section) or {}]
     return [*config, *(name for name in below if "#_" not in name)]
 
 
 def check_installed(name: str, target: str) -> None:
-    """Refuse a part whose package is absent, before MONAI fails on it with a page of text.
+    """Refuse a part whose package is not installed, before MONAI fails on it with a page of text.
+
+    Args:
+        name: the key of the part.
+        target: its ``_target_``.
 
     Raises:
         InputError: a package is not installed; the message names it.
+
+    Example:
+        >>> check_installed("loss#_target_", "lost.Loss")
+        Traceback (most recent call last):
+        scripts.errors.InputError: loss#_target_ lost.Loss: needs the package lost, which is absent; pip install lost.
     """
     if not re.match(r"[A-Za-z_]", target):
-        # An expression or a reference, which only evaluation can tell.
+        # An expression or a reference has a value only after evaluation.
         return
     packages = PACKAGES_BEHIND.get(target, (target.split(".")[0],) if "." in target else ())
     for package in packages:
@@ -120,34 +136,46 @@ def check_installed(name: str, target: str) -> None:
 
 
 def check_references(name: str, value: str, config: Mapping[str, Any]) -> None:
-    """Refuse a reference to what is not there, as of an overlay over a configuration that it is not for.
+    """Refuse a reference to a setting that does not exist.
+
+    Such a reference stands, for example, in an overlay that is used over a configuration for which it is not made.
+
+    Args:
+        name: a key.
+        value: its value, with references.
+        config: the configuration's content.
 
     Raises:
-        InputError: ``value``, what stands under ``name``, refers to a setting that ``config`` does not have.
+        InputError: ``value`` refers to a setting that ``config`` does not have.
     """
     for wanted in re.findall(r"@(\w+)", value):
         if wanted not in config:
             raise InputError(
-                f"--{name} {value}: there is no setting {wanted}; an overlay may need another configuration below it, "
-                "such as evaluate.json, or give the setting."
+                f"--{name} {value}: there is no setting {wanted}; an overlay may need another configuration before it, "
+                "such as evaluate.json; otherwise give the setting."
             )
 
 
 def left_to_evaluation(value: Any) -> bool:
-    """Whether a value is a part, an expression or a reference, which only the configuration's evaluation can tell."""
+    """Whether a value is a part, an expression or a reference, which is known only after evaluation."""
     return isinstance(value, Mapping) or (isinstance(value, str) and value.startswith(("$", "@")))
 
 
 def check_device(device: Any) -> None:
-    """Refuse a device that is none, or not there.
+    """Refuse a device that does not exist.
 
     Raises:
-        InputError: ``device`` is no name of a device, or names a GPU that this machine does not have.
+        InputError: ``device`` is not the name of a device, or it names a GPU that this machine does not have.
+
+    Example:
+        >>> check_device("gpu")
+        Traceback (most recent call last):
+        scripts.errors.InputError: --device gpu: no such device; write cpu, cuda, or cuda:<number>.
     """
     if device is None or left_to_evaluation(device):
         return
     try:
-        # What torch makes of a bare number depends on the machine.
+        # For a bare number, the type of device that torch chooses depends on the machine.
         name = str(device if isinstance(device, torch.device) else torch.device(str(device)))
     except RuntimeError as error:
         raise InputError(f"--device {device}: no such device; write cpu, cuda, or cuda:<number>.") from error
@@ -166,11 +194,19 @@ def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def weights_readers(network: torch.nn.Module, inferer: Inferer) -> list[str]:
-    """Names of the parts that read weights from a file themselves, which say so by an attribute ``reads_model_file``.
+    """Class names of the parts that read weights from a file themselves.
+
+    Such a part has an attribute ``reads_model_file`` that is true.
 
     Args:
-        network: what segments.
-        inferer: how; inferers that it hands over to (``inferer``) are looked at too.
+        network: the network that segments.
+        inferer: how the network is run over a volume. The inferers inside it (attribute ``inferer``) are checked too.
+
+    Example:
+        >>> from scripts.inference.ensembles import EnsembleInferer
+        >>> from scripts.inference.inferers import FlipInferer
+        >>> weights_readers(torch.nn.Identity(), FlipInferer(EnsembleInferer(FlipInferer(), ["a.pt", "b.pt"])))
+        ['EnsembleInferer']
     """
     parts: list[Any] = [network]
     inner: Any = inferer
@@ -181,16 +217,16 @@ def weights_readers(network: torch.nn.Module, inferer: Inferer) -> list[str]:
 
 
 def check_trainable(network: torch.nn.Module, inferer: Inferer) -> None:
-    """Refuse a training with a part that reads weights from a file, which would replace those in training.
+    """Refuse a training with a part that reads weights from a file, since they would replace the weights in training.
 
     Rank 0 alone checks.
 
     Args:
-        network: what is to be trained.
-        inferer: of its validation.
+        network: the network to train.
+        inferer: the inferer of its validation.
 
     Raises:
-        InputError: one of them does (``weights_readers``).
+        InputError: one of the two reads weights from a file (``weights_readers``).
     """
 
     def check() -> None:
@@ -204,14 +240,21 @@ def check_trainable(network: torch.nn.Module, inferer: Inferer) -> None:
 
 
 def check_windows(network: torch.nn.Module, sizes: Mapping[str, Sequence[int]]) -> None:
-    """Refuse a patch or window that ``network`` cannot take, before hours of work lead up to it. Rank 0 alone does so.
+    """Refuse a patch or window that ``network`` cannot take, before hours of work are lost. Rank 0 alone checks.
 
     Args:
-        network: takes sizes that are multiples of its ``size_multiple``; any where it states none.
-        sizes: by the names of their settings.
+        network: a network that takes multiples of its ``size_multiple``; without this attribute it takes any size.
+        sizes: sizes by the names of their settings.
 
     Raises:
-        InputError: a size is not a multiple of the network's, or all are the smallest.
+        InputError: a size is not a multiple of ``size_multiple``, or all sizes of a patch or window equal it.
+
+    Example:
+        >>> network = torch.nn.Identity()
+        >>> network.size_multiple = 16
+        >>> check_windows(network, {"patch_size": [100, 96]})
+        Traceback (most recent call last):
+        scripts.errors.InputError: --patch_size [100, 96]: each must be a multiple of 16, and one of them at least 32.
     """
     multiple = int(getattr(unwrap(network), "size_multiple", 1))
 

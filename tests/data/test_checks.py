@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Every fault of the data is found before the work begins, and said with the file and the remedy."""
+"""Every fault of the data is found before the work begins, and the message names the file and the remedy."""
 
 import gzip
 import logging
@@ -38,7 +38,7 @@ def write(path, values, affine=AFFINE, description=""):
 
 
 def make_case(root, name="BraTS20_Training_001", labels=(0, 1, 2, 4), extension=".nii.gz", description=""):
-    """A case of noise that does not compress, so that a file can be cut off anywhere."""
+    """Write a case of noise. Noise does not compress, so a file can be cut off anywhere."""
     rng = np.random.default_rng(len(name))
     separator, suffixes = ("-", NEW) if name.lower().startswith("brats-") else ("_", OLD)
     for suffix in suffixes:
@@ -63,7 +63,7 @@ def refusal(root, items=None, **arguments):
     return message
 
 
-# What passes.
+# Data without faults.
 
 
 @pytest.mark.parametrize("extension", [".nii", ".nii.gz"])
@@ -164,7 +164,7 @@ def test_a_file_elsewhere_is_named(tmp_path, suffix, change):
 
 
 def test_a_label_map_of_another_origin_is_taken_with_a_warning(tmp_path, caplog):
-    """As BraTS 2017 ships some, which fit voxel for voxel."""
+    """BraTS 2017 ships such label maps, and they fit voxel for voxel."""
     make_case(tmp_path)
     shifted = AFFINE.copy()
     shifted[:3, 3] = (0, 239, -7.5)
@@ -173,8 +173,8 @@ def test_a_label_map_of_another_origin_is_taken_with_a_warning(tmp_path, caplog)
     assert not any(check_cases(labeled_items(tmp_path), tmp_path))
     (warning,) = [r.message for r in caplog.records if "origin" in r.message]
     assert warning == (
-        f"{file_of(tmp_path, 'seg')}: its origin differs from that of the images, its shape and axes do not; "
-        "taken voxel by voxel."
+        f"{file_of(tmp_path, 'seg')}: its origin differs from the images' origin, but its shape and axes are equal; "
+        "it is matched to the images voxel by voxel."
     )
     write(file_of(tmp_path, "seg"), labels[1:], shifted)
     assert "its grid" in refusal(tmp_path)
@@ -216,7 +216,7 @@ def test_an_uncompressed_file_that_lacks_its_last_byte_is_named(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["t2", "seg"])
 def test_a_file_with_damaged_content_is_named(tmp_path, suffix):
-    """Header and length are right, so only reading it shows the damage; far in, since reading ahead is no reading."""
+    """Header and length are right, so only reading the file to the damaged place, far behind its start, shows it."""
     make_case(tmp_path)
     for name in (*OLD, "seg"):
         values = np.random.default_rng(0).choice(np.array([0, 1, 2, 4], np.uint8), (64, 64, 128))
@@ -225,7 +225,7 @@ def test_a_file_with_damaged_content_is_named(tmp_path, suffix):
     content = gzip.decompress(path.read_bytes())
     compressor = zlib.compressobj(wbits=31)
     intact = compressor.compress(content[:400_000]) + compressor.flush(zlib.Z_FULL_FLUSH)
-    # A block of the kind that deflate reserves, then checksum and length.
+    # The rest is a block of a type that deflate reserves, and then the checksum and the length.
     path.write_bytes(intact + b"\x07" * 400 + struct.pack("<II", zlib.crc32(content), len(content)))
     message = refusal(tmp_path)
     assert message.startswith(f"{path}: damaged (") and "copy it again" in message
@@ -241,7 +241,7 @@ def test_an_image_that_shows_nothing_or_no_numbers_is_named(tmp_path, fill, said
     write(file_of(tmp_path, "t1ce"), values)
     message = refusal(tmp_path)
     assert message.startswith(f"{file_of(tmp_path, 't1ce')}: ") and said in message and "export" in message
-    # The same for cases without labels.
+    # Cases without labels are refused with the same message.
     assert refusal(tmp_path, unlabeled_items(tmp_path)) == message
 
 
@@ -253,7 +253,7 @@ def test_voxels_that_are_no_plain_numbers_are_refused(tmp_path, kind, said, suff
     make_case(tmp_path)
     path = write(file_of(tmp_path, suffix), np.ones(SHAPE, np.dtype(kind)))
     assert refusal(tmp_path) == (
-        f"{path}: its voxels are {said}, not plain ones; export the sequence again, as gray values."
+        f"{path}: its voxels are {said}, not plain numbers; export the sequence again, as gray values."
     )
 
 
@@ -393,7 +393,7 @@ def test_one_case_can_be_checked_alone(tmp_path):
     check_case({**item, "et_label": 3, "resection_cavity": 0})
 
 
-# What is warned of.
+# Warnings.
 
 
 def warnings(caplog):
@@ -401,7 +401,7 @@ def warnings(caplog):
 
 
 def test_a_grid_that_is_mostly_brain_is_warned_of_by_the_cases_name(tmp_path, caplog):
-    """As without skull-stripping; or with noise, of which each sequence alone may fill less."""
+    """The skull or noise can cause this. The sequences count together, since each one alone may fill less."""
     make_case(tmp_path)
     make_case(tmp_path, "BraTS20_Training_002")
     for number, suffix in enumerate(OLD):
@@ -416,7 +416,7 @@ def test_a_grid_that_is_mostly_brain_is_warned_of_by_the_cases_name(tmp_path, ca
     assert not any(check_cases(labeled_items(tmp_path), tmp_path))
     (warning,) = warnings(caplog)
     assert warning.startswith("BraTS20_Training_002: more than half of the grid is not 0")
-    assert "Well if the images are cut close to the brain; otherwise strip the skull" in warning
+    assert "This is fine if the images are cut close to the brain; otherwise strip the skull" in warning
     assert check_case(labeled_items(tmp_path)[1]).brain == pytest.approx(7 / 8)
 
 
@@ -441,15 +441,15 @@ def test_releases_of_other_tumors_are_warned_of_once_each(tmp_path, caplog):
     for name in (*names, "BraTS-GLI-00001-000", "BraTS-SSA-00001-000", "BraTS20_Training_001"):
         make_case(tmp_path, name, labels=(0, 1, 2))
     assert not any(check_cases(labeled_items(tmp_path), tmp_path))
-    where = "by its name; the weights of this bundle and its reading of label values are for gliomas."
+    end = "; the weights of this bundle and its reading of label values are for gliomas."
     assert sorted(warnings(caplog)) == [
-        f"BraTS-MET-00004-000: metastases, {where}",
-        f"BraTS-PED-00001-000 and 1 more: pediatric tumors, {where}",
-        f"brats-men-00003-000: meningiomas, {where}",
+        f"BraTS-MET-00004-000: the name says metastases{end}",
+        f"BraTS-PED-00001-000 and 1 more: the name says pediatric tumors{end}",
+        f"brats-men-00003-000: the name says meningiomas{end}",
     ]
     caplog.clear()
     warn_of_other_tumors([{"case": "BraTS-MEN-RT-0001-1"}, {"case": "BraTS-METRIC-1"}, {"case": "MEN"}])
-    assert warnings(caplog) == [f"BraTS-MEN-RT-0001-1: meningiomas, {where}"]
+    assert warnings(caplog) == [f"BraTS-MEN-RT-0001-1: the name says meningiomas{end}"]
 
 
 # Reading.
@@ -516,7 +516,7 @@ def test_two_real_patients_pass_and_their_labels_are_as_published(tmp_path, real
         labels = np.asanyarray(nib.load(item["label"]).dataobj)
         voxels[item["case"]] = tuple(int(np.isin(labels, part).sum()) for part in ((1, 2, 4), (1, 4), (4,)))
     assert voxels == {"TCGA-FG-6692": (30179, 9317, 6840), "TCGA-DU-7294": (24188, 9281, 0)}
-    # Damage to a copy of one is found.
+    # The check finds damage in a copy of one case.
     copy = tmp_path / "TCGA-DU-7294"
     copy.mkdir()
     for file in (root / "TCGA-DU-7294").iterdir():

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Cases are found in every release's layout, split without loss, and recorded so that the split can be taken again."""
+"""Cases are found in every release's layout and split without loss, and the recorded split can be used again."""
 
 import errno
 import itertools
@@ -31,7 +31,7 @@ NEW = ("t1n", "t2w", "t1c", "t2f")
 
 
 def make_case(folder, old=True, label=True, extension=".nii.gz", leave_out=()):
-    """A case folder of empty files: finding cases must not read them."""
+    """Make a case folder of empty files, because the search for cases must not read them."""
     separator, suffixes = ("_", OLD) if old else ("-", NEW)
     folder.mkdir(parents=True)
     for suffix in (*suffixes, *(["seg"] if label else [])):
@@ -126,7 +126,7 @@ def test_releases_are_known_by_their_names_and_channels_ordered_by_them(tmp_path
     assert item["case"] == folder
     assert [Path(p).name for p in item["image"]] == [f"{folder}{separator}{s}.nii.gz" for s in suffixes]
     assert (item["et_label"], item["resection_cavity"]) == (et_label, 0)
-    # That of the PANet authors' program.
+    # The PANet authors' program has this order.
     assert SEQUENCES == ("t1", "t2", "t1ce", "flair")
 
 
@@ -326,7 +326,7 @@ def test_patients_are_known_by_names_without_the_visit(case, patient):
 
 
 def visits(root, *counts):
-    """Patients with so many visits each, in the names of BraTS 2024."""
+    """Make patients with the given numbers of visits, with the names of BraTS 2024."""
     for patient, count in enumerate(counts):
         for visit in range(count):
             make_case(root / f"BraTS-GLI-{patient:05}-{100 + visit}", old=False)
@@ -359,7 +359,7 @@ def test_visits_of_one_patient_stay_together(tmp_path, seed):
 
 @pytest.mark.parametrize(
     ("counts", "fraction", "held_out"),
-    # As many cases as whole patients allow: at least one of them, never all.
+    # The share is as near as whole patients allow. At least one patient is held out, and never all of them.
     [((3, 3, 3), 0.2, 3), ((2, 2, 2, 2), 0.3, 2), ((4, 4, 4), 0.6, 8), ((5, 1), 0.2, 1), ((2, 2, 2), 0.5, 2)],
 )
 def test_the_share_held_out_is_as_near_as_whole_patients_allow(tmp_path, counts, fraction, held_out):
@@ -392,7 +392,7 @@ def test_fewer_patients_than_folds_are_refused(tmp_path, counts, said):
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("count", [5, 11, 16, 29])
 def test_where_each_case_is_a_patient_the_split_is_monais(tmp_path, count, seed):
-    """So that a split made before patients were looked at is made again."""
+    """An earlier version split cases without regard to patients; its splits are made again."""
     items = labeled_items(cohort(tmp_path, count))
     held_out = round(count * 0.2)
     parts = partition_dataset(items, ratios=[count - held_out, held_out], shuffle=True, seed=seed)
@@ -410,11 +410,11 @@ def test_a_given_split_that_shares_a_patient_is_warned_of_and_taken(tmp_path, gi
     items = labeled_items(visits(tmp_path / "data", 2, 1, 2))
     caplog.set_level(logging.WARNING)
     file = tmp_path / "list.json"
-    where = "in training and in validation; its scores there say nothing about new patients"
+    where = "in training and in validation; the validation scores then say nothing about new patients"
     for training, validation, said in (
         (items[:2], items[2:], None),
         (items[:1], items[1:], f"{file}: a patient is {where}: BraTS-GLI-00000"),
-        # The same case on both sides, as one does to see whether a network can learn it.
+        # The same case may be on both sides, to see whether a network can learn it.
         (items, items[1:], f"{file}: 3 patients are {where}: BraTS-GLI-00000, BraTS-GLI-00001, BraTS-GLI-00002"),
     ):
         caplog.clear()
@@ -425,7 +425,7 @@ def test_a_given_split_that_shares_a_patient_is_warned_of_and_taken(tmp_path, gi
 
 
 def test_patients_are_known_by_their_images_whatever_the_case_is_called(tmp_path, caplog):
-    """In a caller's own lists too."""
+    """This holds for a caller's own lists, too."""
     caplog.set_level(logging.WARNING)
     items = labeled_items(visits(tmp_path / "data", 2, 1))
     renamed = [{**item, "case": f"p{number}"} for number, item in enumerate(items)]
@@ -463,7 +463,7 @@ def test_a_written_split_is_read_back_as_it_was(tmp_path):
         "training": split["training"],
         "validation": split["validation"],
     }
-    # Also as the datalist of a run, for which a new seed and share are of no account.
+    # A run that finds its own datalist ignores a new seed and a new share.
     again = split_datalist(root, tmp_path / "out" / "datalist.json", validation_fraction=0.5, seed=9)
     assert again == split
 
@@ -539,7 +539,7 @@ def test_a_datalist_by_hand_needs_images_and_label_only(tmp_path):
 
 @pytest.mark.parametrize("names", [("x", "y", "z", "w"), OLD])
 def test_a_datalist_that_says_its_sequences_is_obeyed(tmp_path, names):
-    """Whatever the order, that of version 0.2.0 included; the images come in the network's."""
+    """The datalist may say any order, also that of version 0.2.0; the images are put into the network's order."""
     for order in (("t1", "t1ce", "t2", "flair"), ("FLAIR", "T1w", "T1Gd", "T2w"), ("T2", "t1c", "T2-FLAIR", "t1")):
         known = [sequence_named(name) for name in order]
         by_sequence = dict(zip(OLD, names, strict=True))
@@ -549,14 +549,14 @@ def test_a_datalist_that_says_its_sequences_is_obeyed(tmp_path, names):
         path.write_text(json.dumps({"sequences": order, "training": [entry], "validation": []}))
         (item,) = read_datalist(path, "/data")["training"]
         assert item["image"] == [f"/data/p_{name}.nii" for name in names]
-        # A run that writes it down again says the same.
+        # Writing the datalist again does not change it.
         write_datalist({"training": [item], "validation": []}, "/data", tmp_path / "again.json")
         assert read_datalist(tmp_path / "again.json", "/data")["training"] == [item]
 
 
 @pytest.mark.parametrize("order", itertools.permutations(OLD))
 def test_files_that_tell_their_sequences_are_put_in_order(tmp_path, order):
-    """In a datalist that does not say them, and in a caller's own list."""
+    """This holds for a datalist that does not say its sequences, and for a caller's own list."""
     image = [f"a/a_{sequence}.nii.gz" for sequence in order]
     (tmp_path / "list.json").write_text(json.dumps({"training": [minimal(image=image)], "validation": []}))
     (item,) = read_datalist(tmp_path / "list.json", "/data")["training"]
@@ -567,7 +567,7 @@ def test_files_that_tell_their_sequences_are_put_in_order(tmp_path, order):
 
 
 def test_names_by_other_conventions_do_not_overrule_the_list(tmp_path):
-    """BIDS names the contrast agent apart."""
+    """In BIDS, T1 with and without contrast agent end alike, because the agent has a part of the name of its own."""
     image = ["s_T1w.nii.gz", "s_ce-gadolinium_T1w.nii.gz", "s_T2w.nii.gz", "s_FLAIR.nii.gz"]
     entry = {"image": image, "label": "s_seg.nii.gz", "et_label": 4, "edema_label": 2}
     lists = {"training": [entry], "validation": []}
@@ -576,7 +576,7 @@ def test_names_by_other_conventions_do_not_overrule_the_list(tmp_path):
     (item,) = read_datalist(path, "/data")["training"]
     assert item["image"] == [f"/data/{image[number]}" for number in (0, 2, 1, 3)]
     path.write_text(json.dumps(lists))
-    with pytest.raises(InputError, match="neither 'sequences' nor their names say"):
+    with pytest.raises(InputError, match="neither 'sequences' nor the names of these files say"):
         read_datalist(path, "/data")
 
 
@@ -584,7 +584,7 @@ def test_a_callers_own_images_must_tell_their_sequences():
     entry = {"image": ["x.nii.gz", "y.nii.gz", "z.nii.gz", "w.nii.gz"], "label": "l.nii.gz"}
     with pytest.raises(InputError, match="which sequence each file is; let them end in _t1, _t2, _t1ce, _flair"):
         complete_item(entry, 4)
-    # What a datalist has put in order is taken as it is.
+    # Images that a datalist has already put into order are not reordered.
     assert complete_item({**entry, "case": "p"}, 4)["image"] == entry["image"]
     told = [f"p_{sequence}.nii.gz" for sequence in ("flair", "t1", "t1ce", "t2")]
     assert complete_item({"image": told}, 4)["case"] == "p"
@@ -593,8 +593,16 @@ def test_a_callers_own_images_must_tell_their_sequences():
 @pytest.mark.parametrize(
     ("sequences", "image", "said"),
     [
-        (None, ["x.nii", "y.nii", "z.nii", "w.nii"], "neither 'sequences' nor their names say which sequence"),
-        (None, ["a_t1.nii", "b_t1.nii", "c_t2.nii", "d_flair.nii"], "neither 'sequences' nor their names say"),
+        (
+            None,
+            ["x.nii", "y.nii", "z.nii", "w.nii"],
+            "neither 'sequences' nor the names of these files say which sequence",
+        ),
+        (
+            None,
+            ["a_t1.nii", "b_t1.nii", "c_t2.nii", "d_flair.nii"],
+            "neither 'sequences' nor the names of these files say",
+        ),
         (["t1", "t2"], list("xyzw"), '\'sequences\' is ["t1", "t2"]; list each of t1, t2, t1ce, flair once'),
         (["t1", "t1", "t2", "flair"], list("xyzw"), "list each of t1, t2, t1ce, flair once"),
         ("t1 t2 t1ce flair", list("xyzw"), "list each of t1, t2, t1ce, flair once"),
@@ -648,12 +656,12 @@ def test_an_explicit_et_label_overrules_the_datalists(tmp_path):
         (
             '{"training": [{"image": ["a_t1", "b_t2", "c_t1gd", "d_flair"], "label": "b", "et_label": 4}],'
             ' "validation": []}',
-            "an entry says no 'edema_label' (2 as in BraTS, 1 as in the Decathlon; core has the other)",
+            "an entry has no 'edema_label' (2 as in BraTS, 1 as in the Decathlon; core has the other value)",
         ),
-        ('{"training": [{"image": "a.nii", "label": "b", "et_label": 4}], "validation": []}', "says no 'edema_label'"),
+        ('{"training": [{"image": "a.nii", "label": "b", "et_label": 4}], "validation": []}', "has no 'edema_label'"),
         (
             '{"training": [{"image": "imagesTr/a.nii", "label": "b", "et_label": 4}], "validation": []}',
-            "says no 'edema_label'",
+            "has no 'edema_label'",
         ),
         (
             '{"training": [{"image": "a.nii", "label": "b", "et_label": 3, "edema_label": 3}], "validation": []}',
@@ -682,20 +690,20 @@ def test_the_trainings_split_is_taken_before_a_new_one_but_not_before_a_chosen_o
     fresh = split_datalist(root, seed=3)
     assert len({str(s["validation"]) for s in (trained, chosen, fresh)}) == 3
     recorded, file = tmp_path / "datalist.json", tmp_path / "chosen.json"
-    # None was recorded yet.
+    # There is no recorded split yet.
     assert split_datalist(root, recorded=recorded, seed=3) == fresh
     write_datalist(trained, root, recorded)
     write_datalist(chosen, root, file)
     assert split_datalist(root, recorded=recorded, seed=3) == trained
     assert split_datalist(root, file, recorded, seed=3) == chosen
-    # Cases that came later stay out of it: none may slip into what was held out.
+    # Cases that were added later stay out of the split, so that none of them joins the held-out cases.
     make_case(root / "BraTS20_Training_999")
     assert split_datalist(root, recorded=recorded, seed=3) == trained
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/b", "", 3, ".."])
 def test_a_case_is_a_plain_name(tmp_path, name):
-    """Results are named after it."""
+    """Results are named after the case."""
     entry = {"case": name, "image": [f"p_{s}.nii.gz" for s in OLD], "label": "p_seg.nii.gz"}
     path = tmp_path / "list.json"
     path.write_text(json.dumps({"training": [entry], "validation": []}))

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Four-dimensional files: found in the Decathlon's layout, checked, and read in the network's order of channels."""
+"""Four-dimensional files are found in the Decathlon's layout, checked, and read in the network's channel order."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from workflows import SIZE, TRAINING_SIZE, bundle_run, voxels, write_decathlon
 
 SHAPE = (5, 6, 7)
 NAME = "BraTS20_Training_001"
-# As in the Decathlon's own Task01.
+# The Decathlon's own Task01 has this entry.
 MODALITY = {"0": "FLAIR", "1": "T1w", "2": "t1gd", "3": "T2w"}
 
 
 @pytest.fixture
 def brats(tmp_path):
-    """Two cases whose sequences can be told apart, in BraTS's layout."""
+    """Two cases in the layout of BraTS, whose sequences can be told apart."""
     rng = np.random.default_rng(0)
     for number in (1, 2):
         name = f"BraTS20_Training_{number:03d}"
@@ -62,7 +62,7 @@ def brats(tmp_path):
 def task01(brats, tmp_path):
     out = write_decathlon(brats, tmp_path / "Task01_BrainTumor")
     (out / "dataset.json").write_text(json.dumps({"modality": MODALITY}))
-    # As in the published archive.
+    # The published archive contains such files.
     (out / "imagesTr" / "._BraTS20_Training_001.nii.gz").touch()
     return out
 
@@ -124,7 +124,7 @@ def test_an_order_other_than_the_data_sets_is_refused(task01):
         f"{task01}/dataset.json: the channels are FLAIR, T1w, t1gd, T2w, but --channel_order says t1, t2, t1ce, flair; "
         "set --channel_order \"['flair', 't1', 't1ce', 't2']\"."
     )
-    # Four files say it by their names, whatever lies beside them.
+    # Four files give their order by their names, so a dataset.json beside them is not needed.
     (task01 / "dataset.json").write_text("{}")
     assert not any(check_cases(items, task01, channel_order=SEQUENCES))
 
@@ -155,7 +155,7 @@ def test_names_of_channels_are_known_by_any_clear_spelling(task01, names, accept
 
 
 def test_one_reader_serves_many_threads(brats):
-    """Images and label maps by turns; MONAI's own reader mixes up their number of files."""
+    """Threads read images and label maps in turns; MONAI's own reader mixes up the numbers of their files."""
     loader = LoadImageByReaderd(["image", "label"], SequenceReader(), ensure_channel_first=True)
     (item, *_) = labeled_items(brats)
     with ThreadPoolExecutor(8) as pool:
@@ -182,7 +182,7 @@ def test_splits_keep_four_dimensional_files(task01, tmp_path):
 
 
 def test_an_entry_by_hand_has_the_decathlons_labels_where_its_folder_tells(task01, tmp_path):
-    """Core and edema are the other way round than in BraTS; taken for BraTS's, they would change places in silence."""
+    """The Decathlon exchanges the labels of core and edema; if they were read as BraTS labels, no error would show."""
     entry = {"image": f"imagesTr/{NAME}.nii.gz", "label": f"labelsTr/{NAME}.nii.gz"}
     (wanted, *_) = labeled_items(task01)
     lists = tmp_path / "list.json"
@@ -192,14 +192,14 @@ def test_an_entry_by_hand_has_the_decathlons_labels_where_its_folder_tells(task0
     os.rename(task01 / "imagesTr", task01 / "scans")
     entry["image"] = f"scans/{NAME}.nii.gz"
     lists.write_text(json.dumps({"training": [{**entry, "et_label": 3}], "validation": []}))
-    with pytest.raises(InputError, match="an entry says no 'edema_label'"):
+    with pytest.raises(InputError, match="an entry has no 'edema_label'"):
         read_datalist(lists, task01)
     lists.write_text(json.dumps({"training": [{**entry, "et_label": 3, "edema_label": 1}], "validation": []}))
     assert read_datalist(lists, task01)["training"] == [{**wanted, "image": str(task01 / entry["image"])}]
 
 
 def test_the_former_spelling_of_edema_is_still_read(task01, tmp_path):
-    """In a datalist of an earlier version, and in an entry that another program hands over."""
+    """Datalists of an earlier version have it, and so may entries from another program."""
     entry = {"case": NAME, "image": f"imagesTr/{NAME}.nii.gz", "label": f"labelsTr/{NAME}.nii.gz", "et_label": 3}
     lists = tmp_path / "lists.json"
 
@@ -218,7 +218,7 @@ def test_the_former_spelling_of_edema_is_still_read(task01, tmp_path):
 
 
 def test_bare_entries_are_completed(brats, task01):
-    """As MONAI Label hands them over, for a folder and for one file."""
+    """MONAI Label passes such entries for a folder and for a single file."""
     label = str(brats / NAME / f"{NAME}_seg.nii.gz")
     (wanted, *_) = labeled_items(brats)
     done = complete_item({"image": str(brats / NAME), "label": label}, 4)
@@ -240,13 +240,15 @@ def four_d(path, channels=4):
 def test_faulty_files_are_named(tmp_path, brats):
     three = tmp_path / "imagesTr" / "a.nii.gz"
     four_d(three, 3)
-    with pytest.raises(InputError, match=r"a\.nii\.gz: of shape \(5, 6, 7, 3\), not one file with 4 channels"):
+    with pytest.raises(
+        InputError, match=r"a\.nii\.gz: its shape is \(5, 6, 7, 3\), but one file with 4 channels is needed"
+    ):
         check_cases(unlabeled_items(tmp_path / "imagesTr"), tmp_path)
-    with pytest.raises(InputError, match="of shape"):
+    with pytest.raises(InputError, match="its shape is"):
         load({"image": str(three)})
     flat = three.with_name("b.nii.gz")
     nib.save(nib.Nifti1Image(np.ones(SHAPE, np.int16), np.eye(4)), flat)
-    with pytest.raises(InputError, match="not one file with 4 channels"):
+    with pytest.raises(InputError, match="one file with 4 channels is needed"):
         check_cases(unlabeled_items(flat), flat)
     empty = three.with_name("c.nii.gz")
     voxels = four_d(empty)
@@ -260,7 +262,7 @@ def test_faulty_files_are_named(tmp_path, brats):
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
 def test_another_format_is_refused_and_no_other_reader_tried(tmp_path, suffix):
-    """MONAI's readers would take it, with its channels in its own order, which the setting says nothing of."""
+    """MONAI's readers would read it with the channels in its own order, which the setting does not describe."""
     path = tmp_path / f"scan{suffix}"
     channels = np.stack([np.full(SHAPE, value, np.float32) for value in (1, 2, 3, 4)], axis=-1)
     itk.imwrite(itk.image_from_array(channels, is_vector=True), str(path))
@@ -276,7 +278,7 @@ def test_another_format_is_refused_and_no_other_reader_tried(tmp_path, suffix):
 
 
 def test_a_readers_error_comes_through(tmp_path, brats):
-    """As one line that names the file, whether its header or its voxels cannot be read."""
+    """The message is one line that names the file, whether its header or its voxels cannot be read."""
     (item, *_) = labeled_items(brats)
     file = Path(item["image"][2])
     content = gzip.decompress(file.read_bytes())
@@ -296,7 +298,7 @@ def test_a_readers_error_comes_through(tmp_path, brats):
 
 
 def test_monais_consumers_know_the_loader_for_one():
-    """MONAI Label by its class, MONAI Deploy by its name."""
+    """MONAI Label recognizes a loader by its class, MONAI Deploy by its name."""
     assert issubclass(LoadImageByReaderd, LoadImaged)
     assert "LoadImage" in LoadImageByReaderd.__name__
 
@@ -306,7 +308,7 @@ def test_monais_consumers_know_the_loader_for_one():
 
 @pytest.mark.parametrize("workflow", ["inference", "evaluation", "maps elsewhere", "training"])
 def test_results_in_the_images_folder_are_refused_and_nothing_is_changed(task01, workflow, tmp_path):
-    """An image and the label map of its case have one name."""
+    """The label map of a case would have the same name as its image."""
     images = task01 / "imagesTr"
     before = {path: path.read_bytes() for path in task01.rglob("*") if path.is_file()}
     place = {"dataset_dir": str(task01), "output_dir": str(images), **SIZE}
@@ -341,7 +343,7 @@ def test_one_file_is_segmented_as_its_four_sequences_are(cohort, training, segme
 
 
 def test_training_on_the_decathlon_is_training_on_brats(small_cohort, tmp_path):
-    """The same patients in both layouts: the same split, the same weights bit for bit, the same validation."""
+    """The same patients in both layouts give the same split, bitwise equal weights, and the same validation."""
     task01 = write_decathlon(small_cohort, tmp_path / "task01")
     for name, data in (("brats", small_cohort), ("decathlon", task01)):
         bundle_run("train.json", dataset_dir=str(data), output_dir=str(tmp_path / name), **TRAINING_SIZE)

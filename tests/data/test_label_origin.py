@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""A label map whose header has another origin than the images', as BraTS 2017 ships some, fits them voxel for voxel."""
+"""A label map whose header has another origin than the images fits them voxel by voxel; BraTS 2017 ships such maps."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from scripts.data.checks import check_cases
 from scripts.data.datalist import labeled_items
 from workflows import TRAINING_SIZE, bundle_run, initialized, rows, voxels
 
-# Neither whole voxels nor whole numbers in binary.
+# The shifts are not whole voxels, and binary numbers cannot express them exactly.
 ORIGIN = (13.3, -71.9, 5.7)
 
 
 def moved(case: Path, out: Path, origin=ORIGIN) -> Path:
-    """A copy of the case whose label map has another origin in its header."""
+    """Copy the case, and give its label map another origin in the header."""
     shutil.copytree(case, out / case.name)
     file = out / case.name / f"{case.name}_seg.nii.gz"
     image = nib.load(file)
@@ -31,7 +31,7 @@ def moved(case: Path, out: Path, origin=ORIGIN) -> Path:
 
 
 def preprocessed(folder: Path, kind: str, spacing: float, tmp_path: Path) -> dict[str, torch.Tensor]:
-    """The first case of the folder as training, validation, or training with the cache has it."""
+    """Return the first case of the folder as training, validation, or training with the cache reads it."""
     names = ("train.json", "train_cached.yaml") if kind == "cached" else ("train.json",)
     settings = {"dataset_dir": str(folder), "spacing": [spacing] * 3, "patch_size": [96] * 3, "num_workers": 0}
     if kind == "cached":
@@ -39,7 +39,7 @@ def preprocessed(folder: Path, kind: str, spacing: float, tmp_path: Path) -> dic
     made = initialized(*names, kind="train", **settings)
     if kind == "cached":
         dataset = made.train_dataset
-        # Made, then read back.
+        # The first access fills the cache, and the second one reads from it.
         assert torch.equal(dataset[0]["label"], dataset[0]["label"])
         return dataset[0]
     steps = made.val_preprocessing if kind == "validation" else made.train_preprocessing
@@ -75,7 +75,7 @@ def test_scores_are_those_of_the_unmoved_label_map(small_cohort, training, tmp_p
 
 
 def test_the_real_case_of_another_origin(shifted_case, tmp_path, caplog):
-    """Its regions are those of its label map with the images' origin."""
+    """Its regions equal the regions of its label map with the origin of the images."""
     case = shifted_case
     (tmp_path / "shipped").mkdir()
     (tmp_path / "shipped" / case.name).symlink_to(case)

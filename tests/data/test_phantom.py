@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The synthetic cohort: geometry, anatomy, labels, determinism, and what the commands refuse."""
+"""The synthetic cohort: geometry, anatomy, labels, determinism, and the commands' refusals."""
 
 import json
 from pathlib import Path
@@ -16,14 +16,14 @@ from scripts.data import phantom
 from scripts.data.phantom import COHORT_FOLDER, MODALITIES, best_threshold_dice
 from scripts.errors import InputError
 
-SEED = 2  # of the fixture `cohort`
-WITHOUT_ENHANCEMENT = 3  # of seed 2
+SEED = 2  # The fixture `cohort` has this seed.
+WITHOUT_ENHANCEMENT = 3  # With seed 2, this case has no enhancing tumor.
 AROUND = np.ones((3, 3, 3), bool)
 
 
 @pytest.fixture(scope="session")
 def patients(cohort):
-    """Images by modality and segmentation of each patient, as read back from disk."""
+    """The images by modality and the segmentation of each patient, as read back from disk."""
     found = []
     for index in (1, 2, 3):
         folder = cohort / COHORT_FOLDER / phantom.phantom_name(index)
@@ -90,7 +90,7 @@ def test_labels_follow_the_brats_convention(patients):
         assert 5e3 < whole.sum() < 160e3
         if 4 in expected:
             assert (labels == 4).sum() >= 1000
-            # The rim: nowhere else does necrosis meet what is not tumor core.
+            # Necrosis lies within the enhancing rim, so it meets almost no other label.
             shell = ndimage.binary_dilation(labels == 1) & (labels != 1)
             assert (labels[shell] == 4).mean() > 0.9
             assert (labels[ndimage.binary_dilation(labels == 4) & (labels != 4)] == 2).any()
@@ -250,7 +250,7 @@ def test_failed_write_leaves_no_case(tmp_path, monkeypatch):
         make_phantoms.main([str(out), "--cases", "2", "--workers", "1"])
     assert list((out / COHORT_FOLDER).iterdir()) == []
     assert json.loads((out / "phantoms.json").read_text())["cases"] == []
-    # The next call takes up where this one failed, and replaces a case that has lost a file.
+    # The next call continues where this one failed, and replaces a case that has lost a file.
     monkeypatch.setattr(phantom, "write_volume", real)
     broken = out / COHORT_FOLDER / phantom.phantom_name(1)
     broken.mkdir()

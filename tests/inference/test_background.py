@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Cases that overlap: the same maps, errors that stop the run, and no more in memory than allowed."""
+"""Cases that overlap give the same maps, stop the run at an error, and take no more memory than allowed."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_with_other_handlers_it_overlaps_and_without_loader_processes_it_does_no
 
 
 def pipeline(step, waiting, cases):
-    """An engine that hands numbered cases over; what its forward does is ``forwards``."""
+    """Make an engine that passes numbered cases on; ``forwards`` receives the number of each computed case."""
     background = BackgroundCompose([step], waiting=waiting)
     forwards = []
 
@@ -107,7 +107,7 @@ def test_the_next_case_begins_before_the_one_before_is_saved():
     saved = []
 
     def save(case):
-        # Case 0 is saved only once case 1 has begun: one after the other would wait for ever.
+        # Saving case 0 waits until case 1 has begun. Without overlap, it would wait forever.
         if case["case"] == 0:
             assert second.wait(timeout=30)
         saved.append(case["case"])
@@ -123,7 +123,7 @@ def test_the_next_case_begins_before_the_one_before_is_saved():
     engine.data_loader = SimpleNamespace(num_workers=1)
     background.attach(engine)
     engine.run([{"case": number} for number in range(3)])
-    # In order, and all of them by the end of the run.
+    # All cases are saved in order before the run ends.
     assert saved == [0, 1, 2]
 
 
@@ -135,7 +135,7 @@ def test_no_more_cases_wait_than_allowed(waiting):
     run.start()
     while len(forwards) <= waiting and run.is_alive():
         time.sleep(0.01)
-    # The case after those allowed has been computed, and is held back; no further one begins.
+    # One case more than allowed has been computed and is held back. No further case begins.
     time.sleep(0.2)
     assert forwards == list(range(waiting + 1))
     go_on.set()
@@ -156,7 +156,7 @@ def test_an_error_is_that_of_the_first_case_and_what_follows_is_not_begun():
         engine.run(cases)
     assert str(input_error_behind(caught.value)) == "case 2: no"
     assert saved == [0, 1] and len(forwards) < 10
-    # A run after it begins anew.
+    # A later run starts afresh.
     saved.clear()
     again = Engine(lambda engine, case: engine_background(case))
     engine_background, again.data_loader = engine.background, engine.data_loader
@@ -197,5 +197,5 @@ def test_a_volume_stitched_in_the_hosts_memory_is_the_same():
     here, there = (BrainWindowInferer(**settings, **more)(volume, torch.tanh) for more in ({}, {"cpu_thresh": 10}))
     assert torch.equal(here, there) and there.device.type == "cpu"
     made = initialized("inference.json", kind="infer")
-    # Four maps in float32 and their weights: 1.3 GB.
+    # Four maps in float32 and their weights take 1.3 GB.
     assert made.inferer.cpu_thresh == 400**3

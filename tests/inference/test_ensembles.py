@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Members of an ensemble take turns in one network, and their mean is that of MONAI's transforms."""
+"""The members of an ensemble take turns in one network, and MONAI's transforms give the same mean."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tiny import ARGUMENTS, PriorAttentionNet, small_network
 
 @pytest.fixture
 def members(tmp_path) -> list[str]:
-    """Files of three networks that differ, with probabilities near 0 and 1 too."""
+    """Files of three different networks, whose probabilities also come near 0 and 1."""
     files = []
     for seed in range(3):
         torch.manual_seed(seed)
@@ -30,7 +30,7 @@ def members(tmp_path) -> list[str]:
 @pytest.mark.parametrize(("exclusive", "tolerance"), [(False, 6e-8), (True, 3e-7)])
 @pytest.mark.parametrize("windows", [SimpleInferer(), SlidingWindowInferer((32, 32, 32), overlap=0.5, mode="gaussian")])
 def test_the_mean_is_that_of_monais_ensemble(members, windows, exclusive, tolerance):
-    """Of ``EnsembleEvaluator`` with ``Activationsd`` and ``MeanEnsembled``: each network for itself, then the mean."""
+    """``EnsembleEvaluator`` with ``Activationsd`` and ``MeanEnsembled`` runs each network separately, then averages."""
     image = torch.rand(1, 4, 48, 32, 32)
     network = small_network().eval()
     logits = {}
@@ -58,14 +58,14 @@ def test_each_member_has_its_turn_in_every_case_and_a_file_is_not_read_twice_in_
     assert read == [*members[:2], *members[:2]]
     inferer.load(members[1], network)
     assert len(read) == 4
-    # Another network has none of them.
+    # Another network does not hold the weights yet, so they are read again.
     inferer.load(members[1], small_network())
     assert len(read) == 5
 
 
 def test_the_network_keeps_its_mode_and_may_be_wrapped(members):
     class Wrapped(torch.nn.Module):
-        """As torch's parallel wrappers keep a network."""
+        """A wrapper that holds a network like torch's parallel wrappers."""
 
         def __init__(self, module):
             super().__init__()
@@ -83,7 +83,7 @@ def test_the_network_keeps_its_mode_and_may_be_wrapped(members):
 
 
 def test_a_member_whose_logits_are_not_finite_spoils_the_mean(members):
-    """``RequireFinited`` then stops the run."""
+    """``RequireFinited`` then stops the run because of the mean."""
     state = torch.load(members[1], weights_only=True)
     state["outputs.3.bias"][2] = float("inf")
     torch.save(state, members[1])

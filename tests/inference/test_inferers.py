@@ -42,7 +42,7 @@ def test_whole_volume_is_padded_evenly_to_the_multiple_and_cut_back(size):
     (given_,) = seen
     assert all(n % 16 == 0 and n >= 32 for n in given_.shape[2:])
     assert all(to - n < 16 or to == 32 for n, to in zip(size, given_.shape[2:], strict=True))
-    # Nothing but zeros was added, as many before as after, or one less.
+    # Only zeros were added. As many lie before the volume as behind it, or one less.
     before = [(to - n) // 2 for n, to in zip(size, given_.shape[2:], strict=True)]
     inside = (..., *(slice(b, b + n) for b, n in zip(before, size, strict=True)))
     assert torch.equal(given_[inside], volume)
@@ -50,7 +50,7 @@ def test_whole_volume_is_padded_evenly_to_the_multiple_and_cut_back(size):
 
 
 def ramp(x: torch.Tensor) -> torch.Tensor:
-    """A network that is not symmetric: logits that depend on the position."""
+    """A network that is not symmetric, because its logits depend on the position."""
     along = torch.linspace(-2, 3, x.shape[-1]) + torch.linspace(-1, 2, x.shape[2])[:, None, None]
     return x * along + torch.arange(x.shape[1])[:, None, None, None] * along
 
@@ -58,7 +58,7 @@ def ramp(x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("exclusive", [True, False])
 def test_flips_do_not_hide_logits_that_are_not_finite(bad, exclusive):
-    """The sigmoid of an infinite one is 1."""
+    """The sigmoid of an infinite logit is 1, which is finite."""
 
     def network(x):
         result = ramp(x)
@@ -115,7 +115,7 @@ def test_windows_without_brain_are_not_computed(batch):
         return 2 * windows
 
     result = BrainWindowInferer(roi_size=(16, 16, 16), sw_batch_size=batch, overlap=0.0)(volume, network)
-    # Three windows: the third holds no brain.
+    # There are three windows, and the third one holds no brain.
     assert len(seen) == 2 and all(bool(window.any()) for window in seen)
     assert torch.allclose(result[:, :, :32], 2 * volume[:, :, :32])
     assert bool((result[:, 1:, 32:] == BACKGROUND_LOGIT).all())
@@ -172,7 +172,7 @@ def fail(graph, example_inputs, **options):
 
 
 def only_forwards(graph, example_inputs):
-    """A compiler that takes a forward's graph as it is, and fails on the gradient's."""
+    """A compiler that takes the graph of a forward as it is, and fails at the graph of the gradient."""
 
     def take(graph, example_inputs):
         return make_boxed_func(graph.forward)
@@ -181,7 +181,7 @@ def only_forwards(graph, example_inputs):
 
 
 def only_forwards_by_inductor(graph, example_inputs):
-    """torch's own compiler, failing where it comes to the gradient."""
+    """torch's own compiler, which is made to fail at the gradient."""
 
     def inner(graph, example_inputs, **options):
         return (fail if options.get("is_backward") else compile_fx_inner)(graph, example_inputs, **options)
@@ -215,6 +215,6 @@ def test_an_error_of_the_network_is_not_taken_for_one_of_the_compiler():
     with pytest.raises(RuntimeError, match="channels"):
         CompiledInferer(enabled=False)(torch.randn(1, 2, 4, 4, 4), small_layer())
     inferer = CompiledInferer()
-    # The compiler meets it first; the network then says what is wrong.
+    # The compiler fails first, and then the network says what is wrong.
     with pytest.raises(RuntimeError, match="channels"):
         inferer(torch.randn(1, 2, 4, 4, 4), small_layer())

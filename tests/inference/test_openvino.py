@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The network through OpenVINO: the same values, converted once for each set of weights."""
+"""OpenVINO gives the same values as torch, and the network is converted once for each set of weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from workflows import CHANNELS, ROOT, SIZE, TRAINING_SIZE, bundle_run, rows, vox
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """Weights whose maps are neither empty nor full."""
+    """A model file whose label maps are neither empty nor full."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("openvino") / "model.pt"
     torch.save(PriorAttentionNet(channels=CHANNELS).state_dict(), path)
@@ -67,7 +67,7 @@ def test_a_model_is_converted_once_for_its_weights(model, tmp_path, caplog):
 
 
 def test_a_network_built_otherwise_is_not_served_from_the_cache(model, tmp_path):
-    """PReLU's slopes apart, the weights fit both; the activations differ."""
+    """Except for the slopes of PReLU, the weights fit both networks, but the activations differ."""
     x = torch.randn(2, 4, 32, 32, 32)
     results = []
     for act in ("relu", "leakyrelu"):
@@ -83,7 +83,7 @@ def test_a_network_built_otherwise_is_not_served_from_the_cache(model, tmp_path)
 
 
 def test_nothing_is_reported_to_anyone(model, tmp_path):
-    """OpenVINO's converter would send usage statistics, if the package behind that were not kept away."""
+    """OpenVINO's converter would send usage statistics if its package for them were not blocked."""
     OpenVINONetwork(PriorAttentionNet(channels=CHANNELS), str(model), str(tmp_path))(torch.zeros(1, 4, 32, 32, 32))
     assert sys.modules["openvino_telemetry"] is None
 
@@ -102,7 +102,7 @@ def test_the_checksum_is_of_names_shapes_types_and_values():
 
 @pytest.mark.parametrize("whole_brain", [False, True])
 def test_label_maps_are_those_of_torch(model, whole_brain, small_cohort, tmp_path):
-    """Inference and evaluation with the overlay, in float32: hardly a voxel at the borders of regions differs."""
+    """In float32, label maps of OpenVINO and torch differ in hardly any voxel."""
     common = {"dataset_dir": str(small_cohort), "model_file": str(model), **SIZE}
     extra = ["whole_brain.yaml"] if whole_brain else []
     bundle_run("inference.json", *extra, **common, output_dir=str(tmp_path / "torch"))
@@ -152,7 +152,7 @@ def test_an_absent_package_is_said_in_one_line(model, tmp_path, monkeypatch):
         openvino.OpenVINONetwork(PriorAttentionNet(channels=CHANNELS), str(model), str(tmp_path))
 
 
-# A process of its own for each run: one that has run OpenVINO may crash when its loader forks.
+# Each run has a process of its own, because a process that has run OpenVINO may crash when its loader forks.
 OVERLAPPED = """
 import json, sys
 from scripts.inference.background import BackgroundCompose

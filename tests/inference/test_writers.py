@@ -28,7 +28,7 @@ def test_a_label_map_is_named_after_its_case_or_else_its_image(tmp_path, item, f
     labels = torch.arange(24).reshape(1, 2, 3, 4) % 3
     pred = MetaTensor(labels, affine=torch.as_tensor(AFFINE), meta={"filename_or_obj": file})
     save = SaveImageByCased("pred", output_dir=tmp_path)
-    # What MONAI Label goes by.
+    # MONAI Label recognizes a writer by this class.
     assert isinstance(save, SaveImaged)
     assert save({**item, "pred": pred})["pred"] is pred
     (written,) = tmp_path.iterdir()

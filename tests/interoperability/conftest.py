@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""A copy of the bundle, as a consumer gets it, with a tiny network and its weights in place of the full size."""
+"""A copy of the bundle, as a consumer gets it, but with a tiny network and its weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def shrink(config: dict, size: dict) -> dict:
 
 @pytest.fixture(scope="session")
 def bundle(training: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle's folder somewhere else, at test size; its weights are those of the tiny training."""
+    """A copy of the bundle's folder in another place, with the network and the weights of the tiny training."""
     root = tmp_path_factory.mktemp("consumer") / NAME
     for folder in ("configs", "scripts", "docs"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
@@ -43,5 +43,5 @@ def bundle(training: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fresh_bundle(bundle: Path, tmp_path: Path) -> Path:
-    """A copy of ``bundle`` for tests that leave something in it."""
+    """A copy of ``bundle`` for tests that write into it."""
     return shutil.copytree(bundle, tmp_path / NAME)

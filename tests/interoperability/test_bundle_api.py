@@ -79,7 +79,7 @@ def test_a_program_elsewhere_trains_and_segments(fresh_bundle, small_cohort, coh
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["scripts"].startswith(str(fresh_bundle))
     assert sorted(path.name for path in away.iterdir()) == ["maps", "maps_again", "mine"]
-    # Only what the program asked for: nothing is left in the bundle.
+    # Nothing is written into the bundle, because the program named other folders.
     assert not (fresh_bundle / "runs").exists()
     assert json.loads((away / "mine" / "run.json").read_text())["cases"] == {"training": 5, "validation": 1}
     state = torch.load(away / "mine" / "trainer_state.pt", weights_only=True)

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""MONAI's clients for federated learning, with the bundle as it lies: rounds of two clients with different patients."""
+"""MONAI's clients for federated learning run the unchanged bundle: two clients train on different patients."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from monai.fl.utils.exchange_object import ExchangeObject
 from scripts.networks import PriorAttentionNet
 from workflows import CHANNELS, TRAINING_SIZE, bundle_run, rows, voxels
 
-# Cases 1 and 2 are one phantom and its mirror image, 3 to 6 two others.
+# Cases 1 and 2 are a phantom and its mirror image. Cases 3 to 6 are two other phantoms and their mirror images.
 CASES = {"site_a": range(1, 3), "site_b": range(3, 7)}
 
 
 @pytest.fixture(scope="module")
 def sites(small_cohort, tmp_path_factory):
-    """Each client's own cases: one to train on at one site, three at the other, and one to validate on."""
+    """Each client's own cases: one training case at one site, three at the other, and one validation case at each."""
     root = tmp_path_factory.mktemp("sites")
     for site, numbers in CASES.items():
         for number in numbers:
@@ -32,7 +32,7 @@ def sites(small_cohort, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def start():
-    """Weights that the server begins with."""
+    """The weights with which the server starts."""
     torch.manual_seed(3)
     return PriorAttentionNet(channels=CHANNELS).state_dict()
 
@@ -61,7 +61,7 @@ def test_two_clients_train_a_round_and_evaluate_the_mean(bundle, sites, start, t
         assert differences[site].keys() == start.keys()
     assert steps == {"site_a": 1, "site_b": 3}
 
-    # A client's round is an epoch of ordinary training from the server's weights.
+    # A round of a client equals an epoch of ordinary training from the server's weights.
     torch.save(start, tmp_path / "start.pt")
     epoch = {**TRAINING_SIZE, "max_epochs": 1, "pretrained_file": str(tmp_path / "start.pt")}
     bundle_run("train.json", dataset_dir=str(sites / "site_b" / "data"), output_dir=str(tmp_path / "alone"), **epoch)
@@ -70,7 +70,7 @@ def test_two_clients_train_a_round_and_evaluate_the_mean(bundle, sites, start, t
     for name, value in alone.items():
         assert torch.allclose(start[name] + differences["site_b"][name], value, rtol=0, atol=1e-6), name
 
-    # The mean by steps, as NVFlare's aggregator takes it.
+    # The mean is weighted by the number of steps, as in NVFlare's aggregator.
     for site, difference in differences.items():
         total = {name: total[name] + difference[name].double() * steps[site] / 4 for name in total}
     mean = {name: (value + total[name]).to(value.dtype) for name, value in start.items()}
@@ -88,7 +88,7 @@ def test_two_clients_train_a_round_and_evaluate_the_mean(bundle, sites, start, t
         assert metrics[site]["val_mean_dice"] == pytest.approx(np.mean(list(dice.values())), abs=1e-4)
         assert metrics[site]["val_dice_WT"] == pytest.approx(dice["WT"], abs=1e-4)
 
-    # A second round goes on with the schedule and the optimizer.
+    # A second round continues with the schedule and the state of the optimizer.
     rates = {}
     for site, algorithm in clients.items():
         algorithm.train(exchange(mean))
@@ -117,7 +117,7 @@ def test_the_best_weights_of_a_client_are_those_on_its_disk(bundle, sites, start
 def test_statistics_of_a_clients_data(bundle, sites, tmp_path):
     app = tmp_path / "app"
     shutil.copytree(bundle, app / "bundle")
-    # The bundle's own place for data, as in an application that a server sends.
+    # In an application that a server sends, the data lie in the bundle's own folder for data.
     shutil.copytree(sites / "site_b" / "data", app / "bundle" / "data")
     algorithm = MonaiAlgoStats("bundle")
     algorithm.initialize(extra={ExtraItems.CLIENT_NAME: "site_b", ExtraItems.APP_ROOT: str(app)})
@@ -129,7 +129,7 @@ def test_statistics_of_a_clients_data(bundle, sites, tmp_path):
     cases = sorted((app / "bundle" / "data").iterdir())
     image = total[FlStatistics.DATA_STATS]["image_stats"]
     assert image["channels"]["min"] == image["channels"]["max"] == 4
-    # MONAI sums up the first channel, within the box of what is above 0.
+    # MONAI's statistics cover the first channel, within the box around the voxels above 0.
     t1 = [voxels(case / f"{case.name}_t1.nii.gz") for case in cases]
     assert image["intensity"]["max"] == max(v.max() for v in t1)
     assert image["intensity"]["min"] == min(v.min() for v in t1)

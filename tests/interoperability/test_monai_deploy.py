@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""MONAI Deploy's own operator for bundles, with TorchScript of this bundle and with its folder."""
+"""MONAI Deploy's own operator for bundles runs the TorchScript of this bundle and its folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def deploy():
 
 
 class Ports:
-    """In and out of an operator, as Holoscan hands them to ``compute``."""
+    """Inputs or outputs of an operator, as Holoscan passes them to ``compute``."""
 
     def __init__(self, value=None) -> None:
         self.value = value
@@ -43,7 +43,7 @@ class Ports:
 
 
 def patient(cohort: Path, image_class):
-    """One patient in memory: the sequences in the network's order, channels last, with the files' affine."""
+    """Return a patient in memory: the sequences in the network's order, channels last, with the affine of the files."""
     case = next(cohort.rglob("BraTS20_Training_001"))
     files = [nib.load(case / f"{case.name}_{sequence}.nii.gz") for sequence in ("t1", "t2", "t1ce", "flair")]
     array = np.stack([np.asanyarray(file.dataobj) for file in files], axis=-1).astype(np.float32)
@@ -63,7 +63,7 @@ def compute(deploy, path: Path, image, loaded_by_the_application: bool):
     )
     out = Ports()
     operator.compute(Ports(image), out, None)
-    # As DICOM has it: slice, row, column.
+    # The operator follows DICOM's order of axes: slice, row, column.
     return np.swapaxes(out.value.asnumpy(), 0, 2)
 
 
@@ -75,7 +75,7 @@ def test_torchscript_with_its_scripts_beside_gives_what_the_bundles_own_run_give
     model.parent.mkdir()
     configuration = str(bundle / "configs" / "inference.json")
     monai.bundle.ckpt_export(bundle_root=str(bundle), config_file=configuration, filepath=str(model))
-    # The application's folder: model.ts alone, with scripts/ beside app.py.
+    # The application's folder holds scripts/ beside app.py, and model.ts is the only model file.
     shutil.copytree(bundle / "scripts", tmp_path / "app" / "scripts")
     monkeypatch.syspath_prepend(str(tmp_path / "app"))
     for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
@@ -99,13 +99,13 @@ def test_the_bundles_folder_gives_what_its_own_run_gives(
         monkeypatch.delitem(sys.modules, name)
     name, image = patient(cohort, deploy.Image)
     result = compute(deploy, fresh_bundle, image, False)
-    # The operator finds the folder's scripts by itself.
+    # The operator finds the scripts of the folder by itself.
     assert Path(sys.modules["scripts.transforms"].__file__).is_relative_to(fresh_bundle)
     assert np.array_equal(result, voxels(segmentation / f"{name}.nii.gz"))
 
 
 def test_channels_in_memory_are_taken_in_the_networks_order(deploy, bundle, cohort, segmentation):
-    """No file, no setting: metadata.json's order of channels is the one that counts."""
+    """Without a file and without a setting, the channels are in the order of metadata.json."""
     name, image = patient(cohort, deploy.Image)
     swapped = deploy.Image(image.asnumpy()[..., [3, 0, 1, 2]], image.metadata())
     result = compute(deploy, bundle, swapped, False)

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""MONAI Label's own tasks for bundles, with the bundle as it lies."""
+"""MONAI Label's own tasks for bundles run the unchanged bundle."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_inference_gives_what_the_bundles_own_run_gives(inference_task, bundle, 
     assert task.is_valid() and task.dimension == 3 and str(task.type.value) == "segmentation"
     request = {"image": str(image), "device": "cpu", "result_extension": ".nii.gz", "result_dtype": "uint8"}
     file, answer = task(request)
-    # The bundle's own scripts, not those of another place.
+    # The scripts come from this bundle and from no other place.
     assert Path(sys.modules["scripts.transforms"].__file__).is_relative_to(bundle)
     result, wanted = nib.load(file), nib.load(segmentation / f"{case.name}.nii.gz")
     assert np.array_equal(voxels(Path(file)), voxels(segmentation / f"{case.name}.nii.gz"))
@@ -50,7 +50,7 @@ def test_inference_gives_what_the_bundles_own_run_gives(inference_task, bundle, 
 def test_label_names_fit_the_label_map(inference_task, bundle):
     task = inference_task(str(bundle), {})
     metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
-    # Of itself MONAI Label takes the network's channels, which overlap, for labels.
+    # By default, MONAI Label takes the network's channels, which overlap, for labels.
     channels = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
     assert task.labels == {name.lower(): int(channel) for channel, name in channels.items() if channel != "0"}
     task.labels = {name: int(value) for value, name in metadata["label_def"].items() if value != "0"}
@@ -61,7 +61,7 @@ def test_label_names_fit_the_label_map(inference_task, bundle):
 
 
 class Studies:
-    """What the training task asks of MONAI Label's datastore: ``datalist``, an image and its label map each."""
+    """The part of MONAI Label's datastore that the training task uses: ``datalist`` lists images with label maps."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -73,7 +73,7 @@ class Studies:
 
 @pytest.fixture(scope="module")
 def studies(small_cohort, tmp_path_factory) -> Path:
-    """MONAI Label's layout: four-dimensional images, with labels as this bundle saves them, not marked as phantoms."""
+    """Studies in MONAI Label's layout: four-dimensional images with this bundle's labels, not marked as phantoms."""
     folder = tmp_path_factory.mktemp("studies")
     (folder / "labels" / "final").mkdir(parents=True)
     task01 = write_decathlon(small_cohort, tmp_path_factory.mktemp("task01"))
@@ -91,7 +91,7 @@ def studies(small_cohort, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def known(fresh_bundle) -> dict:
-    """What the record of the bundle's weights says once they are taken for weights of patients, like the studies."""
+    """Mark the bundle's weights as trained on patients, like the studies; return the record's content about them."""
     file = fresh_bundle / "models" / "model.json"
     record = json.loads(file.read_text())
     record["trained_on"] |= {"patients": 2, "phantoms": 0}
@@ -113,12 +113,12 @@ def test_training_starts_from_the_models_weights_and_replaces_them(
         best = torch.load(fresh_bundle / "runs" / "train" / "model.pt", weights_only=True)
         published = torch.load(models / "model.pt", weights_only=True)
         assert all(torch.equal(published[name], value) for name, value in best.items())
-        # Their record names the weights that MONAI Label began with.
+        # The record of the published weights names the weights with which the training started.
         content = json.loads((models / "model.json").read_text())["trained_on"]
         assert (content["patients"], content["phantoms"], content["started_from"]) == (5, 0, known)
         record = json.loads((models / "model.json").read_text())
         known = {"checksum": record["checksum"], "trained_on": record["trained_on"]}
-        # The earlier weights stay, and MONAI Label offers them.
+        # The earlier weights are kept, and MONAI Label offers them.
         kept = list(models.glob("model_*.pt"))
         assert len(kept) == number
         assert len(task.config()["model_filename"]) == number + 1
@@ -144,7 +144,7 @@ def test_training_starts_from_the_models_weights_and_replaces_them(
 
 
 def test_training_is_the_bundles_own(training_task, fresh_bundle, studies, small_cohort, tmp_path):
-    """From the same weights, on the same patients in BraTS's layout: the same weights bit for bit."""
+    """From the same weights, the same patients in the layout of BraTS give bitwise equal weights."""
     start = str(tmp_path / "start.pt")
     Path(start).write_bytes((fresh_bundle / "models" / "model.pt").read_bytes())
     request = {"model": "segmentation", "device": "cpu", "max_epochs": 1, "val_split": 0.2, "multi_gpu": False}
@@ -168,7 +168,7 @@ def test_training_is_the_bundles_own(training_task, fresh_bundle, studies, small
 
 
 def test_phantoms_weights_stay_where_they_are(training_task, fresh_bundle, studies, small_cohort):
-    """A study that is a phantom by its header: trained on, and not published."""
+    """Weights trained on studies that their headers mark as phantoms are not published."""
     before = (fresh_bundle / "models" / "model.pt").read_bytes()
     cases = sorted(small_cohort.iterdir())
 

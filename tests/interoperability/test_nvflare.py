@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""A round of NVFlare's simulator with MONAI's clients: a server and two sites with different patients."""
+"""NVFlare's simulator runs a round with MONAI's clients: a server and two sites with different patients."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def client(place: dict[str, str]) -> dict:
 
 
 def application(folder: Path, bundle: Path, name: str, content: dict) -> None:
-    """The bundle's folder below ``config``, its scripts in ``custom``, which NVFlare puts on the import path."""
+    """Put the bundle below ``config``, and its scripts in ``custom``, which NVFlare adds to the import path."""
     shutil.copytree(bundle, folder / "config" / bundle.name, ignore=shutil.ignore_patterns("scripts", "models"))
     shutil.copytree(bundle / "scripts", folder / "custom" / "scripts")
     seen = folder.parent.parent / "seen"
@@ -127,7 +127,7 @@ def test_the_server_holds_the_weighted_mean_of_what_two_sites_trained(bundle, sm
     first, second = (torch.load(tmp_path / site / "model_last.pt", weights_only=True) for site in ("site-1", "site-2"))
     assert mean.keys() == first.keys()
     assert not torch.equal(first["outputs.3.weight"], second["outputs.3.weight"])
-    # One step at the first site, three at the second.
+    # The first site makes one step, the second site three.
     for name, value in mean.items():
         wanted = (first[name].double() + 3 * second[name].double()) / 4
         assert torch.allclose(value.double(), wanted, rtol=1e-5, atol=1e-6), name

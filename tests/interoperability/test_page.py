@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""docs/interoperability.md: every fenced block runs, section by section, in a folder that holds what the page says."""
+"""Every fenced block of docs/interoperability.md runs, section by section, in a folder as the page describes it."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from consumers import monai_deploy, monai_label
 from workflows import ROOT
 
 PAGE = ROOT / "docs" / "interoperability.md"
-# Packages that a block may import, and how.
+# Packages that a block may import, with the function that imports each of them.
 PACKAGES = {"monailabel": lambda: monai_label("monailabel"), "monai.deploy": lambda: monai_deploy("monai.deploy.core")}
 
 
-# Sections whose programs run beside the bundle's folder; the others run in it.
+# The programs of these sections run beside the bundle's folder; all others run in it.
 BESIDE = {"MONAI's bundle functions", "Federated learning", "MONAI Label", "MONAI Deploy"}
-# What a shell block needs, by a word in it.
+# Packages that a shell block needs, by a word in the block.
 NEEDS = {"onnx_export": ("onnx", "onnxscript", "onnxruntime")}
 
 
 def sections(text: str) -> dict[str, list[tuple[str, str]]]:
-    """Fenced blocks, as language and content, by the second-level heading above them."""
+    """Return the fenced blocks, as language and content, by the second-level heading above them."""
     found: dict[str, list[tuple[str, str]]] = {}
     for section in re.split(r"^## ", text, flags=re.MULTILINE):
         blocks = re.findall(r"^```(\w*)\n(.*?)^```$", section, flags=re.MULTILINE | re.DOTALL)
@@ -43,7 +43,7 @@ SECTIONS = sections(PAGE.read_text(encoding="utf-8"))
 def test_all_blocks_are_found():
     text = PAGE.read_text(encoding="utf-8")
     assert sum(map(len, SECTIONS.values())) == text.count("```") // 2 > 0
-    # Text is what cannot be run here.
+    # Blocks that cannot be run here have the language "text".
     assert {language for blocks in SECTIONS.values() for language, _ in blocks} <= {"python", "sh", "text"}
     assert set(SECTIONS) >= BESIDE
 
@@ -71,7 +71,7 @@ def run_shell(content: str) -> None:
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_the_blocks_of_a_section_run(section, fresh_bundle, small_cohort, tmp_path, monkeypatch):
-    # As the page says: the bundle's folder, here at test size, and patients.
+    # The page asks for the bundle's folder, which here has the tiny network, and for patients.
     assert fresh_bundle == tmp_path / "brats_mri_panet_segmentation"
     shutil.copytree(small_cohort, tmp_path / "patients")
     monkeypatch.chdir(tmp_path if section in BESIDE else fresh_bundle)

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The fast deformation has the statistics of MONAI's, moves image and label alike, and is drawn from the seed alone."""
+"""The fast deformation has MONAI's statistics, moves image and label alike, and depends on the seed alone."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def elastic(seed: int = 0, **changes) -> RandFastElasticd:
 
 
 def still(sigma: float, magnitude: float = 1.0) -> dict:
-    """Settings of a deformation without affine part."""
+    """Return settings of a deformation without affine part."""
     none = dict.fromkeys(("rotate_range", "shear_range", "scale_range"))
     return {"sigma_range": (sigma, sigma), "magnitude_range": (magnitude, magnitude), **none}
 
 
 def displacement(made: RandFastElasticd, size: int) -> torch.Tensor:
-    """Displacements in voxels, (3, size, size, size), of a deformation without affine part."""
+    """Return the displacements in voxels, (3, size, size, size), of a deformation without affine part."""
     made.randomize()
     grid = made.sampling_grid([size] * 3)[0].flip(-1).permute(3, 0, 1, 2) * size / 2
     center = torch.arange(size) - (size - 1) / 2
@@ -47,14 +47,14 @@ def displacement(made: RandFastElasticd, size: int) -> torch.Tensor:
 
 
 def correlation(field: torch.Tensor, lag: int) -> float:
-    """Correlation of a field of mean 0 with itself ``lag`` voxels further along the last axis."""
+    """Return the correlation of a field of mean 0 with itself, ``lag`` voxels further along the last axis."""
     a, b = field[..., :-lag], field[..., lag:]
     return float((a * b).mean() / (a.square().mean() * b.square().mean()).sqrt())
 
 
 @pytest.mark.parametrize(("sigma", "draws"), [(1.0, 1), (1.7, 1), (3.4, 2), (6.0, 20)])
 def test_displacements_have_monais_deviation_and_correlation(sigma, draws):
-    """Standard deviation within 5 %; correlation within 0.05 where MONAI's is exp(-1/4) and exp(-1)."""
+    """The standard deviation agrees within 5 %; the correlation within 0.05 where MONAI has exp(-1/4) and exp(-1)."""
     size, magnitude = 48, 2.0
     made = elastic(**still(sigma, magnitude))
     ours = torch.stack([displacement(made, size) for _ in range(draws)])
@@ -63,7 +63,7 @@ def test_displacements_have_monais_deviation_and_correlation(sigma, draws):
     monai = torch.stack(
         [smooth(torch.rand(1, 3, *[size] * 3, generator=generator) * 2 - 1)[0] * magnitude for _ in range(draws)]
     ).detach()
-    # What theory says of the second, away from the border, for which there is no need of draws.
+    # Away from the border, theory gives the deviation without draws.
     norm = float(gaussian_1d(torch.tensor(sigma), truncated=3.0).square().sum().sqrt())
     inner = (..., *[slice(round(2 * sigma), -round(2 * sigma))] * 3)
     expected = magnitude * norm**3 / math.sqrt(3)
@@ -76,7 +76,7 @@ def test_displacements_have_monais_deviation_and_correlation(sigma, draws):
 
 @pytest.mark.parametrize("sigma", [1.0, 2.0, 5.5, 13.0, 20.0])
 def test_deviation_is_even_and_monais_at_each_voxel(sigma):
-    """Without drawing: the variance at each voxel, from the basis itself; within 4 % of MONAI's, border included."""
+    """The deviation at each voxel follows from the basis; it is within 4 % of MONAI's, also at the border."""
     size = 128
     ours = gaussian_basis(size, sigma).square().sum(1).sqrt()
     kernel = gaussian_1d(torch.tensor(sigma), truncated=3.0)
@@ -87,7 +87,7 @@ def test_deviation_is_even_and_monais_at_each_voxel(sigma):
 
 
 def test_affine_part_is_monais():
-    """With the same affine parameters and hardly any displacement, the same image as by ``Rand3DElasticd``."""
+    """With the same affine parameters and no displacement, ``Rand3DElasticd`` gives the same image."""
     image = torch.zeros(1, 24, 20, 28)
     image[0, 6:18, 5:12, 4:20] = torch.rand(12, 7, 16, generator=torch.Generator().manual_seed(0))
     chosen = {**AUTHORS, "magnitude_range": (0.0, 0.0), "prob": 1.0, "mode": "bilinear", "translate_range": [2.0] * 3}
@@ -95,7 +95,7 @@ def test_affine_part_is_monais():
     monai = Rand3DElasticd("image", **chosen)
     for seed in range(5):
         ours.set_random_state(seed), monai.set_random_state(seed)
-        # MONAI draws them twice and takes the second.
+        # MONAI draws the parameters twice and takes the second draw.
         ours.affine_grid.randomize()
         got = ours({"image": image})["image"]
         assert torch.allclose(got, monai({"image": image})["image"], atol=1e-4), seed
@@ -118,14 +118,14 @@ def test_without_strength_it_is_the_identity():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_image_and_label_stay_together(seed):
-    """A ball, as image and as label: the deformed image is above one half where the deformed label is."""
+    """A ball is both image and label; the deformed image is above one half where the deformed label lies."""
     axes = torch.meshgrid(*[torch.arange(40.0)] * 3, indexing="ij")
     distance = sum((axis - center) ** 2 for axis, center in zip(axes, (18, 20, 23), strict=True)).sqrt()
     item = {"image": torch.sigmoid((10 - distance) * 4)[None], "label": (distance < 10).to(torch.uint8)[None] * 4}
     got = elastic(seed)(item)
     inside = got["image"] > 0.5
     assert set(got["label"].unique().tolist()) == {0, 4}
-    # Half a voxel of rounding either way, on the surface.
+    # On the surface, rounding moves the label by up to half a voxel.
     overlap = 2 * (inside & (got["label"] == 4)).sum() / (inside.sum() + (got["label"] == 4).sum())
     assert overlap > 0.95
     assert not torch.equal(got["label"], item["label"])

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The learning rate at the points that define its curve."""
+"""The learning rate has the right values at the points that define its curve."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ def schedule(lr=1e-3, **arguments):
 
 
 def rates(scheduler, steps):
-    """Learning rates of the first ``steps`` iterations, as the optimizer sees them."""
+    """Return the learning rates of the first ``steps`` iterations, as the optimizer sees them."""
     found = []
     for _ in range(steps):
         found.append(scheduler.optimizer.param_groups[0]["lr"])
@@ -26,7 +26,7 @@ def rates(scheduler, steps):
 
 
 def test_a_position_is_taken_up_in_a_longer_schedule():
-    """Resumed with more epochs: the shape is the new one's, the position the old one's."""
+    """After a resume with more epochs, the schedule has the new shape and continues at the old position."""
     first = schedule(max_epochs=10, iterations_per_epoch=4, warmup_epochs=2, flat_epochs=3)
     rates(first, 24)
     longer = schedule(max_epochs=20, iterations_per_epoch=4, warmup_epochs=2, flat_epochs=3)
@@ -97,7 +97,7 @@ def test_warm_up_and_flat_may_be_left_out():
 
 
 def test_an_empty_dataset_gives_a_schedule_too():
-    """A workflow is constructed without data; then an epoch has no iterations."""
+    """A workflow can be constructed without data, and an epoch then has no iterations."""
     scheduler = schedule(lr=2.0, max_epochs=100, iterations_per_epoch=0)
     assert scheduler.get_last_lr() == [pytest.approx(2e-3)]
     assert scheduler.factor(5) == 1.0

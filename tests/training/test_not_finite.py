@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Values that are not finite: a prediction of some leaves nothing of its case, a training keeps its last good state."""
+"""A prediction with values that are not finite saves nothing of its case; a training keeps its last good state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAME = "BraTS20_Training_001"
 
 
 def weights(path, bias: float) -> str:
-    """Untrained weights whose logits of the tumor core are ``bias`` or more."""
+    """Write untrained weights whose logits of the tumor core are ``bias`` or more."""
     torch.manual_seed(0)
     network = PriorAttentionNet(channels=CHANNELS)
     with torch.no_grad():
@@ -61,7 +61,7 @@ def test_a_prediction_that_is_not_finite_stops_its_case_and_leaves_nothing(run, 
     error = str(input_error_behind(caught.value))
     assert error.startswith(f"{NAME}: the network's output (pred) holds NaN or infinite values") and "\n" not in error
     assert not [path for path in (tmp_path / "out").rglob("*") if path.suffix in (".gz", ".csv")]
-    # Of an ensemble, the member is told as well.
+    # For an ensemble, the log also names the member.
     told = [message for message in caplog.messages if message.endswith("the output with these weights is not finite.")]
     assert told == (
         [f"{tmp_path / 'bad.pt'}: the output with these weights is not finite."] if "ensemble" in run else []

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Random numbers follow from seed, epoch, rank and case, and from nothing else."""
+"""Random numbers depend on seed, epoch, rank and case, and on nothing else."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_seeds_are_the_same_for_the_same_and_fit_numpy(a, b):
 
 
 def test_seeds_do_not_depend_on_the_process():
-    """Python's own hash would, being salted anew in every process. The value: ``printf 512/1/0/... | b2sum -l 32``."""
+    """Python's own hash would depend on it. The expected value comes from ``printf 512/1/0/... | b2sum -l 32``."""
     assert derive_seed(512, 1, 0, "BraTS20_Training_001") == 1554526841
 
 
@@ -94,7 +94,7 @@ def test_before_an_epoch_everything_knows_its_number():
     for epoch in (4, 5, 4):
         seeds.epoch_started(SimpleNamespace(state=SimpleNamespace(epoch=epoch)))
         assert (sampler.epoch, transform.epoch) == (epoch, epoch)
-        legacy = float(np.random.rand())  # noqa: NPY002 - what third-party transforms draw from
+        legacy = float(np.random.rand())  # noqa: NPY002 - third-party transforms draw from it
         draw = (random.random(), legacy, torch.rand(1).item(), tuple(sampler))
         assert draws.setdefault(epoch, draw) == draw
     assert all(a != b for a, b in zip(draws[4], draws[5], strict=True))

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""A training that is killed and resumed ends as one that was not, to the last bit."""
+"""A training that is killed and resumed ends like an uninterrupted one, to the last bit."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from scripts.errors import input_error_behind
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from workflows import CONFIGS, ROOT, TRAINING_SIZE, bundle_run, command, files
 
-# Two folds: three cases and so three iterations an epoch.
+# With two folds, three cases are for training, so an epoch has three iterations.
 TRAINING = {**TRAINING_SIZE, "max_epochs": 4, "val_interval": 2, "flat_epochs": 1, "folds": 2, "fold": 0}
-KILLED_IN = 8  # the second iteration of the third epoch
+KILLED_IN = 8  # This is the second iteration of the third epoch.
 
 
 def settings(cohort: Path, output: Path, **changes) -> dict:
@@ -28,7 +28,7 @@ HALF_A_FILE = {"_target_": "workflows.KillWhileSaving", "epoch": 3}
 
 
 def kill(cohort: Path, output: Path, folder: Path, handler: dict = MIDDLE_OF_EPOCH, **changes) -> None:
-    """A training in a process of its own, which ``handler`` kills in the third epoch."""
+    """Train in a process of its own, which ``handler`` kills in the third epoch."""
     overlay = folder / "kill.json"
     overlay.write_text(json.dumps({"+train#handlers": [handler]}))
     chosen = {"bundle_root": ROOT, **settings(cohort, output, **changes)}
@@ -43,7 +43,7 @@ def resume(cohort: Path, output: Path, **changes) -> None:
 
 
 def spoil(cohort: Path, output: Path, folder: Path, what: str, iteration: int, **changes) -> str:
-    """The one line with which a training ends whose images or weights become NaN in the given iteration."""
+    """Train until images or weights become NaN in the given iteration, and return the one line of the error."""
     overlay = folder / "spoil.json"
     handler = {"_target_": "workflows.SpoilAt", "iteration": iteration, "what": what, "network": "@network"}
     overlay.write_text(json.dumps({"+train#handlers": [handler]}))
@@ -62,7 +62,7 @@ def load(path: Path) -> dict:
 
 
 def assert_same(a, b, where: str = "") -> None:
-    """Equal to the last bit, all the way down."""
+    """Check that two nested values are equal to the last bit."""
     if isinstance(a, dict):
         assert list(a) == list(b), where
         for key in a:
@@ -92,7 +92,7 @@ def killed(small_cohort, tmp_path_factory) -> Path:
 
 
 def copy(run: Path, to: Path) -> Path:
-    """What lies in the folder of a run, as links, each of which only its own folder replaces."""
+    """Copy the folder of a run as hard links; replacing a file in the copy leaves the original as it is."""
     for path in run.rglob("*"):
         if path.is_file():
             target = to / path.relative_to(run)
@@ -123,7 +123,7 @@ def test_resumed_it_ends_as_if_never_stopped(small_cohort, uninterrupted, killed
 @pytest.mark.parametrize(
     ("what", "iteration", "said"),
     [
-        # In the middle of the third epoch, and its last iteration, which is validated after the second epoch of two.
+        # Iteration 8 is in the middle of the third epoch. Iteration 12 is the last one before a validation.
         ("images", 8, "error: iteration 8 (epoch 3): the loss is nan"),
         ("images", 12, "error: iteration 12 (epoch 4): the loss is nan"),
         ("weights", 12, "error: epoch 4: weights are not finite"),
@@ -166,7 +166,7 @@ def test_with_a_fused_optimizer_it_goes_on_in_another_layout(small_cohort, unint
     learned = [name for name in wanted if name.endswith(("weight", "bias"))]
     moved = torch.cat([(wanted[name] - before[name]).flatten() for name in learned])
     apart = torch.cat([(found[name] - wanted[name]).flatten() for name in learned])
-    # The same but for rounding; state that lies otherwise than its weights leads somewhere else.
+    # The weights differ by rounding only. If the state had another layout than its weights, they would differ more.
     assert apart.norm() < 0.05 * moved.norm()
 
 
@@ -177,7 +177,7 @@ def scalars(run: Path, kind: str, tag: str) -> list[tuple[int, float]]:
 
 
 def test_curves_of_a_resumed_training_have_each_step_once(small_cohort, uninterrupted, killed, tmp_path):
-    """Even where it goes on from before what was logged already."""
+    """This holds even if it continues from a step before the last logged one."""
     output = copy(killed, tmp_path / "run")
     (output / "trainer_state.pt").unlink()
     resume(small_cohort, output)
@@ -188,7 +188,7 @@ def test_curves_of_a_resumed_training_have_each_step_once(small_cohort, uninterr
 
 
 def test_killed_while_it_writes_its_state(small_cohort, uninterrupted, tmp_path):
-    """The half file is never taken, and gone after the training was resumed."""
+    """The half-written file is never read, and it is gone after the training was resumed."""
     output = tmp_path / "run"
     kill(small_cohort, output, tmp_path, HALF_A_FILE)
     assert [path for path in output.iterdir() if path.name.startswith(".trainer_state.pt.")]
@@ -205,7 +205,7 @@ def test_with_two_workers_too(small_cohort, uninterrupted, tmp_path):
     resume(small_cohort, tmp_path / "run", num_workers=2)
     for name in ("trainer_state.pt", "model.pt"):
         assert_same(load(tmp_path / "run" / name), load(tmp_path / "whole" / name), name)
-    # The same random numbers as without workers; only sums differ, since a worker computes with one thread.
+    # The random numbers are the same as without workers. Only sums differ, since a worker computes with one thread.
     a, b = (load(run / "model_last.pt")["outputs.3.weight"] for run in (tmp_path / "whole", uninterrupted))
     assert torch.allclose(a, b, atol=1e-3)
 
@@ -240,7 +240,7 @@ def nothing(output: Path) -> dict:
 def with_sequences(output: Path, sequences: dict) -> dict:
     for file in output.glob("trainer_state*.pt"):
         state = {key: value for key, value in load(file).items() if key != "sequences"}
-        # A file of its own: the copy's are links.
+        # The copy holds links, so the file is replaced and not overwritten.
         file.unlink()
         torch.save({**state, **sequences}, file)
     return {}
@@ -296,7 +296,7 @@ def test_other_settings_than_at_the_start_are_warned_of(small_cohort, killed, tm
     output = copy(killed, tmp_path / "run")
     resume(small_cohort, output, learning_rate=2e-3)
     config = next(output.glob("config_*.json"))
-    # The handler that killed it was part of "train".
+    # The killing handler was part of "train", so this setting differs as well.
     said = f"The training started with other settings of learning_rate, train ({output / 'config.json'}); "
     assert any(message.startswith(said) for message in caplog.messages)
     assert json.loads((output / "run.json").read_text())["recipe_changed"] == ["learning_rate", "train"]

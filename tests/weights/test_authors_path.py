@@ -14,7 +14,7 @@ from workflows import ROOT, command, voxels
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 CASE = "TCGA-FG-6692"
-# Rounding where a probability lies at the threshold.
+# So many voxels may differ by rounding, because their probability is close to the threshold.
 DIFFERENT_VOXELS = 200
 
 
@@ -24,7 +24,7 @@ def shared() -> Path | None:
 
 
 def label_map(case: Path, folder: Path) -> np.ndarray:
-    """What the bundle makes of the checkpoint and ``case``, by the command that the import prints."""
+    """Return the bundle's label map of ``case`` with the checkpoint, by the command that the import prints."""
     arguments = [str(GOLDEN / "authors_path_checkpoint.pkl"), str(folder / "model.pt")]
     done = command("scripts.import_checkpoint", *arguments, cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -43,19 +43,19 @@ def compare(found: np.ndarray, wanted: np.ndarray) -> None:
     assert (found != wanted).sum() <= DIFFERENT_VOXELS
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.skipif(shared() is None, reason="BRATS_PANET_SHARED names no folder with the authors' label map")
 def test_a_real_case_comes_out_as_from_the_authors_program(tmp_path):
     folder = shared()
     assert folder is not None
     found = label_map(folder / "data" / CASE, tmp_path)
     compare(found, voxels(folder / "golden" / f"authors_path_{CASE}.nii.gz"))
-    # The figures that came with the map.
+    # These voxel counts came with the label map.
     wanted = {1: 715_985, 2: 91_675, 4: 702_069}
     assert all(abs(int((found == label).sum()) - count) <= DIFFERENT_VOXELS for label, count in wanted.items())
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.skipif(shared() is not None, reason="the authors' own label map is here, and compared with")
 def test_a_phantom_comes_out_as_it_did_when_the_real_case_did(cohort, tmp_path):
     case = next(path for path in cohort.rglob("BraTS20_Training_001") if path.is_dir())

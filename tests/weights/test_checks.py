@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Finding weights, and checking that they fit a network."""
+"""The search for weights, and the check that they fit a network."""
 
 import logging
 import os

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Starting a training from a model file: what is loaded, what is not, and what is said of it."""
+"""The start of a training from a model file: which weights are loaded, which are not, and what the log says."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_named_modules_keep_their_initial_values(model, modules):
 
 
 def test_other_output_channels_are_left_out_and_named(model, caplog):
-    """Another task: five maps instead of four; everything but the output convolutions fits."""
+    """For a task with five maps instead of four, everything fits except the output convolutions."""
     target = network(1, out_channels=5)
     left = load_pretrained(target, model)
     assert left == [f"outputs.{level}.{what}" for level in range(4) for what in ("bias", "weight")]
@@ -53,7 +53,7 @@ def test_other_output_channels_are_left_out_and_named(model, caplog):
 
 
 def test_what_only_one_side_has_is_named(model, caplog):
-    """A network without the attention starts from one with it, and the other way round."""
+    """A network without attention starts from a network with attention, and the other way round."""
     load_pretrained(network(1, prior_attention=False), model)
     assert "Not taken from the file: head.output.bias (this network has no such tensor)" in caplog.messages
     torch.save(network(2, prior_attention=False).state_dict(), model)

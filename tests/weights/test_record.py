@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The record beside weights: what it says, what is refused by it, and what goes with the weights through it."""
+"""The record beside weights: its content, the refusals that it causes, and the settings that it passes on."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def network(seed: int = 0, **changes) -> PriorAttentionNet:
 
 
 def settings(**changes) -> dict:
-    """Settings of a configuration with the small network, some of them changed in the record's own terms."""
+    """Return settings of a configuration with the small network, with changes in the format of the record."""
     made = weights_settings(network(), {"channels": CHANNELS}, [1, 1, 1], False, Compose([BRAIN]), THRESHOLDS)
     return {**made, **changes}
 
@@ -61,7 +61,7 @@ def model(tmp_path) -> Path:
     return saved(tmp_path / "model.pt")
 
 
-# What it says.
+# Content.
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_settings_are_those_of_the_configuration(names, kind, found, tmp_path):
     assert made["network"]["class"] == "PriorAttentionNet"
     arguments = made["network"]["arguments"]
     assert arguments["head"] == "parallel" and arguments["act"] == ["prelu", {"init": 0.25}]
-    # Defaults that no configuration states are in it too.
+    # The record also holds defaults that no configuration states.
     assert arguments["bottleneck"] is None and arguments["channels"] == [32, 64, 128, 256, 320]
     assert (made["spacing"], made["exclusive"]) == ([1.0, 1.0, 2.0], True)
     assert made["postprocessing"] == {**THRESHOLDS, "min_et_voxels": 7}
@@ -149,7 +149,7 @@ def test_a_training_that_starts_from_weights_names_them(model):
     assert made["started_from"] == {"checksum": record["checksum"], "trained_on": trained_on(4, 0)}
 
 
-# What is refused, and what is only said.
+# Refusals and warnings.
 
 SOFTMAX = "classes that exclude each other (softmax), not regions that overlap; add configs/network_exclusive.yaml"
 OTHER = [
@@ -179,7 +179,7 @@ def test_weights_trained_with_other_settings_are_refused_with_the_remedy(tmp_pat
     message = str(caught.value)
     assert message.startswith(f"{path}: by its record ({tmp_path / 'model.json'}) it was trained with ")
     assert said in message and "\n" not in message
-    # With their own settings they are taken.
+    # With their own settings, the weights are accepted.
     if "sequences" not in theirs and "network" not in theirs:
         assert check_weights(network(), str(path), settings(**theirs))["checksum"]
 
@@ -200,7 +200,7 @@ def test_window_precision_and_thresholds_are_never_refused(tmp_path):
 
 
 def test_an_argument_that_came_later_does_what_it_does_by_default(tmp_path):
-    """Records of today are read by the networks of tomorrow."""
+    """Later networks, with more arguments, must read the records of today."""
     definition = network_definition(network(), {"channels": CHANNELS})
     del definition["arguments"]["head_norm"]
     assert differences(settings(network=definition), settings()) == []
@@ -221,7 +221,7 @@ def test_weights_with_the_record_of_others_are_used_with_a_warning(model, tmp_pa
     assert check_weights(network(), str(model), settings(spacing=[2.0] * 3)) is None
     (message,) = caplog.messages
     assert message.startswith(
-        f"{tmp_path / 'model.json'}: the record of other weights (by their checksum) than {model}"
+        f"{tmp_path / 'model.json'}: this record belongs to other weights (by their checksum) than {model}"
     )
 
 
@@ -277,7 +277,7 @@ def test_a_link_to_weights_leads_to_their_record(model, tmp_path):
 
 @pytest.mark.parametrize("reference", ["@mine", "$@mine"])
 def test_a_network_defined_elsewhere_is_recorded_or_refused(reference, tmp_path):
-    """Where nothing can be read of its arguments, a record would be wrong."""
+    """If the arguments of the network cannot be read, a record would be wrong."""
     mine = {"_target_": "scripts.networks.PriorAttentionNet", "channels": CHANNELS, "head": "parallel"}
     place = {"dataset_dir": str(tmp_path), "mine": mine}
     parser = initialized("inference.json", kind="infer", **place, network_def=reference).parser
@@ -303,7 +303,7 @@ def test_weights_beside_a_run_of_version_0_2_0_are_refused(model, tmp_path):
     for how in (lambda: check_weights(network(), str(model), settings()), lambda: read_weights_record(model)):
         with pytest.raises(InputError, match=r"version 0\.2\.0 or before .* train or import these weights again\.$"):
             how()
-    # The record of other weights does not help.
+    # A record of other weights is not accepted either.
     saved(tmp_path / "other.pt", seed=1)
     shutil.copy(tmp_path / "other.json", record_file(model))
     with pytest.raises(InputError, match=r"version 0\.2\.0 or before"):
@@ -325,7 +325,7 @@ def test_a_training_starts_from_other_weights_with_a_word_but_not_from_another_o
         check_start(read_weights_record(path), settings(), path)
 
 
-# What goes with the weights.
+# Settings that go with the weights.
 
 
 def test_thresholds_come_from_the_record_unless_they_are_set(tmp_path):
@@ -344,7 +344,7 @@ def test_thresholds_come_from_the_record_unless_they_are_set(tmp_path):
             steps = parser.get_parsed_content("label_map").transforms
             (step,) = [s for s in steps if type(s).__name__ == "SuppressSmallEnhancingTumord"]
             assert (step.min_voxels, step.per_component) == (wanted, True)
-    # Those of other weights are none of these.
+    # A record of other weights gives no thresholds.
     shutil.copy(tmp_path / "sgd.json", tmp_path / "model.json")
     assert recorded_thresholds(str(plain), **defaults) == defaults
 
@@ -356,7 +356,7 @@ def test_thresholds_of_an_ensemble_must_agree(tmp_path):
     said = r"1\.json: min_et_voxels is 500, but 300 in .*0\.json; set --min_et_voxels\.$"
     with pytest.raises(InputError, match=said):
         recorded_thresholds(members, min_et_voxels=2)["min_et_voxels"]
-    # As it says; the other two are not in dispute.
+    # Setting it, as the message says, is enough, because the members agree in the other two thresholds.
     place = {"model_file": members, "dataset_dir": str(tmp_path), "network_def#channels": CHANNELS}
     names = ("inference.json", "ensemble.yaml")
     parser = initialized(*names, kind="infer", **place, min_et_voxels=400).parser
@@ -369,7 +369,7 @@ def test_thresholds_of_an_ensemble_must_agree(tmp_path):
 
 
 def test_main_configurations_fall_back_to_one_set_of_thresholds():
-    """Stated in three places, which MONAI's consumers read apart from each other."""
+    """Three files state the thresholds, because MONAI's consumers read each of them alone."""
     train, evaluate, inference = (
         json.loads((CONFIGS / f"{name}.json").read_text()) for name in ("train", "evaluate", "inference")
     )
@@ -379,7 +379,7 @@ def test_main_configurations_fall_back_to_one_set_of_thresholds():
         assert evaluate[name] == inference[name] == f"$@recorded['{name}']"
 
 
-# By the commands.
+# The commands.
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration that runs, as its parts are given it."""
+"""The running configuration, as its parts receive it."""
 
 import pytest
 from monai.bundle import ConfigParser
@@ -16,7 +16,7 @@ def test_the_running_configuration_is_the_parsers_that_makes_it():
     assert made.parser is parser
     assert {key: made.content[key] for key in ("a", "b")} == {"a": 1, "b": "$@a + 1"}
     assert "_meta_" not in made.content
-    # What is changed later is seen, as the tools that take the bundle change their parser.
+    # A later change is visible, because tools that run the bundle change their parser.
     parser["a"] = 2
     assert made.content["a"] == 2
 
@@ -36,7 +36,7 @@ def test_arguments_are_resolved_and_references_followed():
             "other": {"_target_": "torch.nn.Linear", "in_features": "@width", "out_features": "$@width + 1"},
         }
     )
-    # Asked for before the component was made.
+    # The value is read before the component is made.
     assert parser.get_parsed_content("width") == 3
     found = Configuration(parser).arguments("network_def")
     assert (found["in_features"], found["out_features"]) == (3, 4)

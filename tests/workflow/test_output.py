@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a run: whose it is, and what in it is never replaced."""
+"""The folder of a run: which run it belongs to, and which of its files are never replaced."""
 
 import nibabel as nib
 import numpy as np
@@ -49,7 +49,7 @@ def test_results_never_go_where_the_data_are(tmp_path, below, overwrite):
 
 
 def decathlon(tmp_path):
-    """Task01 with one case, and its items."""
+    """The folder of Task01 with one case, and its items."""
     root = tmp_path / "Task01"
     for folder, shape in (("imagesTs", (4, 4, 4, 4)), ("imagesTr", (4, 4, 4, 4)), ("labelsTr", (4, 4, 4))):
         (root / folder).mkdir(parents=True)
@@ -71,7 +71,7 @@ def test_a_label_map_never_replaces_an_image_or_a_label(tmp_path, model, folder)
         f"{out / case}.nii.gz: would be written over {out / case}.nii.gz, an input; choose another --output_dir."
     )
     assert contents(root) == before
-    # Where no label maps are saved there, nothing is in the way.
+    # If a run saves no label maps there, it may use the folder.
     Output(str(out), None).refuse_replacing(items)
 
 
@@ -82,7 +82,7 @@ def test_a_map_of_a_region_never_replaces_an_image(tmp_path, name):
     items = [{"case": "p", "image": [str(path), "b", "c", "d"]}]
     with pytest.raises(InputError, match=f"{name}.nii.gz: would be written over"):
         Output(str(tmp_path), str(tmp_path)).refuse_replacing(items)
-    # A training that goes on reads and writes as well.
+    # A resumed training also reads and writes.
     with pytest.raises(InputError, match=f"{name}.nii.gz: would be written over"):
         Output(str(tmp_path / "out"), str(tmp_path)).refuse_replacing(items, resume=True)
     Output(str(tmp_path), str(tmp_path)).refuse_replacing([{**items[0], "case": "q"}])
@@ -108,7 +108,7 @@ def test_links_do_not_hide_what_would_be_replaced(tmp_path, link):
 
 
 def test_an_earlier_runs_folder_with_inputs_in_it_is_not_moved_away(tmp_path):
-    """By --overwrite True it would be, and the inputs with it."""
+    """With --overwrite True, the folder would be moved away together with the inputs."""
     (tmp_path / "run.json").write_text("{}")
     (tmp_path / "scan.nii.gz").touch()
     (tmp_path / "elsewhere").mkdir()
@@ -118,7 +118,7 @@ def test_an_earlier_runs_folder_with_inputs_in_it_is_not_moved_away(tmp_path):
         with pytest.raises(InputError) as caught:
             Output(str(tmp_path), None).refuse_replacing([{"case": "p", "image": str(file)}])
         assert str(caught.value) == f"{tmp_path}: holds {file}, which the run reads; choose another --output_dir."
-        # Going on moves nothing.
+        # A resumed training moves nothing.
         Output(str(tmp_path), None).refuse_replacing([{"case": "p", "image": str(file)}], resume=True)
 
 

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""One overlay for evaluation and inference: over either, in any order, in every combination."""
+"""The same overlays work for evaluation and for inference, in any order and in every combination."""
 
 from itertools import combinations, permutations
 from pathlib import Path
@@ -102,7 +102,7 @@ def weights(tmp_path) -> str:
     ],
 )
 def test_a_training_with_what_is_for_inference_is_refused(overlay, said, place, weights, tmp_path):
-    """Members would take the place of the weights in training; the validation would see other images than it."""
+    """Otherwise, members would replace the weights in training, or training and validation would see other images."""
     changes = {"model_file": [weights, weights[:-3]]} if overlay == "ensemble.yaml" else {}
     assert refusal("train.json", overlay, **place, **changes).startswith(said)
     assert not (tmp_path / "out").exists()
@@ -130,7 +130,7 @@ def test_one_network_takes_one_file(base, several, place, weights, tmp_path):
 
 @pytest.mark.parametrize("base", BASES)
 def test_a_run_in_which_nothing_reads_the_weights_is_refused(base, place, weights, tmp_path):
-    """The network would keep random weights, and segment with them."""
+    """Otherwise, the network would keep its random weights and segment with them."""
     said = refusal(*BASES[base][0], **place, model_file=weights, load_pretrain=False)
     assert said.startswith("--load_pretrain False: nothing else reads --model_file, so the network would keep random")
     assert not (tmp_path / "out").exists()

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Before a run: refusals, and the record of it."""
+"""The preparation of a run: its refusals, and the record that it writes."""
 
 import logging
 import re
@@ -74,7 +74,7 @@ def test_an_evaluation_leaves_its_record(tmp_path, model, label, caplog):
 
 
 def test_results_never_go_where_their_weights_are(tmp_path, data, model):
-    """An earlier run's folder is moved away, and they would go with it."""
+    """The folder of an earlier run is moved away, and the weights in it would be moved as well."""
     (model.parent / "run.json").write_text('{"bundle_version": "0.3.0"}')
     with pytest.raises(InputError, match=r"holds the weights \(.*model\.pt\); choose another --output_dir"):
         evaluate(labeled_items(data), data, model, model.parent, overwrite=True)

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Which weights are published after a training, and what is the plain recipe."""
+"""The choice of the weights that are published after a training, and the plain recipe."""
 
 import json
 import logging
@@ -93,7 +93,7 @@ def test_earlier_published_weights_and_their_export_are_kept_under_their_date(bu
     }
 
 
-# What changes a training's weights, or which of them are the best by validation.
+# These keys change the weights of a training, or the choice of the best weights by validation.
 RECIPE = {
     "datalist_file",
     "validation_fraction",
@@ -143,7 +143,7 @@ RECIPE = {
 
 
 def test_every_key_of_a_training_is_of_its_recipe_or_not():
-    """A new key must be put on one side or the other."""
+    """A new key must be added to one of the two sets."""
     assert set(json.loads((CONFIGS / "train.json").read_text())) == RECIPE | NOT_OF_THE_RECIPE
     assert not RECIPE & NOT_OF_THE_RECIPE
 
@@ -163,7 +163,7 @@ def test_what_does_not_change_weights_does_not_keep_them_from_being_published():
         ({"max_epochs": 7, "device": "cpu"}, ["max_epochs"]),
         ({"max_epochs": 100, "spacing": [2, 2, 2]}, ["spacing"]),
         ({}, ["max_epochs"]),
-        # What --tracking mlflow adds.
+        # --tracking mlflow adds these keys.
         ({"max_epochs": 100, "tracking_uri": "x", "run_name": None, "is_not_rank0": False}, []),
     ],
 )

@@ -105,13 +105,13 @@ def test_a_setting_of_another_workflow_alone_is_warned_of(marker, key, read, cap
 
 @pytest.mark.parametrize("value", ["@model_file", "$@model_file + '.x'", ["@run", {"a": "@model_file"}]])
 def test_a_reference_to_what_is_not_there_is_refused(value):
-    """MONAI says it with a page of text; most often an overlay lies over a configuration that it is not for."""
+    """MONAI reports it in a page of text; the usual cause is an overlay on a configuration that it does not fit."""
     with pytest.raises(InputError, match=r"there is no setting model_file; an overlay may need .* evaluate\.json"):
         check_settings(configuration({"network": {"file": value}, "run": []}))
 
 
 def test_settings_of_another_workflow_are_no_mistake(caplog):
-    """An overlay may leave a setting of the main configurations without a reader."""
+    """An overlay may have the effect that nothing reads a setting of the main configurations."""
     check_settings(configuration({"bundle_root": ".", "publish": True, "overlap": 0.5, "run": []}))
     assert caplog.messages == []
 
