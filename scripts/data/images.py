@@ -289,6 +289,8 @@ class LoadImageByReaderd(LoadImaged):
     def __init__(self, keys: KeysCollection, reader: ImageReader, **options: Any) -> None:
         super().__init__(keys, reader=reader, **options)  # type: ignore[arg-type]
         self.reader = reader
+        # MONAI registers its own readers by the packages that are installed, and a cache's keys would depend on those.
+        self._loader.readers = [reader]
 
     def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
         """Load the images of one case."""

@@ -102,12 +102,14 @@ def _own_settings(names: tuple[str, ...]) -> frozenset[str]:
     """Settings of these main configurations. The workflow that they make reads each of them."""
     files = [CONFIGS / name for name in names]
     content = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
-    return frozenset(name.split("#_")[0] for config in content for name in _settings(config))
+    return frozenset(name for config in content for name in _settings(config))
 
 
 def _settings(config: Mapping[str, Any]) -> list[str]:
     """Names of all settings at the top level of a configuration and one level below, in its sections."""
-    below = [f"{section}#{name}" for section in SECTIONS for name in config.get(section) or {}]
+    sections = {section: config[section] for section in SECTIONS if isinstance(config.get(section), Mapping)}
+    below = [f"{section}#{name}" for section, content in sections.items() for name in content]
+    # MONAI's own keys, such as _desc_, begin with an underscore.
     return [*config, *(name for name in below if "#_" not in name)]
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from monai.data import DataLoader, MetaTensor
+from monai.data import DataLoader, MetaTensor, NibabelReader
 from monai.transforms import (
     CropForegroundd,
     Lambdad,
@@ -34,7 +34,7 @@ from monai.transforms import (
 )
 from scripts.benchmark import pipeline
 from scripts.data.datalist import labeled_items
-from scripts.data.images import SequenceReader
+from scripts.data.images import LoadImageByReaderd, SequenceReader
 from scripts.training import disk_cache
 from scripts.training.disk_cache import GB, ArrayCache, CacheEstimate, DiskCacheDataset, describe, loader_bytes
 from scripts.training.reproducibility import SeededCompose
@@ -210,6 +210,18 @@ def test_functions_are_told_apart_by_their_code_and_random_steps_do_not_matter(i
     one, other = dataset(items, tmp_path), dataset(items, tmp_path)
     one.transform.set_random_state(1), other.transform.set_random_state(2)
     assert one.key(items[0]) == other.key(items[0])
+
+
+def test_keys_do_not_depend_on_the_readers_that_monai_finds(items, tmp_path, monkeypatch):
+    """MONAI registers one more where the package pynrrd is installed, say."""
+
+    def key() -> str:
+        loading = SeededCompose([LoadImageByReaderd(["image", "label"], SequenceReader())])
+        return DiskCacheDataset(items, loading, tmp_path / "cache").key(items[0])
+
+    now = key()
+    monkeypatch.setattr("monai.transforms.io.array.SUPPORTED_READERS", {"nibabelreader": NibabelReader})
+    assert key() == now
 
 
 def test_keys_are_the_same_in_every_process(small_cohort, tmp_path):
