@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check package gpu-check gpu-wheels clean
+.PHONY: demo test check lint package gpu-check gpu-wheels clean
 
 demo: .venv/.installed
 	$(BIN)/python -m scripts.demo
@@ -18,7 +18,6 @@ test: lint .venv/.interoperability
 check: lint
 	$(PYTEST) -m "not slow"
 
-.PHONY: lint
 lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -62,8 +62,7 @@ def demo(run_dir: Path, cases: int, epochs: int, seed: int) -> None:
     """Run all steps that are not done yet, and write all results below ``run_dir``."""
     cohort, training, segmentation = run_dir / "phantoms", run_dir / "train", run_dir / "segmentation"
     evaluation, model = training / "evaluation_validation", training / "model.pt"
-    common = ["--bundle_root", str(BUNDLE_ROOT), "--dataset_dir", str(cohort), "--output_dir", str(training)]
-    again = ["--overwrite", "True"]
+    common = {"dataset_dir": cohort, "output_dir": training, "overwrite": True}
 
     step("synthetic patients", "scripts.make_phantoms", str(cohort), "--cases", str(cases), "--seed", str(seed))
 
@@ -71,15 +70,15 @@ def demo(run_dir: Path, cases: int, epochs: int, seed: int) -> None:
     if done == epochs:
         print(f"\n== training: done already, {model}")
     else:
-        files = command.config_files(["train.json", "train_demo.yaml", *(["train_resume.yaml"] if done else [])])
-        options = [*common, "--max_epochs", str(epochs), "--validation_fraction", "0.25", *again]
-        step("training", "monai.bundle", "run", "--config_file", files, *options)
+        names = ["train.json", "train_demo.yaml", *(["train_resume.yaml"] if done else [])]
+        settings = {**common, "max_epochs": epochs, "validation_fraction": 0.25}
+        step("training", *command.workflow_arguments(names, settings))
 
     if newer(evaluation / "summary.csv", model):
         print(f"\n== evaluation: done already, {evaluation}")
     else:
-        files = command.config_files(["train.json", "train_demo.yaml", "evaluate.json"])
-        step("evaluation on unseen patients", "monai.bundle", "run", "--config_file", files, *common, *again)
+        names = ["train.json", "train_demo.yaml", "evaluate.json"]
+        step("evaluation on unseen patients", *command.workflow_arguments(names, common))
 
     split = json.loads((training / "datalist.json").read_text(encoding="utf-8"))
     unseen = split["validation"][0]
@@ -88,10 +87,8 @@ def demo(run_dir: Path, cases: int, epochs: int, seed: int) -> None:
     if newer(label_map, model):
         print(f"\n== segmentation: done already, {label_map}")
     else:
-        files = command.config_files(["inference.json", "inference_demo.yaml"])
-        options = ["--bundle_root", str(BUNDLE_ROOT), "--dataset_dir", str(case_dir), "--output_dir", str(segmentation)]
-        options += ["--model_file", str(model), *again]
-        step("one patient", "monai.bundle", "run", "--config_file", files, *options)
+        settings = {"dataset_dir": case_dir, "output_dir": segmentation, "model_file": model, "overwrite": True}
+        step("one patient", *command.workflow_arguments(["inference.json", "inference_demo.yaml"], settings))
 
     exported = training / "model.ts"
     if newer(exported, model):

@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 
 import pytest
+from workflows import ROOT
 
-ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "scripts"
 # The layers from the ground up. Parts of one layer do not import each other. A module that is in no layer is a command,
 # on top of all layers.

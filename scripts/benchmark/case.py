@@ -16,7 +16,7 @@ from monai.bundle import ConfigParser
 from monai.data.utils import dense_patch_slices
 from monai.inferers import Inferer
 from rich.console import Console
-from scripts.benchmark.measure import positive, report, summary, time_side_by_side
+from scripts.benchmark.measure import add_channels, positive, report, summary, time_side_by_side
 from scripts.brats import REGIONS
 from scripts.data.datalist import unlabeled_items
 from scripts.data.phantom import write_cohort
@@ -37,13 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
     parser.add_argument("--dataset_dir", type=Path, help="folder of one case (default: a new phantom)")
     parser.add_argument("--model_file", type=Path, help="weights (default: random weights, whose maps are noise)")
-    parser.add_argument(
-        "--channels",
-        type=positive,
-        nargs=5,
-        default=[32, 64, 128, 256, 320],
-        help="channels of the network (default: %(default)s)",
-    )
+    add_channels(parser)
     parser.add_argument("--spacing", type=float, default=1.0, help="voxel size in mm (default: %(default)s)")
     parser.add_argument("--window", type=positive, default=128, help="edge of a window (default: %(default)s)")
     parser.add_argument("--runs", type=positive, default=3, help="timed runs after a warm-up (default: %(default)s)")

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from scripts import command
-from scripts.benchmark.measure import cases_of, device_name, positive, report
+from scripts.benchmark.measure import add_channels, cases_of, device_name, positive, report
 from scripts.data.cases import image_files
 from scripts.data.datalist import unlabeled_items
 from scripts.errors import InputError
@@ -47,9 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--authors_cases", type=positive, nargs="*", default=[], help="cohort sizes for the authors' way"
     )
-    parser.add_argument(
-        "--channels", type=positive, nargs=5, default=[32, 64, 128, 256, 320], help="channels of the network"
-    )
+    add_channels(parser)
     parser.add_argument("--configs", nargs="+", help="configurations of this bundle's way (default: by device)")
     parser.add_argument("--spacing", type=float, default=1.0, help="voxel size in mm (default: %(default)s)")
     parser.add_argument("--window", type=positive, default=128, help="edge of a window (default: %(default)s)")

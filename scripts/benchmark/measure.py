@@ -108,6 +108,17 @@ def summary(seconds: Mapping[str, list[float]], baseline: str) -> list[dict[str,
     ]
 
 
+def add_channels(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--channels``, which is the authors' full-size network by default."""
+    parser.add_argument(
+        "--channels",
+        type=positive,
+        nargs=5,
+        default=[32, 64, 128, 256, 320],
+        help="channels of the network (default: %(default)s)",
+    )
+
+
 def report(title: str, rows: list[dict[str, Any]], path: Path | None, facts: Mapping[str, Any] | None = None) -> None:
     """Print ``rows`` and ``facts``, and write them with the machine and the versions to ``path`` as JSON."""
     table = Table(title=title)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 from rich.console import Console
-from scripts.benchmark.measure import cases_of, device_name, positive, report, summary, time_side_by_side
+from scripts.benchmark.measure import add_channels, cases_of, device_name, positive, report, summary, time_side_by_side
 from scripts.benchmark.pipeline import authors_transforms
 from scripts.data.datalist import labeled_items
 from scripts.files import BUNDLE_ROOT, CONFIGS
@@ -48,13 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="torch device (default: %(default)s)",
     )
     parser.add_argument("--size", type=positive, default=128, help="edge of the patch (default: %(default)s)")
-    parser.add_argument(
-        "--channels",
-        type=positive,
-        nargs=5,
-        default=[32, 64, 128, 256, 320],
-        help="channels of the network (default: %(default)s)",
-    )
+    add_channels(parser)
     parser.add_argument("--steps", type=positive, default=10, help="steps in each run (default: %(default)s)")
     parser.add_argument("--runs", type=positive, default=3, help="timed runs after a warm-up (default: %(default)s)")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from scripts.errors import InputError
 # Errors that nibabel raises for a file that is no NIfTI image, or only a part of one.
 UNREADABLE_IMAGE = (ImageFileError, HeaderDataError, WrapStructError, OSError, EOFError, ValueError, zlib.error)
 
+NOT_READABLE = "not a readable NIfTI image"
 # The first bytes of a gzip file.
 GZIP_MAGIC = b"\x1f\x8b"
 
@@ -41,6 +43,15 @@ def one_line(error: BaseException) -> str:
         'two lines'
     """
     return " ".join(str(error).split())
+
+
+@contextmanager
+def _refusing(path: PathLike, fault: str) -> Iterator[None]:
+    # What cannot be read inside is refused as ``fault`` of the file.
+    try:
+        yield
+    except UNREADABLE_IMAGE as error:
+        raise InputError(f"{path}: {fault} ({one_line(error)}); copy it again.") from error
 
 
 def check_suffix(path: PathLike) -> None:
@@ -99,10 +110,8 @@ def read_header(path: PathLike) -> nib.Nifti1Image:
         InputError: the file is absent or is no NIfTI image.
     """
     file = _checked_path(path)
-    try:
+    with _refusing(path, NOT_READABLE):
         return nib.nifti1.Nifti1Image.from_filename(file)
-    except UNREADABLE_IMAGE as error:
-        raise InputError(f"{path}: not a readable NIfTI image ({one_line(error)}); copy it again.") from error
 
 
 def read_image(path: PathLike, channels: int = 0) -> nib.Nifti1Image:
@@ -118,16 +127,13 @@ def read_image(path: PathLike, channels: int = 0) -> nib.Nifti1Image:
         InputError: the file is absent, is no NIfTI image, is damaged, or has other dimensions.
     """
     file = _checked_path(path)
-    step = "not a readable NIfTI image"
-    try:
+    with _refusing(path, NOT_READABLE):
         content = file.read_bytes()
-        if file.name.lower().endswith(".gz"):
-            step = "damaged" if content.startswith(GZIP_MAGIC) else step
+    if file.name.lower().endswith(".gz"):
+        with _refusing(path, "damaged" if content.startswith(GZIP_MAGIC) else NOT_READABLE):
             content = gzip.decompress(content)
-            step = "not a readable NIfTI image"
+    with _refusing(path, NOT_READABLE):
         image = nib.nifti1.Nifti1Image.from_bytes(content)
-    except UNREADABLE_IMAGE as error:
-        raise InputError(f"{path}: {step} ({one_line(error)}); copy it again.") from error
     check_dimensions(path, image, channels)
     return image
 
@@ -143,10 +149,8 @@ def voxels_of(image: nib.Nifti1Image, path: PathLike) -> np.ndarray:
         Traceback (most recent call last):
         scripts.errors.InputError: p1_t1.nii: its voxels are complex numbers, not plain numbers; ...
     """
-    try:
+    with _refusing(path, "damaged"):
         voxels = np.asanyarray(image.dataobj)
-    except UNREADABLE_IMAGE as error:
-        raise InputError(f"{path}: damaged ({one_line(error)}); copy it again.") from error
     if voxels.dtype.kind not in "iuf":
         kind = "complex numbers" if voxels.dtype.kind == "c" else "colors"
         raise InputError(
@@ -232,16 +236,12 @@ class SequenceReader(NibabelReader):
 
     def _open(self, file: str, **kwargs: Any) -> Any:
         check_suffix(file)
-        try:
+        with _refusing(file, NOT_READABLE):
             return super().read(file, **kwargs)
-        except UNREADABLE_IMAGE as error:
-            raise InputError(f"{file}: not a readable NIfTI image ({one_line(error)}); copy it again.") from error
 
     def _get_array_data(self, img: Any, filename: PathLike) -> np.ndarray:
-        try:
+        with _refusing(img.get_filename(), "damaged"):
             voxels: np.ndarray = super()._get_array_data(img, filename)
-        except UNREADABLE_IMAGE as error:
-            raise InputError(f"{img.get_filename()}: damaged ({one_line(error)}); copy it again.") from error
         return voxels
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def prepare_training(
     pretrained_file = None if resume else pretrained_file
     searched: str | None = cohort.dataset_dir
     if configuration.brings_own_data:
-        searched, output = None, Output(output.folder, output.map_dir, overwrite=True)
+        searched, output = None, replace(output, overwrite=True)
 
     def check_and_claim() -> None:
         check_et_label(cohort.et_label)
@@ -117,12 +118,11 @@ def prepare_training(
             list(both.values()), searched, "labeled cases", cohort.datalist_file, cohort.channel_order
         )
         phantoms = any(synthetic)
-        needed = [name for name in lists if name in cohort.needed]
-        for name in needed:
+        for name in cohort.needed:
             if not lists[name]:
                 raise InputError(
                     f"{cohort.datalist_file or cohort.dataset_dir}: no case for {name}; at least one for each of "
-                    f"{' and '.join(needed)} is needed."
+                    f"{' and '.join(cohort.needed)} is needed."
                 )
             check_ranks(lists[name], f"cases for {name}")
         if pretrained_file is not None:

@@ -57,8 +57,9 @@ def check_settings(configuration: Configuration) -> None:
     """
     show_input_errors()
     config = configuration.content
+    settings = _settings(config)
     for former, name in RENAMED.items():
-        if former in _settings(config):
+        if former in settings:
             raise InputError(f"--{former}: this setting is called {name} now.")
     for name, value in _leaves(config):
         if isinstance(value, str) and value in ("true", "false"):
@@ -82,10 +83,10 @@ def check_settings(configuration: Configuration) -> None:
         return
     text = json.dumps(without_tracking(config), default=str).replace("::", "#")
     known = READ_BY_MONAI | TRACKING | _own_settings(_workflow(config))
-    for name in _settings(config):
+    for name in settings:
         if name not in known and not re.search(rf"@{re.escape(name)}\b", text):
             section = name.rpartition("#")[0]
-            others = [other for other in _settings(config) if other != name and other.rpartition("#")[0] == section]
+            others = [other for other in settings if other != name and other.rpartition("#")[0] == section]
             close = difflib.get_close_matches(name, others, 1)
             logger.warning("Nothing reads the setting %s%s", name, f"; did you mean {close[0]}?" if close else ".")
 

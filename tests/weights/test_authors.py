@@ -18,10 +18,9 @@ from scripts.networks import PriorAttentionNet
 from scripts.weights.authors import convert, read_state_dict
 from scripts.weights.loading import check_weights
 from scripts.weights.record import read_weights_record
-from workflows import initialized
+from workflows import ROOT, initialized
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-ROOT = Path(__file__).parents[1]
 HEADS = ("fcn", "parallel")
 SMALL = (4, 8, 8, 12, 16)
 
