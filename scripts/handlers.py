@@ -264,33 +264,39 @@ def _remedy(engine: Workflow) -> str:
 class AsynchronousSteps:
     """A handler that keeps training steps from waiting for the device.
 
-    MONAI's trainer waits twice in each step. First, it scales the loss in mixed precision and so asks after each step
-    whether the gradients were finite. bfloat16 has the range of float32 and needs no scaling, so this handler turns the
-    scaling off. Second, MONAI's trainer takes each output apart, which copies the loss to the host. Give the trainer
-    ``decollate=False`` to prevent that. This handler then makes each output a list of one, which MONAI's other handlers
-    can read.
-
-    Args:
-        dtype: type of the mixed precision.
+    MONAI's trainer takes each output apart, which copies the loss to the host. Give the trainer ``decollate=False`` to
+    prevent that. This handler then makes each output a list of one, which MONAI's other handlers can read.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
-
     def attach(self, engine: Workflow) -> None:
-        """Set up ``engine`` when it starts, and after each step."""
-        engine.add_event_handler(Events.STARTED, self.started)
+        """Set up ``engine`` after each step."""
         engine.add_event_handler(IterationEvents.MODEL_COMPLETED, self.model_completed)
-
-    def started(self, engine: Workflow) -> None:
-        """Replace MONAI's scaler by one that does nothing."""
-        if engine.scaler is not None and self.dtype == torch.bfloat16:
-            engine.scaler = torch.amp.GradScaler(enabled=False)  # type: ignore[assignment]
 
     def model_completed(self, engine: Workflow) -> None:
         """Make the output a list of one."""
         if isinstance(engine.state.output, dict):
             engine.state.output = [engine.state.output]
+
+
+class ClipGradients:
+    """A handler that scales the gradients down where their norm exceeds a limit, so that one odd case does no harm.
+
+    Args:
+        network: the network in training.
+        max_norm: the largest norm of all gradients together.
+    """
+
+    def __init__(self, network: torch.nn.Module, max_norm: float) -> None:
+        self.network = network
+        self.max_norm = max_norm
+
+    def attach(self, engine: Workflow) -> None:
+        """Clip after each backward pass of ``engine``, a trainer without a scaler."""
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self.backward_completed)
+
+    def backward_completed(self, engine: Workflow) -> None:
+        """Clip the gradients."""
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
 
 
 def _mean_loss(output: Any) -> float:

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The processors and the memory that this process may use, and a way to keep freed memory for reuse."""
+"""The processors, their precision and the memory of this process, and a way to keep freed memory for reuse."""
 
 from __future__ import annotations
 
@@ -41,6 +41,26 @@ def keep_freed_memory(device: torch.device | str = "cpu") -> bool:
     if mallopt is None:
         return False
     return all(any(mallopt(name, value) for value in MALLOPT_VALUES) for name in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD))
+
+
+def computes_in(device: torch.device | str, dtype: str) -> bool:
+    """Whether ``device`` computes in 16 bits, so that mixed precision makes it faster.
+
+    A GPU does. A CPU does so in bfloat16 only, and only with AVX-512 BF16 or AMX instructions. Without them torch
+    emulates the type, a hundred times slower.
+
+    Args:
+        device: device of the workflow.
+        dtype: "bfloat16" or "float16".
+
+    Example:
+        >>> computes_in("cuda", "float16"), computes_in("cpu", "float16")
+        (True, False)
+    """
+    kind = torch.device(device).type
+    if kind == "cpu" and dtype == "bfloat16":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return kind == "cuda"
 
 
 def processors() -> int:

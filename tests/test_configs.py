@@ -120,7 +120,7 @@ def test_the_table_of_keys_is_complete():
     plain = [(k, v) for k, v in found if "#" not in k and not isinstance(v, dict)]
     # Neither an expression nor a list of components.
     keys = {k for k, v in plain if not (isinstance(v, str) and v[0] in "$@") and "_target_" not in str(v)}
-    keys |= {"dataset_dir", "output_dir", "device", "amp", "amp_dtype", "roi_size", "model_file"}
+    keys |= {"dataset_dir", "output_dir", "device", "amp", "amp_dtype", "channels_last", "roi_size", "model_file"}
     internal = READ_BY_MONAI | {"bundle_root", "rank", "world_size", "label_map_dir", "save_label_maps"}
     assert named == keys - internal
 

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from scripts.benchmark.training import trainer_of
 from scripts.data.datalist import labeled_items
 from scripts.errors import InputError
 from scripts.losses import PriorAttentionLoss
+from scripts.machine import computes_in
 from scripts.networks import PriorAttentionNet
 from scripts.networks.resize import linear_weights, resize_by_matrices, resize_like
 from scripts.training.augmentation import device_step
@@ -181,14 +181,15 @@ def test_the_precision_is_one_that_the_gpu_computes_in(name, device, capability,
     parser["device"] = device
     if set_by_hand is not None:
         parser["amp_dtype"] = set_by_hand
-    engines = ["train#trainer", "validate#evaluator"] if name == "train.json" else ["evaluator"]
-    for engine in engines:
-        assert parser.get_parsed_content(f"{engine}#amp_kwargs") == {"dtype": wanted}
+    inferers = ["train#inferer", "inferer"] if name == "train.json" else ["inferer"]
+    for inferer in inferers:
+        made = parser.get_parsed_content(inferer)
+        assert (made.enabled, getattr(torch, made.dtype)) == (computes_in(device, made.dtype), wanted)
     if name == "train.json":
         # float16 needs a scaled loss, and bfloat16 does not.
-        trainer = SimpleNamespace(scaler=torch.amp.GradScaler("cpu"))
-        parser.get_parsed_content("train#handlers#0").started(trainer)
-        assert trainer.scaler.is_enabled() == (wanted == torch.float16)
+        scaled = ConfigParser({key: parser[key] for key in ("amp", "amp_dtype", "device")})
+        scaled["amp"], scaled["scaled"] = True, parser["train#trainer#amp"]
+        assert scaled.get_parsed_content("scaled") == (wanted == torch.float16)
 
 
 def step_settings(device, **more):

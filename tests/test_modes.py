@@ -160,8 +160,8 @@ def test_sgd_recipe(small_cohort, tmp_path):
 
 
 def test_half_precision(small_cohort, tmp_path):
-    """A CPU does not mix precisions here, so the test checks the settings that a GPU would use."""
-    state = train(small_cohort, tmp_path / "run", "train_fp16.yaml", amp=True)
+    """A CPU does not compute in float16, so the test checks the settings that a GPU would use."""
+    state = train(small_cohort, tmp_path / "run", "train_fp16.yaml")
     assert state["epoch"] == 2
     made = ConfigWorkflow(
         files("train.json", "train_fp16.yaml"),
@@ -171,18 +171,19 @@ def test_half_precision(small_cohort, tmp_path):
         amp=True,
     )
     made.initialize()
-    assert made.trainer.amp and made.trainer.amp_kwargs == {"dtype": torch.float16}
-    assert made.evaluator.amp_kwargs == {"dtype": torch.float16}
+    assert made.trainer.amp  # the loss is scaled
+    for inferer in (made.trainer.inferer, made.evaluator.inferer):
+        assert (inferer.enabled, inferer.dtype) == (True, "float16")
 
 
 @pytest.mark.parametrize("overlay", [None, "train_benchmark.yaml", "train_fast.yaml"])
 def test_deterministic_or_fast(overlay):
-    made = initialized("train.json", *[overlay] * (overlay is not None), kind="train")
+    made = initialized("train.json", *[overlay] * (overlay is not None), kind="train", amp=False)
     made.parser.get_parsed_content("run::3")
     network, optimizer = made.parser.get_parsed_content("network"), made.parser.get_parsed_content("optimizer")
     benchmark, fast = overlay is not None, overlay == "train_fast.yaml"
     assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == (benchmark, not benchmark)
-    assert made.trainer.inferer.enabled == fast
+    assert made.trainer.inferer.inferer.enabled == fast
     # A weight with one voxel or one channel has both layouts at once, so it tells nothing.
     weights = [weight for weight in network.parameters() if weight.dim() == 5 and min(weight.shape) > 1]
     assert {weight.is_contiguous() for weight in weights} == {not fast} and len(weights) > 10

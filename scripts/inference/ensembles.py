@@ -16,6 +16,7 @@ from scripts.distributed import unwrap
 from scripts.errors import InputError
 from scripts.files import load_torch
 from scripts.inference.inferers import MeanProbability
+from scripts.inference.openvino import OpenVINONetwork
 
 logger = logging.getLogger(__name__)
 
@@ -76,5 +77,8 @@ class EnsembleInferer(Inferer):
     def load(self, model_file: str | Path, network: Any) -> None:
         """Load ``model_file`` into ``network``, unless the last call has done so."""
         if self.loaded is None or self.loaded[0] != model_file or self.loaded[1] is not network:
-            unwrap(network).load_state_dict(load_torch(model_file))
+            if isinstance(network, OpenVINONetwork):
+                network.use(model_file)
+            else:
+                unwrap(network).load_state_dict(load_torch(model_file))
             self.loaded = (str(model_file), network)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
 from monai.utils import convert_to_dst_type
 from scripts.errors import InputError
+from scripts.machine import computes_in
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +99,43 @@ class WholeVolumeInferer(Inferer):
             result = result.narrow(axis, start, length)
         # Mixed precision gives 16 bits, which are too few for probabilities near 0 and 1.
         return convert_to_dst_type(result, inputs, dtype=torch.float32)[0]
+
+
+class MixedPrecisionInferer(Inferer):
+    """An inferer that lets another inferer run the network in mixed precision.
+
+    MONAI's engines do so on GPUs only. A network that another program runs, such as OpenVINO's, is not affected.
+
+    Args:
+        inferer: the inferer to run.
+        device: device of the network.
+        dtype: "bfloat16" or "float16".
+        enabled: if false, the precision stays as it is.
+
+    Example:
+        >>> from monai.inferers import SimpleInferer
+        >>> network, x = torch.nn.Linear(2, 2), torch.zeros(1, 2)
+        >>> MixedPrecisionInferer(SimpleInferer(), "cpu", "bfloat16")(x, network).dtype
+        torch.bfloat16
+        >>> MixedPrecisionInferer(SimpleInferer(), "cpu", "bfloat16", enabled=False)(x, network).dtype
+        torch.float32
+    """
+
+    def __init__(self, inferer: Inferer, device: torch.device | str, dtype: str, enabled: bool = True) -> None:
+        super().__init__()
+        self.inferer = inferer
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.enabled = enabled
+        if enabled and not computes_in(self.device, dtype):
+            logger.warning("--amp True: %s does not compute in %s, so this is very slow.", self.device, dtype)
+
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Return what the other inferer returns."""
+        if not self.enabled:
+            return self.inferer(inputs, network, *args, **kwargs)
+        with torch.autocast(self.device.type, getattr(torch, self.dtype)):
+            return self.inferer(inputs, network, *args, **kwargs)
 
 
 class CompiledInferer(Inferer):

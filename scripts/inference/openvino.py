@@ -1,16 +1,18 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The network run by OpenVINO on a CPU, several times faster than by torch; openvino.yaml uses it."""
+"""A network, or the members of an ensemble, run by OpenVINO on a CPU; openvino.yaml uses it."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
+from monai.utils import ensure_tuple
 from scripts.errors import InputError
 from scripts.files import load_torch, replacing
 from scripts.networks.protocol import SegmentationNetwork
@@ -30,45 +32,51 @@ class OpenVINONetwork(nn.Module):
     The first use converts the model, which takes about twenty seconds at full width. The result is kept in
     ``cache_dir`` under the checksum of the weights, so it is never used for other weights.
 
+    With several files, ``EnsembleInferer`` chooses by ``use`` whose weights run.
+
     Args:
         network: the network that the weights belong to. The conversion loads them into it.
-        model_file: file of bare weights.
+        model_file: file of bare weights, or the files of an ensemble.
         cache_dir: folder of converted models.
         precision: "f32", "bf16" or "auto". "auto" is bf16 if the processor computes in it, and f32 otherwise.
 
     Raises:
-        InputError: OpenVINO is not installed, the precision does not exist, or several model files are named.
+        InputError: OpenVINO is not installed, or the precision does not exist.
     """
 
     # The engine must not load weights into it as well.
     reads_model_file = True
 
-    def __init__(self, network: SegmentationNetwork, model_file: str, cache_dir: str, precision: str = "auto") -> None:
+    def __init__(
+        self, network: SegmentationNetwork, model_file: str | Sequence[str], cache_dir: str, precision: str = "auto"
+    ) -> None:
         super().__init__()
         if precision not in PRECISIONS:
             raise InputError(f"--openvino_precision {precision}: choose one of {', '.join(PRECISIONS)}.")
-        if not isinstance(model_file, str):
-            raise InputError("--model_file: OpenVINO runs one network; leave out ensemble.yaml, or openvino.yaml.")
         self.ov = import_openvino()
         # In a list, so that torch does not count its parameters as this module's.
         self.source = [network]
-        self.model_file = model_file
+        self.model_file = str(ensure_tuple(model_file)[0])
         self.cache_dir = Path(cache_dir)
         self.precision = precision
-        self.compiled: Any = None
+        self.compiled: dict[str, Any] = {}
 
     @property
     def module(self) -> SegmentationNetwork:
         """The network that OpenVINO runs."""
         return self.source[0]
 
+    def use(self, model_file: str | Path) -> None:
+        """Run the network with the weights of this file from now on."""
+        self.model_file = str(model_file)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits, float32 (batch, out_channels, *size), for ``x``, (batch, in_channels, *size)."""
-        if self.compiled is None:
-            self.compiled = self.compile()
+        if self.model_file not in self.compiled:
+            self.compiled[self.model_file] = self.compile()
         if len(x) > 1:
             return torch.cat([self.forward(one) for one in x.split(1)])
-        result = self.compiled(x.detach().cpu().contiguous().float().numpy())[0]
+        result = self.compiled[self.model_file](x.detach().cpu().contiguous().float().numpy())[0]
         return torch.from_numpy(result).to(x.device)
 
     def compile(self) -> openvino.CompiledModel:

@@ -8,6 +8,7 @@ import math
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from monai.networks.layers.factories import Conv, split_args
 from monai.networks.layers.utils import get_act_layer, get_norm_layer
 
@@ -20,6 +21,21 @@ DEFAULT_NUM_GROUPS = 8
 def is_group_norm(norm: LayerSpec) -> bool:
     """Whether ``norm`` names group normalization."""
     return bool(split_args(norm)[0].lower() == "group")
+
+
+class InstanceNorm3d(nn.InstanceNorm3d):
+    """torch's instance normalization, which keeps the layout of a single sample on a CPU.
+
+    torch's own form copies a sample whose channels lie beside each other to another layout and back, which takes a
+    quarter of a training step. For one sample the statistics of a batch are those of the instance.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Normalize (batch, channel, *size)."""
+        plain = not torch.jit.is_scripting() and not torch.jit.is_tracing()
+        if plain and len(input) == 1 and input.device.type == "cpu":
+            return F.batch_norm(input, None, None, self.weight, self.bias, training=True, eps=self.eps)
+        return F.instance_norm(input, None, None, self.weight, self.bias, eps=self.eps)
 
 
 def build_norm(norm: LayerSpec, spatial_dims: int, channels: int) -> nn.Module:
@@ -37,6 +53,9 @@ def build_norm(norm: LayerSpec, spatial_dims: int, channels: int) -> nn.Module:
         args = dict(split_args(norm)[1])
         args["num_groups"] = math.gcd(args.get("num_groups", DEFAULT_NUM_GROUPS), channels)
         norm = ("group", args)
+    name, args = split_args(norm)
+    if name.lower() == "instance" and spatial_dims == 3 and not args.get("track_running_stats"):
+        return InstanceNorm3d(channels, **args)
     return get_norm_layer(norm, spatial_dims=spatial_dims, channels=channels)
 
 

@@ -17,12 +17,24 @@ def resize_like(x: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
         >>> resize_like(torch.tensor([[[[0.0, 1.0]]]]), torch.zeros(1, 1, 1, 4)).flatten().tolist()
         [0.0, 0.25, 0.75, 1.0]
     """
-    # On a GPU the gradient of torch's interpolation sums up in no fixed order and in bfloat16. So it is neither
-    # reproducible nor exact.
-    if not torch.jit.is_scripting() and x.is_cuda and x.requires_grad and not torch.jit.is_tracing():
-        return resize_by_matrices(x, list(reference.shape[2:]))
+    if not torch.jit.is_scripting() and not torch.jit.is_tracing():
+        in_training = x.requires_grad
+        if in_training and prefers_matrices(x):
+            return resize_by_matrices(x, list(reference.shape[2:]))
     mode = "trilinear" if x.dim() == 5 else "bilinear"
     return F.interpolate(x, size=reference.shape[2:], mode=mode, align_corners=False)
+
+
+@torch.jit.unused
+def prefers_matrices(x: torch.Tensor) -> bool:
+    """Whether matrix products resize ``x`` better than torch's interpolation, in a training.
+
+    On a GPU the gradient of torch's interpolation sums up in no fixed order and in bfloat16. So it is neither
+    reproducible nor exact. On a CPU it is slow unless it finds many channels beside each other.
+    """
+    if x.is_cuda:
+        return True
+    return x.dim() == 5 and (x.shape[1] < 8 or not x.is_contiguous(memory_format=torch.channels_last_3d))
 
 
 @torch.jit.unused

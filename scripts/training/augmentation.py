@@ -16,7 +16,15 @@ from monai.config import KeysCollection
 from monai.data import decollate_batch, list_data_collate
 from monai.engines.utils import default_prepare_batch
 from monai.networks.layers import gaussian_1d
-from monai.transforms import Compose, MapTransform, RandAffineGrid, RandomizableTransform, ToDeviced
+from monai.transforms import (
+    Compose,
+    MapTransform,
+    RandAffineGrid,
+    Randomizable,
+    RandomizableTransform,
+    ToDeviced,
+    Transform,
+)
 from monai.utils import convert_to_dst_type, ensure_tuple_rep
 
 
@@ -134,6 +142,79 @@ class RandFastElasticd(RandomizableTransform, MapTransform):
         left = torch.cat([field, plane[..., None], along[..., None]], dim=-1)
         right = torch.cat([bases[2].T, torch.ones_like(z)[None], z[None]])
         return (left @ right).permute(1, 2, 3, 0)[None]
+
+
+class EachSequenced(Randomizable, MapTransform):
+    """Random transforms that are drawn for each sequence on its own, and that leave the background 0.
+
+    Scanners differ in each sequence on its own, but MONAI's random transforms treat all channels alike, or they have
+    no form for channels.
+
+    Args:
+        keys: keys of normalized images, (sequence, *size).
+        transforms: MONAI's transforms of arrays. Each gets one sequence, (1, *size).
+
+    Example:
+        >>> from monai.transforms import RandShiftIntensity
+        >>> shift = EachSequenced("image", [RandShiftIntensity(offsets=0.5, prob=1.0)]).set_random_state(seed=0)
+        >>> image = torch.tensor([[0.0, 1.0], [0.0, 1.0]])  # two sequences of one background and one brain voxel
+        >>> [[round(value, 2) for value in sequence] for sequence in shift({"image": image})["image"].tolist()]
+        [[0.0, 0.66], [0.0, 1.44]]
+    """
+
+    def __init__(self, keys: KeysCollection, transforms: Sequence[Transform], allow_missing_keys: bool = False) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        self.transforms = Compose(transforms)
+
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> EachSequenced:
+        """Seed the transforms."""
+        self.transforms.set_random_state(seed, state)
+        super().set_random_state(seed, state)
+        return self
+
+    def randomize(self, data: Any = None) -> None:
+        """The transforms draw their own random numbers."""
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        """Transform the sequences of one case one after the other."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            # A plain tensor avoids the bookkeeping of a MetaTensor.
+            plain = torch.as_tensor(item[key]).as_subclass(torch.Tensor)
+            brain = plain.any(dim=0, keepdim=True)
+            changed = torch.cat([torch.as_tensor(self.transforms(sequence[None])) for sequence in plain])
+            item[key] = convert_to_dst_type(torch.where(brain, changed, 0), item[key])[0]
+        return item
+
+
+class RandDropSequenced(RandomizableTransform, MapTransform):
+    """A transform that sometimes sets one sequence to 0, so that a network learns to do without it.
+
+    Args:
+        keys: keys of normalized images, (sequence, *size).
+        prob: probability that one sequence is dropped. Each sequence is equally likely.
+
+    Example:
+        >>> drop = RandDropSequenced("image", prob=1.0).set_random_state(seed=0)
+        >>> drop({"image": torch.ones(4, 1)})["image"].flatten().tolist()
+        [1.0, 1.0, 0.0, 1.0]
+    """
+
+    def __init__(self, keys: KeysCollection, prob: float = 0.1, allow_missing_keys: bool = False) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, prob)
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        """Drop a sequence of one case, or none."""
+        item = dict(data)
+        self.randomize(None)
+        if self._do_transform:
+            where = self.R.random_sample()
+            for key in self.key_iterator(item):
+                image = item[key].clone()
+                image[int(where * len(image))] = 0
+                item[key] = image
+        return item
 
 
 def gaussian_basis(size: int, sigma: float) -> torch.Tensor:

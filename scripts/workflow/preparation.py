@@ -252,10 +252,12 @@ def prepare_evaluation(
 def check_who_reads_weights(
     network: torch.nn.Module, inferer: Inferer, model_file: str | Sequence[str], load_pretrain: bool
 ) -> None:
-    """Check that exactly one part of a run reads the weights, and that it can read all of the files.
+    """Check that a part of a run reads the weights, and that it can read all of the files.
+
+    The inferer of an ensemble takes one file after the other. OpenVINO's network then runs the file that it is told.
 
     Raises:
-        InputError: no part reads the weights, two parts do, or the one that does cannot read several files.
+        InputError: no part reads the weights, the engine and a part do, or nothing can take several files.
     """
     readers = weights_readers(network, inferer)
     if not load_pretrain and not readers:
@@ -265,9 +267,7 @@ def check_who_reads_weights(
         )
     if load_pretrain and readers:
         raise InputError(f"--load_pretrain True: {' and '.join(readers)} reads --model_file itself; set it to False.")
-    if len(readers) > 1:
-        raise InputError(f"{' and '.join(readers)}: each reads --model_file; leave one of them out.")
-    if not readers and not isinstance(model_file, str):
+    if not weights_readers(torch.nn.Identity(), inferer) and not isinstance(model_file, str):
         raise InputError(f"--model_file {list(model_file)}: one network takes one file; for several add ensemble.yaml.")
 
 

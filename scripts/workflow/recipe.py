@@ -37,6 +37,7 @@ NOT_OF_THE_RECIPE = {
     "channels_last",
     "amp",
     "amp_dtype",
+    "mixed_precision",
     "rank",
     "world_size",
     "device",

@@ -113,7 +113,7 @@ def test_one_case_in_five_lacks_enhancement(seed):
 
 
 def tissue_means(seed, index):
-    level = phantom.DIFFICULTIES["demo"]
+    level = phantom.LEVELS["demo"]
     rng = np.random.default_rng([seed, index])
     head = phantom.shape_head(rng)
     lesions = phantom.place_lesions(rng, head, level, True)

@@ -198,4 +198,4 @@ def test_a_volume_stitched_in_the_hosts_memory_is_the_same():
     assert torch.equal(here, there) and there.device.type == "cpu"
     made = initialized("inference.json", kind="infer")
     # Four maps in float32 and their weights take 1.3 GB.
-    assert made.inferer.cpu_thresh == 400**3
+    assert made.inferer.inferer.cpu_thresh == 400**3

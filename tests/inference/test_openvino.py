@@ -15,8 +15,10 @@ from hashlib import sha256
 import numpy as np
 import pytest
 import torch
-from scripts.errors import InputError, input_error_behind
+from monai.inferers import SimpleInferer
+from scripts.errors import InputError
 from scripts.inference import openvino
+from scripts.inference.ensembles import EnsembleInferer
 from scripts.inference.openvino import OpenVINONetwork
 from scripts.networks import PriorAttentionNet
 from scripts.weights.record import weights_checksum
@@ -137,13 +139,28 @@ def test_an_unknown_precision_is_refused(model, tmp_path):
         OpenVINONetwork(PriorAttentionNet(channels=CHANNELS), str(model), str(tmp_path), "fp8")
 
 
-def test_an_ensemble_is_refused_before_anything_is_written(model, small_cohort, tmp_path):
-    names = ("inference.json", "ensemble.yaml", "openvino.yaml")
+def test_several_files_without_the_overlay_of_ensembles_are_refused(model, small_cohort, tmp_path):
     place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "maps"), **SIZE}
-    with pytest.raises(RuntimeError) as caught:
-        bundle_run(*names, **place, model_file=[str(model), str(model.with_name("other.pt"))])
-    assert "OpenVINO runs one network" in str(input_error_behind(caught.value))
+    with pytest.raises(InputError, match=r"one network takes one file; for several add ensemble.yaml"):
+        bundle_run("inference.json", "openvino.yaml", **place, model_file=[str(model), str(model.with_name("b.pt"))])
     assert not (tmp_path / "maps").exists()
+
+
+def test_the_members_of_an_ensemble_are_averaged(model, tmp_path):
+    """torch averages the same members in the same way, in float32."""
+    torch.manual_seed(1)
+    torch.save(PriorAttentionNet(channels=CHANNELS).state_dict(), tmp_path / "other.pt")
+    members = [str(model), str(tmp_path / "other.pt")]
+    x = torch.rand(1, 4, 32, 32, 32, generator=torch.Generator().manual_seed(2))
+    network = PriorAttentionNet(channels=CHANNELS).eval()
+    ensemble = EnsembleInferer(SimpleInferer(), members)
+    run_by_openvino = OpenVINONetwork(PriorAttentionNet(channels=CHANNELS), members, str(tmp_path / "cache"), "f32")
+    with torch.no_grad():
+        found, wanted = ensemble(x, run_by_openvino), ensemble(x, network)
+        one = EnsembleInferer(SimpleInferer(), [members[1], members[1]])(x, run_by_openvino)
+    torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-3)
+    assert (one - found).abs().max() > 0.01  # the members differ
+    assert len(list((tmp_path / "cache").glob("*.xml"))) == 2
 
 
 def test_an_absent_package_is_said_in_one_line(model, tmp_path, monkeypatch):

@@ -11,8 +11,25 @@ import pytest
 import torch
 from monai.data import MetaTensor, list_data_collate
 from monai.networks.layers import GaussianFilter, gaussian_1d
-from monai.transforms import CastToTyped, Compose, Rand3DElasticd, RandAxisFlipd, RandSpatialCropd, ToDeviced
-from scripts.training.augmentation import AugmentBatch, RandFastElasticd, device_step, gaussian_basis
+from monai.transforms import (
+    CastToTyped,
+    Compose,
+    Rand3DElasticd,
+    RandAxisFlipd,
+    RandGaussianNoise,
+    RandScaleIntensity,
+    RandShiftIntensity,
+    RandSpatialCropd,
+    ToDeviced,
+)
+from scripts.training.augmentation import (
+    AugmentBatch,
+    EachSequenced,
+    RandDropSequenced,
+    RandFastElasticd,
+    device_step,
+    gaussian_basis,
+)
 from scripts.training.reproducibility import SeededCompose
 
 AUTHORS = {
@@ -187,3 +204,40 @@ def test_a_chain_without_a_device_cannot_be_parted():
     with pytest.raises(ValueError, match="no ToDeviced"):
         device_step(chain(device=False))
     assert isinstance(chain(), Compose)
+
+
+def test_each_sequence_changes_on_its_own_and_the_background_stays():
+    image = torch.rand(4, 12, 12, 12, generator=torch.Generator().manual_seed(0)) + 1
+    image[:, :3] = 0
+    transforms = [RandScaleIntensity(factors=0.5, prob=1.0), RandShiftIntensity(offsets=1.0, prob=1.0)]
+    made = EachSequenced("image", transforms).set_random_state(seed=1)
+    found = made({"image": MetaTensor(image)})["image"]
+    assert isinstance(found, MetaTensor) and not found[:, :3].any()
+    lines = []
+    for before, after in zip(image[:, 3:], found[:, 3:], strict=True):
+        # Both transforms are linear in the intensity: two voxels tell the line, and all others lie on it.
+        slope = (after[0, 0, 1] - after[0, 0, 0]) / (before[0, 0, 1] - before[0, 0, 0])
+        offset = after[0, 0, 0] - slope * before[0, 0, 0]
+        torch.testing.assert_close(torch.as_tensor(after), slope * before + offset, atol=1e-4, rtol=1e-4)
+        lines.append((float(slope), float(offset)))
+    assert len({round(slope, 3) for slope, _ in lines}) == 4
+
+
+def test_each_sequence_is_seeded_by_the_case_in_a_seeded_compose():
+    transforms = [RandGaussianNoise(prob=1.0)]
+    made = SeededCompose([EachSequenced("image", transforms)], seed=5)
+    image = torch.ones(4, 6, 6, 6)
+    first, again, other = (made({"case": name, "image": image})["image"] for name in ("a", "a", "b"))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert not torch.equal(first[0], first[1])
+
+
+def test_sequences_are_dropped_one_at_a_time_and_equally_often():
+    drop = RandDropSequenced("image", prob=0.4).set_random_state(seed=2)
+    image = torch.ones(4, 2, 2, 2)
+    found = [drop({"image": image})["image"].flatten(1).any(dim=1) for _ in range(1000)]
+    assert image.all()  # the input itself is not changed
+    absent = torch.stack([~kept for kept in found])
+    assert set(absent.sum(dim=1).tolist()) == {0, 1}
+    assert 340 < absent.any(dim=1).sum() < 460
+    assert all(60 < count < 145 for count in absent.sum(dim=0).tolist())
