@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check lint package gpu-check gpu-wheels clean
+.PHONY: demo test check lint package package-starter gpu-check gpu-wheels clean
 
 demo: .venv/.installed
 	$(BIN)/python -m scripts.demo
@@ -25,6 +25,9 @@ lint: .venv/.dev
 
 package: .venv/.installed
 	$(BIN)/python -m scripts.package dist
+
+package-starter: .venv/.installed
+	$(BIN)/python -m scripts.package dist --starter
 
 # Where a GPU is lent for a short while there may be no package index: `make gpu-wheels`, here, brings into wheels/ what a
 # Python with PyTorch, SciPy, TensorBoard, rich, matplotlib and pytest lacks; carry the folder along.

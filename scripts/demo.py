@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run the whole bundle on synthetic patients, with the commands that a user would type: `python -m scripts.demo`.
 
-The demo makes a cohort of phantoms, trains a small network, evaluates it on unseen patients, segments one patient,
-exports TorchScript and draws a picture. It prints each command before it runs it. It does not repeat a step that an
-earlier run has finished, and it resumes a training that was stopped.
+The demo makes a cohort of phantoms, trains a small network, evaluates it on unseen patients, segments one patient with
+it and with the starter weights, exports TorchScript and draws pictures. It prints each command before it runs it. It
+does not repeat a step that an earlier run has finished, and it resumes a training that was stopped.
 """
 
 from __future__ import annotations
@@ -90,6 +90,15 @@ def demo(run_dir: Path, cases: int, epochs: int, seed: int) -> None:
         settings = {"dataset_dir": case_dir, "output_dir": segmentation, "model_file": model, "overwrite": True}
         step("one patient", *command.workflow_arguments(["inference.json", "inference_demo.yaml"], settings))
 
+    starter_map = run_dir / "segmentation_starter" / label_map.name
+    starter = BUNDLE_ROOT / "models" / "starter" / "model.pt"
+    if newer(starter_map, starter) and newer(starter_map, label_map):
+        print(f"\n== segmentation with the starter weights: done already, {starter_map}")
+    else:
+        settings = {"dataset_dir": case_dir, "output_dir": starter_map.parent, "overwrite": True}
+        names = ["inference.json", "starter.yaml"]
+        step("the same patient with the starter weights", *command.workflow_arguments(names, settings))
+
     exported = training / "model.ts"
     if newer(exported, model):
         print(f"\n== TorchScript: done already, {exported}")
@@ -99,9 +108,10 @@ def demo(run_dir: Path, cases: int, epochs: int, seed: int) -> None:
         options += ["--_meta_#weights", f"%{record_file(model)}"]
         step("TorchScript", "monai.bundle", "ckpt_export", "--config_file", files, *options)
 
-    picture = run_dir / "picture.png"
-    step("picture", "scripts.render_case", str(case_dir), str(picture), "--prediction", str(label_map))
-    print_scores(evaluation, [evaluation / "scores.csv", label_map, exported, picture])
+    pictures = {run_dir / "picture.png": starter_map, run_dir / "picture_demo.png": label_map}
+    for picture, prediction in pictures.items():
+        step("picture", "scripts.render_case", str(case_dir), str(picture), "--prediction", str(prediction))
+    print_scores(evaluation, [evaluation / "scores.csv", starter_map, label_map, exported, *pictures])
 
 
 def print_scores(evaluation: Path, paths: Sequence[Path]) -> None:

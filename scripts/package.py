@@ -7,6 +7,11 @@
 makes ``dist/<bundle>/``, which ``monai.bundle push_to_hf_hub --bundle_dir dist --name <bundle>`` uploads, and
 ``dist/<bundle>_v<version>.zip`` with that one folder in it, beside its SHA-256. Name and version are those of
 configs/metadata.json. The same files give the same zip, byte by byte.
+
+    python -m scripts.package dist --starter
+
+makes a package of another name, whose weights are the starter weights and whose train.json and inference.json hold the
+settings of configs/starter.yaml.
 """
 
 from __future__ import annotations
@@ -28,6 +33,10 @@ CONTENT = ("LICENSE", "configs/*.json", "configs/*.yaml", "configs/*.conf", "doc
 WEIGHTS = ("models/model.pt", "models/model.ts")
 # Beside the weights: what they need, and what they were trained on.
 RECORD = str(record_file(WEIGHTS[0]))
+STARTER = "models/starter/*"
+STARTER_OVERLAY = "configs/starter.yaml"
+# The starter's overlay names its file of weights and a folder for results, which a package of its own needs no more.
+NOT_IN_STARTER_PACKAGE = ("model_file", "output_dir")
 # Of every file in the zip, so that its bytes depend on nothing else; the earliest that the format knows.
 TIMESTAMP = (1980, 1, 1, 0, 0, 0)
 
@@ -59,7 +68,7 @@ def bundle_files(bundle_root: Path, with_weights: bool = True) -> list[Path]:
     Raises:
         InputError: one of them is a link, which an archive could not hold.
     """
-    found = {path for pattern in CONTENT for path in bundle_root.glob(pattern) if path.is_file()}
+    found = {path for pattern in (*CONTENT, STARTER) for path in bundle_root.glob(pattern) if path.is_file()}
     found = {path for path in found if not any(p.startswith(".") for p in path.relative_to(bundle_root).parts)}
     weights = {bundle_root / name for name in WEIGHTS if (bundle_root / name).is_file()}
     if with_weights:
@@ -105,6 +114,49 @@ def make_folder(bundle_root: Path, folder: Path, weights_url: str | None = None)
     (folder / "models").mkdir(exist_ok=True)
 
 
+def make_starter(bundle_root: Path, folder: Path) -> None:
+    """Copy the bundle into ``folder``, with the starter weights and settings as its own.
+
+    Args:
+        bundle_root: root of the bundle.
+        folder: the folder to make.
+
+    Raises:
+        InputError: there are no starter weights, or their overlay sets what a main configuration does not have.
+    """
+    overlay = bundle_root / STARTER_OVERLAY
+    weights = bundle_root / Path(STARTER).parent / "model.pt"
+    for file in (overlay, weights):
+        if not file.is_file():
+            raise InputError(f"{file}: no such file; there is no starter to package.")
+    for file in bundle_files(bundle_root, with_weights=False):
+        if file.parent.name != Path(STARTER).parent.name and file not in (Path(STARTER_OVERLAY), Path(RECORD)):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(bundle_root / file, folder / file)
+    settings = yaml.safe_load(overlay.read_text(encoding="utf-8"))
+    for name in ("train.json", "inference.json"):
+        path = folder / "configs" / name
+        config = json.loads(path.read_text(encoding="utf-8"))
+        for key, value in settings.items():
+            *parents, last = key.split("#")
+            place = config
+            for parent in parents:
+                place = place.get(parent, {})
+            if key in NOT_IN_STARTER_PACKAGE:
+                continue
+            if last not in place:
+                raise InputError(f"{overlay}: {key} is not in {name}, so it cannot become a part of it.")
+            place[last] = value
+        path.write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
+    path = folder / "configs" / "metadata.json"
+    metadata = json.loads(path.read_text(encoding="utf-8"))
+    metadata["name"] += " starter"
+    path.write_text(json.dumps(metadata, indent=4) + "\n", encoding="utf-8")
+    (folder / "models").mkdir(exist_ok=True)
+    shutil.copyfile(weights, folder / WEIGHTS[0])
+    shutil.copyfile(record_file(weights), folder / RECORD)
+
+
 def make_zip(folder: Path, path: Path) -> None:
     """Write ``folder``, and nothing beside it, into the zip file ``path``."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -125,16 +177,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("output_dir", type=Path, help="where folder and zip file go")
     parser.add_argument("--bundle_root", type=Path, default=Path("."), help="root of the bundle")
     parser.add_argument("--weights_url", help="address of the folder of the weights, which are then left out")
+    parser.add_argument("--starter", action="store_true", help="package the starter weights with their settings")
     args = parser.parse_args(argv)
+    if args.starter and args.weights_url is not None:
+        raise InputError("--weights_url: the starter weights are small enough to be in their package.")
 
     name, version = bundle_name_and_version(args.bundle_root)
+    name += "_starter" * args.starter
     folder, archive = args.output_dir / name, args.output_dir / f"{name}_v{version}.zip"
     checksum = archive.with_name(f"{archive.name}.sha256")
     for path in (folder, archive, checksum):
         if path.exists():
             raise InputError(f"{path}: exists already; move it away or choose another folder.")
     with replacing(folder) as temporary:
-        make_folder(args.bundle_root, temporary, args.weights_url)
+        if args.starter:
+            make_starter(args.bundle_root, temporary)
+        else:
+            make_folder(args.bundle_root, temporary, args.weights_url)
         with replacing(archive) as temporary_archive:
             make_zip(temporary, temporary_archive)
     with replacing(checksum) as temporary:

@@ -1,9 +1,10 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a patient.
+"""Pictures of a patient, and of several patients.
 
-Each row is a plane (axial, coronal, sagittal) through the middle of the tumor. The pictures follow the radiological
-convention, in which the patient's left is on the right-hand side.
+In the picture of a patient each row is a plane (axial, coronal, sagittal) through the middle of the tumor. In the
+picture of several patients each row is the axial plane of one of them. The pictures follow the radiological convention,
+in which the patient's left is on the right-hand side.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import numpy.typing as npt
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -64,6 +66,85 @@ def _slice(volume: Volume, axis: int, position: int) -> Volume:
     return plane if axis == 2 else plane[::-1]
 
 
+def _read(case: Case) -> tuple[list[Volume], bool]:
+    """Read the sequences of a case in LPS order, and whether it is a phantom."""
+    paths = [str(case.images[s]) for s in SEQUENCES]
+    opened = [read_image(path) for path in paths]
+    for path, nifti in zip(paths, opened, strict=True):
+        check_grid(path, nifti, paths[0], opened[0])
+    images = [voxels_of(in_lps(nifti), path).astype(np.float32) for path, nifti in zip(paths, opened, strict=True)]
+    return images, is_phantom(opened[0])
+
+
+def _show(ax: Axes, image: Volume, brain: Volume, plane: Volume, labels: Volume | None = None) -> None:
+    """Show one plane of a sequence, with the gray values of its whole brain, under labels if there are any."""
+    low, high = np.percentile(image[brain], [1, 99.5])
+    ax.imshow(plane, cmap="gray", vmin=min(low, 0), vmax=high)
+    if labels is not None:
+        overlay = ListedColormap(["none", *(region.color for region in SUB_REGIONS)])
+        ax.imshow(labels, cmap=overlay, vmin=0, vmax=3, alpha=0.65, interpolation="nearest")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.set_facecolor("black")
+
+
+def _box(brain: Volume) -> tuple[slice, ...]:
+    """The box of the brain."""
+    found = [np.flatnonzero(brain.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    return tuple(slice(int(f[0]), int(f[-1]) + 1) for f in found)
+
+
+def _save(figure: Figure, legend: bool, picture: str | Path) -> None:
+    if legend:
+        handles = [Patch(color=region.color, label=region.name) for region in SUB_REGIONS]
+        figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False, labelcolor="white", fontsize=10)
+    with replacing(picture) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+
+
+def draw_cases(cases: Sequence[Case], picture: str | Path) -> None:
+    """Draw the axial plane with most tumor of each case into the PNG file ``picture``, one row for each case.
+
+    Args:
+        cases: complete cases with a file for each sequence.
+        picture: file to write.
+
+    Raises:
+        InputError: a file is unreadable or has another shape.
+    """
+    figure = Figure(figsize=(1.6 * 5, 1.9 * len(cases) + 0.7), facecolor="black")
+    axes = figure.subplots(len(cases), 5, squeeze=False)
+    labeled = False
+    for row, case in enumerate(cases):
+        images, _ = _read(case)
+        brain = np.any([image != 0 for image in images], axis=0)
+        cut = _box(brain)
+        labels = None
+        if case.label is not None:
+            labels = read_labels(case.label, brain.shape, [case.release.et_label])[cut]
+            labeled = True
+        lesion = labels > 0 if labels is not None and labels.any() else brain[cut]
+        middle = int(np.argmax(lesion.sum(axis=(0, 1))))
+        for column, name in enumerate((*SEQUENCES, "flair")):
+            image = images[SEQUENCES.index(name)]
+            over = None if column < len(SEQUENCES) or labels is None else _slice(labels, 2, middle)
+            ax = axes[row][column]
+            _show(ax, image, brain, _slice(image[cut], 2, middle), over)
+            if row == 0:
+                title = SEQUENCE_TITLES[name] if column < len(SEQUENCES) else "reference"
+                ax.set_title(title, color="white", fontsize=10)
+        axes[row][0].set_ylabel(case.name[-16:], color="white", fontsize=7)
+    figure.subplots_adjust(
+        left=0.035,
+        right=0.995,
+        top=1 - 0.3 / figure.get_figheight(),
+        bottom=0.35 / figure.get_figheight(),
+        wspace=0.02,
+        hspace=0.02,
+    )
+    _save(figure, labeled, picture)
+
+
 def draw_case(case: Case, picture: str | Path, prediction: str | Path | None = None, note: str = "") -> None:
     """Draw ``case`` into the PNG file ``picture``.
 
@@ -76,11 +157,7 @@ def draw_case(case: Case, picture: str | Path, prediction: str | Path | None = N
     Raises:
         InputError: a file is unreadable or has another shape.
     """
-    paths = [str(case.images[s]) for s in SEQUENCES]
-    opened = [read_image(path) for path in paths]
-    for path, nifti in zip(paths, opened, strict=True):
-        check_grid(path, nifti, paths[0], opened[0])
-    images = [voxels_of(in_lps(nifti), path).astype(np.float32) for path, nifti in zip(paths, opened, strict=True)]
+    images, phantom = _read(case)
     brain = np.any([image != 0 for image in images], axis=0)
     maps: dict[str, Volume] = {}
     if case.label is not None:
@@ -92,36 +169,24 @@ def draw_case(case: Case, picture: str | Path, prediction: str | Path | None = N
     lesion = next((labels > 0 for labels in maps.values() if labels.any()), brain)
     # The picture shows the slices with the largest area of the lesion, cut to the box of the brain.
     center = [int(np.argmax(lesion.sum(axis=tuple(a for a in range(3) if a != axis)))) for axis in range(3)]
-    box = [np.flatnonzero(brain.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
-    cut = tuple(slice(int(b[0]), int(b[-1]) + 1) for b in box)
+    cut = _box(brain)
     center = [c - s.start for c, s in zip(center, cut, strict=True)]
 
     columns = len(images) + len(maps)
     figure = Figure(figsize=(2.3 * columns, 7.9), facecolor="black")
     axes = figure.subplots(len(PLANES), columns, squeeze=False)
-    overlay = ListedColormap(["none", *(region.color for region in SUB_REGIONS)])
     for column, image in enumerate([*images, *[images[SEQUENCES.index("flair")]] * len(maps)]):
-        low, high = np.percentile(image[brain], [1, 99.5])
         labels = list(maps.values())[column - len(images)] if column >= len(images) else None
         for row, (plane, axis) in enumerate(PLANES):
             ax = axes[row][column]
-            ax.imshow(_slice(image[cut], axis, center[axis]), cmap="gray", vmin=min(low, 0), vmax=high)
-            if labels is not None:
-                shown = _slice(labels[cut], axis, center[axis])
-                ax.imshow(shown, cmap=overlay, vmin=0, vmax=3, alpha=0.65, interpolation="nearest")
-            ax.set_xticks([])
-            ax.set_yticks([])
-            ax.set_facecolor("black")
+            over = None if labels is None else _slice(labels[cut], axis, center[axis])
+            _show(ax, image, brain, _slice(image[cut], axis, center[axis]), over)
             if row == 0:
                 title = SEQUENCE_TITLES[SEQUENCES[column]] if labels is None else list(maps)[column - len(images)]
                 ax.set_title(title, color="white", fontsize=11)
             if column == 0:
                 ax.set_ylabel(plane, color="white", fontsize=11)
-    notes = [text for text in ("synthetic phantom, not a patient" if is_phantom(opened[0]) else "", note) if text]
+    notes = [text for text in ("synthetic phantom, not a patient" if phantom else "", note) if text]
     figure.suptitle(case.name + (" - " + "; ".join(notes) if notes else ""), color="white", fontsize=12)
-    handles = [Patch(color=region.color, label=region.name) for region in SUB_REGIONS]
-    if maps:
-        figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False, labelcolor="white", fontsize=10)
     figure.subplots_adjust(left=0.03, right=0.995, top=0.91, bottom=0.06, wspace=0.03, hspace=0.03)
-    with replacing(picture) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
+    _save(figure, bool(maps), picture)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.transforms import MapTransform, Spacingd
+from monai.transforms import MapTransform, RandomizableTransform, Spacingd
 from scipy import ndimage
 from scripts.brats import (
     CORE_LABEL,
@@ -510,4 +510,34 @@ class CropToLesiond(MapTransform):
         box = lesion_box(masks, margin=1)
         for key in keys:
             item[key] = item[key][(slice(None), *box)].clone()
+        return item
+
+
+class RandDropSequenced(RandomizableTransform, MapTransform):
+    """A transform that sometimes sets one sequence to 0, so that a network learns to do without it.
+
+    Args:
+        keys: keys of normalized images, (sequence, *size).
+        prob: probability that one sequence is dropped. Each sequence is equally likely.
+
+    Example:
+        >>> drop = RandDropSequenced("image", prob=1.0).set_random_state(seed=0)
+        >>> drop({"image": torch.ones(4, 1)})["image"].flatten().tolist()
+        [1.0, 1.0, 0.0, 1.0]
+    """
+
+    def __init__(self, keys: KeysCollection, prob: float = 0.1, allow_missing_keys: bool = False) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, prob)
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        """Drop a sequence of one case, or none."""
+        item = dict(data)
+        self.randomize(None)
+        if self._do_transform:
+            where = self.R.random_sample()
+            for key in self.key_iterator(item):
+                image = item[key].clone()
+                image[int(where * len(image))] = 0
+                item[key] = image
         return item

@@ -46,9 +46,10 @@ BASES = {
     "inference": [["inference.json"]],
     "network": [["train.json"], ["train.json", "evaluate.json"], ["inference.json"]],
     "multi_gpu_train": [["train.json"]],
+    "train_starter_patients": [["train.json", "train_starter.yaml"]],
     **{
         name: [["train.json", "evaluate.json"], ["inference.json"]]
-        for name in ("multi_gpu_evaluate", "whole_brain", "tta", "openvino", "authors", "ensemble")
+        for name in ("multi_gpu_evaluate", "whole_brain", "tta", "openvino", "authors", "ensemble", "starter")
     },
 }
 OVERLAYS = sorted(
@@ -149,7 +150,7 @@ def test_what_training_and_inference_both_name_is_the_same():
     settings = [dict(config["weights_settings"]) for config in (train, inference)]
     assert settings[0].pop("preprocessing") == "@validate#preprocessing"
     assert settings[1].pop("preprocessing") == "@preprocessing"
-    del settings[0]["training"], settings[0]["data_license"]
+    del settings[0]["training"], settings[0]["data_license"], settings[0]["augmentation"]
     assert without_reasons(settings[0]) == without_reasons(settings[1])
 
 

@@ -316,7 +316,11 @@ BAD_INPUT = {
     "no case for inference": (("inference.json",), {"dataset_dir": empty, "model_file": "MODEL"}, "looked for"),
     "missing sequence": (("train.json",), {"dataset_dir": incomplete}, "there is no Case_1_t1ce.nii.gz"),
     "absent datalist": (("train.json",), {"datalist_file": lambda tmp: tmp / "list.json"}, "--datalist_file"),
-    "absent weights": (("inference.json",), {"model_file": lambda tmp: tmp / "model.pt"}, "no such file; train first"),
+    "absent weights": (
+        ("inference.json",),
+        {"model_file": lambda tmp: tmp / "model.pt"},
+        "no such file; add configs/starter.yaml",
+    ),
     "another network": (
         ("inference.json",),
         {"model_file": "MODEL", "network_def#channels": [4, 4, 4, 4, 4]},
@@ -372,13 +376,13 @@ def test_demo_command_end_to_end(models_before, cohort, tmp_path):
     shutil.copytree(cohort, tmp_path / "demo" / "phantoms")
     done = command("scripts.demo", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    picture = tmp_path / "demo" / "picture.png"
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    for name in ("picture.png", "picture_demo.png"):
+        assert (tmp_path / "demo" / name).read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "demo" / "train" / "model.ts").is_file()
     assert models() == models_before
     assert "mean" in done.stdout
     model = (tmp_path / "demo" / "train" / "model.pt").stat().st_mtime_ns
     again = command("scripts.demo", *arguments, cwd=tmp_path)
     assert again.returncode == 0
-    assert again.stdout.count("done already") == 4
+    assert again.stdout.count("done already") == 5
     assert (tmp_path / "demo" / "train" / "model.pt").stat().st_mtime_ns == model

@@ -10,6 +10,8 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,47 @@ def time_side_by_side(
             if console is not None:
                 console.print(f"{name}: turn {turn + 1} of {warmup + runs}, {taken:.2f} s", highlight=False)
     return seconds
+
+
+class OwnProcess:
+    """A candidate in a process of its own, for settings that a process cannot take back.
+
+    Args:
+        make: function at the top of a module that returns the candidate.
+        arguments: its arguments.
+    """
+
+    def __init__(self, make: Callable[..., Callable[[], Any]], *arguments: Any) -> None:
+        context = get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def __call__(self) -> None:
+        """Run the candidate and wait until it ends.
+
+        Raises:
+            EOFError: the process ended; its own output says why.
+        """
+        self.pipe.send(True)
+        self.pipe.recv()
+
+    def close(self) -> None:
+        """End the process."""
+        self.pipe.close()
+        self.process.join()
+
+
+def _serve(pipe: Connection, make: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...]) -> None:
+    candidate = make(*arguments)
+    try:
+        while True:
+            pipe.recv()
+            candidate()
+            pipe.send(True)
+    except EOFError:  # the other end was closed
+        return
 
 
 def summary(seconds: Mapping[str, list[float]], baseline: str) -> list[dict[str, Any]]:

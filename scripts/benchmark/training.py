@@ -15,10 +15,20 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 from rich.console import Console
-from scripts.benchmark.measure import add_channels, cases_of, device_name, positive, report, summary, time_side_by_side
+from scripts.benchmark.measure import (
+    OwnProcess,
+    add_channels,
+    cases_of,
+    device_name,
+    positive,
+    report,
+    summary,
+    time_side_by_side,
+)
 from scripts.benchmark.pipeline import authors_transforms
 from scripts.data.datalist import labeled_items
 from scripts.files import BUNDLE_ROOT, CONFIGS
+from scripts.machine import keep_freed_memory
 from scripts.networks import PriorAttentionNet
 from scripts.training.reproducibility import choose_algorithms
 from torch.utils.flop_counter import FlopCounterMode
@@ -36,6 +46,15 @@ STEPS: dict[str, dict[str, Any]] = {
     "train.json, compiled": {"deterministic": False, "compile": True},
     FAST: {"deterministic": False, "compile": True, "channels_last": True},
     f"{FAST}, two samples": {"deterministic": False, "compile": True, "channels_last": True, "batch_size": 2},
+}
+
+# On a CPU other settings matter. glibc's thresholds are those of the process, so each candidate has its own process.
+CPU_BASELINE = "float32, glibc's own thresholds"
+CPU_STEPS: dict[str, dict[str, Any]] = {
+    CPU_BASELINE: {"amp": False, "channels_last": False},
+    "float32": {"amp": False, "channels_last": False},
+    "bfloat16, torch's layout": {"amp": True, "channels_last": False},
+    "train.json": {},
 }
 
 
@@ -70,21 +89,31 @@ def run(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
     rate = matrix_product_rate(device)
     flops = step_flops(args.channels, args.size)
-    chosen = {name: more for name, more in STEPS.items() if not (args.no_compile and more.get("compile"))}
+    on_gpu = device.type == "cuda"
+    all_steps, baseline = (STEPS, BASELINE) if on_gpu else (CPU_STEPS, CPU_BASELINE)
+    chosen = {name: more for name, more in all_steps.items() if not (args.no_compile and more.get("compile"))}
     seconds: dict[str, list[float]] = {}
     memory: dict[str, float | None] = {}
-    candidates = {}
+    candidates: dict[str, Callable[[], None]] = {}
     for name, more in chosen.items():
-        candidates[name], memory[name] = first_run(common(args) | more, args.steps)
+        settings = common(args) | more
+        if on_gpu:
+            candidates[name], memory[name] = first_run(settings, args.steps)
+        else:
+            candidates[name] = OwnProcess(cpu_steps, settings, args.steps, name != CPU_BASELINE)
+            candidates[name]()
         console.print(f"{name}: ready", highlight=False)
     for name, taken in time_side_by_side(candidates, args.runs, warmup=0, console=console).items():
         seconds[name] = [value / args.steps / chosen[name].get("batch_size", 1) for value in taken]
+    for candidate in candidates.values():
+        if isinstance(candidate, OwnProcess):
+            candidate.close()
     del candidates
     gc.collect()
-    rows = summary(seconds, BASELINE)
+    rows = summary(seconds, baseline)
     for row in rows:
         row["share_of_matrix_rate"] = flops / row["median_s"] / rate
-        row["peak_gb"] = memory[row["name"]]
+        row["peak_gb"] = memory.get(row["name"])
     facts: dict[str, Any] = {
         "TFLOP of a sample's step (counted)": round(flops / 1e12, 3),
         "TFLOP/s of a bfloat16 matrix product": round(rate / 1e12, 1),
@@ -92,7 +121,7 @@ def run(args: argparse.Namespace) -> None:
         "TF32 in float32 convolutions": torch.backends.cudnn.allow_tf32 if device.type == "cuda" else "no CUDA",
     }
     if args.samples:
-        fast = FAST if FAST in chosen else "train.json, cuDNN's fastest"
+        fast = FAST if FAST in chosen else "train.json, cuDNN's fastest" if on_gpu else "train.json"
         step = next(row["median_s"] for row in rows if row["name"] == fast)
         with tempfile.TemporaryDirectory() as folder:
             facts |= epochs(args, Path(folder), chosen[fast], step, console)
@@ -120,8 +149,8 @@ def trainer_of(names: tuple[str, ...], settings: Mapping[str, Any], training: An
     parser["train#handlers"] = [h for h in parser["train#handlers"] if h["_target_"].split(".")[-1] in kept]
     if loader is not None:
         parser["train#dataloader"] = loader
-    deterministic, channels_last = parser["deterministic"], parser["channels_last"]
-    choose_algorithms(deterministic, parser.get_parsed_content("network_def"), channels_last)
+    made = (parser.get_parsed_content(key) for key in ("deterministic", "network_def", "channels_last"))
+    choose_algorithms(*made)
     trainer = parser.get_parsed_content("train#trainer")
     trainer.logger.setLevel("WARNING")
     return trainer
@@ -130,7 +159,7 @@ def trainer_of(names: tuple[str, ...], settings: Mapping[str, Any], training: An
 def resident_steps(settings: dict[str, Any], steps: int) -> Callable[[], None]:
     """Return a function that runs ``steps`` training steps on one batch that is already on the device."""
     size, batch_size = settings["patch_size"], settings.get("batch_size", 1)
-    layout = torch.channels_last_3d if settings.get("channels_last") else torch.contiguous_format
+    layout = torch.channels_last_3d if settings.get("channels_last") is True else torch.contiguous_format
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(batch_size, 4, *size, generator=generator)
     depth = torch.randint(0, 4, (batch_size, 1, *size), generator=generator)
@@ -145,15 +174,18 @@ def resident_steps(settings: dict[str, Any], steps: int) -> Callable[[], None]:
     return call
 
 
-def first_run(settings: dict[str, Any], steps: int) -> tuple[Callable[[], None], float | None]:
-    """Run a candidate once; return it and the most memory that it used on a GPU, in GB (None on a CPU).
+def cpu_steps(settings: dict[str, Any], steps: int, keep: bool) -> Callable[[], None]:
+    """Return a candidate on a CPU; ``keep`` is whether its process keeps freed memory."""
+    if keep:
+        keep_freed_memory("cpu")
+    return resident_steps(settings, steps)
+
+
+def first_run(settings: dict[str, Any], steps: int) -> tuple[Callable[[], None], float]:
+    """Run a candidate on a GPU once; return it and the most memory that it used, in GB.
 
     The memory includes everything that the candidate keeps on the GPU.
     """
-    if torch.device(settings["device"]).type != "cuda":
-        call = resident_steps(settings, steps)
-        call()
-        return call, None
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     call = resident_steps(settings, steps)

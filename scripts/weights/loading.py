@@ -50,8 +50,8 @@ def check_weights(network: torch.nn.Module, model_file: str, settings: Record | 
     """
     if not Path(model_file).is_file():
         raise InputError(
-            f"{model_file}: no such file; train first, import weights (python -m scripts.import_checkpoint), "
-            "or name a model file."
+            f"{model_file}: no such file; add configs/starter.yaml to use the starter weights, train first, import "
+            "weights (python -m scripts.import_checkpoint), or name a model file."
         )
     record = read_weights_record(model_file)
     if record is not None and settings is not None:

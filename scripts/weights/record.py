@@ -25,6 +25,7 @@ from scripts.brats import SEQUENCES
 from scripts.errors import InputError
 from scripts.files import file_checksum, read_json, replacing
 from scripts.run_record import RECORD_FILE, bundle_version
+from scripts.transforms import RandDropSequenced
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ def weights_settings(
     thresholds: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
     data_license: str | None = None,
+    augmentation: Compose | None = None,
 ) -> Record:
     """The settings of a configuration that weights depend on, in the form of a record.
 
@@ -66,6 +68,7 @@ def weights_settings(
         training: other facts of the training, which are noted but never compared: window, overlap, inferer (an object,
             whose class name is noted), precision.
         data_license: terms of the training data, or whom to credit.
+        augmentation: transforms of the training's samples. They tell how many sequences the weights may lack.
     """
     settings: Record = {
         "network": network_definition(network, arguments),
@@ -79,7 +82,23 @@ def weights_settings(
     if training is not None:
         settings["training"] = _plain(training)
         settings["license"] = data_license
+    if augmentation is not None:
+        settings["missing_sequences"] = missing_sequences(augmentation)
     return settings
+
+
+def missing_sequences(augmentation: Compose) -> int:
+    """How many sequences a case may lack for weights that were trained with these transforms, 0 or 1.
+
+    A network does not bear a sequence of zeros unless its training sometimes dropped a sequence.
+
+    Example:
+        >>> missing_sequences(Compose([RandDropSequenced("image", prob=0.1)]))
+        1
+        >>> missing_sequences(Compose([RandDropSequenced("image", prob=0.0)]))
+        0
+    """
+    return int(any(isinstance(step, RandDropSequenced) and step.prob > 0 for step in _steps(augmentation)))
 
 
 def network_definition(network: torch.nn.Module, arguments: Mapping[str, Any]) -> Record:
