@@ -1,0 +1,149 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""The starter weights: their files, what they are worth on patients, and the package of their own."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from monai.bundle import verify_metadata, verify_net_in_out
+from scripts import package
+from scripts.errors import InputError
+from scripts.files import file_checksum
+from scripts.weights.record import knows_phantoms, read_weights_record
+from workflows import CONFIGS, ROOT, bundle_run, rows, voxels
+
+STARTER = ROOT / "models" / "starter"
+MODEL = STARTER / "model.pt"
+CARD = STARTER / "README.md"
+NAME = "brats_mri_panet_segmentation_starter"
+
+
+def overlay(name: str) -> dict:
+    return yaml.safe_load((CONFIGS / name).read_text(encoding="utf-8"))
+
+
+def test_the_folder_is_small_and_whole():
+    assert sorted(path.name for path in STARTER.iterdir()) == ["README.md", "model.json", "model.pt"]
+    assert sum(path.stat().st_size for path in STARTER.iterdir()) < 16e6
+    record = read_weights_record(MODEL)
+    assert record["checksum"] == file_checksum(MODEL)
+    state = torch.load(MODEL, weights_only=True)
+    assert all(bool(torch.isfinite(value).all()) for value in state.values() if value.is_floating_point())
+
+
+def test_the_record_says_what_they_saw_and_whom_to_credit():
+    record = read_weights_record(MODEL)
+    assert knows_phantoms(record) and not knows_phantoms(record, only=True)
+    assert record["trained_on"]["patients"] > 0
+    assert record["missing_sequences"] == 1
+    for credit in ("Scarpace", "Pedano", "Bakas", "CC BY 3.0", "10.7937/K9/TCIA.2016.RNYFUYE9"):
+        assert credit in record["license"], credit
+        assert credit in CARD.read_text(encoding="utf-8"), credit
+
+
+def test_settings_of_use_and_of_training_are_the_same():
+    used, trained = overlay("starter.yaml"), overlay("train_starter.yaml")
+    record = read_weights_record(MODEL)
+    assert used["network_def#channels"] == trained["network_def#channels"] == record["network"]["arguments"]["channels"]
+    assert used["spacing"] == trained["spacing"] == record["spacing"]
+
+
+def test_where_there_are_no_weights_the_overlay_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"no such file; add configs/starter.yaml to use the starter weights"):
+        bundle_run(
+            "inference.json", dataset_dir="none", output_dir=str(tmp_path), model_file=str(tmp_path / "model.pt")
+        )
+
+
+def test_a_patient_is_segmented_and_a_cohort_scored(real_cases, tmp_path):
+    """The two patients with silver labels had no part in the training."""
+    arguments = {"dataset_dir": str(real_cases), "output_dir": str(tmp_path / "run")}
+    bundle_run("train.json", "evaluate.json", "starter.yaml", **arguments, cases="all")
+    scores = rows(tmp_path / "run" / "evaluation_all" / "scores.csv")
+    assert set(scores) == {"TCGA-FG-6692", "TCGA-DU-7294"}
+    mean = {region: np.mean([float(row[f"dice_{region}"]) for row in scores.values()]) for region in ("TC", "WT")}
+    assert mean["WT"] > 0.8 and mean["TC"] > 0.65
+    bundle_run("inference.json", "starter.yaml", **{**arguments, "output_dir": str(tmp_path / "maps")})
+    for case in scores:
+        found = voxels(tmp_path / "maps" / f"{case}.nii.gz")
+        np.testing.assert_array_equal(found, voxels(tmp_path / "run" / "evaluation_all" / f"{case}.nii.gz"))
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory) -> Path:
+    """The folder of the starter's package, as from the zip file."""
+    folder = tmp_path_factory.mktemp("starter")
+    assert package.main([str(folder / "dist"), "--starter", "--bundle_root", str(ROOT)]) == 0
+    version = json.loads((CONFIGS / "metadata.json").read_text())["version"]
+    shutil.unpack_archive(folder / "dist" / f"{NAME}_v{version}.zip", folder / "models")
+    return folder / "models" / NAME
+
+
+def test_the_package_has_the_starters_settings_as_its_own(packed):
+    for name in ("model.pt", "model.json"):
+        assert (packed / "models" / name).read_bytes() == (STARTER / name).read_bytes()
+    assert not (packed / "models" / "starter").exists() and not (packed / "configs" / "starter.yaml").exists()
+    for name in ("train.json", "inference.json"):
+        config = json.loads((packed / "configs" / name).read_text())
+        plain = json.loads((CONFIGS / name).read_text())
+        for key, value in overlay("starter.yaml").items():
+            *parents, last = key.split("#")
+            place, before = config, plain
+            for parent in parents:
+                place, before = place[parent], before[parent]
+            assert place[last] == (before[last] if key in package.NOT_IN_STARTER_PACKAGE else value)
+    metadata = json.loads((packed / "configs" / "metadata.json").read_text())
+    assert package.bundle_name_and_version(packed)[0] == NAME
+    assert metadata["network_data_format"] == json.loads((CONFIGS / "metadata.json").read_text())["network_data_format"]
+
+
+def test_the_package_passes_the_zoos_checks(packed, tmp_path):
+    """The same commands as in test_model_zoo.py, which also checks what both packages share."""
+    pytest.importorskip("jsonschema")
+    schema = tmp_path / "schema.json"
+    shutil.copyfile(Path(__file__).parent / "metadata_schema.json", schema)
+    verify_metadata(meta_file=str(packed / "configs" / "metadata.json"), filepath=str(schema))
+    verify_net_in_out(
+        net_id="network_def",
+        meta_file=str(packed / "configs" / "metadata.json"),
+        config_file=str(packed / "configs" / "inference.json"),
+        bundle_root=str(packed),
+        n=1,
+        any=1,
+    )
+    assert re.fullmatch(r"[a-z0-9_]+", packed.name)
+
+
+def test_the_package_segments_as_soon_as_it_is_unpacked(packed, cohort, tmp_path):
+    arguments = ["--config_file", "configs/inference.json", "--output_dir", str(tmp_path / "maps")]
+    case = sorted(path for path in cohort.rglob("BraTS20_*") if path.is_dir())[0]
+    command = [sys.executable, "-m", "monai.bundle", "run", *arguments, "--dataset_dir", str(case)]
+    subprocess.run(command, cwd=packed, check=True, capture_output=True)
+    bundle_run("inference.json", "starter.yaml", dataset_dir=str(case), output_dir=str(tmp_path / "here"))
+    name = f"{case.name}.nii.gz"
+    np.testing.assert_array_equal(voxels(tmp_path / "maps" / name), voxels(tmp_path / "here" / name))
+    assert (voxels(tmp_path / "maps" / name) > 0).any()
+
+
+def test_an_overlay_that_fits_no_main_configuration_is_refused(tmp_path):
+    root = tmp_path / "root"
+    for name in ("configs", "scripts", "docs", "models"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "openvino"))
+    shutil.copy(ROOT / "LICENSE", root)
+    (root / "configs" / "starter.yaml").write_text("windows#lost: 1\n")
+    with pytest.raises(InputError, match="windows#lost is not in train\\.json"):
+        package.main([str(tmp_path / "dist"), "--starter", "--bundle_root", str(root)])
+    (root / "configs" / "starter.yaml").unlink()
+    with pytest.raises(InputError, match="there is no starter to package"):
+        package.main([str(tmp_path / "dist"), "--starter", "--bundle_root", str(root)])
+    assert not list((tmp_path / "dist").glob("*")) if (tmp_path / "dist").exists() else True
