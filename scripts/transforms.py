@@ -18,6 +18,7 @@ from scripts.brats import (
     EDEMA_LABEL,
     ET_CHANNEL,
     FORMER_EDEMA_KEY,
+    SEQUENCES,
     TC_CHANNEL,
     WT_CHANNEL,
     check_et_label,
@@ -540,4 +541,35 @@ class RandDropSequenced(RandomizableTransform, MapTransform):
                 image = item[key].clone()
                 image[int(where * len(image))] = 0
                 item[key] = image
+        return item
+
+
+class WithoutSequenced(MapTransform):
+    """A transform that sets one sequence to 0, as if a case lacked it. It shows what the sequence is worth.
+
+    Args:
+        keys: keys of normalized images, (sequence, *size), with the sequences in the network's order.
+        sequence: name of the sequence, such as ``flair``.
+
+    Raises:
+        InputError: there is no such sequence.
+
+    Example:
+        >>> WithoutSequenced("image", "flair")({"image": torch.ones(4, 1)})["image"].flatten().tolist()
+        [1.0, 1.0, 1.0, 0.0]
+    """
+
+    def __init__(self, keys: KeysCollection, sequence: str, allow_missing_keys: bool = False) -> None:
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        if sequence not in SEQUENCES:
+            raise InputError(f"--missing_sequence {sequence}: choose one of {', '.join(SEQUENCES)}.")
+        self.channel = SEQUENCES.index(sequence)
+
+    def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
+        """Set the sequence of one case to 0."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            image = item[key].clone()
+            image[self.channel] = 0
+            item[key] = image
         return item

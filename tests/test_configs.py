@@ -49,7 +49,16 @@ BASES = {
     "train_starter_patients": [["train.json", "train_starter.yaml"]],
     **{
         name: [["train.json", "evaluate.json"], ["inference.json"]]
-        for name in ("multi_gpu_evaluate", "whole_brain", "tta", "openvino", "authors", "ensemble", "starter")
+        for name in (
+            "multi_gpu_evaluate",
+            "whole_brain",
+            "tta",
+            "openvino",
+            "authors",
+            "ensemble",
+            "starter",
+            "missing_sequence",
+        )
     },
 }
 OVERLAYS = sorted(

@@ -46,6 +46,7 @@ from scripts.data.phantom_anatomy import (
     upsample,
     window_around,
 )
+from scripts.data.phantom_template import load_template
 from scripts.data.phantom_variety import make_varied_patient
 from scripts.errors import InputError
 
@@ -88,7 +89,8 @@ LEVELS = {
 }
 # The images of varied phantoms are drawn in another way, see phantom_variety.py.
 VARIED = "varied"
-DIFFICULTIES = (*LEVELS, VARIED)
+VARIED_TEMPLATE = "varied_template"
+DIFFICULTIES = (*LEVELS, VARIED, VARIED_TEMPLATE)
 
 
 # ---------------------------------------------------------------------------------------------------------- lesions
@@ -304,8 +306,8 @@ def make_patient(seed: int, index: int, difficulty: str) -> tuple[Images, Int16]
     if difficulty not in DIFFICULTIES:
         raise ValueError(f"difficulty must be one of {', '.join(DIFFICULTIES)}, not {difficulty!r}")
     rng = np.random.default_rng([seed, index])
-    if difficulty == VARIED:
-        images, labels = make_varied_patient(rng)
+    if difficulty in (VARIED, VARIED_TEMPLATE):
+        images, labels = make_varied_patient(rng, load_template() if difficulty == VARIED_TEMPLATE else None)
     else:
         level = LEVELS[difficulty]
         head = shape_head(rng)

@@ -6,7 +6,7 @@ A network that learns from images of every contrast and with every artifact must
 the shape of the anatomy and of the tumor. This is domain randomization, as in SynthSeg (Billot et al., Medical Image
 Analysis 86, 2023). Ranges are wide on purpose: they surround what real scans show, and do not copy it.
 
-The anatomy is that of the other phantoms. Tumors and images are drawn here:
+The anatomy is that of the other phantoms, or a template's. Tumors and images are drawn here:
 
 - Tumors enhance as a ring, in patches, in spots or not at all. The core is between a seventh and nearly all of the
   tumor. It holds cysts and blood. Edema fades out over some millimeters.
@@ -45,6 +45,7 @@ from scripts.data.phantom_anatomy import (
     upsample,
     window_around,
 )
+from scripts.data.phantom_template import Template, shape_template, template_tissue
 
 Range = tuple[float, float]
 Labels = npt.NDArray[np.uint8]
@@ -369,18 +370,24 @@ def render(rng: np.random.Generator, tissue: Tissue, labels: Labels) -> tuple[di
     return images, mask
 
 
-def make_varied_patient(rng: np.random.Generator) -> tuple[dict[str, npt.NDArray[np.int16]], Labels]:
+def make_varied_patient(
+    rng: np.random.Generator, template: Template | None = None
+) -> tuple[dict[str, npt.NDArray[np.int16]], Labels]:
     """Draw one patient.
 
     Args:
         rng: source of all random numbers of the patient.
+        template: the anatomy to deform. Without it, the anatomy is drawn.
 
     Returns:
         The images by sequence and the label map (0, 1, 2, 4), on the 1 mm box of the brain.
     """
-    head = shape_head(rng)
+    head = shape_head(rng) if template is None else shape_template(rng, template)
     tumor = plan_tumor(rng, head)
-    tissue = fill_sulci(grow_tissue(rng, head, tumor.lesions), np.float32(rng.uniform(0.2, 1.0)))
+    if template is None:
+        tissue = fill_sulci(grow_tissue(rng, head, tumor.lesions), np.float32(rng.uniform(0.2, 1.0)))
+    else:
+        tissue = template_tissue(rng, template, head, tumor.lesions)
     labels = grow_tumor(rng, tissue, tumor)
     images, mask = render(rng, tissue, labels)
     return images, np.where(mask, labels, 0).astype(np.uint8)
