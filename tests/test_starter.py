@@ -20,7 +20,7 @@ from scripts import package
 from scripts.errors import InputError, input_error_behind
 from scripts.files import file_checksum
 from scripts.weights.record import knows_phantoms, read_weights_record
-from workflows import CONFIGS, ROOT, bundle_run, rows, voxels
+from workflows import CONFIGS, ROOT, TRAINING_SIZE, bundle_run, rows, voxels
 
 STARTER = ROOT / "models" / "starter"
 MODEL = STARTER / "model.pt"
@@ -144,3 +144,26 @@ def test_an_overlay_that_fits_no_main_configuration_is_refused(tmp_path):
     with pytest.raises(InputError, match="there is no starter to package"):
         package.main([str(tmp_path / "dist"), "--starter", "--bundle_root", str(root)])
     assert not list((tmp_path / "dist").glob("*")) if (tmp_path / "dist").exists() else True
+
+
+def test_both_stages_train_and_a_missing_sequence_changes_the_scores(small_cohort, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    place = {"dataset_dir": str(small_cohort), **TRAINING_SIZE}
+    bundle_run("train.json", "train_starter.yaml", **place, output_dir=str(first))
+    more = {"pretrained_file": str(first / "model.pt"), "phantoms_dir": "none", "phantoms_per_epoch": 0}
+    bundle_run(
+        "train.json", "train_starter.yaml", "train_starter_patients.yaml", **place, **more, output_dir=str(second)
+    )
+    record = read_weights_record(second / "model.pt")
+    assert record["missing_sequences"] == 1
+    assert record["trained_on"]["started_from"]["checksum"] == file_checksum(first / "model.pt")
+
+
+def test_an_evaluation_without_a_sequence_gives_other_maps(small_cohort, tmp_path):
+    case = sorted(path for path in small_cohort.rglob("BraTS20_*") if path.is_dir())[0]
+    maps = []
+    for names in ([], ["missing_sequence.yaml"]):
+        output = tmp_path / f"maps{len(names)}"
+        bundle_run("inference.json", "starter.yaml", *names, dataset_dir=str(case), output_dir=str(output))
+        maps.append(voxels(output / f"{case.name}.nii.gz"))
+    assert not np.array_equal(*maps)
