@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
+from monai.bundle import ConfigParser
 from scripts import command
 from scripts.errors import InputError
 from scripts.files import file_checksum, replacing
@@ -82,6 +83,13 @@ def bundle_files(bundle_root: Path, with_weights: bool = True) -> list[Path]:
     return sorted(path.relative_to(bundle_root) for path in found)
 
 
+def copy_files(bundle_root: Path, folder: Path, files: Sequence[Path]) -> None:
+    """Copy files, relative to ``bundle_root``, to the same places in ``folder``."""
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle_root / file, folder / file)
+
+
 def make_folder(bundle_root: Path, folder: Path, weights_url: str | None = None) -> None:
     """Copy the bundle into ``folder``.
 
@@ -94,9 +102,7 @@ def make_folder(bundle_root: Path, folder: Path, weights_url: str | None = None)
     Raises:
         InputError: ``weights_url`` is given, but there are no weights.
     """
-    for file in bundle_files(bundle_root, with_weights=weights_url is None):
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(bundle_root / file, folder / file)
+    copy_files(bundle_root, folder, bundle_files(bundle_root, with_weights=weights_url is None))
     if weights_url is not None:
         weights = [name for name in WEIGHTS if (bundle_root / name).is_file()]
         if not weights:
@@ -129,25 +135,18 @@ def make_starter(bundle_root: Path, folder: Path) -> None:
     for file in (overlay, weights):
         if not file.is_file():
             raise InputError(f"{file}: no such file; there is no starter to package.")
-    for file in bundle_files(bundle_root, with_weights=False):
-        if file.parent.name != Path(STARTER).parent.name and file not in (Path(STARTER_OVERLAY), Path(RECORD)):
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(bundle_root / file, folder / file)
+    own = {overlay.relative_to(bundle_root), Path(RECORD)}
+    files = [file for file in bundle_files(bundle_root, with_weights=False) if file.parent != Path(STARTER).parent]
+    copy_files(bundle_root, folder, [file for file in files if file not in own])
     settings = yaml.safe_load(overlay.read_text(encoding="utf-8"))
     for name in ("train.json", "inference.json"):
         path = folder / "configs" / name
-        config = json.loads(path.read_text(encoding="utf-8"))
-        for key, value in settings.items():
-            *parents, last = key.split("#")
-            place = config
-            for parent in parents:
-                place = place.get(parent, {})
-            if key in NOT_IN_STARTER_PACKAGE:
-                continue
-            if last not in place:
+        parser = ConfigParser(json.loads(path.read_text(encoding="utf-8")))
+        for key in [key for key in settings if key not in NOT_IN_STARTER_PACKAGE]:
+            if key not in parser:
                 raise InputError(f"{overlay}: {key} is not in {name}, so it cannot become a part of it.")
-            place[last] = value
-        path.write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
+            parser[key] = settings[key]
+        path.write_text(json.dumps(parser.get(), indent=4) + "\n", encoding="utf-8")
     path = folder / "configs" / "metadata.json"
     metadata = json.loads(path.read_text(encoding="utf-8"))
     metadata["name"] += " starter"

@@ -514,6 +514,13 @@ class CropToLesiond(MapTransform):
         return item
 
 
+def without_channel(image: torch.Tensor, channel: int) -> torch.Tensor:
+    """A copy of ``image``, (channel, *size), with zeros in one channel."""
+    image = image.clone()
+    image[channel] = 0
+    return image
+
+
 class RandDropSequenced(RandomizableTransform, MapTransform):
     """A transform that sometimes sets one sequence to 0, so that a network learns to do without it.
 
@@ -538,9 +545,7 @@ class RandDropSequenced(RandomizableTransform, MapTransform):
         if self._do_transform:
             where = self.R.random_sample()
             for key in self.key_iterator(item):
-                image = item[key].clone()
-                image[int(where * len(image))] = 0
-                item[key] = image
+                item[key] = without_channel(item[key], int(where * len(item[key])))
         return item
 
 
@@ -569,7 +574,5 @@ class WithoutSequenced(MapTransform):
         """Set the sequence of one case to 0."""
         item = dict(data)
         for key in self.key_iterator(item):
-            image = item[key].clone()
-            image[self.channel] = 0
-            item[key] = image
+            item[key] = without_channel(item[key], self.channel)
         return item

@@ -159,7 +159,7 @@ def trainer_of(names: tuple[str, ...], settings: Mapping[str, Any], training: An
 def resident_steps(settings: dict[str, Any], steps: int) -> Callable[[], None]:
     """Return a function that runs ``steps`` training steps on one batch that is already on the device."""
     size, batch_size = settings["patch_size"], settings.get("batch_size", 1)
-    layout = torch.channels_last_3d if settings.get("channels_last") is True else torch.contiguous_format
+    layout = torch.channels_last_3d if settings.get("channels_last") else torch.contiguous_format
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(batch_size, 4, *size, generator=generator)
     depth = torch.randint(0, 4, (batch_size, 1, *size), generator=generator)

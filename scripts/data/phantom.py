@@ -34,12 +34,17 @@ from scripts.data.phantom_anatomy import (
     Lesion,
     Mask,
     Tissue,
+    apart_from,
+    ball_radius,
     draw_mimics,
+    draw_place,
     draw_vessels,
     grid_points,
     grow_tissue,
     largest,
     lay_ventricles,
+    log_uniform,
+    only_largest,
     shape_head,
     smallest,
     smooth_noise,
@@ -106,29 +111,24 @@ def without_enhancement(seed: int, index: int) -> bool:
 
 def place_lesions(rng: np.random.Generator, head: Head, level: Difficulty, enhancing: bool) -> list[Lesion]:
     """Draw one to four lesions inside the cerebrum. The first is the largest."""
-    low, high = level.volume_cm3
-    total = 1000 * float(np.exp(rng.uniform(np.log(low), np.log(high))))
+    total = 1000 * log_uniform(rng, *level.volume_cm3)
     count = int(rng.choice([1, 2, 3, 4], p=[0.55, 0.25, 0.13, 0.07]))
     shares = np.sort(rng.dirichlet(np.full(count, 1.5)))[::-1]
     volumes = np.maximum(total * shares, 1500)
     volumes[0] = max(total - volumes[1:].sum(), total / 2)
     room = ndimage.distance_transform_edt(head.cerebrum & (head.brain > 0), sampling=STEP)
     wall = lay_ventricles(head.point, swelling=1.0)
-    here = grid_points()
+    across = grid_points()[0]
     lesions: list[Lesion] = []
     for volume in volumes:
-        radius = (volume * 0.75 / np.pi) ** (1 / 3)
-        fits = (room > min(12 + 0.35 * radius, 26)) & (np.abs(here[0]) > 12) & (head.stem < -6) & (wall < -4)
-        for other in lesions:
-            gap = sum((p - np.float32(c)) ** 2 for p, c in zip(here, other.center, strict=True))
-            fits &= gap > (1.6 * (radius + (other.volume * 0.75 / np.pi) ** (1 / 3))) ** 2
-        spots = np.flatnonzero(fits)
-        if spots.size == 0 and lesions:  # no room is left for another lesion
-            break
-        if spots.size == 0:
-            spots = np.array([int(np.argmax(np.where(wall < -4, room, 0)))])
-        spot = int(spots[rng.integers(spots.size)])
-        center = (float(here[0].flat[spot]), float(here[1].flat[spot]), float(here[2].flat[spot]))
+        radius = ball_radius(volume)
+        fits = (room > min(12 + 0.35 * radius, 26)) & (np.abs(across) > 12) & (head.stem < -6) & (wall < -4)
+        fits &= apart_from(lesions, radius, 1.6)
+        if not fits.any():
+            if lesions:  # no room is left for another lesion
+                break
+            fits = only_largest(np.where(wall < -4, room, 0))
+        center = draw_place(rng, fits)
         core = float(rng.uniform(0.32, 0.5))
         necrosis = float(rng.uniform(0.3, 0.6)) if enhancing else 1.0
         lesions.append(Lesion(center, float(volume), core, necrosis))
@@ -143,14 +143,9 @@ def grow_lesions(rng: np.random.Generator, tissue: Tissue, lesions: list[Lesion]
     labels = np.zeros(BOX, np.uint8)
     coarse, medium, fine = (upsample(smooth_noise(rng, w)) for w in (45.0, 20.0, 9.0))
     for lesion in lesions:
-        radius = (lesion.volume * 0.75 / np.pi) ** (1 / 3)
+        radius = lesion.radius
         window = window_around(lesion.center, 2.2 * radius + 8)
-        axes = [np.arange(s.start, s.stop, dtype=np.float32) + 0.5 for s in window]
-        offset = [
-            a - np.float32(c + n / 2)
-            for a, c, n in zip(axes, (lesion.center[0], -lesion.center[1], lesion.center[2]), BOX, strict=True)
-        ]
-        far = np.sqrt(offset[0][:, None, None] ** 2 + offset[1][None, :, None] ** 2 + offset[2][None, None, :] ** 2)
+        far = lesion.distance(window)
         ripple = 0.20 * coarse[window] + 0.15 * medium[window]
         core_score = far * np.exp(0.8 * ripple + 0.05 * fine[window])
         spread = far * np.exp(1.2 * ripple) + radius * (0.07 * fine[window])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,6 +66,11 @@ def upsample(field: Float) -> Float:
     return field
 
 
+def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    """A number between two positive numbers, with a uniform logarithm."""
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+
 def ramp(distance: Float, width: float = 1.0) -> Float:
     """Share of a voxel that lies beyond distance 0 (mm): 0 well below this distance and 1 well above it."""
     share: Float = np.clip(distance / np.float32(width) + np.float32(0.5), 0, 1)
@@ -107,6 +113,11 @@ class Head:
     stem: Float
 
 
+def ball_radius(volume: float) -> float:
+    """Radius of a ball of this volume."""
+    return float((volume * 0.75 / np.pi) ** (1 / 3))
+
+
 @dataclass(frozen=True)
 class Lesion:
     """Plan of one tumor."""
@@ -115,6 +126,21 @@ class Lesion:
     volume: float  # voxels of 1 mm
     core: float  # share of the core in the volume
     necrosis: float  # share of the necrosis in the core
+
+    @property
+    def radius(self) -> float:
+        """Radius of a ball of the same volume, mm."""
+        return ball_radius(self.volume)
+
+    def distance(self, window: tuple[slice, slice, slice], stretch: Sequence[float] = (1, 1, 1)) -> Float:
+        """Distance from the center, mm, in a part of the 1 mm box. Each axis may be stretched."""
+        middle = zip((self.center[0], -self.center[1], self.center[2]), BOX, strict=True)
+        first, second, third = (
+            (np.arange(s.start, s.stop, dtype=np.float32) + 0.5 - np.float32(c + n / 2)) * np.float32(factor)
+            for s, (c, n), factor in zip(window, middle, stretch, strict=True)
+        )
+        far: Float = np.sqrt(first[:, None, None] ** 2 + second[None, :, None] ** 2 + third[None, None, :] ** 2)
+        return far
 
 
 @dataclass(frozen=True)
@@ -186,7 +212,7 @@ def push_aside(point: list[Float], lesions: list[Lesion]) -> list[Float]:
     here = grid_points()
     moved = [p.copy() for p in point]
     for lesion in lesions:
-        radius = (lesion.volume * 0.75 / np.pi) ** (1 / 3)
+        radius = lesion.radius
         away = [p - np.float32(c) for p, c in zip(here, lesion.center, strict=True)]
         reach = 1.6 * radius
         pull = np.exp(-(away[0] ** 2 + away[1] ** 2 + away[2] ** 2) / (2 * reach**2)) * np.float32(0.28)
@@ -328,6 +354,37 @@ def window_around(center: tuple[float, float, float], reach: float) -> tuple[sli
         slice(max(0, int(m - reach)), min(n, int(m + reach) + 1)) for m, n in zip(middle, BOX, strict=True)
     )
     return first, second, third
+
+
+def apart_from(lesions: Sequence[Lesion], radius: float, factor: float) -> Mask:
+    """Places of the 2 mm grid where another lesion of this radius keeps away from all lesions.
+
+    Args:
+        lesions: the lesions that are placed already.
+        radius: radius of the other lesion, mm.
+        factor: least distance of two centers, in sums of both radii.
+    """
+    here = grid_points()
+    free = np.ones(HALF, bool)
+    for lesion in lesions:
+        gap = sum((p - np.float32(c)) ** 2 for p, c in zip(here, lesion.center, strict=True))
+        free &= gap > (factor * (radius + lesion.radius)) ** 2
+    return free
+
+
+def draw_place(rng: np.random.Generator, fits: Mask) -> tuple[float, float, float]:
+    """Draw one of the places of the 2 mm grid where something fits, mm."""
+    spots = np.flatnonzero(fits)
+    spot = int(spots[rng.integers(spots.size)])
+    x, y, z = (float(axis.flat[spot]) for axis in grid_points())
+    return x, y, z
+
+
+def only_largest(values: Float) -> Mask:
+    """The one place with the largest value."""
+    place = np.zeros(values.shape, bool)
+    place.flat[int(np.argmax(values))] = True
+    return place
 
 
 def smallest(score: Float, allowed: Mask, count: float) -> Mask:

@@ -32,12 +32,16 @@ from scripts.data.phantom_anatomy import (
     Lesion,
     Mask,
     Tissue,
+    apart_from,
+    ball_radius,
     draw_mimics,
+    draw_place,
     draw_vessels,
-    grid_points,
     grow_tissue,
     largest,
     lay_ventricles,
+    log_uniform,
+    only_largest,
     ramp,
     shape_head,
     smallest,
@@ -99,11 +103,6 @@ ENHANCED: dict[str, Range] = {"enhancing": (1.15, 2.60), "vessel": (1.15, 2.60),
 ODD_CONTRAST = 0.12  # probability that a sequence's contrast between normal tissues is any contrast
 
 
-def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    """A number between two positive numbers, with a uniform logarithm."""
-    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
-
-
 @dataclass(frozen=True)
 class Tumor:
     """All lesions of a patient. They are of one kind."""
@@ -121,22 +120,17 @@ def plan_tumor(rng: np.random.Generator, head: Head) -> Tumor:
     volumes = np.maximum(total * np.sort(rng.dirichlet(np.full(count, 1.2)))[::-1], 800)
     room = ndimage.distance_transform_edt(head.cerebrum & (head.brain > 0), sampling=STEP)
     wall = lay_ventricles(head.point, swelling=0.0)
-    here = grid_points()
     lesions: list[Lesion] = []
     for volume in volumes:
-        radius = (volume * 0.75 / np.pi) ** (1 / 3)
+        radius = ball_radius(volume)
         # Real tumors reach the cortex, so a center need not be deeper than a part of the radius.
         fits = (room > min(4 + rng.uniform(0.1, 0.5) * radius, 24)) & (head.stem < -2) & (wall < -2)
-        for other in lesions:
-            gap = sum((p - np.float32(c)) ** 2 for p, c in zip(here, other.center, strict=True))
-            fits &= gap > (1.3 * (radius + (other.volume * 0.75 / np.pi) ** (1 / 3))) ** 2
-        spots = np.flatnonzero(fits)
-        if spots.size == 0:
-            if lesions:
+        fits &= apart_from(lesions, radius, 1.3)
+        if not fits.any():
+            if lesions:  # no room is left for another lesion
                 break
-            spots = np.array([int(np.argmax(room))])
-        spot = int(spots[rng.integers(spots.size)])
-        center = (float(here[0].flat[spot]), float(here[1].flat[spot]), float(here[2].flat[spot]))
+            fits = only_largest(room)
+        center = draw_place(rng, fits)
         dead = 1 - float(rng.uniform(*enhancing))
         lesions.append(Lesion(center, float(volume), float(rng.uniform(*core)), dead))
     return Tumor(kind, lesions)
@@ -150,13 +144,9 @@ def grow_tumor(rng: np.random.Generator, tissue: Tissue, tumor: Tumor) -> Labels
     rough, frayed = rng.uniform(0.3, 1.6), rng.uniform(0.5, 2.2)
     stopped = rng.uniform(0.05, 0.5)  # how much cortex and fluid hold up the edema
     for lesion in tumor.lesions:
-        radius = (lesion.volume * 0.75 / np.pi) ** (1 / 3)
+        radius = lesion.radius
         window = window_around(lesion.center, 2.6 * radius + 8)
-        axes = [np.arange(s.start, s.stop, dtype=np.float32) + 0.5 for s in window]
-        middle = [c + n / 2 for c, n in zip((lesion.center[0], -lesion.center[1], lesion.center[2]), BOX, strict=True)]
-        stretch = np.exp(rng.normal(0, 0.18, 3))
-        offset = [(a - np.float32(m)) * np.float32(s) for a, m, s in zip(axes, middle, stretch, strict=True)]
-        far = np.sqrt(offset[0][:, None, None] ** 2 + offset[1][None, :, None] ** 2 + offset[2][None, None, :] ** 2)
+        far = lesion.distance(window, stretch=np.exp(rng.normal(0, 0.18, 3)).tolist())
         ripple = 0.20 * coarse[window] + 0.15 * medium[window]
         other = np.maximum(-np.sign(lesion.center[0]) * tissue.across[window], 0)
         solid: Mask = tissue.brain[window] & (tissue.ventricle[window] < 0) & (tissue.depth[window] > 0.5)
@@ -211,13 +201,12 @@ def thick_slices(image: Float, axis: int, thickness: float) -> Float:
     size = image.shape[axis]
     edges = np.arange(0, size + thickness, thickness)
     summed = np.concatenate([np.zeros_like(image.take([0], axis)), np.cumsum(image, axis, dtype=np.float32)], axis)
-    bounds = np.minimum(np.rint(edges).astype(int), size)
-    bounds = np.unique(bounds)
+    bounds = np.unique(np.minimum(np.rint(edges).astype(int), size))
     shape = [1, 1, 1]
     shape[axis] = -1
     means = np.diff(summed.take(bounds, axis), axis=axis) / np.diff(bounds).reshape(shape).astype(np.float32)
     centers = (bounds[:-1] + bounds[1:] - 1) / 2
-    at = np.clip(np.interp(np.arange(size), centers, np.arange(len(centers))), 0, len(centers) - 1)
+    at = np.interp(np.arange(size), centers, np.arange(len(centers)))
     low = np.floor(at).astype(int)
     share = (at - low).astype(np.float32).reshape(shape)
     high = np.minimum(low + 1, len(centers) - 1)
@@ -320,7 +309,7 @@ def render(rng: np.random.Generator, tissue: Tissue, labels: Labels) -> tuple[di
     part = labels[near]
     # Edema fades: how much of a voxel is edema depends on its distance from the drawn border.
     depth = ndimage.distance_transform_edt(part > 0) - ndimage.distance_transform_edt(part == 0)
-    fading = float(log_uniform(rng, 1.0, 7.0))
+    fading = log_uniform(rng, 1.0, 7.0)
     swollen = ramp(depth.astype(np.float32) + np.float32(rng.uniform(0, 0.3) * fading), fading)
     swollen = np.clip(swollen * (1 + np.float32(rng.uniform(0, 0.3)) * coarse[near]), 0, 1)
     swollen *= tissue.brain[near] & (tissue.csf[near] < 0.7)
