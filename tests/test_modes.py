@@ -19,6 +19,7 @@ from monai.bundle import ConfigWorkflow
 from monai.data.utils import dense_patch_slices
 from scripts.errors import input_error_behind
 from scripts.networks import PriorAttentionNet
+from scripts.networks.blocks import InstanceNorm3d
 from workflows import CHANNELS, CONFIGS, ROOT, SIZE, TRAINING_SIZE, bundle_run, files, initialized, rows, voxels
 
 TRAINING = {**TRAINING_SIZE, "max_epochs": 2, "val_interval": 1, "flat_epochs": 1}
@@ -196,7 +197,7 @@ NETWORKS = {
     "network_batch_norm.yaml": (nn.BatchNorm3d, {nn.PReLU}),
     # Only the first block has ReLU.
     "network_group_norm.yaml": (nn.GroupNorm, {nn.PReLU, nn.ReLU}),
-    "network_relu.yaml": (nn.InstanceNorm3d, {nn.ReLU}),
+    "network_relu.yaml": (InstanceNorm3d, {nn.ReLU}),
 }
 
 
@@ -216,7 +217,7 @@ def test_networks_train_evaluate_and_infer_by_one_overlay(overlay, small_cohort,
     )
     made.initialize()
     norm, acts = NETWORKS[overlay]
-    norms = {nn.BatchNorm3d, nn.GroupNorm, nn.InstanceNorm3d}
+    norms = {nn.BatchNorm3d, nn.GroupNorm, nn.InstanceNorm3d, InstanceNorm3d}
     for wanted, inside in (({norm}, acts), False), (({nn.BatchNorm3d}, {nn.PReLU}), True):
         kinds = {type(m) for name, m in made.network_def.named_modules() if name.startswith("head") == inside}
         assert (kinds & norms, kinds & {nn.PReLU, nn.ReLU}) == wanted
@@ -502,7 +503,8 @@ def test_the_authors_path_step_by_step(cohort, members, tmp_path):
     assert sure.mean() > 0.9 and len(np.unique(wanted)) > 2
 
     made = initialized("inference.json", "authors.yaml", kind="infer")
-    assert (made.inferer.overlap, made.inferer.mode, made.inferer.roi_size) == (0.75, "constant", [128] * 3)
+    windows = made.inferer.inferer
+    assert (windows.overlap, windows.mode, windows.roi_size) == (0.75, "constant", [128] * 3)
     assert len(dense_patch_slices((240, 240, 160), (128, 128, 128), (32, 32, 32))) == 50
 
 

@@ -105,7 +105,9 @@ class OpenVINONetwork(nn.Module):
         network.eval()
         example = torch.zeros(1, network.in_channels, *[2 * network.size_multiple] * network.spatial_dims)
         shape = (1, network.in_channels, *[-1] * network.spatial_dims)
-        model = self.ov.convert_model(network, example_input=example, input=[shape])
+        # The call may stand in mixed precision, whose casts would become a part of the model.
+        with torch.autocast("cpu", enabled=False):
+            model = self.ov.convert_model(network, example_input=example, input=[shape])
         # The weights (.bin) are moved first, so the .xml exists only if both files are whole.
         with replacing(path) as temporary:
             self.ov.save_model(model, temporary, compress_to_fp16=False)

@@ -33,7 +33,9 @@ class Conv3d(nn.Conv3d):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Convolve (batch, channel, *size)."""
         if not torch.jit.is_scripting() and not torch.jit.is_tracing():
-            mixed = input.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+            mixed = (
+                not torch.compiler.is_compiling() and input.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+            )
             if mixed and 2 in input.shape[2:]:
                 with torch.autocast("cpu", enabled=False):
                     return self._conv_forward(input.float(), self.weight, self.bias)
@@ -49,9 +51,11 @@ class InstanceNorm3d(nn.InstanceNorm3d):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Normalize (batch, channel, *size)."""
-        plain = not torch.jit.is_scripting() and not torch.jit.is_tracing()
-        if plain and len(input) == 1 and input.device.type == "cpu":
-            return F.batch_norm(input, None, None, self.weight, self.bias, training=True, eps=self.eps)
+        if not torch.jit.is_scripting() and not torch.jit.is_tracing():
+            # An export must not be bound to one sample.
+            exported = torch.compiler.is_compiling()
+            if not exported and len(input) == 1 and input.device.type == "cpu":
+                return F.batch_norm(input, None, None, self.weight, self.bias, training=True, eps=self.eps)
         return F.instance_norm(input, None, None, self.weight, self.bias, eps=self.eps)
 
 

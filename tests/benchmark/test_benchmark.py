@@ -115,7 +115,12 @@ def test_training_steps_are_measured(tmp_path):
     content = json.loads(output.read_text())
     names = [row["name"] for row in content["rows"]]
     # On a CPU, memory, precision and layout are compared; a GPU has other candidates.
-    assert names == ["float32, glibc's own thresholds", "float32", "bfloat16, torch's layout", "train.json"]
+    assert names == [
+        "float32, glibc's own thresholds",
+        "float32",
+        "bfloat16, torch's layout",
+        "bfloat16, channels last",
+    ]
     # The product is the FLOPs over the rate of the matrix product, which is the same for all rows.
     ideal = [row["share_of_matrix_rate"] * row["median_s"] for row in content["rows"]]
     assert ideal == pytest.approx([ideal[0]] * 4) and ideal[0] > 0
