@@ -22,7 +22,8 @@ from scripts.inference.ensembles import EnsembleInferer
 from scripts.inference.openvino import OpenVINONetwork
 from scripts.networks import PriorAttentionNet
 from scripts.weights.record import weights_checksum
-from workflows import CHANNELS, ROOT, SIZE, TRAINING_SIZE, bundle_run, rows, voxels
+from scripts.workflow.preparation import check_who_reads_weights
+from workflows import CHANNELS, ROOT, SIZE, TRAINING_SIZE, bundle_run, initialized, rows, voxels
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,40 @@ def eager(model) -> PriorAttentionNet:
     network = PriorAttentionNet(channels=CHANNELS).eval()
     network.load_state_dict(torch.load(model, weights_only=True))
     return network
+
+
+# Each run has a process of its own, because a process that has run OpenVINO may crash when its loader forks. It may
+# crash when it starts a process, too, so this test comes before those that run OpenVINO in this one.
+OVERLAPPED = """
+import json, sys
+from scripts.inference.background import BackgroundCompose
+from workflows import bundle_run
+
+cases, process = [], BackgroundCompose.process
+BackgroundCompose.process = lambda *arguments: (cases.append(1), process(*arguments))[1]
+names, settings = json.loads(sys.argv[1])
+bundle_run(*names, **settings)
+print("overlapped:", len(cases))
+"""
+
+
+def test_cases_overlap_whichever_overlay_comes_first(small_cohort, tmp_path):
+    torch.manual_seed(0)
+    torch.save(PriorAttentionNet(channels=CHANNELS).state_dict(), tmp_path / "model.pt")
+    names = ("openvino.yaml", "inference_pipelined.yaml")
+    maps = []
+    for number, (overlays, overlapped) in enumerate(((names[:1], 0), (names, 6), (names[::-1], 6))):
+        output = tmp_path / str(number)
+        place = {"dataset_dir": str(small_cohort), "output_dir": str(output), "model_file": str(tmp_path / "model.pt")}
+        place |= {"openvino_cache": str(tmp_path / "openvino"), "openvino_precision": "f32"}
+        arguments = json.dumps([["inference.json", *overlays], {**SIZE, **place, "num_workers": 1}])
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+        command = [sys.executable, "-W", "ignore", "-c", OVERLAPPED, arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.splitlines()[-1] == f"overlapped: {overlapped}"
+        maps.append({path.name: sha256(path.read_bytes()).hexdigest() for path in output.glob("*.nii.gz")})
+    assert len(maps[0]) == 6 and maps[0] == maps[1] == maps[2]
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("f32", 2e-4), ("bf16", 3e-2)])
@@ -164,40 +199,18 @@ def test_the_members_of_an_ensemble_are_averaged(model, tmp_path):
     assert len(list((tmp_path / "cache").glob("*.xml"))) == 2
 
 
+def test_the_overlays_of_openvino_and_of_ensembles_fit_each_other(tmp_path):
+    members = ["a.pt", "b.pt"]
+    names = ("inference.json", "openvino.yaml", "ensemble.yaml")
+    place = {"dataset_dir": str(tmp_path / "data"), "output_dir": str(tmp_path / "out")}
+    parser = initialized(*names, kind="infer", **place, model_file=members).parser
+    network, inferer = parser.get_parsed_content("network"), parser.get_parsed_content("inferer")
+    check_who_reads_weights(network, inferer, members, load_pretrain=False)
+    with pytest.raises(InputError, match="one network takes one file"):
+        check_who_reads_weights(network, inferer.inferer, members, load_pretrain=False)
+
+
 def test_an_absent_package_is_said_in_one_line(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(InputError, match=r"OpenVINO is not installed; pip install openvino, or leave out the overlay"):
         openvino.OpenVINONetwork(PriorAttentionNet(channels=CHANNELS), str(model), str(tmp_path))
-
-
-# Each run has a process of its own, because a process that has run OpenVINO may crash when its loader forks.
-OVERLAPPED = """
-import json, sys
-from scripts.inference.background import BackgroundCompose
-from workflows import bundle_run
-
-cases, process = [], BackgroundCompose.process
-BackgroundCompose.process = lambda *arguments: (cases.append(1), process(*arguments))[1]
-names, settings = json.loads(sys.argv[1])
-bundle_run(*names, **settings)
-print("overlapped:", len(cases))
-"""
-
-
-def test_cases_overlap_whichever_overlay_comes_first(small_cohort, tmp_path):
-    torch.manual_seed(0)
-    torch.save(PriorAttentionNet(channels=CHANNELS).state_dict(), tmp_path / "model.pt")
-    names = ("openvino.yaml", "inference_pipelined.yaml")
-    maps = []
-    for number, (overlays, overlapped) in enumerate(((names[:1], 0), (names, 6), (names[::-1], 6))):
-        output = tmp_path / str(number)
-        place = {"dataset_dir": str(small_cohort), "output_dir": str(output), "model_file": str(tmp_path / "model.pt")}
-        place |= {"openvino_cache": str(tmp_path / "openvino"), "openvino_precision": "f32"}
-        arguments = json.dumps([["inference.json", *overlays], {**SIZE, **place, "num_workers": 1}])
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-        command = [sys.executable, "-W", "ignore", "-c", OVERLAPPED, arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.splitlines()[-1] == f"overlapped: {overlapped}"
-        maps.append({path.name: sha256(path.read_bytes()).hexdigest() for path in output.glob("*.nii.gz")})
-    assert len(maps[0]) == 6 and maps[0] == maps[1] == maps[2]

@@ -12,7 +12,6 @@ from monai.inferers import SlidingWindowInferer
 from scripts.errors import InputError, input_error_behind
 from scripts.inference.ensembles import EnsembleInferer
 from scripts.inference.inferers import BrainWindowInferer, FlipInferer, MixedPrecisionInferer, WholeVolumeInferer
-from scripts.workflow.preparation import check_who_reads_weights
 from scripts.workflow.settings import weights_readers
 from tiny import small_network
 from workflows import CHANNELS, TRAINING_SIZE, bundle_run, files, initialized
@@ -71,14 +70,6 @@ def test_outputs_that_exclude_each_other_are_told_to_all(base, tmp_path):
     logits = torch.tensor([2.0, 0.0, 0.0, 0.0]).view(4, 1, 1, 1)
     found = parser.get_parsed_content("activation")({"pred": logits})["pred"]
     torch.testing.assert_close(found, logits.softmax(0))
-
-
-def test_openvino_runs_the_members_of_an_ensemble(tmp_path):
-    parser = made("inference", "openvino.yaml", "ensemble.yaml", tmp_path=tmp_path, model_file=MEMBERS).parser
-    network, inferer = parser.get_parsed_content("network"), parser.get_parsed_content("inferer")
-    check_who_reads_weights(network, inferer, MEMBERS, load_pretrain=False)
-    with pytest.raises(InputError, match="one network takes one file"):
-        check_who_reads_weights(network, inferer.inferer, MEMBERS, load_pretrain=False)
 
 
 def refusal(*names: str, **settings) -> str:
