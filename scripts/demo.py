@@ -23,7 +23,7 @@ from rich.table import Table
 from scripts import command
 from scripts.brats import REGIONS
 from scripts.errors import InputError
-from scripts.files import BUNDLE_ROOT
+from scripts.files import BUNDLE_ROOT, CONFIGS
 from scripts.training.training_state import STATE_FILES, newest_state
 from scripts.weights.record import record_file
 
@@ -92,11 +92,14 @@ def demo(run_dir: Path, cases: int, epochs: int, seed: int) -> None:
 
     starter_map = run_dir / "segmentation_starter" / label_map.name
     starter = BUNDLE_ROOT / "models" / "starter" / "model.pt"
+    if not starter.is_file():
+        # In the package of the starter weights they stand as models/model.pt.
+        starter = BUNDLE_ROOT / "models" / "model.pt"
     if newer(starter_map, starter) and newer(starter_map, label_map):
         print(f"\n== segmentation with the starter weights: done already, {starter_map}")
     else:
         settings = {"dataset_dir": case_dir, "output_dir": starter_map.parent, "overwrite": True}
-        names = ["inference.json", "starter.yaml"]
+        names = ["inference.json", *(["starter.yaml"] if (CONFIGS / "starter.yaml").is_file() else [])]
         step("the same patient with the starter weights", *command.workflow_arguments(names, settings))
 
     exported = training / "model.ts"
@@ -108,7 +111,7 @@ def demo(run_dir: Path, cases: int, epochs: int, seed: int) -> None:
         options += ["--_meta_#weights", f"%{record_file(model)}"]
         step("TorchScript", "monai.bundle", "ckpt_export", "--config_file", files, *options)
 
-    pictures = {run_dir / "picture.png": starter_map, run_dir / "picture_demo.png": label_map}
+    pictures = {run_dir / "picture_starter.png": starter_map, run_dir / "picture_demo.png": label_map}
     for picture, prediction in pictures.items():
         step("picture", "scripts.render_case", str(case_dir), str(picture), "--prediction", str(prediction))
     print_scores(evaluation, [evaluation / "scores.csv", starter_map, label_map, exported, *pictures])

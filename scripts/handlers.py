@@ -291,11 +291,13 @@ class ClipGradients:
         self.max_norm = max_norm
 
     def attach(self, engine: Workflow) -> None:
-        """Clip after each backward pass of ``engine``, a trainer without a scaler."""
+        """Clip after each backward pass of the trainer ``engine``."""
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self.backward_completed)
 
     def backward_completed(self, engine: Workflow) -> None:
-        """Clip the gradients."""
+        """Clip the gradients, which a scaler has made larger for float16."""
+        if engine.scaler is not None:
+            engine.scaler.unscale_(engine.optimizer)
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.max_norm)
 
 

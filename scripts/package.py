@@ -136,7 +136,9 @@ def make_starter(bundle_root: Path, folder: Path) -> None:
         if not file.is_file():
             raise InputError(f"{file}: no such file; there is no starter to package.")
     own = {overlay.relative_to(bundle_root), Path(RECORD)}
-    files = [file for file in bundle_files(bundle_root, with_weights=False) if file.parent != Path(STARTER).parent]
+    # The card stays at its place, so that links to it hold.
+    own |= {file.relative_to(bundle_root) for file in (weights, record_file(weights))}
+    files = bundle_files(bundle_root, with_weights=False)
     copy_files(bundle_root, folder, [file for file in files if file not in own])
     settings = yaml.safe_load(overlay.read_text(encoding="utf-8"))
     for name in ("train.json", "inference.json"):

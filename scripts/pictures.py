@@ -116,7 +116,7 @@ def draw_cases(cases: Sequence[Case], picture: str | Path) -> None:
     axes = figure.subplots(len(cases), 5, squeeze=False)
     labeled = False
     for row, case in enumerate(cases):
-        images, _ = _read(case)
+        images, phantom = _read(case)
         brain = np.any([image != 0 for image in images], axis=0)
         cut = _box(brain)
         labels = None
@@ -133,7 +133,9 @@ def draw_cases(cases: Sequence[Case], picture: str | Path) -> None:
             if row == 0:
                 title = SEQUENCE_TITLES[name] if column < len(SEQUENCES) else "reference"
                 ax.set_title(title, color="white", fontsize=10)
-        axes[row][0].set_ylabel(case.name[-16:], color="white", fontsize=7)
+        # The end of a name tells cases apart.
+        name = case.name[-16:] + ("\nsynthetic phantom" if phantom else "")
+        axes[row][0].set_ylabel(name, color="white", fontsize=7)
     figure.subplots_adjust(
         left=0.035,
         right=0.995,

@@ -376,7 +376,7 @@ def test_demo_command_end_to_end(models_before, cohort, tmp_path):
     shutil.copytree(cohort, tmp_path / "demo" / "phantoms")
     done = command("scripts.demo", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    for name in ("picture.png", "picture_demo.png"):
+    for name in ("picture_starter.png", "picture_demo.png"):
         assert (tmp_path / "demo" / name).read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "demo" / "train" / "model.ts").is_file()
     assert models() == models_before

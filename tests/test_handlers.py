@@ -15,8 +15,10 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
+from monai.engines import SupervisedTrainer
 from scripts.errors import InputError
 from scripts.handlers import (
+    ClipGradients,
     EvaluationReport,
     FiniteTraining,
     LazySummaryWriter,
@@ -517,3 +519,31 @@ def test_progress_is_logged_now_and_then_with_the_time_left(caplog, monkeypatch)
     found = [re.search(r"case (\d) of 7, (.*) left", m).groups() for m in said(caplog)]
     # A line comes at most every 30 s, that is, after every second iteration of 20 s and after the last one.
     assert found == [("2", "2 min"), ("4", "60 s"), ("6", "20 s"), ("7", "0 s")]
+
+
+@pytest.mark.parametrize("scale", [None, 2.0**16])
+def test_gradients_are_clipped_to_their_norm_also_where_the_loss_is_scaled(scale):
+    """Without the clipping, the weights would move by their gradient of 30 and 40."""
+    network = torch.nn.Linear(2, 1, bias=False)
+    before = network.weight.detach().clone()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    trainer = SupervisedTrainer(
+        device="cpu",
+        max_epochs=1,
+        train_data_loader=[{"image": torch.tensor([[30.0, 40.0]]), "label": torch.zeros(1, 1)}],
+        network=network,
+        optimizer=optimizer,
+        loss_function=lambda found, wanted: found.sum(),
+        train_handlers=[ClipGradients(network, max_norm=10.0)],
+    )
+    if scale is not None:
+        trainer.amp, trainer.scaler = True, torch.amp.GradScaler("cpu", init_scale=scale)
+    trainer.run()
+    torch.testing.assert_close(before - network.weight.detach(), torch.tensor([[6.0, 8.0]]))
+
+
+def test_gradients_within_the_norm_stay():
+    network = torch.nn.Linear(2, 1, bias=False)
+    network.weight.grad = torch.tensor([[3.0, 4.0]])
+    ClipGradients(network, max_norm=5.5).backward_completed(SimpleNamespace(scaler=None))
+    assert network.weight.grad.tolist() == [[3.0, 4.0]]

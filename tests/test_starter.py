@@ -89,7 +89,8 @@ def packed(tmp_path_factory) -> Path:
 def test_the_package_has_the_starters_settings_as_its_own(packed):
     for name in ("model.pt", "model.json"):
         assert (packed / "models" / name).read_bytes() == (STARTER / name).read_bytes()
-    assert not (packed / "models" / "starter").exists() and not (packed / "configs" / "starter.yaml").exists()
+    assert [path.name for path in (packed / "models" / "starter").iterdir()] == ["README.md"]
+    assert not (packed / "configs" / "starter.yaml").exists()
     for name in ("train.json", "inference.json"):
         config = json.loads((packed / "configs" / name).read_text())
         plain = json.loads((CONFIGS / name).read_text())

@@ -126,13 +126,13 @@ class OwnProcess:
 
 def _serve(pipe: Connection, make: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...]) -> None:
     candidate = make(*arguments)
-    try:
-        while True:
+    while True:
+        try:
             pipe.recv()
-            candidate()
-            pipe.send(True)
-    except EOFError:  # the other end was closed
-        return
+        except EOFError:  # the other end was closed
+            return
+        candidate()
+        pipe.send(True)
 
 
 def summary(seconds: Mapping[str, list[float]], baseline: str) -> list[dict[str, Any]]:

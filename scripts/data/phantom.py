@@ -58,7 +58,6 @@ from scripts.errors import InputError
 Int16 = npt.NDArray[np.int16]
 Images = dict[str, Int16]  # the keys are modalities
 
-GENERATOR_VERSION = 1
 # Older phantom files are recognized by this text, so its spelling must stay.
 PHANTOM_DESCRIPTION = "synthetic brain tumour phantom, not a patient"
 # The random numbers of the modalities are drawn in this order, which is part of the generator's version.
@@ -96,6 +95,8 @@ LEVELS = {
 VARIED = "varied"
 VARIED_TEMPLATE = "varied_template"
 DIFFICULTIES = (*LEVELS, VARIED, VARIED_TEMPLATE)
+# A version rises when the same seed gives other phantoms, so that no cohort is completed with phantoms of another kind.
+GENERATOR_VERSIONS = {"demo": 1, "hard": 1, VARIED: 2, VARIED_TEMPLATE: 2}
 
 
 # ---------------------------------------------------------------------------------------------------------- lesions
@@ -385,7 +386,7 @@ def write_case(parent: Path, seed: int, index: int, difficulty: str) -> Path:
 def _write_manifest(out: Path, seed: int, difficulty: str) -> None:
     parent = out / COHORT_FOLDER
     cases = sorted(p.name for p in parent.glob("BraTS20_Training_*") if _is_complete(p))
-    content = {"version": GENERATOR_VERSION, "seed": seed, "difficulty": difficulty, "cases": cases}
+    content = {"version": GENERATOR_VERSIONS[difficulty], "seed": seed, "difficulty": difficulty, "cases": cases}
     partial = out / f".{MANIFEST}.{os.getpid()}.partial"
     partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, out / MANIFEST)
@@ -407,10 +408,11 @@ def check_cohort(out: Path, seed: int, difficulty: str) -> None:
         made = (found["version"], found["seed"], found["difficulty"])
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         raise InputError(other) from None
-    if made != (GENERATOR_VERSION, seed, difficulty):
+    version = GENERATOR_VERSIONS[difficulty]
+    if made != (version, seed, difficulty):
         raise InputError(
             f"{out} holds phantoms of seed {made[1]}, difficulty {made[2]}, generator version {made[0]}; "
-            f"name another folder for seed {seed}, difficulty {difficulty}, version {GENERATOR_VERSION}, or remove it."
+            f"name another folder for seed {seed}, difficulty {difficulty}, version {version}, or remove it."
         )
 
 
@@ -435,6 +437,8 @@ def write_cohort(out: Path, cases: int, seed: int, difficulty: str, workers: int
     if difficulty not in DIFFICULTIES or seed < 0:
         raise ValueError(f"difficulty must be one of {', '.join(DIFFICULTIES)} and seed 0 or more")
     check_cohort(out, seed, difficulty)
+    if difficulty == VARIED_TEMPLATE:
+        load_template()  # if it is not there, nothing must be written
     parent = out / COHORT_FOLDER
     out.mkdir(parents=True, exist_ok=True)
     _write_manifest(out, seed, difficulty)

@@ -388,10 +388,10 @@ def only_largest(values: Float) -> Mask:
 
 
 def smallest(score: Float, allowed: Mask, count: float) -> Mask:
-    """The `count` allowed voxels with the lowest scores."""
+    """The `count` allowed voxels with the lowest scores; none if `count` is less than 1."""
     values = score[allowed]
     keep = min(int(count), values.size)
-    if keep == 0:
+    if keep < 1:
         return np.zeros_like(allowed)
     chosen: Mask = allowed & (score <= np.partition(values, keep - 1)[keep - 1])
     return chosen

@@ -179,6 +179,7 @@ def _enhancing(
     depth = ndimage.distance_transform_edt(core).astype(np.float32)
     thickness = np.float32(rng.uniform(1.2, 5.5)) * np.exp(np.float32(rng.uniform(0.1, 0.6)) * medium)
     ring: Mask = core & (depth <= thickness) & (medium > -rng.uniform(1.2, 3.5))  # a ring may have gaps
+    # A negative share stands for no nodules.
     nodules = smallest(texture, core, core.sum() * rng.uniform(-0.2, 0.35)) if rng.random() < 0.5 else False
     return (ring | nodules) & core
 

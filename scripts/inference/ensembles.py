@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""One prediction from several model files, with memory for one network."""
+"""One prediction from several model files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class EnsembleInferer(Inferer):
     """The mean probability of an ensemble: another inferer runs the network with the weights of each model file.
 
     The result is the logits of the mean, so the post-processing need not know of the ensemble. The network takes the
-    weights of one member after the other. MONAI's ``EnsembleEvaluator`` keeps all networks in memory instead.
+    weights of one member after the other. MONAI's ``EnsembleEvaluator`` keeps all networks in memory instead. OpenVINO,
+    too, keeps each member that it has compiled.
 
     Args:
         inferer: the inferer that runs the network over the volume.

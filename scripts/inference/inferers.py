@@ -112,6 +112,9 @@ class MixedPrecisionInferer(Inferer):
         dtype: "bfloat16" or "float16".
         enabled: if false, the precision stays as it is.
 
+    Raises:
+        InputError: a CPU is to compute in float16, for which no trainer scales the loss there.
+
     Example:
         >>> from monai.inferers import SimpleInferer
         >>> network, x = torch.nn.Linear(2, 2), torch.zeros(1, 2)
@@ -127,6 +130,10 @@ class MixedPrecisionInferer(Inferer):
         self.device = torch.device(device)
         self.dtype = dtype
         self.enabled = enabled
+        if enabled and self.device.type == "cpu" and dtype == "float16":
+            raise InputError(
+                "--amp_dtype float16: a CPU mixes precision in bfloat16 only; set --amp_dtype bfloat16 or --amp False."
+            )
         if enabled and not computes_in(self.device, dtype):
             logger.warning("--amp True: %s does not compute in %s, so this is very slow.", self.device, dtype)
 

@@ -14,6 +14,8 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, RandomizableTransform
 from monai.utils import convert_to_dst_type
 from scipy import ndimage
+from scripts.brats import patient_name
+from scripts.errors import InputError
 
 READING = ("et_label", "edema_label", "resection_cavity")
 
@@ -41,9 +43,11 @@ class RandCarveMixd(RandomizableTransform, MapTransform):
     Tumors are rare, and a network that has seen each of a few tumors in one brain only learns the brain as well. The
     idea is that of CarveMix (Zhang et al., NeuroImage 271, 2023) and TumorCP (Yang et al., MICCAI 2021). Here all
     lesions of the donor are carved out with a margin and pasted with a soft border. They may change sides. Where they
-    come to lie outside the brain, nothing is pasted.
+    come to lie outside the brain, nothing is pasted. The margin is healthy tissue of the donor, so it replaces lesions
+    of the other brain.
 
-    It stands after the normalization and before patches are cut.
+    It stands after the normalization and before patches are cut. A case whose label values have another meaning than
+    those of all other patients stays as it is.
 
     Args:
         keys: the keys of the image, (4, *size), and the label map, (1, *size), in this order.
@@ -52,6 +56,9 @@ class RandCarveMixd(RandomizableTransform, MapTransform):
         prob: probability that lesions are pasted.
         margin: range of the margin around the lesions, voxels.
         shift: largest shift along each axis, voxels.
+
+    Raises:
+        InputError: (when called) no other patient has a lesion.
     """
 
     def __init__(
@@ -69,14 +76,17 @@ class RandCarveMixd(RandomizableTransform, MapTransform):
         self.transform = transform
         self.margin = margin
         self.shift = shift
-        self.donors: dict[int, Donor] = {}
+        self.donors: dict[int, Donor | None] = {}
 
-    def donor(self, number: int) -> Donor:
-        """The lesions of an entry, which is read at its first use."""
+    def donor(self, number: int) -> Donor | None:
+        """The lesions of an entry, which is read at its first use; None if it has none."""
         if number not in self.donors:
             image_key, label_key = self.keys
             item = self.transform(dict(self.data[number]))
             image, label = (np.asarray(item[key], dtype=np.float32) for key in (image_key, label_key))
+            if not label.any():
+                self.donors[number] = None
+                return None
             span = ndimage.find_objects((label[0] > 0).astype(np.uint8))[0]
             reach = int(self.margin[1]) + 2
             box = tuple(slice(max(s.start - reach, 0), s.stop + reach) for s in span)
@@ -92,14 +102,19 @@ class RandCarveMixd(RandomizableTransform, MapTransform):
         self.randomize(None)
         if not self._do_transform:
             return item
+        patient = patient_name(str(item["case"]))
         fitting = [
             number
             for number, entry in enumerate(self.data)
-            if entry.get("case") != item.get("case") and all(entry.get(k) == item.get(k) for k in READING)
+            if patient_name(str(entry["case"])) != patient and all(entry.get(k) == item.get(k) for k in READING)
         ]
         if not fitting:
             return item
-        donor = self.donor(fitting[int(self.R.randint(len(fitting)))])
+        donor = None
+        while donor is None:
+            if not fitting:
+                raise InputError(f"{item['case']}: no other patient has a lesion to mix in; leave lesion mixing out.")
+            donor = self.donor(fitting.pop(int(self.R.randint(len(fitting)))))
         flip, margin = self.R.random_sample() < 0.5, self.R.uniform(*self.margin)
         shift = self.R.randint(-self.shift, self.shift + 1, 3)
         image_key, label_key = self.keys
@@ -121,8 +136,9 @@ class RandCarveMixd(RandomizableTransform, MapTransform):
         # Over about a voxel, the lesion's surroundings become the other brain.
         share = np.clip(margin + 0.5 - outside[here], 0, 1) * brain
         image[both] += share * (lesion[source] - image[both])
-        pasted = brain & (outside[here] == 0)
-        label[both] = np.where(pasted, values[source], label[both])
+        # In the margin the donor's label is 0, and a lesion of this brain is gone.
+        replaced = brain & (share >= 0.5)
+        label[both] = np.where(replaced, values[source], label[both])
         for key, array in ((image_key, image), (label_key, label)):
             item[key] = convert_to_dst_type(torch.from_numpy(array), item[key])[0]
         return item

@@ -199,7 +199,7 @@ def test_second_call_reuses_complete_cases(cohort, capsys):
     assert snapshot(cohort / COHORT_FOLDER) == before
     manifest = json.loads((cohort / "phantoms.json").read_text())
     assert manifest == {
-        "version": phantom.GENERATOR_VERSION,
+        "version": phantom.GENERATOR_VERSIONS["demo"],
         "seed": SEED,
         "difficulty": "demo",
         "cases": ["BraTS20_Training_001", "BraTS20_Training_002", "BraTS20_Training_003"],

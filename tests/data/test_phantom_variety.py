@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage
 from scripts.data import phantom, phantom_variety
 from scripts.data.phantom import MODALITIES
-from scripts.data.phantom_anatomy import BOX, shape_head
+from scripts.data.phantom_anatomy import BOX, shape_head, smallest
 from scripts.data.phantom_variety import KINDS, ringing, thick_slices
 
 SEED = 3
@@ -90,6 +90,31 @@ def test_a_kind_enhances_as_its_name_says(kind):
         assert depth[labels == 4].mean() < depth[labels == 1].mean()
     assert core.sum() == pytest.approx(0.6 * 40e3, rel=0.15)
     assert (labels > 0).sum() == pytest.approx(40e3, rel=0.35)
+
+
+def test_a_share_of_voxels_below_one_is_none():
+    score = np.random.default_rng(0).random((6, 6, 6)).astype(np.float32)
+    everywhere = np.ones(score.shape, bool)
+    for count in (-20.0, 0.0, 0.9):
+        assert not smallest(score, everywhere, count).any()
+    chosen = smallest(score, everywhere, 20.5)
+    assert chosen.sum() == 20 and score[chosen].max() < score[~chosen].min()
+    assert smallest(score, everywhere, 1e9).all()
+
+
+def test_no_ring_enhances_almost_completely():
+    """A thick ring of a small core may, so the core is large and round, and its ring is thin next to it."""
+    axis = np.arange(-25, 26)
+    far = np.sqrt(axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2)
+    core, flat = far < 22, np.zeros(far.shape, np.float32)
+    lesion = phantom_variety.Lesion((0.0, 0.0, 0.0), 40e3, 0.6, 0.5)
+    shares = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        fine = rng.random(far.shape).astype(np.float32)
+        shares.append((phantom_variety._enhancing(rng, "ring", lesion, core, flat, fine) & core).sum() / core.sum())
+    # The ring is 1.2 to 5.5 mm of 22 mm thick, and the nodules are at most 35 % of the core.
+    assert min(shares) > 0.1 and max(shares) < 0.75
 
 
 def test_thick_slices_keep_the_mean_and_are_linear_between_the_slices():

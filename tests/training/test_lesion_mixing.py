@@ -7,6 +7,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from scipy import ndimage
+from scripts.errors import InputError
 from scripts.training.lesion_mixing import RandCarveMixd
 
 READING = {"et_label": 4, "edema_label": 2, "resection_cavity": 0}
@@ -58,6 +59,29 @@ def test_the_whole_lesion_arrives_with_its_labels_at_its_place_or_mirrored(seed)
 
 def _dilated(mask: np.ndarray, steps: int) -> np.ndarray:
     return ndimage.binary_dilation(mask, np.ones((3, 3, 3)), iterations=steps)
+
+
+def test_the_margin_replaces_a_lesion_of_the_other_brain():
+    """There the image shows healthy tissue of the donor, so the label must not say that a lesion is there."""
+    all_over = (slice(4, 36), slice(4, 32), slice(4, 28))
+    found = mixed(case("target", -1.0, all_over), 0, margin=(2.0, 2.0))
+    healthy = found["image"][0] == 1  # only the donor has this value, in the margin
+    assert healthy.sum() > 300
+    assert not found["label"][0, healthy].any()
+    lesion = found["image"][0] == 9  # the lesion that the brain had
+    assert lesion.sum() > 5000 and (found["label"][0, lesion] > 0).all()
+
+
+def test_patients_without_a_lesion_give_none():
+    found = {int((mixed(case("target", -1.0), s, [case("none", 2.0), DONOR])["label"] > 0).sum()) for s in range(8)}
+    assert found == {8**3}
+    with pytest.raises(InputError, match="target: no other patient has a lesion"):
+        mixed(case("target", -1.0), 0, [case("none", 2.0)])
+
+
+def test_another_visit_is_no_other_patient():
+    donor = {**DONOR, "case": "BraTS-GLI-00005-100"}
+    assert not mixed(case("BraTS-GLI-00005-101", -1.0), 0, [donor])["label"].any()
 
 
 def test_both_sides_and_several_donors_occur():
