@@ -147,14 +147,15 @@ def test_an_overlay_that_fits_no_main_configuration_is_refused(tmp_path):
     assert not list((tmp_path / "dist").glob("*")) if (tmp_path / "dist").exists() else True
 
 
-def test_both_stages_train_and_a_missing_sequence_changes_the_scores(small_cohort, tmp_path):
+def test_both_stages_train_one_after_the_other_and_the_second_resumes(small_cohort, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     place = {"dataset_dir": str(small_cohort), **TRAINING_SIZE}
     bundle_run("train.json", "train_starter.yaml", **place, output_dir=str(first))
-    more = {"pretrained_file": str(first / "model.pt"), "phantoms_dir": "none", "phantoms_per_epoch": 0}
-    bundle_run(
-        "train.json", "train_starter.yaml", "train_starter_patients.yaml", **place, **more, output_dir=str(second)
-    )
+    place |= {"pretrained_file": str(first / "model.pt"), "output_dir": str(second)}
+    names = ("train.json", "train_starter.yaml", "train_starter_patients.yaml")
+    bundle_run(*names, **place)
+    bundle_run(*names, "train_resume.yaml", **{**place, "max_epochs": TRAINING_SIZE["max_epochs"] + 1})
+    assert json.loads((second / "run.json").read_text())["resumed"]
     record = read_weights_record(second / "model.pt")
     assert record["missing_sequences"] == 1
     assert record["trained_on"]["started_from"]["checksum"] == file_checksum(first / "model.pt")

@@ -237,7 +237,7 @@ def prepare_evaluation(
         phantom_weights = [knows_phantoms(record, only=True) for record in records]
         for file, synthetic in zip(files, phantom_weights, strict=True):
             if synthetic:
-                logger.warning("%s was trained on synthetic phantoms: its results say nothing about patients.", file)
+                logger.warning("%s was trained on phantoms alone; do not rely on its results for patients.", file)
         output.claim()
         facts: dict[str, Any] = {"model_file": files[0] if len(files) == 1 else files, "cases": len(items)}
         facts |= recorded_order(items, cohort.channel_order)

@@ -84,7 +84,7 @@ def test_results_never_go_where_their_weights_are(tmp_path, data, model):
 def test_weights_from_phantoms_are_warned_of(tmp_path, data, model, caplog):
     save_weights(small_network().state_dict(), model, {**settings(), "trained_on": trained_on(0, 3)})
     evaluate(labeled_items(data), data, model, tmp_path / "out")
-    assert f"{model} was trained on synthetic phantoms: its results say nothing about patients." in caplog.messages
+    assert f"{model} was trained on phantoms alone; do not rely on its results for patients." in caplog.messages
 
 
 def test_absent_weights_are_refused_before_the_cases_are_read(tmp_path):
