@@ -1,0 +1,93 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Average the weights of trainings that started from the same weights.
+
+    python -m scripts.average_weights models/mean.pt runs/first/model.pt runs/second/model.pt
+
+The result is one network, which costs no more than each of them and often segments better (model soups; Wortsman et
+al., ICML 2022). This works only for trainings that went on from the same weights. The mean of networks that were
+trained anew is of no use; average their probabilities instead (ensemble.yaml).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from scripts import command
+from scripts.errors import InputError
+from scripts.files import load_torch
+from scripts.weights.record import Record, read_weights_record, record_file, save_weights
+
+# Keys of a record in which the trainings may differ.
+OWN = ("bundle_version", "checksum", "training")
+
+
+def mean_state(states: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The mean of each tensor, in its own type; counters are those of the first state.
+
+    Args:
+        states: weights by name, with the same names and shapes.
+
+    Example:
+        >>> mean_state([{"weight": torch.tensor([1.0])}, {"weight": torch.tensor([2.0])}])
+        {'weight': tensor([1.5000])}
+    """
+    return {
+        name: torch.stack([state[name].double() for state in states]).mean(0).to(first.dtype)
+        if first.is_floating_point()
+        else first
+        for name, first in states[0].items()
+    }
+
+
+def common_record(files: Sequence[Path]) -> Record:
+    """The record of the mean of ``files``.
+
+    Raises:
+        InputError: a file has no record, or the records differ in what weights depend on or in what they were trained
+            on; or the trainings started anew.
+    """
+    records = []
+    for file in files:
+        record = read_weights_record(file, quiet=True) if file.is_file() else None
+        if record is None:
+            raise InputError(f"{file}: no such weights, or no record of them beside them; give weights of trainings.")
+        records.append(record)
+    first = records[0]
+    for file, record in zip(files[1:], records[1:], strict=True):
+        for key in sorted({*first, *record} - set(OWN)):
+            if record.get(key) != first.get(key):
+                raise InputError(
+                    f"{record_file(file)}: {key} differs from that in {record_file(files[0])}; average trainings of "
+                    "the same network on the same data from the same weights."
+                )
+    if not (first.get("trained_on") or {}).get("started_from"):
+        raise InputError(
+            f"{files[0]}: its training started anew, and the mean of such networks is of no use; average their "
+            "probabilities with configs/ensemble.yaml."
+        )
+    kept = {key: value for key, value in first.items() if key not in ("bundle_version", "checksum")}
+    return {**kept, "average_of": [record["checksum"] for record in records]}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    parser = command.parser("average_weights", __doc__)
+    parser.add_argument("model_file", type=Path, help="model file to write")
+    parser.add_argument("trained", type=Path, nargs="+", help="model files of two trainings or more")
+    args = parser.parse_args(argv)
+    for file in (args.model_file, record_file(args.model_file)):
+        if file.exists():
+            raise InputError(f"{file}: exists already; move it away or choose another name.")
+    if len(set(args.trained)) < max(2, len(args.trained)):
+        raise InputError("name at least two model files, and each once.")
+    record = common_record(args.trained)
+    save_weights(mean_state([load_torch(file) for file in args.trained]), args.model_file, record)
+    print(f"{args.model_file}: the mean of {len(args.trained)} trainings")
+    return 0
+
+
+if __name__ == "__main__":
+    command.run(main)

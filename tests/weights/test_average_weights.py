@@ -1,0 +1,82 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""The mean of weights, and what may not be averaged."""
+
+import json
+
+import pytest
+import torch
+from scripts import average_weights
+from scripts.errors import InputError
+from scripts.weights.record import read_weights_record, save_weights, trained_on
+
+START = {"checksum": "start", "trained_on": trained_on(0, 8)}
+NETWORK = {"class": "Linear", "arguments": {"in_features": 2}, "defaults": {}}
+
+
+def written(file, value: float, **changes):
+    state = {"weight": torch.full((2, 3), value), "count": torch.tensor(7)}
+    settings = {
+        "trained_on": trained_on(4, 0, START),
+        "network": NETWORK,
+        "sequences": ["t1"],
+        "spacing": [2.0],
+        "exclusive": False,
+        "normalization": "brain",
+        "training": {"seed": value},
+    }
+    save_weights(state, file, settings | changes)
+    return file
+
+
+def test_the_mean_and_its_record(tmp_path):
+    first, second, third = (written(tmp_path / f"{value}.pt", value) for value in (1.0, 2.0, 6.0))
+    assert average_weights.main([str(tmp_path / "mean.pt"), *map(str, (first, second, third))]) == 0
+    state = torch.load(tmp_path / "mean.pt", weights_only=True)
+    assert torch.equal(state["weight"], torch.full((2, 3), 3.0)) and state["count"] == 7
+    record = read_weights_record(tmp_path / "mean.pt")
+    assert record["average_of"] == [read_weights_record(file)["checksum"] for file in (first, second, third)]
+    assert record["trained_on"] == trained_on(4, 0, START)
+
+
+def test_the_mean_of_float16_does_not_overflow_or_change_its_type():
+    state = {"weight": torch.full((2,), 6e4, dtype=torch.float16)}
+    assert torch.equal(average_weights.mean_state([state, state])["weight"], state["weight"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"spacing": [1.0]}, "b.json: spacing differs from that in"),
+        ({"trained_on": trained_on(5, 0, START)}, "trained_on differs"),
+        ({"network": {**NETWORK, "arguments": {"in_features": 3}}}, "network differs"),
+    ],
+)
+def test_trainings_that_differ_are_refused(tmp_path, changes, said):
+    files = [written(tmp_path / "a.pt", 1.0), written(tmp_path / "b.pt", 2.0, **changes)]
+    with pytest.raises(InputError, match=said):
+        average_weights.main([str(tmp_path / "mean.pt"), *map(str, files)])
+    assert not (tmp_path / "mean.pt").exists() and not (tmp_path / "mean.json").exists()
+
+
+def test_trainings_that_started_anew_are_refused(tmp_path):
+    files = [written(tmp_path / f"{value}.pt", value, trained_on=trained_on(4, 0)) for value in (1.0, 2.0)]
+    with pytest.raises(InputError, match=r"started anew.*ensemble\.yaml"):
+        average_weights.main([str(tmp_path / "mean.pt"), *map(str, files)])
+
+
+def test_files_that_cannot_be_averaged_are_named(tmp_path):
+    first = written(tmp_path / "a.pt", 1.0)
+    for arguments, said in (
+        ((first, first), "at least two model files, and each once"),
+        ((first,), "at least two model files"),
+        ((first, tmp_path / "absent.pt"), "absent.pt: no such weights"),
+    ):
+        with pytest.raises(InputError, match=said):
+            average_weights.main([str(tmp_path / "mean.pt"), *map(str, arguments)])
+    with pytest.raises(InputError, match=r"a\.pt: exists already"):
+        average_weights.main([str(first), str(first), str(written(tmp_path / "b.pt", 2.0))])
+    (tmp_path / "c.pt").write_bytes((tmp_path / "b.pt").read_bytes())
+    (tmp_path / "c.json").write_text(json.dumps({}))
+    with pytest.raises(InputError, match=r"c\.pt: no such weights, or no record"):
+        average_weights.main([str(tmp_path / "mean.pt"), str(first), str(tmp_path / "c.pt")])
