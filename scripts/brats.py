@@ -59,6 +59,13 @@ EDEMA = SubRegion("edema", "#009E73")
 ENHANCING = SubRegion("enhancing tumor", "#E69F00")
 
 
+# Formats of images: NIfTI, FreeSurfer's MGH, and by ITK NRRD and MetaImage.
+NIFTI_SUFFIXES = (".nii", ".nii.gz")
+MGH_SUFFIXES = (".mgh", ".mgz")
+ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
+IMAGE_SUFFIX = "(?:" + "|".join(map(re.escape, (*NIFTI_SUFFIXES, *MGH_SUFFIXES, *ITK_SUFFIXES))) + ")"
+
+
 @dataclass(frozen=True)
 class Release:
     """File names and label values of a family of BraTS releases.
@@ -78,14 +85,16 @@ class Release:
     edema_label: int = EDEMA_LABEL
 
     def file_pattern(self) -> re.Pattern[str]:
-        """Pattern of ``<case><separator><sequence>.nii[.gz]``, with the groups ``case`` and ``sequence``.
+        """Pattern of ``<case><separator><sequence><suffix>``, with the groups ``case`` and ``sequence``.
+
+        The suffix is one of the formats that are read. The releases themselves have ``.nii`` and ``.nii.gz``.
 
         Example:
             >>> BRATS_2023.file_pattern().fullmatch("BraTS-GLI-00005-101-t1c.nii.gz").groupdict()
             {'case': 'BraTS-GLI-00005-101', 'sequence': 't1c'}
         """
         names = "|".join((*self.suffixes, "seg"))
-        return re.compile(rf"(?P<case>[^.].*){re.escape(self.separator)}(?P<sequence>{names})\.nii(\.gz)?")
+        return re.compile(rf"(?P<case>[^.].*){re.escape(self.separator)}(?P<sequence>{names}){IMAGE_SUFFIX}")
 
 
 BRATS_2020 = Release("BraTS 2018 to 2021", "_", ("t1", "t2", "t1ce", "flair"), et_label=4)
@@ -99,7 +108,7 @@ DECATHLON = Release("Medical Segmentation Decathlon, Task01", "", SEQUENCES, et_
 OTHER_TUMORS = {"PED": "pediatric tumors", "MEN": "meningiomas", "MET": "metastases"}
 
 _PATTERNS = [(release, release.file_pattern()) for release in RELEASES]
-_EXTENSION = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
+_EXTENSION = re.compile(f"{IMAGE_SUFFIX}$", re.IGNORECASE)
 # The last number is the visit: BraTS-GLI-00005-101 (from 2023 on), Brats18_TCIA01_378_1 (2017 to 2019).
 _VISIT = re.compile(r"(?P<patient>BraTS(-[a-z]+)+-\d+|BraTS1[789]_.+)[-_]\d+", re.IGNORECASE)
 _OTHER_TUMOR = re.compile(rf"BraTS-(?P<kind>{'|'.join(OTHER_TUMORS)})-.*", re.IGNORECASE)

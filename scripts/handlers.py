@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Events
+from monai.engines.trainer import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 from monai.engines.workflow import Workflow
 from monai.utils import evenly_divisible_all_gather, string_list_all_gather
@@ -294,7 +295,7 @@ class ClipGradients:
         """Clip after each backward pass of the trainer ``engine``."""
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self.backward_completed)
 
-    def backward_completed(self, engine: Workflow) -> None:
+    def backward_completed(self, engine: SupervisedTrainer) -> None:
         """Clip the gradients, which a scaler has made larger for float16."""
         if engine.scaler is not None:
             engine.scaler.unscale_(engine.optimizer)

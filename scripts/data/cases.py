@@ -41,6 +41,7 @@ class Case:
         images: path of each sequence, by the network's name of the sequence.
         label: path of the segmentation, or None.
         file: the one file that holds all four sequences, instead of ``images``.
+        doubled: further files of a sequence, or of the segmentation, that the case has already.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Case:
     images: dict[str, Path] = field(default_factory=dict)
     label: Path | None = None
     file: Path | None = None
+    doubled: list[Path] = field(default_factory=list)
 
     @property
     def missing(self) -> list[str]:
@@ -73,7 +75,9 @@ def _read_folder(folder: Path, files: Sequence[str]) -> Iterator[Case]:
         if (found := released_file(file)) is None:
             continue
         case = cases.setdefault((found.release.name, found.case), Case(found.case, folder, found.release))
-        if found.sequence is None:
+        if found.sequence in case.images or (found.sequence is None and case.label is not None):
+            case.doubled.append(folder / file)
+        elif found.sequence is None:
             case.label = folder / file
         else:
             case.images[found.sequence] = folder / file

@@ -260,6 +260,8 @@ def check_cases(
                 f"{case.folder}: incomplete, there is no {' and no '.join(case.missing)}; "
                 "add it, or move the folder away."
             )
+        if case.doubled:
+            raise InputError(f"{case.doubled[0]}: {case.name} has this image twice; keep one of the two files.")
     if not items:
         raise InputError(_nothing_found(Path(dataset_dir or "."), cases, len(found)))
     names: dict[str, Any] = {}

@@ -8,8 +8,9 @@ MONAI's pipelines get the channels in the network's order. Checks and pictures g
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import zlib
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,30 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from monai.config import KeysCollection, PathLike
-from monai.data import ImageReader, NibabelReader
+from monai.data import ImageReader, ITKReader, NibabelReader
+from monai.data.utils import correct_nifti_header_if_necessary
 from monai.transforms import LoadImaged
 from monai.utils import ensure_tuple
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
-from scripts.brats import CHANNEL_ORDER, SEQUENCES, sequences_told
+from scripts.brats import CHANNEL_ORDER, ITK_SUFFIXES, MGH_SUFFIXES, NIFTI_SUFFIXES, SEQUENCES, sequences_told
 from scripts.data.cases import resolve_image
 from scripts.errors import InputError
 
-# Errors that nibabel raises for a file that is no NIfTI image, or only a part of one.
-UNREADABLE_IMAGE = (ImageFileError, HeaderDataError, WrapStructError, OSError, EOFError, ValueError, zlib.error)
+# Errors that nibabel and ITK (RuntimeError) raise for a file that is no image, or only a part of one.
+UNREADABLE_IMAGE = (
+    ImageFileError,
+    HeaderDataError,
+    WrapStructError,
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    zlib.error,
+)
 
-NOT_READABLE = "not a readable NIfTI image"
+NOT_READABLE = "not a readable image"
 # The first bytes of a gzip file.
 GZIP_MAGIC = b"\x1f\x8b"
 
@@ -50,24 +61,27 @@ def _refusing(path: PathLike, fault: str) -> Iterator[None]:
     # What cannot be read inside is refused as ``fault`` of the file.
     try:
         yield
+    except InputError:
+        raise
     except UNREADABLE_IMAGE as error:
         raise InputError(f"{path}: {fault} ({one_line(error)}); copy it again.") from error
 
 
 def check_suffix(path: PathLike) -> None:
-    """Refuse a file whose name is not the name of a NIfTI image.
+    """Refuse a file whose name does not end as that of an image in a format that is read.
 
     Raises:
-        InputError: the name ends neither in ``.nii`` nor in ``.nii.gz``.
+        InputError: the name has another ending.
 
     Example:
         >>> check_suffix("p1_t1.nii.gz")
-        >>> check_suffix("p1_t1.mha")  # doctest: +ELLIPSIS
+        >>> check_suffix("p1_t1.png")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        scripts.errors.InputError: p1_t1.mha: not a NIfTI image (.nii, .nii.gz), the only format read; ...
+        scripts.errors.InputError: p1_t1.png: not in a format that is read (.nii, .nii.gz, .mgh, ...); convert it ...
     """
-    if not str(path).lower().endswith((".nii", ".nii.gz")):
-        raise InputError(f"{path}: not a NIfTI image (.nii, .nii.gz), the only format read; convert it to NIfTI.")
+    formats = (*NIFTI_SUFFIXES, *MGH_SUFFIXES, *ITK_SUFFIXES)
+    if not str(path).lower().endswith(formats):
+        raise InputError(f"{path}: not in a format that is read ({', '.join(formats)}); convert it to NIfTI.")
 
 
 def check_dimensions(path: PathLike, image: nib.Nifti1Image, channels: int = 0) -> None:
@@ -103,19 +117,57 @@ def _checked_path(path: PathLike) -> Path:
     return Path(path)
 
 
-def read_header(path: PathLike) -> nib.Nifti1Image:
-    """Open a NIfTI image without reading its voxels.
+def open_image(path: PathLike) -> nib.Nifti1Image:
+    """Open an image as a NIfTI image. The voxels of a NIfTI or MGH file are not read yet.
 
     Raises:
-        InputError: the file is absent or is no NIfTI image.
+        InputError: the file is absent or no image, its format is not read, or ITK is needed and not installed.
     """
     file = _checked_path(path)
     with _refusing(path, NOT_READABLE):
-        return nib.nifti1.Nifti1Image.from_filename(file)
+        if _has(file, NIFTI_SUFFIXES):
+            return nib.nifti1.Nifti1Image.from_filename(file)
+        image = _opened_by_itk(file) if _has(file, ITK_SUFFIXES) else _as_nifti(nib.MGHImage.from_filename, file)
+    # Messages about its content must name it.
+    image.file_map["image"].filename = str(file)
+    return image
+
+
+def _has(file: Path, suffixes: tuple[str, ...]) -> bool:
+    return file.name.lower().endswith(suffixes)
+
+
+def _as_nifti(opening: Callable[[Any], nib.MGHImage], source: Path | bytes) -> nib.Nifti1Image:
+    try:
+        image = opening(source)
+    except TypeError as error:  # nibabel says so of a header that is too short
+        raise EOFError(str(error)) from error
+    return nib.Nifti1Image(image.dataobj, image.affine)
+
+
+def _opened_by_itk(file: Path) -> nib.Nifti1Image:
+    if not itk_is_installed():
+        raise InputError(f"{file}: this format needs the package itk; install it (pip install itk).")
+    # It gives affines in nibabel's convention, in which axes run to the right, to the front and up.
+    reader = ITKReader(affine_lps_to_ras=True)
+    try:
+        image = reader.read(str(file))
+    except TypeError as error:
+        raise InputError(f"{file}: ITK does not read its type of voxels; save it with at most 32 bits.") from error
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        raise InputError(f"{file}: several channels; give one file per sequence.")
+    voxels, meta = reader.get_data(image)
+    # The copy outlives ITK's image.
+    return nib.Nifti1Image(np.array(voxels, order="F"), meta["affine"])
+
+
+def itk_is_installed() -> bool:
+    """Whether the package itk can be imported."""
+    return importlib.util.find_spec("itk") is not None
 
 
 def read_image(path: PathLike, channels: int = 0) -> nib.Nifti1Image:
-    """Read a NIfTI image. Its file is read once and completely.
+    """Read an image. Its file is read once and completely.
 
     Nibabel stops at the last voxel, but gzip's checksum comes after it. Only a complete read finds all damage.
 
@@ -124,16 +176,22 @@ def read_image(path: PathLike, channels: int = 0) -> nib.Nifti1Image:
         channels: as in ``check_dimensions``.
 
     Raises:
-        InputError: the file is absent, is no NIfTI image, is damaged, or has other dimensions.
+        InputError: the file is absent, is no image, is damaged, or has other dimensions.
     """
     file = _checked_path(path)
-    with _refusing(path, NOT_READABLE):
-        content = file.read_bytes()
-    if file.name.lower().endswith(".gz"):
-        with _refusing(path, "damaged" if content.startswith(GZIP_MAGIC) else NOT_READABLE):
-            content = gzip.decompress(content)
-    with _refusing(path, NOT_READABLE):
-        image = nib.nifti1.Nifti1Image.from_bytes(content)
+    if _has(file, ITK_SUFFIXES):
+        image = open_image(path)
+    else:
+        with _refusing(path, NOT_READABLE):
+            content = file.read_bytes()
+        if _has(file, (".gz", ".mgz")):
+            with _refusing(path, "damaged" if content.startswith(GZIP_MAGIC) else NOT_READABLE):
+                content = gzip.decompress(content)
+        with _refusing(path, NOT_READABLE):
+            if _has(file, NIFTI_SUFFIXES):
+                image = nib.nifti1.Nifti1Image.from_bytes(content)
+            else:
+                image = _as_nifti(nib.MGHImage.from_bytes, content)
     check_dimensions(path, image, channels)
     return image
 
@@ -172,7 +230,7 @@ def in_lps(image: nib.Nifti1Image) -> nib.Nifti1Image:
 
 
 class SequenceReader(NibabelReader):
-    """MONAI's NIfTI reader for the four sequences, for use in ``LoadImageByReaderd(reader=...)``.
+    """MONAI's reader by nibabel for the four sequences, for use in ``LoadImageByReaderd(reader=...)``.
 
     It reads the resolved ``image`` of an entry. Four files in the network's order are stacked. The channels of one
     four-dimensional file are put into the network's order. A three-dimensional file, such as a label map, is read as it
@@ -231,13 +289,8 @@ class SequenceReader(NibabelReader):
         files = [str(path) for path in ensure_tuple(data)]
         if len(files) == len(SEQUENCES) and (told := sequences_told(files)) not in (None, list(SEQUENCES)):
             raise InputError(f"{', '.join(files)}: the names say {', '.join(told or [])}; give {', '.join(SEQUENCES)}.")
-        opened = [self._open(file, **kwargs) for file in files]
+        opened = [correct_nifti_header_if_necessary(open_image(file)) for file in files]
         return opened if len(opened) > 1 else opened[0]
-
-    def _open(self, file: str, **kwargs: Any) -> Any:
-        check_suffix(file)
-        with _refusing(file, NOT_READABLE):
-            return super().read(file, **kwargs)
 
     def _get_array_data(self, img: Any, filename: PathLike) -> np.ndarray:
         with _refusing(img.get_filename(), "damaged"):

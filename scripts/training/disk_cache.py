@@ -33,7 +33,7 @@ from monai.engines.workflow import Workflow
 from monai.transforms import Compose, Transform
 from monai.transforms.traits import RandomizableTrait
 from scripts.data.cases import image_files, resolve_image
-from scripts.data.images import read_header
+from scripts.data.images import open_image
 from scripts.files import file_checksum
 from scripts.training.augmentation import device_step
 
@@ -391,7 +391,7 @@ def loader_bytes(dataloader: Any, dataset: DiskCacheDataset) -> float:
     if not len(dataset):
         return 0.0
     item = dataset.data[0]
-    voxels = sum(int(np.prod(read_header(path).shape)) for key in dataset.keys for path in _files(item[key]))
+    voxels = sum(int(np.prod(open_image(path).shape)) for key in dataset.keys for path in _files(item[key]))
     # The factor is measured (docs/performance.md): float32 copies as loaded, cropped and normalized, and all else.
     case = 4 * 4 * voxels
     sample = dataset[0]

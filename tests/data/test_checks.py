@@ -19,7 +19,7 @@ from monai.transforms import LoadImaged
 from scripts.data import checks
 from scripts.data.checks import CheckedCase, check_case, check_cases, warn_of_large_brains, warn_of_other_tumors
 from scripts.data.datalist import labeled_items, split_datalist, unlabeled_items, write_datalist
-from scripts.data.images import read_header, read_image, voxels_of
+from scripts.data.images import open_image, read_image, voxels_of
 from scripts.data.phantom import PHANTOM_DESCRIPTION
 from scripts.errors import InputError
 from scripts.machine import available_memory
@@ -130,9 +130,22 @@ def test_affines_are_compared_as_strictly_as_monai_loads(tmp_path, shift, same):
 
 def test_the_header_alone_is_read(tmp_path):
     path = write(tmp_path / "a.nii.gz", np.zeros(SHAPE, np.int16))
-    image = read_header(path)
+    image = open_image(path)
     assert image.shape == SHAPE
     assert not image.in_memory
+
+
+def test_a_doubled_file_is_named(tmp_path):
+    make_case(tmp_path)
+    for suffix in ("seg", "t2"):
+        again = file_of(tmp_path, suffix, extension=".nii")
+        write(again, np.ones(SHAPE, np.uint8))
+        first = file_of(tmp_path, suffix)
+        assert refusal(tmp_path) in {
+            f"{file}: BraTS20_Training_001 has this image twice; keep one of the two files." for file in (first, again)
+        }
+        again.unlink()
+    assert not any(check_cases(labeled_items(tmp_path), tmp_path))
 
 
 # Grids.
@@ -273,7 +286,7 @@ def test_a_file_that_is_no_nifti_image_is_named(tmp_path, suffix):
         path = file_of(root, suffix, extension=extension)
         path.write_bytes(content)
         message = refusal(root)
-        assert message.startswith(f"{path}: not a readable NIfTI image (") and "copy it again" in message
+        assert message.startswith(f"{path}: not a readable image (") and "copy it again" in message
 
 
 @pytest.mark.parametrize("shape", [(8, 9, 7, 4), (8, 9)])

@@ -11,13 +11,11 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import itk
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.data import ITKReader
-from monai.transforms import LoadImage, LoadImaged
+from monai.transforms import LoadImaged
 from scripts.brats import SEQUENCES
 from scripts.data.cases import find_cases, resolve_image
 from scripts.data.checks import check_case, check_cases
@@ -260,21 +258,15 @@ def test_faulty_files_are_named(tmp_path, brats):
         resolve_image(str(tmp_path / "imagesTr"))
 
 
-@pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
-def test_another_format_is_refused_and_no_other_reader_tried(tmp_path, suffix):
-    """MONAI's readers would read it with the channels in its own order, which the setting does not describe."""
-    path = tmp_path / f"scan{suffix}"
-    channels = np.stack([np.full(SHAPE, value, np.float32) for value in (1, 2, 3, 4)], axis=-1)
-    itk.imwrite(itk.image_from_array(channels, is_vector=True), str(path))
-    assert LoadImage(reader=ITKReader(), ensure_channel_first=True)(path).shape[0] == 4, "else nothing is tested"
-    said = f"{path}: not a NIfTI image (.nii, .nii.gz), the only format read; convert it to NIfTI."
+def test_another_format_is_refused_and_no_other_reader_tried(tmp_path):
+    path = tmp_path / "scan.png"
+    path.write_bytes(b"\x89PNG")
+    said = f"{path}: not in a format that is read (.nii, .nii.gz, .mgh, .mgz, .nrrd, .nhdr, .mha, .mhd); convert it"
     for item in ({"image": str(path)}, {"image": [str(path)] * 4}):
-        with pytest.raises(InputError) as caught:
+        with pytest.raises(InputError, match=re.escape(said)):
             load(item)
-        assert str(caught.value) == said
-        with pytest.raises(InputError) as caught:
+        with pytest.raises(InputError, match=re.escape(said)):
             check_cases([{**item, "case": "scan"}], tmp_path, datalist_file="list.json")
-        assert str(caught.value) == said
 
 
 def test_a_readers_error_comes_through(tmp_path, brats):
@@ -283,8 +275,8 @@ def test_a_readers_error_comes_through(tmp_path, brats):
     file = Path(item["image"][2])
     content = gzip.decompress(file.read_bytes())
     for damaged, said in (
-        (b"", "not a readable NIfTI image"),
-        (b"no image at all", "not a readable NIfTI image"),
+        (b"", "not a readable image"),
+        (b"no image at all", "not a readable image"),
         (gzip.compress(content[:-50]), "damaged"),
     ):
         file.write_bytes(damaged)
@@ -293,7 +285,7 @@ def test_a_readers_error_comes_through(tmp_path, brats):
         assert str(caught.value).startswith(f"{file}: {said} ("), str(caught.value)
         assert "\n" not in str(caught.value)
     file.unlink()
-    with pytest.raises(InputError, match=re.escape(f"{file}: not a readable NIfTI image (")):
+    with pytest.raises(InputError, match=re.escape(f"{file}: no such file")):
         load(item)
 
 
