@@ -35,12 +35,15 @@ from scripts.brats import (
     sequences_told,
 )
 from scripts.data.cases import DECATHLON_IMAGES, Case, find_cases, image_files, resolve_image
+from scripts.data.tables import LISTS, read_table
 from scripts.errors import InputError
 from scripts.files import save_json
 
 logger = logging.getLogger(__name__)
 
 SELECTIONS = ("training", "validation", "all")
+# The Decathlon has another name for cases without label maps.
+FORMER_LISTS = {"test": "testing"}
 
 
 def patient_of(item: Mapping[str, Any]) -> str:
@@ -102,15 +105,25 @@ def _item(case: Case, et_label: int | None, with_label: bool) -> dict[str, Any]:
     return item
 
 
-def unlabeled_items(dataset_dir: str | Path) -> list[dict[str, Any]]:
+def unlabeled_items(dataset_dir: str | Path, datalist_file: str | Path | None = None) -> list[dict[str, Any]]:
     """Datalist for inference: ``case`` and ``image`` of every complete case.
 
     ``image`` holds four paths in the network's order, or it is the path of a four-dimensional file.
 
     Args:
         dataset_dir: folder of case folders.
+        datalist_file: JSON or CSV file of the cases, which are used instead of those in the folder. Its list
+            ``testing`` is taken; if it has none, its other lists are taken.
+
+    Raises:
+        InputError: ``datalist_file`` cannot be read or is no datalist.
     """
-    return [_item(case, None, False) for case in find_cases(dataset_dir) if not case.missing]
+    if datalist_file is None:
+        return [_item(case, None, False) for case in find_cases(dataset_dir) if not case.missing]
+    lists = read_datalist(datalist_file, dataset_dir, with_labels=False)
+    taken = ["testing"] if "testing" in lists else list(lists)
+    logger.info("%s: cases of %s", datalist_file, " and ".join(taken))
+    return [item for name in taken for item in lists[name]]
 
 
 def labeled_items(dataset_dir: str | Path, et_label: int | None = None) -> list[dict[str, Any]]:
@@ -211,7 +224,8 @@ def split_datalist(
 
     Args:
         dataset_dir: folder of case folders. If it is absent or empty, the three lists are empty.
-        datalist_file: JSON file with the lists ``training`` and ``validation``, which are used instead of a new split.
+        datalist_file: JSON or CSV file with the lists ``training`` and ``validation``, which are used instead of a new
+            split. If it has no list ``validation``, its list ``training`` is split as the cases of a folder are.
             Relative paths in it are relative to ``dataset_dir``.
         recorded: file of the split that an earlier training wrote. If it exists, its split is used instead of a new
             one, so that no case of the training is held out.
@@ -230,31 +244,40 @@ def split_datalist(
         check_et_label(et_label)
     if fold is not None and not (isinstance(fold, int) and 0 <= fold < folds):
         raise InputError(f"--fold {fold}: there are the folds 0 to {folds - 1}; choose one, or change --folds.")
-    if fold is not None and datalist_file is not None:
+    given = None if datalist_file is None else read_datalist(datalist_file, dataset_dir)
+    if given is not None and "training" not in given:
+        raise InputError(f"{datalist_file}: no list 'training'; a training or an evaluation needs one.")
+    if fold is not None and given is not None and "validation" in given:
         raise InputError(f"--fold {fold}: {datalist_file} already holds a split; leave out --fold or --datalist_file.")
-    if datalist_file is None and recorded is not None and Path(recorded).is_file():
-        datalist_file = recorded
-        logger.info("Using the split that the training wrote: %s", recorded)
-    elif datalist_file is None and recorded is not None:
-        logger.warning("%s: there is no split, so a new one is made; the weights may have seen its cases.", recorded)
-    if datalist_file is not None:
-        lists = read_datalist(datalist_file, dataset_dir)
-        warn_of_shared_patients(lists["training"], lists["validation"], datalist_file)
-        if fold is not None and (found := labeled_items(dataset_dir)):
-            own, _ = _fold(found, folds, fold, seed)
-            if {item["case"] for item in own} != {item["case"] for item in lists["training"]}:
-                raise InputError(f"{recorded}: not the split of fold {fold} of {folds}; give that fold's --output_dir.")
-        if et_label is not None:
-            for item in lists["training"] + lists["validation"]:
-                item.update(et_label=et_label, resection_cavity=int(et_label == 3))
+    items = labeled_items(dataset_dir, et_label) if given is None else given["training"]
+    source, lists = datalist_file, given or {}
+    if "validation" not in lists and recorded is not None:
+        if Path(recorded).is_file():
+            logger.info("Using the split that the training wrote: %s", recorded)
+            source, lists = recorded, read_datalist(recorded, dataset_dir)
+            if fold is not None and items:
+                own, _ = _fold(items, folds, fold, seed)
+                if {item["case"] for item in own} != {item["case"] for item in lists["training"]}:
+                    raise InputError(
+                        f"{recorded}: not the split of fold {fold} of {folds}; give that fold's --output_dir."
+                    )
+        else:
+            logger.warning(
+                "%s: there is no split, so a new one is made; the weights may have seen its cases.", recorded
+            )
+    if "validation" in lists:
+        warn_of_shared_patients(lists["training"], lists["validation"], str(source))
     else:
-        items = labeled_items(dataset_dir, et_label)
         training, validation = items, items[:0]
         if fold is not None and items:
             training, validation = _fold(items, folds, fold, seed)
         elif len(items) > 1:
             training, validation = _random_split(items, validation_fraction, seed)
         lists = {"training": training, "validation": validation}
+    lists = {name: lists[name] for name in ("training", "validation")}
+    if et_label is not None:
+        for item in lists["training"] + lists["validation"]:
+            item.update(et_label=et_label, resection_cavity=int(et_label == 3))
     return {**lists, "all": lists["training"] + lists["validation"]}
 
 
@@ -320,8 +343,13 @@ def select(datalist: dict[str, list[dict[str, Any]]], cases: str) -> list[dict[s
     return datalist[cases]
 
 
-def read_datalist(path: str | Path, dataset_dir: str | Path) -> dict[str, list[dict[str, Any]]]:
-    """Read a datalist file of the form that ``write_datalist`` makes.
+def read_datalist(
+    path: str | Path, dataset_dir: str | Path, with_labels: bool = True
+) -> dict[str, list[dict[str, Any]]]:
+    """Read a datalist file: JSON of the form that ``write_datalist`` makes, or a table (``scripts.data.tables``).
+
+    The lists are ``training``, ``validation`` and ``testing`` (or ``test``, as in the Decathlon). At least one of them
+    is there. An entry of ``testing`` may be the path of an image alone.
 
     ``sequences`` at the top of the file says which sequence each of an entry's four images is. Without it the names of
     the images must say so. The result has the four images in the network's order.
@@ -329,10 +357,11 @@ def read_datalist(path: str | Path, dataset_dir: str | Path) -> dict[str, list[d
     Args:
         path: the file.
         dataset_dir: folder to which relative paths in the file are relative.
+        with_labels: whether training and validation need label maps. Without them, entries hold case and image only.
 
     Raises:
-        InputError: the file is absent, is not JSON, or lacks a list or a key. Other causes are that nothing says which
-            sequence an image is, and that ``sequences`` and a name disagree. The message names the file.
+        InputError: the file is absent, is not JSON, or lacks a key or all lists. Other causes are that nothing says
+            which sequence an image is, and that ``sequences`` and a name disagree. The message names the file.
 
     Example:
         >>> import tempfile
@@ -344,19 +373,28 @@ def read_datalist(path: str | Path, dataset_dir: str | Path) -> dict[str, list[d
         ['p1_t1.nii', 'p1_t2.nii', 'p1_t1ce.nii', 'p1_flair.nii']
     """
     path = Path(path)
+    content = read_table(path) if path.suffix.lower() == ".csv" else _json_content(path)
+    sequences = _stated_sequences(content, path)
+    lists: dict[str, list[dict[str, Any]]] = {}
+    for key in [key for key in (*LISTS, *FORMER_LISTS) if key in content]:
+        entries, name = content[key], FORMER_LISTS.get(key, key)
+        if not isinstance(entries, list):
+            raise InputError(f"{path}: '{key}' is no list; a datalist holds the lists {', '.join(LISTS)}.")
+        labeled = with_labels and name != "testing"
+        lists[name] = [_resolve(entry, path, dataset_dir, sequences, labeled) for entry in entries]
+    if not lists:
+        raise InputError(f"{path}: no list 'training'; a datalist holds the lists {', '.join(LISTS)}.")
+    return lists
+
+
+def _json_content(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give an existing --datalist_file.") from error
     except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); a datalist holds the lists training and validation.") from error
-    lists: dict[str, list[dict[str, Any]]] = {}
-    for name in ("training", "validation"):
-        entries = content.get(name) if isinstance(content, dict) else None
-        if not isinstance(entries, list):
-            raise InputError(f"{path}: no list '{name}'; a datalist holds the lists training and validation.")
-        lists[name] = [_resolve(entry, path, dataset_dir, _stated_sequences(content, path)) for entry in entries]
-    return lists
+        raise InputError(f"{path}: not JSON ({error}); a datalist holds the lists {', '.join(LISTS)}.") from error
+    return content if isinstance(content, dict) else {}
 
 
 def _stated_sequences(content: Mapping[str, Any], path: Path) -> list[str] | None:
@@ -391,7 +429,11 @@ def _four_images(image: list[str], path: Path, sequences: list[str] | None) -> l
     return in_network_order(image, sequences)
 
 
-def _resolve(entry: Any, path: Path, dataset_dir: str | Path, sequences: list[str] | None) -> dict[str, Any]:
+def _resolve(
+    entry: Any, path: Path, dataset_dir: str | Path, sequences: list[str] | None, labeled: bool
+) -> dict[str, Any]:
+    if isinstance(entry, str) and not labeled:
+        entry = {"image": entry}
     is_dict = isinstance(entry, dict)
     if is_dict and FORMER_EDEMA_KEY in entry:
         if entry.get("edema_label", entry[FORMER_EDEMA_KEY]) != entry[FORMER_EDEMA_KEY]:
@@ -399,8 +441,10 @@ def _resolve(entry: Any, path: Path, dataset_dir: str | Path, sequences: list[st
                 f"{path}: 'edema_label' and '{FORMER_EDEMA_KEY}' differ; leave out '{FORMER_EDEMA_KEY}': {entry}"
             )
         entry = {**entry, "edema_label": entry[FORMER_EDEMA_KEY]}
-    if not (is_dict and isinstance(entry.get("image"), list | str) and isinstance(entry.get("label"), str)):
-        raise InputError(f"{path}: an entry lacks 'image' (four files, or one) or 'label' (file): {entry}")
+    if not (is_dict and isinstance(entry.get("image"), list | str)):
+        raise InputError(f"{path}: an entry lacks 'image' (four files, or one): {entry}")
+    if labeled and not isinstance(entry.get("label"), str):
+        raise InputError(f"{path}: an entry lacks 'label' (file): {entry}")
     if isinstance(entry["image"], str):
         image = resolve_image(str(Path(dataset_dir) / entry["image"]))
     else:
@@ -408,6 +452,8 @@ def _resolve(entry: Any, path: Path, dataset_dir: str | Path, sequences: list[st
             raise InputError(f"{path}: 'image' must list four files, {', '.join(SEQUENCES)}: {entry}")
         image = [str(Path(dataset_dir) / file) for file in _four_images(entry["image"], path, sequences)]
     first = Path(image_files(image)[0]).name
+    if not labeled:
+        return {"case": _plain_name(entry, path, case_name(first)), "image": image}
     release = _release_of(entry, image, first)
     et_label, edema_label = (
         getattr(release, key, None) if entry.get(key) is None else entry[key] for key in ("et_label", "edema_label")
