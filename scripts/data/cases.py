@@ -24,6 +24,8 @@ DECATHLON_IMAGES = {"imagesTr": "labelsTr", "imagesTs": None}
 _NIFTI = re.compile(r"[^.].*\.nii(\.gz)?")
 # The segmentation of BraTS20_Training_355 still has its name from before the release: W39_1998.09.19_Segm.nii.
 _UNRELEASED_LABEL = re.compile(r"[^.].*_segm\.nii(\.gz)?", re.IGNORECASE)
+# It stands in an entry's ``image`` for a sequence that the case lacks. No image has such a name.
+NO_FILE = "missing"
 LOOKED_FOR = (
     "case folders with <case>_{t1,t1ce,t2,flair}.nii.gz (BraTS 2018 to 2021) or "
     "<case>-{t1n,t1c,t2w,t2f}.nii.gz (2023 on), or four-dimensional files in imagesTr or imagesTs (Decathlon Task01)"
@@ -141,13 +143,27 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
 
 
 def image_files(image: str | Path | Sequence[str]) -> list[str]:
-    """Files of a resolved ``image``: four files in the network's order, or a single four-dimensional file.
+    """Files of an ``image``: those of its sequences, in the order in which they stand, or a four-dimensional file.
 
     Example:
         >>> image_files("BRATS_001.nii.gz")
         ['BRATS_001.nii.gz']
+        >>> image_files(["a_t1.nii", NO_FILE, "a_t1ce.nii", "a_flair.nii"])
+        ['a_t1.nii', 'a_t1ce.nii', 'a_flair.nii']
     """
-    return [str(image)] if isinstance(image, (str, Path)) else [str(path) for path in image]
+    return [str(image)] if isinstance(image, (str, Path)) else [str(path) for path in image if path != NO_FILE]
+
+
+def missing_sequences(image: str | Path | Sequence[str]) -> list[str]:
+    """The sequences that a resolved ``image`` lacks.
+
+    Example:
+        >>> missing_sequences(["a_t1.nii", NO_FILE, "a_t1ce.nii", "a_flair.nii"])
+        ['t2']
+    """
+    if isinstance(image, (str, Path)):
+        return []
+    return [sequence for sequence, path in zip(SEQUENCES, image, strict=True) if path == NO_FILE]
 
 
 def resolve_image(image: str | Path | Sequence[str]) -> str | list[str]:
@@ -158,7 +174,8 @@ def resolve_image(image: str | Path | Sequence[str]) -> str | list[str]:
 
     Args:
         image: four paths, or one path of a four-dimensional file or of the folder of one case. Four paths are put into
-            the network's order if their names tell the sequences. Otherwise they are taken to be in this order.
+            the network's order if their names tell the sequences. Otherwise they are taken to be in this order, and
+            ``NO_FILE`` may stand for a sequence that is not there.
 
     Raises:
         InputError: the folder does not hold exactly one complete case.
@@ -167,7 +184,7 @@ def resolve_image(image: str | Path | Sequence[str]) -> str | list[str]:
         >>> resolve_image(["p1_flair.nii", "p1_t1.nii", "p1_t1ce.nii", "p1_t2.nii"])
         ['p1_t1.nii', 'p1_t2.nii', 'p1_t1ce.nii', 'p1_flair.nii']
     """
-    paths = image_files(image)
+    paths = [str(image)] if isinstance(image, (str, Path)) else [str(path) for path in image]
     if len(paths) > 1:
         told = sequences_told(paths) if len(paths) == len(SEQUENCES) else None
         return in_network_order(paths, told) if told else paths

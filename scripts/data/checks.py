@@ -23,7 +23,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 from scripts.brats import CHANNEL_ORDER, OTHER_TUMORS, SEQUENCES, check_label_values, other_tumor, sequence_named
-from scripts.data.cases import LOOKED_FOR, find_cases, image_files
+from scripts.data.cases import LOOKED_FOR, find_cases, image_files, missing_sequences
 from scripts.data.images import read_image, voxels_of
 from scripts.data.phantom import PHANTOM_DESCRIPTION
 from scripts.errors import InputError
@@ -110,7 +110,7 @@ def check_case(item: Mapping[str, Any]) -> CheckedCase:
             is empty or holds values that are not finite, and an unexpected label.
     """
     files = image_files(item["image"])
-    channels = len(SEQUENCES) if len(files) == 1 else 0
+    channels = len(SEQUENCES) if isinstance(item["image"], str | Path) else 0
     first = read_image(files[0], channels)
     spacing = first.header.get_zooms()[:3]
     if not np.allclose(spacing, EXPECTED_SPACING_MM, atol=0.05):
@@ -205,9 +205,8 @@ def check_channel_order(item: Mapping[str, Any], channel_order: Sequence[str]) -
     Raises:
         InputError: the two orders differ, or the names in the file are not the four sequences.
     """
-    files = image_files(item["image"])
-    stated = Path(files[0]).parent.parent / "dataset.json"
-    if len(files) != 1 or not stated.is_file():
+    stated = Path(image_files(item["image"])[0]).parent.parent / "dataset.json"
+    if not isinstance(item["image"], str | Path) or not stated.is_file():
         return
     try:
         modality = json.loads(stated.read_text(encoding="utf-8"))["modality"]
@@ -233,6 +232,7 @@ def check_cases(
     cases: str = "cases",
     datalist_file: str | Path | None = None,
     channel_order: Sequence[str] = CHANNEL_ORDER,
+    may_lack: int = 0,
 ) -> list[bool]:
     """Refuse data on which a workflow would fail later.
 
@@ -244,6 +244,7 @@ def check_cases(
         cases: word for the items in the messages.
         datalist_file: the file that the items came from, or None.
         channel_order: the sequences in the order of the channels of four-dimensional files.
+        may_lack: how many sequences a case may lack, by the record of the weights.
 
     Returns:
         For each item, whether it is a synthetic phantom.
@@ -255,9 +256,9 @@ def check_cases(
     """
     found = find_cases(dataset_dir) if datalist_file is None and dataset_dir is not None else []
     for case in found:
-        if case.missing:
+        if len(case.missing) > may_lack:
             raise InputError(
-                f"{case.folder}: incomplete, there is no {' and no '.join(case.missing)}; "
+                f"{case.folder}: incomplete, there is no {' and no '.join(case.missing)}; {_bearable(may_lack)}"
                 "add it, or move the folder away."
             )
         if case.doubled:
@@ -274,6 +275,17 @@ def check_cases(
                 "results are named after cases, so keep only one of them below --dataset_dir."
             )
         names[item["case"]] = file
+        if absent := missing_sequences(item["image"]):
+            if len(absent) > may_lack:
+                raise InputError(
+                    f"{file}: {item['case']} lacks {' and '.join(absent)}; {_bearable(may_lack)}add it, or leave the "
+                    "case out."
+                )
+            logger.warning(
+                "%s lacks %s. The weights were trained to bear this, but the result is worse than with all sequences.",
+                item["case"],
+                " and ".join(absent),
+            )
         check_channel_order(item, channel_order)
     # Without a terminal a progress bar would only leave empty lines in the log.
     quiet = not sys.stderr.isatty()
@@ -294,6 +306,10 @@ def check_cases(
     if any(phantoms):
         logger.warning("%d of %d %s are synthetic phantoms, not patients.", sum(phantoms), len(items), cases)
     return phantoms
+
+
+def _bearable(may_lack: int) -> str:
+    return f"the weights bear {may_lack} missing sequence at most; " if may_lack else ""
 
 
 def _nothing_found(dataset_dir: Path, cases: str, found: int) -> str:

@@ -34,7 +34,7 @@ from scripts.brats import (
     sequence_named,
     sequences_told,
 )
-from scripts.data.cases import DECATHLON_IMAGES, Case, find_cases, image_files, resolve_image
+from scripts.data.cases import DECATHLON_IMAGES, NO_FILE, Case, find_cases, image_files, resolve_image
 from scripts.data.tables import LISTS, read_table
 from scripts.errors import InputError
 from scripts.files import save_json
@@ -94,7 +94,7 @@ def warn_of_shared_patients(
 
 
 def _item(case: Case, et_label: int | None, with_label: bool) -> dict[str, Any]:
-    image = [str(case.images[s]) for s in SEQUENCES] if case.file is None else str(case.file)
+    image = [str(case.images.get(s, NO_FILE)) for s in SEQUENCES] if case.file is None else str(case.file)
     item: dict[str, Any] = {"case": case.name, "image": image}
     if with_label:
         item["label"] = str(case.label)
@@ -106,9 +106,10 @@ def _item(case: Case, et_label: int | None, with_label: bool) -> dict[str, Any]:
 
 
 def unlabeled_items(dataset_dir: str | Path, datalist_file: str | Path | None = None) -> list[dict[str, Any]]:
-    """Datalist for inference: ``case`` and ``image`` of every complete case.
+    """Datalist for inference: ``case`` and ``image`` of every case.
 
-    ``image`` holds four paths in the network's order, or it is the path of a four-dimensional file.
+    ``image`` holds four paths in the network's order, or it is the path of a four-dimensional file. ``NO_FILE`` stands
+    for a sequence that a case lacks.
 
     Args:
         dataset_dir: folder of case folders.
@@ -119,14 +120,16 @@ def unlabeled_items(dataset_dir: str | Path, datalist_file: str | Path | None = 
         InputError: ``datalist_file`` cannot be read or is no datalist.
     """
     if datalist_file is None:
-        return [_item(case, None, False) for case in find_cases(dataset_dir) if not case.missing]
+        return [_item(case, None, False) for case in find_cases(dataset_dir)]
     lists = read_datalist(datalist_file, dataset_dir, with_labels=False)
     taken = ["testing"] if "testing" in lists else list(lists)
     logger.info("%s: cases of %s", datalist_file, " and ".join(taken))
     return [item for name in taken for item in lists[name]]
 
 
-def labeled_items(dataset_dir: str | Path, et_label: int | None = None) -> list[dict[str, Any]]:
+def labeled_items(
+    dataset_dir: str | Path, et_label: int | None = None, incomplete: bool = False
+) -> list[dict[str, Any]]:
     """Datalist for training and evaluation: the entries for inference, plus ``label`` and the values of the label map.
 
     The keys of the values are ``et_label``, ``edema_label`` and ``resection_cavity``. They are explained in
@@ -135,6 +138,7 @@ def labeled_items(dataset_dir: str | Path, et_label: int | None = None) -> list[
     Args:
         dataset_dir: folder of case folders. Cases without a segmentation are left out.
         et_label: the label value of ET, or None for the value of each case's release.
+        incomplete: also take cases that lack a sequence, for which ``NO_FILE`` stands.
 
     Example:
         >>> import tempfile
@@ -145,7 +149,9 @@ def labeled_items(dataset_dir: str | Path, et_label: int | None = None) -> list[
         [('BraTS-GLI-00005-101', 3, 2)]
     """
     return [
-        _item(case, et_label, True) for case in find_cases(dataset_dir) if not case.missing and case.label is not None
+        _item(case, et_label, True)
+        for case in find_cases(dataset_dir)
+        if case.label is not None and (incomplete or not case.missing)
     ]
 
 
@@ -219,6 +225,7 @@ def split_datalist(
     et_label: int | None = None,
     folds: int = 5,
     fold: int | None = None,
+    incomplete: bool = False,
 ) -> dict[str, list[dict[str, Any]]]:
     """Labeled cases as ``training``, ``validation`` and ``all``.
 
@@ -235,6 +242,7 @@ def split_datalist(
         et_label: the label value of ET, or None for the value of each case's release.
         folds: number of parts for cross-validation. The parts are as equal as whole patients allow.
         fold: number of the part to hold out instead of ``validation_fraction``, from 0.
+        incomplete: also take cases that lack a sequence.
 
     Raises:
         InputError: ``datalist_file`` is absent or is no datalist, ``et_label`` is neither 3 nor 4, there is no such
@@ -249,7 +257,7 @@ def split_datalist(
         raise InputError(f"{datalist_file}: no list 'training'; a training or an evaluation needs one.")
     if fold is not None and given is not None and "validation" in given:
         raise InputError(f"--fold {fold}: {datalist_file} already holds a split; leave out --fold or --datalist_file.")
-    items = labeled_items(dataset_dir, et_label) if given is None else given["training"]
+    items = labeled_items(dataset_dir, et_label, incomplete) if given is None else given["training"]
     source, lists = datalist_file, given or {}
     if "validation" not in lists and recorded is not None:
         if Path(recorded).is_file():
@@ -448,9 +456,14 @@ def _resolve(
     if isinstance(entry["image"], str):
         image = resolve_image(str(Path(dataset_dir) / entry["image"]))
     else:
-        if len(entry["image"]) != len(SEQUENCES) or not all(isinstance(file, str) for file in entry["image"]):
+        files = [NO_FILE if file is None else file for file in entry["image"]]
+        if len(files) != len(SEQUENCES) or not all(isinstance(file, str) for file in files):
             raise InputError(f"{path}: 'image' must list four files, {', '.join(SEQUENCES)}: {entry}")
-        image = [str(Path(dataset_dir) / file) for file in _four_images(entry["image"], path, sequences)]
+        if not image_files(files):
+            raise InputError(f"{path}: 'image' has no file: {entry}")
+        image = [
+            file if file == NO_FILE else str(Path(dataset_dir) / file) for file in _four_images(files, path, sequences)
+        ]
     first = Path(image_files(image)[0]).name
     if not labeled:
         return {"case": _plain_name(entry, path, case_name(first)), "image": image}
@@ -513,7 +526,7 @@ def write_datalist(
 
     def relative(file: str | Sequence[str]) -> str | list[str]:
         if not isinstance(file, str):
-            return [str(relative(one)) for one in file]
+            return [one if one == NO_FILE else str(relative(one)) for one in file]
         absolute = Path(file).absolute()
         return str(absolute.relative_to(root)) if absolute.is_relative_to(root) else str(absolute)
 

@@ -26,7 +26,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from scripts.brats import CHANNEL_ORDER, ITK_SUFFIXES, MGH_SUFFIXES, NIFTI_SUFFIXES, SEQUENCES, sequences_told
-from scripts.data.cases import resolve_image
+from scripts.data.cases import NO_FILE, image_files, resolve_image
 from scripts.errors import InputError
 
 # Errors that nibabel and ITK (RuntimeError) raise for a file that is no image, or only a part of one.
@@ -232,7 +232,8 @@ def in_lps(image: nib.Nifti1Image) -> nib.Nifti1Image:
 class SequenceReader(NibabelReader):
     """MONAI's reader by nibabel for the four sequences, for use in ``LoadImageByReaderd(reader=...)``.
 
-    It reads the resolved ``image`` of an entry. Four files in the network's order are stacked. The channels of one
+    It reads the resolved ``image`` of an entry. Four files in the network's order are stacked; a sequence that is
+    missing (``NO_FILE``) is 0 everywhere. The channels of one
     four-dimensional file are put into the network's order. A three-dimensional file, such as a label map, is read as it
     is.
 
@@ -287,10 +288,18 @@ class SequenceReader(NibabelReader):
                 network's order.
         """
         files = [str(path) for path in ensure_tuple(data)]
+        present = image_files(files)
+        if not present:
+            raise InputError(f"{', '.join(files)}: no image; give a file of one sequence at least.")
         if len(files) == len(SEQUENCES) and (told := sequences_told(files)) not in (None, list(SEQUENCES)):
             raise InputError(f"{', '.join(files)}: the names say {', '.join(told or [])}; give {', '.join(SEQUENCES)}.")
-        opened = [correct_nifti_header_if_necessary(open_image(file)) for file in files]
-        return opened if len(opened) > 1 else opened[0]
+        opened = {file: correct_nifti_header_if_necessary(open_image(file)) for file in present}
+        if len(present) < len(files):
+            # The network knows a sequence of zeros as one that is missing (RandDropSequenced).
+            first = opened[present[0]]
+            opened[NO_FILE] = nib.Nifti1Image(np.zeros(first.shape, np.uint8), first.affine)
+        images = [opened[file] for file in files]
+        return images if len(images) > 1 else images[0]
 
     def _get_array_data(self, img: Any, filename: PathLike) -> np.ndarray:
         with _refusing(img.get_filename(), "damaged"):

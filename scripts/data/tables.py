@@ -31,10 +31,11 @@ def read_table(path: str | Path) -> dict[str, Any]:
         path: the table, in UTF-8.
 
     Returns:
-        ``sequences``, and the lists by name. An entry's ``image`` holds four files in the network's order.
+        ``sequences``, and the lists by name. An entry's ``image`` holds four files in the network's order, with None
+        for an empty cell.
 
     Raises:
-        InputError: the table cannot be read, a column is unknown, doubled or missing, or a row lacks an image or holds
+        InputError: the table cannot be read, a column is unknown, doubled or missing, or a row has no image or holds
             an unknown value. The message names the file and the row.
 
     Example:
@@ -79,10 +80,10 @@ def _column(name: str, path: str | Path) -> str:
 
 
 def _entry(row: dict[str, str], where: str) -> tuple[dict[str, Any], str]:
-    if lacking := [name for name in SEQUENCES if not row.get(name)]:
-        raise InputError(f"{where}: no file of {', '.join(lacking)}; fill in the cell, or remove the row.")
+    if not any(row.get(name) for name in SEQUENCES):
+        raise InputError(f"{where}: no image; fill in the cells of {', '.join(SEQUENCES)}, or remove the row.")
     entry: dict[str, Any] = {key: row[key] for key in ("case", "label") if row.get(key)}
-    entry["image"] = [row[name] for name in SEQUENCES]
+    entry["image"] = [row.get(name) or None for name in SEQUENCES]
     for key in NUMBERS:
         if value := row.get(key):
             if not value.isdecimal():

@@ -293,6 +293,7 @@ def _faults(record: Record) -> dict[str, bool]:
         "normalization": isinstance(record.get("normalization"), str),
         "postprocessing": after is None or (isinstance(after, Mapping) and set(THRESHOLDS) <= set(after)),
         "trained_on": isinstance(record.get("trained_on", ""), (Mapping, type(None))),
+        "missing_sequences": isinstance(record.get("missing_sequences", 0), int),
     }
 
 

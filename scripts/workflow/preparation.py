@@ -19,7 +19,6 @@ from monai.inferers import Inferer
 from monai.transforms import Compose
 from monai.utils import ensure_tuple
 from scripts.brats import check_et_label
-from scripts.data.cases import image_files
 from scripts.data.checks import check_cases
 from scripts.data.datalist import Cohort, labeled_items, warn_of_shared_patients, write_datalist
 from scripts.distributed import on_rank_zero, rank, unwrap, world_size
@@ -232,7 +231,9 @@ def prepare_evaluation(
             source = cohort.datalist_file or cohort.dataset_dir
             raise InputError(f"{source}: no case for {selection}; choose --cases all.")
         kind = "cases" if selection is None else "labeled cases"
-        phantoms = any(check_cases(items, cohort.dataset_dir, kind, cohort.datalist_file, cohort.channel_order))
+        may_lack = min((record or {}).get("missing_sequences", 0) for record in records)
+        listed = cohort.datalist_file
+        phantoms = any(check_cases(items, cohort.dataset_dir, kind, listed, cohort.channel_order, may_lack))
         check_ranks(items, kind)
         phantom_weights = [knows_phantoms(record, only=True) for record in records]
         for file, synthetic in zip(files, phantom_weights, strict=True):
@@ -288,7 +289,7 @@ def recorded_order(items: Iterable[Mapping[str, Any]], channel_order: Sequence[s
         >>> recorded_order([{"image": [f"case_{name}.nii.gz" for name in ("t1", "t1ce", "t2", "flair")]}], [])
         {}
     """
-    four_dimensional = any(len(image_files(item["image"])) == 1 for item in items)
+    four_dimensional = any(isinstance(item["image"], str | Path) for item in items)
     return {"channel_order": list(channel_order)} if four_dimensional else {}
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from monai.data import partition_dataset
 from scripts.brats import SEQUENCES, case_name, patient_name, sequence_named
-from scripts.data.cases import find_cases, resolve_image
+from scripts.data.cases import find_cases, missing_sequences, resolve_image
 from scripts.data.datalist import (
     complete_item,
     labeled_items,
@@ -169,7 +169,7 @@ def test_unlabeled_cases_serve_inference_only(tmp_path):
     assert [item["case"] for item in labeled_items(tmp_path)] == ["BraTS20_Validation_002"]
 
 
-def test_incomplete_cases_are_found_with_what_they_lack_and_not_listed(tmp_path):
+def test_incomplete_cases_are_found_with_what_they_lack_and_not_listed_for_training(tmp_path):
     make_case(tmp_path / "BraTS20_Training_001", leave_out=("t1ce", "flair"))
     make_case(tmp_path / "BraTS-GLI-00001-000", old=False, leave_out=("t2w",))
     missing = {case.name: case.missing for case in find_cases(tmp_path)}
@@ -177,7 +177,12 @@ def test_incomplete_cases_are_found_with_what_they_lack_and_not_listed(tmp_path)
         "BraTS20_Training_001": ["BraTS20_Training_001_t1ce.nii.gz", "BraTS20_Training_001_flair.nii.gz"],
         "BraTS-GLI-00001-000": ["BraTS-GLI-00001-000-t2w.nii.gz"],
     }
-    assert labeled_items(tmp_path) == unlabeled_items(tmp_path) == []
+    assert labeled_items(tmp_path) == []
+    assert labeled_items(tmp_path, incomplete=True) != []
+    lists = (unlabeled_items(tmp_path), labeled_items(tmp_path, incomplete=True))
+    assert [[missing_sequences(item["image"]) for item in items] for items in lists] == [
+        [["t2"], ["t1ce", "flair"]]
+    ] * 2
 
 
 def test_predictions_below_the_cases_are_no_cases(tmp_path):

@@ -7,7 +7,9 @@ import re
 
 import numpy as np
 import pytest
-from scripts.data.datalist import labeled_items, read_datalist, split_datalist, unlabeled_items
+from scripts.data.cases import NO_FILE
+from scripts.data.checks import check_cases
+from scripts.data.datalist import labeled_items, read_datalist, split_datalist, unlabeled_items, write_datalist
 from scripts.data.tables import read_table
 from scripts.errors import InputError
 from workflows import SIZE, bundle_run, voxels
@@ -52,8 +54,8 @@ def test_rows_are_in_the_lists_that_they_name_or_by_their_label(tmp_path):
         (HEADER.replace(",flair", ""), "a,1,2,3,5,4,2", "no column flair; name a column for each of t1, t2, t1ce"),
         (HEADER + ",age", "a,1,2,3,4,5,4,2,60", "unknown column 'age'; columns are t1, t2, t1ce, flair, case"),
         (HEADER + ",t1w", "a,1,2,3,4,5,4,2,9", "two columns are 't1'; keep one of them"),
-        (HEADER, "a,1,,3,4,5,4,2", "row 2: no file of t1ce; fill in the cell, or remove the row"),
-        (HEADER, "a,1,2", "row 2: no file of t2, flair"),
+        (HEADER, "a,,,,,5,4,2", "row 2: no image; fill in the cells of t1, t2, t1ce, flair, or remove the row"),
+        (HEADER, "a", "row 2: no image"),
         (HEADER, "a,1,2,3,4,5,four,2", "row 2: et_label is 'four', which is no whole number"),
         (HEADER + ",list", "a,1,2,3,4,5,4,2,train", "row 2: list is 'train'; it is one of training, validation"),
         (HEADER, "", "no case; a row is a case"),
@@ -73,6 +75,17 @@ def test_an_unreadable_table_is_named(tmp_path):
     (tmp_path / "latin.csv").write_bytes("case,t1\näöü,1".encode("latin-1"))
     with pytest.raises(InputError, match=r"latin\.csv: not UTF-8 .* save the table as CSV in UTF-8"):
         read_table(tmp_path / "latin.csv")
+
+
+def test_an_empty_cell_is_a_missing_sequence(tmp_path):
+    path = table(tmp_path, "a,1.nii,,3.nii,4.nii,s.nii,4,2", "b,1.nii,2.nii,3.nii,4.nii,s.nii,4,2")
+    first = ["/data/1.nii", "/data/3.nii", NO_FILE, "/data/4.nii"]
+    split = split_datalist("/data", path)
+    assert [item["image"] for item in split["all"] if item["case"] == "a"] == [first]
+    write_datalist(split, "/data", tmp_path / "again.json")
+    assert split_datalist("/data", tmp_path / "again.json") == split
+    with pytest.raises(InputError, match=r"1\.nii: a lacks t1ce; add it, or leave the case out"):
+        check_cases(split["all"], "/data", datalist_file=path)
 
 
 def labeled_table(folder, count):
