@@ -21,7 +21,7 @@ from scripts.files import load_torch
 from scripts.weights.record import Record, read_weights_record, record_file, save_weights
 
 # Keys of a record in which the trainings may differ.
-OWN = ("bundle_version", "checksum", "training")
+OWN = ("bundle_version", "checksum", "training", "scores")
 
 
 def mean_state(states: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -68,7 +68,7 @@ def common_record(files: Sequence[Path]) -> Record:
             f"{files[0]}: its training started anew, and the mean of such networks is of no use; average their "
             "probabilities with configs/ensemble.yaml."
         )
-    kept = {key: value for key, value in first.items() if key not in ("bundle_version", "checksum")}
+    kept = {key: value for key, value in first.items() if key not in ("bundle_version", "checksum", "scores")}
     return {**kept, "average_of": [record["checksum"] for record in records]}
 
 

@@ -24,6 +24,7 @@ def written(file, value: float, **changes):
         "exclusive": False,
         "normalization": "brain",
         "training": {"seed": value},
+        "scores": {"epoch": value},
     }
     save_weights(state, file, settings | changes)
     return file
@@ -37,6 +38,7 @@ def test_the_mean_and_its_record(tmp_path):
     record = read_weights_record(tmp_path / "mean.pt")
     assert record["average_of"] == [read_weights_record(file)["checksum"] for file in (first, second, third)]
     assert record["trained_on"] == trained_on(4, 0, START)
+    assert "scores" not in record  # nobody has measured any
 
 
 def test_the_mean_of_float16_does_not_overflow_or_change_its_type():
