@@ -34,12 +34,11 @@ def mean_state(states: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.
         >>> mean_state([{"weight": torch.tensor([1.0])}, {"weight": torch.tensor([2.0])}])
         {'weight': tensor([1.5000])}
     """
-    return {
-        name: torch.stack([state[name].double() for state in states]).mean(0).to(first.dtype)
-        if first.is_floating_point()
-        else first
-        for name, first in states[0].items()
-    }
+    mean = dict(states[0])
+    for name, first in states[0].items():
+        if first.is_floating_point():
+            mean[name] = torch.stack([state[name].double() for state in states]).mean(0).to(first.dtype)
+    return mean
 
 
 def common_record(files: Sequence[Path]) -> Record:

@@ -135,10 +135,6 @@ def test_evaluating_another_fold_than_was_trained_is_refused(small_cohort, tmp_p
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (
-            {"fold": 1, "datalist_file": "mine.json"},
-            "--fold 1: mine.json already holds a split; leave out --fold or --datalist_file.",
-        ),
         ({"fold": 5}, "--fold 5: there are the folds 0 to 4; choose one, or change --folds."),
         ({"fold": -1}, "--fold -1: there are the folds 0 to 4; choose one, or change --folds."),
         ({"fold": 0, "folds": 7}, "--folds 7: 6 labeled cases make 2 to 6 folds."),
@@ -147,6 +143,15 @@ def test_evaluating_another_fold_than_was_trained_is_refused(small_cohort, tmp_p
 def test_an_unknown_fold_is_refused(small_cohort, tmp_path, settings, said):
     place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run")}
     assert refused("train.json", "train_folds.yaml", **place, **TRAINING, **settings) == said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_fold_of_a_list_that_is_split_already_is_refused(small_cohort, tmp_path):
+    mine = tmp_path / "mine.json"
+    mine.write_text(json.dumps({"training": [], "validation": []}))
+    place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run"), "datalist_file": str(mine)}
+    said = f"--fold 1: {mine} already holds a split; leave out --fold or --datalist_file."
+    assert refused("train.json", "train_folds.yaml", **place, **TRAINING, fold=1) == said
     assert not (tmp_path / "run").exists()
 
 
@@ -161,20 +166,12 @@ def test_sgd_recipe(small_cohort, tmp_path):
 
 
 def test_half_precision(small_cohort, tmp_path):
-    """A CPU does not compute in float16, so the test checks the settings that a GPU would use."""
+    """A CPU trains in float32 with this overlay; tests/test_devices.py checks the scaled loss of a GPU."""
     state = train(small_cohort, tmp_path / "run", "train_fp16.yaml")
     assert state["epoch"] == 2
-    made = ConfigWorkflow(
-        files("train.json", "train_fp16.yaml"),
-        workflow_type="train",
-        logging_file=False,
-        bundle_root=str(ROOT),
-        amp=True,
-    )
-    made.initialize()
-    assert made.trainer.amp  # the loss is scaled
-    for inferer in (made.trainer.inferer, made.evaluator.inferer):
-        assert (inferer.enabled, inferer.dtype) == (True, "float16")
+    place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "mixed"), "device": "cpu", "amp": True}
+    said = refused("train.json", "train_fp16.yaml", **place, **TRAINING)
+    assert said.startswith("--amp_dtype float16: a CPU mixes precision in bfloat16 only")
 
 
 @pytest.mark.parametrize("overlay", [None, "train_benchmark.yaml", "train_fast.yaml"])

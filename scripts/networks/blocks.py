@@ -34,7 +34,7 @@ class Conv3d(nn.Conv3d):
         """Convolve (batch, channel, *size)."""
         if not torch.jit.is_scripting() and not torch.jit.is_tracing():
             mixed = (
-                not torch.compiler.is_exporting() and input.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+                not torch.compiler.is_compiling() and input.device.type == "cpu" and torch.is_autocast_enabled("cpu")
             )
             if mixed and 2 in input.shape[2:]:
                 with torch.autocast("cpu", enabled=False):

@@ -91,22 +91,6 @@ def test_small_maps_have_the_right_gradient_of_weights(size, layout):
     assert (gradients[1] - gradients[0]).norm() < 0.05 * gradients[0].norm()
 
 
-@needs_bfloat16
-def test_a_compiled_network_has_this_gradient_too():
-    """The backend leaves the generation of code out, which needs a compiler, but it traces as the others do."""
-    torch.manual_seed(0)
-    unit, x = ConvNorm(3, 24, 32, 3), torch.randn(1, 24, 2, 2, 2)
-    compiled = torch.compile(unit, backend="aot_eager")
-    gradients = []
-    for mixed in (False, True):
-        unit.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, mixed):
-            result = compiled(x)
-        (result.float() * torch.linspace(-1, 1, result.numel()).view(result.shape)).sum().backward()
-        gradients.append(unit.conv.weight.grad.clone())
-    assert (gradients[1] - gradients[0]).norm() < 0.05 * gradients[0].norm()
-
-
 def test_float16_on_a_cpu_is_refused():
     with pytest.raises(InputError, match="--amp_dtype float16: a CPU mixes precision in bfloat16 only"):
         MixedPrecisionInferer(SimpleInferer(), "cpu", "float16")
