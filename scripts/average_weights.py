@@ -20,8 +20,10 @@ from scripts.errors import InputError
 from scripts.files import load_torch
 from scripts.weights.record import Record, read_weights_record, record_file, save_weights
 
-# Keys of a record in which the trainings may differ.
-OWN = ("bundle_version", "checksum", "training", "scores")
+# Keys of a record that belong to one file of weights, and not to the mean.
+OF_ONE_FILE = ("bundle_version", "checksum", "scores")
+# Keys in which the trainings may differ.
+MAY_DIFFER = (*OF_ONE_FILE, "training")
 
 
 def mean_state(states: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -56,7 +58,7 @@ def common_record(files: Sequence[Path]) -> Record:
         records.append(record)
     first = records[0]
     for file, record in zip(files[1:], records[1:], strict=True):
-        for key in sorted({*first, *record} - set(OWN)):
+        for key in sorted({*first, *record} - set(MAY_DIFFER)):
             if record.get(key) != first.get(key):
                 raise InputError(
                     f"{record_file(file)}: {key} differs from that in {record_file(files[0])}; average trainings of "
@@ -67,7 +69,7 @@ def common_record(files: Sequence[Path]) -> Record:
             f"{files[0]}: its training started anew, and the mean of such networks is of no use; average their "
             "probabilities with configs/ensemble.yaml."
         )
-    kept = {key: value for key, value in first.items() if key not in ("bundle_version", "checksum", "scores")}
+    kept = {key: value for key, value in first.items() if key not in OF_ONE_FILE}
     return {**kept, "average_of": [record["checksum"] for record in records]}
 
 

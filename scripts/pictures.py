@@ -134,8 +134,8 @@ def draw_cases(cases: Sequence[Case], picture: str | Path) -> None:
                 title = SEQUENCE_TITLES[name] if column < len(SEQUENCES) else "reference"
                 ax.set_title(title, color="white", fontsize=10)
         # The end of a name tells cases apart.
-        name = case.name[-16:] + ("\nsynthetic phantom" if phantom else "")
-        axes[row][0].set_ylabel(name, color="white", fontsize=7)
+        label = case.name[-16:] + ("\nsynthetic phantom" if phantom else "")
+        axes[row][0].set_ylabel(label, color="white", fontsize=7)
     figure.subplots_adjust(
         left=0.035,
         right=0.995,
