@@ -113,7 +113,8 @@ class MixedPrecisionInferer(Inferer):
         enabled: if false, the precision stays as it is.
 
     Raises:
-        InputError: a CPU is to compute in float16, for which no trainer scales the loss there.
+        InputError: a CPU is to compute in float16, for which no trainer scales the loss there, or to run a compiled
+            network, whose gradients in bfloat16 can be infinite there (``scripts.networks.blocks.Conv3d``).
 
     Example:
         >>> from monai.inferers import SimpleInferer
@@ -133,6 +134,11 @@ class MixedPrecisionInferer(Inferer):
         if enabled and self.device.type == "cpu" and dtype == "float16":
             raise InputError(
                 "--amp_dtype float16: a CPU mixes precision in bfloat16 only; set --amp_dtype bfloat16 or --amp False."
+            )
+        if enabled and self.device.type == "cpu" and isinstance(inferer, CompiledInferer) and inferer.enabled:
+            raise InputError(
+                "--compile True: a compiled network on a CPU gives wrong gradients in mixed precision; leave out "
+                "train_fast.yaml, or set --compile False or --amp False."
             )
         if enabled and not computes_in(self.device, dtype):
             logger.warning("--amp True: %s does not compute in %s, so this is very slow.", self.device, dtype)

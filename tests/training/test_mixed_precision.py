@@ -97,6 +97,15 @@ def test_float16_on_a_cpu_is_refused():
     MixedPrecisionInferer(SimpleInferer(), "cpu", "float16", enabled=False)
 
 
+def test_a_compiled_network_in_mixed_precision_on_a_cpu_is_refused():
+    """Its gradients can be infinite (scripts.networks.blocks.Conv3d), and nothing could correct them."""
+    with pytest.raises(InputError, match="--compile True: a compiled network on a CPU gives wrong gradients"):
+        MixedPrecisionInferer(CompiledInferer(), "cpu", "bfloat16")
+    MixedPrecisionInferer(CompiledInferer(), "cpu", "bfloat16", enabled=False)
+    MixedPrecisionInferer(CompiledInferer(enabled=False), "cpu", "bfloat16")
+    MixedPrecisionInferer(CompiledInferer(), "cuda", "bfloat16")
+
+
 @needs_bfloat16
 def test_the_loss_falls_as_in_float32():
     curves = []
