@@ -11,19 +11,22 @@ trained anew is of no use; average their probabilities instead (ensemble.yaml).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from scripts import command
 from scripts.errors import InputError
-from scripts.files import load_torch
+from scripts.files import load_torch, read_json
 from scripts.weights.record import Record, read_weights_record, record_file, save_weights
+
+logger = logging.getLogger(__name__)
 
 # Keys of a record that belong to one file of weights, and not to the mean.
 OF_ONE_FILE = ("bundle_version", "checksum", "scores")
-# Keys in which the trainings may differ.
-MAY_DIFFER = (*OF_ONE_FILE, "training")
+# Keys in which the trainings may differ. ``common_training`` compares what they were trained on.
+MAY_DIFFER = (*OF_ONE_FILE, "training", "trained_on")
 
 
 def mean_state(states: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -43,6 +46,50 @@ def mean_state(states: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.
     return mean
 
 
+def common_training(files: Sequence[Path], records: Sequence[Record]) -> Record:
+    """What the mean of ``files`` was trained on.
+
+    Trainings on parts of a cohort, such as folds, have seen the cases of all parts together. The split that each
+    training wrote beside its weights (``datalist.json``) names its cases.
+
+    Args:
+        files: the weights.
+        records: their records.
+
+    Returns:
+        The value of ``trained_on``.
+
+    Raises:
+        InputError: the trainings started from different weights; or their cases differ, and no split beside the weights
+            names them, or patients and phantoms are mixed, which the split does not tell apart.
+    """
+    trained = [record.get("trained_on") or {} for record in records]
+    for file, other in zip(files, trained, strict=True):
+        if any(other.get(key) != trained[0].get(key) for key in ("imported", "started_from")):
+            raise InputError(
+                f"{record_file(file)}: started from other weights than {files[0]}; average trainings that started from "
+                "the same weights."
+            )
+    lists = [file.with_name("datalist.json") for file in files]
+    absent = [path for path in lists if not path.is_file()]
+    if absent and all(other == trained[0] for other in trained):
+        if len({path.parent for path in lists}) > 1:
+            logger.warning("%s is absent; the trainings are taken to have seen the same cases.", absent[0])
+        return trained[0]
+    if absent:
+        raise InputError(f"{absent[0]}: absent, and the trainings saw different numbers of cases; copy it there.")
+    seen = [{str(item["image"]) for item in read_json(path).get("training", [])} for path in lists]
+    together = set().union(*seen)
+    if all(cases == together for cases in seen):
+        return trained[0]
+    kinds = [kind for kind in ("patients", "phantoms") if any(other.get(kind) for other in trained)]
+    if len(kinds) != 1:
+        raise InputError(
+            f"{lists[0]}: the trainings saw different cases, patients and phantoms; average trainings on the same."
+        )
+    return {**trained[0], kinds[0]: len(together)}
+
+
 def common_record(files: Sequence[Path]) -> Record:
     """The record of the mean of ``files``.
 
@@ -56,7 +103,7 @@ def common_record(files: Sequence[Path]) -> Record:
         if record is None:
             raise InputError(f"{file}: no such weights, or no record of them beside them; give weights of trainings.")
         records.append(record)
-    first = records[0]
+    first = {**records[0], "trained_on": common_training(files, records)}
     for file, record in zip(files[1:], records[1:], strict=True):
         for key in sorted({*first, *record} - set(MAY_DIFFER)):
             if record.get(key) != first.get(key):

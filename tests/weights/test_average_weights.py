@@ -50,7 +50,8 @@ def test_the_mean_of_float16_does_not_overflow_or_change_its_type():
     ("changes", "said"),
     [
         ({"spacing": [1.0]}, "b.json: spacing differs from that in"),
-        ({"trained_on": trained_on(5, 0, START)}, "trained_on differs"),
+        ({"trained_on": trained_on(5, 0, START)}, "datalist.json: absent, and the trainings saw different numbers"),
+        ({"trained_on": trained_on(4, 0, {**START, "checksum": "b"})}, "b.json: started from other weights than"),
         ({"network": {**NETWORK, "arguments": {"in_features": 3}}}, "network differs"),
     ],
 )
@@ -59,6 +60,31 @@ def test_trainings_that_differ_are_refused(tmp_path, changes, said):
     with pytest.raises(InputError, match=said):
         average_weights.main([str(tmp_path / "mean.pt"), *map(str, files)])
     assert not (tmp_path / "mean.pt").exists() and not (tmp_path / "mean.json").exists()
+
+
+def fold(folder, cases: str, **changes):
+    folder.mkdir()
+    listed = {"training": [{"image": case} for case in cases], "validation": [{"image": "z"}]}
+    (folder / "datalist.json").write_text(json.dumps(listed))
+    return written(folder / "model.pt", float(len(cases)), **changes)
+
+
+def test_folds_have_seen_the_cases_of_all(tmp_path):
+    """Two folds of three patients each may have seen four, which their own counts do not tell."""
+    seen = {"trained_on": trained_on(3, 0, START)}
+    files = [fold(tmp_path / name, name, **seen) for name in ("abc", "bcd")]
+    average_weights.main([str(tmp_path / "mean.pt"), *map(str, files)])
+    assert read_weights_record(tmp_path / "mean.pt")["trained_on"] == trained_on(4, 0, START)
+    # Folds of different sizes are no fault either, and phantoms are counted as phantoms.
+    files = [fold(tmp_path / name, name, trained_on=trained_on(0, len(name), START)) for name in ("abde", "ef")]
+    average_weights.main([str(tmp_path / "phantoms.pt"), *map(str, files)])
+    assert read_weights_record(tmp_path / "phantoms.pt")["trained_on"] == trained_on(0, 5, START)
+
+
+def test_different_cases_of_patients_and_phantoms_are_refused(tmp_path):
+    files = [fold(tmp_path / name, name, trained_on=trained_on(1, 1, START)) for name in ("ab", "bc")]
+    with pytest.raises(InputError, match="saw different cases, patients and phantoms"):
+        average_weights.main([str(tmp_path / "mean.pt"), *map(str, files)])
 
 
 def test_trainings_that_started_anew_are_refused(tmp_path):
