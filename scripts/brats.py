@@ -287,4 +287,4 @@ def check_label_values(values: np.ndarray, et_label: int, name: str, cavity: boo
         remedy = "in BraTS 2023 and later ET is 3: set --et_label 3"
     else:
         remedy = "check the file"
-    raise InputError(f"{name}: unexpected label {shown} beside 0, 1, 2, {et_label}; {remedy}.")
+    raise InputError(f"{name}: unexpected label {shown} beside 0, 1, 2, {et_label}; {remedy}.", "unexpected label")

@@ -15,7 +15,16 @@ from types import TracebackType
 
 
 class InputError(ValueError):
-    """Wrong input from the user. The message is one line that names the file or setting and the remedy."""
+    """Wrong input from the user. The message is one line that names the file or setting and the remedy.
+
+    Args:
+        message: the line.
+        kind: the kind of the fault, for faults of data (``scripts.data.findings``).
+    """
+
+    def __init__(self, message: str, kind: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 def input_error_behind(error: BaseException | None) -> InputError | None:

@@ -3,18 +3,20 @@
 """Checks of the data before long work starts.
 
 A fault that is found here costs seconds instead of hours. The ``run`` list of a workflow calls ``check_cases`` before
-its engine. Constructing a workflow does not call it. So a bundle without data can be loaded and inspected, and a caller
-can give it other data.
+its engine, and ``python -m scripts.check`` reports the same findings. Constructing a workflow calls nothing here. So a
+bundle without data can be loaded and inspected, and a caller can give it other data.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,22 @@ import nibabel as nib
 import numpy as np
 from rich.console import Console
 from rich.progress import track
-from scripts.brats import CHANNEL_ORDER, OTHER_TUMORS, SEQUENCES, check_label_values, other_tumor, sequence_named
+from scripts.brats import (
+    CHANNEL_ORDER,
+    ET_LABELS,
+    OTHER_TUMORS,
+    SEQUENCES,
+    check_label_values,
+    other_tumor,
+    patient_name,
+    released_file,
+    sequence_named,
+)
 from scripts.data.cases import LOOKED_FOR, find_cases, image_files, missing_sequences
+from scripts.data.findings import Finding, Findings
 from scripts.data.images import read_image, voxels_of
 from scripts.data.phantom import PHANTOM_DESCRIPTION
+from scripts.data.plausibility import doubt_images, doubt_label
 from scripts.errors import InputError
 from scripts.machine import available_memory, container_memory, processors
 
@@ -34,28 +48,32 @@ logger = logging.getLogger(__name__)
 # The BraTS preprocessing resamples to this spacing. A network that was trained on it knows no other scale.
 EXPECTED_SPACING_MM = 1.0
 
-# Real brains fill 13 to 19 % of the BraTS grid.
-LARGEST_BRAIN = 0.5
+# Reading a case takes at most this many bytes: four float32 sequences on the BraTS grid, one of them unpacked and as an
+# array, and masks.
+MEMORY_PER_CASE = 700e6
 
-# Reading a case takes at most this many bytes: four float32 sequences on the BraTS grid, both unpacked and as an array,
-# and a mask.
-MEMORY_PER_CASE = 500e6
+# Names of cases become names of files. These characters make no trouble in any file system or shell.
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
 class CheckedCase:
-    """Findings of the check of one case.
+    """What the check of one case found.
 
     Attributes:
         phantom: the header says that the case is a synthetic phantom.
-        brain: share of the grid that counts as brain, because a sequence is not 0 there.
+        findings: what is wrong or doubtful.
+        et_values: the values of ET (3 or 4) in its label map.
+        checksum: of the voxels of the first image; empty if it could not be read.
     """
 
     phantom: bool
-    brain: float
+    findings: list[Finding] = field(default_factory=list)
+    et_values: frozenset[int] = frozenset()
+    checksum: str = ""
 
 
-def check_grid(path: str, image: nib.Nifti1Image, first_path: str, first: nib.Nifti1Image, label: bool = False) -> None:
+def check_grid(path: str, image: nib.Nifti1Image, first_path: str, first: nib.Nifti1Image, label: bool = False) -> bool:
     """Check that a file of a case has the same grid as the first file of the case.
 
     Args:
@@ -63,13 +81,18 @@ def check_grid(path: str, image: nib.Nifti1Image, first_path: str, first: nib.Ni
         image: its image.
         first_path: the first file of the case, for the message.
         first: image of the first file.
-        label: the file is a label map, whose origin may differ. A different origin is only warned of.
+        label: the file is a label map, whose origin may differ.
+
+    Returns:
+        Whether the origin is the same, too.
 
     Raises:
         InputError: the grids differ in shape or affine.
 
     Example:
         >>> first, other = (nib.Nifti1Image(np.zeros(size, np.uint8), np.eye(4)) for size in ((4, 4, 4), (4, 4, 5)))
+        >>> check_grid("p1_t1ce.nii", first, "p1_t1.nii", first)
+        True
         >>> check_grid("p1_t2.nii", other, "p1_t1.nii", first)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         scripts.errors.InputError: p1_t2.nii: its grid (shape (4, 4, 5)) differs from that of p1_t1.nii ...
@@ -77,18 +100,14 @@ def check_grid(path: str, image: nib.Nifti1Image, first_path: str, first: nib.Ni
     same_axes = image.shape[:3] == first.shape[:3] and np.allclose(image.affine[:3, :3], first.affine[:3, :3])
     # The check is as strict as MONAI, which stacks the sequences and would stop at a difference.
     if same_axes and np.allclose(image.affine, first.affine):
-        return
+        return True
     if label and same_axes:
         # BraTS 2017 holds such label maps. No transform uses the origins to align image and label map.
-        logger.warning(
-            "%s: its origin differs from the images' origin, but its shape and axes are equal; "
-            "it is matched to the images voxel by voxel.",
-            path,
-        )
-        return
+        return False
     raise InputError(
         f"{path}: its grid (shape {image.shape}) differs from that of {first_path} (shape {first.shape}), "
-        "or lies elsewhere; co-register and resample all sequences to one grid."
+        "or lies elsewhere; co-register and resample all sequences to one grid.",
+        "label map on another grid" if label else "different grids",
     )
 
 
@@ -97,99 +116,107 @@ def is_phantom(image: nib.Nifti1Image) -> bool:
     return bytes(image.header["descrip"].item()).decode("latin-1").startswith(PHANTOM_DESCRIPTION)
 
 
-def check_case(item: Mapping[str, Any]) -> CheckedCase:
+def check_case(item: Mapping[str, Any], channel_order: Sequence[str] = CHANNEL_ORDER) -> CheckedCase:
     """Read each file of a case once and completely, and check it.
 
     All files must have one grid, no sequence may be empty, and the label map may hold only the values of its release.
+    ``scripts.data.plausibility`` adds doubts about images that are sound in themselves.
 
     Args:
         item: the datalist entry of the case.
-
-    Raises:
-        InputError: a file is absent or damaged, or it has another grid than the first. Other causes are an image that
-            is empty or holds values that are not finite, and an unexpected label.
+        channel_order: the sequences in the order of the channels of a four-dimensional file.
     """
-    files = image_files(item["image"])
-    channels = len(SEQUENCES) if isinstance(item["image"], str | Path) else 0
-    first = read_image(files[0], channels)
-    spacing = first.header.get_zooms()[:3]
-    if not np.allclose(spacing, EXPECTED_SPACING_MM, atol=0.05):
-        logger.warning(
-            "%s: voxels of %s mm; the network expects BraTS preprocessing (1 mm, skull-stripped).",
-            files[0],
-            " x ".join(f"{mm:g}" for mm in spacing),
-        )
-    brain = np.zeros(first.shape[:3], dtype=bool)
-    for path in files:
-        image = first if path == files[0] else read_image(path)
-        check_grid(path, image, files[0], first)
-        brain |= check_image(path, voxels_of(image, path))
+    found = Findings(str(item["case"]))
+    image, four_dimensional = item["image"], isinstance(item["image"], str | Path)
+    paths = [str(image)] if four_dimensional else [str(path) for path in image]
+    named = dict(zip(paths, SEQUENCES, strict=False))
+    first: tuple[str, nib.Nifti1Image] | None = None
+    images: dict[str, np.ndarray] = {}
+    files: dict[str, str] = {}
+    for path in image_files(paths):
+        with found.collecting():
+            opened = read_image(path, len(SEQUENCES) if four_dimensional else 0)
+            if first is None:
+                first = path, opened
+                check_spacing(found, path, opened)
+            check_grid(path, opened, *first)
+            voxels = voxels_of(opened, path)
+            check_image(path, voxels)
+            if four_dimensional:
+                images = {sequence: voxels[..., number] for number, sequence in enumerate(channel_order)}
+                files = {sequence: f"{path}, channel {number}" for number, sequence in enumerate(channel_order)}
+            else:
+                images[named[path]], files[named[path]] = voxels, path
+    et_values: set[int] = set()
+    if first is not None and images:
+        doubt_images(found, images, files, first[1])
     if "label" in item:
-        label = read_image(item["label"])
-        check_grid(item["label"], label, files[0], first, label=True)
-        values = np.unique(voxels_of(label, item["label"]))
-        check_label_values(values, int(item["et_label"]), item["label"], bool(item.get("resection_cavity", 0)))
-    return CheckedCase(is_phantom(first), float(brain.mean()))
+        path, et = str(item["label"]), int(item["et_label"])
+        with found.collecting():
+            label = read_image(path)
+            voxels = voxels_of(label, path)
+            values = np.unique(voxels)
+            et_values = {value for value in ET_LABELS if value in values}
+            if first is not None and not check_grid(path, label, *first, label=True):
+                found.add(
+                    "other origin of a label map",
+                    f"{path}: its origin differs from the images' origin, but its shape and axes are equal; it is "
+                    "matched to the images voxel by voxel.",
+                )
+            check_label_values(values, et, path, bool(item.get("resection_cavity", 0)))
+            if images:
+                doubt_label(found, images, files, voxels, path, et)
+    checksum = "" if first is None else hashlib.sha256(voxels_of(first[1], first[0]).tobytes()).hexdigest()
+    return CheckedCase(first is not None and is_phantom(first[1]), found.list, frozenset(et_values), checksum)
 
 
-def check_image(path: str, voxels: np.ndarray) -> np.ndarray:
-    """Check that no sequence in a file is empty and that every voxel is finite.
+def check_spacing(found: Findings, path: str, image: nib.Nifti1Image) -> None:
+    """Add a finding if the voxels of an image are not those that the network knows."""
+    spacing = image.header.get_zooms()[:3]
+    if not np.allclose(spacing, EXPECTED_SPACING_MM, atol=0.05):
+        found.add(
+            "other voxel size",
+            f"{path}: voxels of {' x '.join(f'{mm:g}' for mm in spacing)} mm; the network expects BraTS preprocessing "
+            "(1 mm, skull-stripped).",
+        )
+
+
+def check_image(path: str, voxels: np.ndarray) -> None:
+    """Check that no sequence in a file is empty or constant and that every voxel is finite.
 
     Args:
         path: the file, for the message.
         voxels: voxels of one sequence, (*size), or of several, (*size, channel).
 
-    Returns:
-        The voxels in which a sequence is not 0, bool of shape (*size).
-
     Raises:
-        InputError: a sequence is 0 everywhere, or a voxel is not finite.
+        InputError: a sequence is 0 everywhere, all its other voxels have one value, or a voxel is not finite.
 
     Example:
-        >>> check_image("p1_t1.nii", np.array([[[0, 300, 0, 250]]])).tolist()
-        [[[False, True, False, True]]]
+        >>> check_image("p1_t1.nii", np.array([[[0, 300, 0, 250]]]))
         >>> check_image("p1_t2.nii", np.zeros((1, 1, 4)))
         Traceback (most recent call last):
         scripts.errors.InputError: p1_t2.nii: empty, every voxel is 0; export the sequence again.
     """
     channels = np.moveaxis(voxels, -1, 0) if voxels.ndim == 4 else voxels[None]
-    for number, channel in enumerate(channels):
-        if not channel.any():
-            where = f"channel {number} is " if voxels.ndim == 4 else ""
-            raise InputError(f"{path}: {where}empty, every voxel is 0; export the sequence again.")
-    if not np.isfinite(voxels).all():
-        raise InputError(f"{path}: holds voxels that are no finite numbers; export the sequence again.")
-    return np.asarray(channels.any(axis=0))
+    insides = [channel[channel != 0] for channel in channels]
+    for number, inside in sorted(enumerate(insides), key=lambda pair: len(pair[1])):
+        where = f"channel {number} is " if voxels.ndim == 4 else ""
+        if not inside.size:
+            raise InputError(f"{path}: {where}empty, every voxel is 0; export the sequence again.", "empty image")
+        if not np.isfinite(inside).all():
+            raise InputError(
+                f"{path}: holds voxels that are no finite numbers; export the sequence again.", "no finite numbers"
+            )
+        if inside.size > 1 and inside.min() == inside.max():
+            raise InputError(
+                f"{path}: {where}constant, every voxel that is not 0 is {inside[0]:g}; export the sequence again.",
+                "constant image",
+            )
 
 
 def reading_threads() -> int:
     """Number of cases to read at the same time: one for each processor, or fewer if memory is short."""
     return max(1, min(processors(), int(min(available_memory(), container_memory()) / MEMORY_PER_CASE)))
-
-
-def warn_of_other_tumors(items: Sequence[Mapping[str, Any]]) -> None:
-    """Warn of cases whose names say that they are no gliomas, with one warning for each kind of tumor."""
-    kinds: dict[str, list[str]] = {}
-    for item in items:
-        if kind := other_tumor(str(item["case"])):
-            kinds.setdefault(kind, []).append(str(item["case"]))
-    for kind, cases in kinds.items():
-        logger.warning(
-            "%s: the name says %s; the weights of this bundle and its reading of label values are for gliomas.",
-            cases[0] if len(cases) == 1 else f"{cases[0]} and {len(cases) - 1} more",
-            OTHER_TUMORS[kind],
-        )
-
-
-def warn_of_large_brains(items: Sequence[Mapping[str, Any]], shares: Sequence[float]) -> None:
-    """Warn of cases in which more than half of the grid counts as brain, since their background may not be 0."""
-    cases = [str(item["case"]) for item, share in zip(items, shares, strict=True) if share > LARGEST_BRAIN]
-    if cases:
-        logger.warning(
-            "%s: more than half of the grid is not 0, and every voxel that is not 0 counts as brain. This is fine if "
-            "the images are cut close to the brain; otherwise strip the skull and set the background to exactly 0.",
-            ", ".join(cases[:10]) + (f" and {len(cases) - 10} more" if len(cases) > 10 else ""),
-        )
 
 
 def check_channel_order(item: Mapping[str, Any], channel_order: Sequence[str]) -> None:
@@ -217,13 +244,191 @@ def check_channel_order(item: Mapping[str, Any], channel_order: Sequence[str]) -
     if None in known or sorted(map(str, known)) != sorted(SEQUENCES):
         raise InputError(
             f"{stated}: the channels are {', '.join(order)}, and not each of {', '.join(SEQUENCES)} once; write these "
-            f"names there, or, if --channel_order ({', '.join(channel_order)}) is right, move that file away."
+            f"names there, or, if --channel_order ({', '.join(channel_order)}) is right, move that file away.",
+            "contradicting order of channels",
         )
     if known != list(channel_order):
         raise InputError(
             f"{stated}: the channels are {', '.join(order)}, but --channel_order says {', '.join(channel_order)}; "
-            f'set --channel_order "{known}".'
+            f'set --channel_order "{known}".',
+            "contradicting order of channels",
         )
+
+
+def check_files(
+    items: Sequence[Mapping[str, Any]],
+    dataset_dir: str | Path | None,
+    datalist_file: str | Path | None = None,
+    channel_order: Sequence[str] = CHANNEL_ORDER,
+    may_lack: int = 0,
+) -> list[Finding]:
+    """What is wrong with the names and the number of files, before any image is read. The arguments are those of
+    ``check_cases``."""
+    findings: list[Finding] = []
+    listed = {str(item["case"]) for item in items}
+    for case in find_cases(dataset_dir) if datalist_file is None and dataset_dir is not None else []:
+        found = Findings(case.name)
+        if len(case.missing) > may_lack:
+            found.add(
+                "missing sequence",
+                f"{case.folder}: incomplete, there is no {' and no '.join(case.missing)}; {_bearable(may_lack)}"
+                "add it, or move the folder away.",
+            )
+            listed.discard(case.name)
+        if case.doubled:
+            found.add(
+                "doubled file", f"{case.doubled[0]}: {case.name} has this image twice; keep one of the two files."
+            )
+        findings += found.list
+    names: dict[str, str] = {}
+    for item in items:
+        # A datalist may hold the same case on both sides of the split, to test whether a network can learn it.
+        file, name = image_files(item["image"])[0], str(item["case"])
+        found = Findings(name)
+        if names.get(name, file) != file:
+            found.add(
+                "doubled case name",
+                f"{file}: the case {name} is also in {Path(names[name]).parent}; "
+                "results are named after cases, so keep only one of them below --dataset_dir.",
+            )
+        elif name not in names:
+            absent = missing_sequences(item["image"])
+            if len(absent) > may_lack and name in listed:
+                found.add(
+                    "missing sequence",
+                    f"{file}: {name} lacks {' and '.join(absent)}; {_bearable(may_lack)}add it, or leave the case out.",
+                )
+            elif absent and len(absent) <= may_lack:
+                found.add(
+                    "borne missing sequence",
+                    f"{name} lacks {' and '.join(absent)}. The weights were trained to bear this, but the result is "
+                    "worse than with all sequences.",
+                )
+            if not PLAIN_NAME.fullmatch(name):
+                found.add(
+                    "odd name",
+                    f"{file}: the name of the case ({name!r}) has characters that some programs do not take; rename it "
+                    "with letters, digits, '.', '_' and '-'.",
+                )
+            with found.collecting():
+                check_channel_order(item, channel_order)
+        names[name] = file
+        # The order of channels is the same fault in every case.
+        findings += [one for one in found.list if one.message not in {other.message for other in findings}]
+    return findings + _of_patients(names) + _of_other_tumors(names)
+
+
+def _of_patients(names: Iterable[str]) -> list[Finding]:
+    cases: dict[str, list[str]] = {}
+    for name in names:
+        cases.setdefault(patient_name(name), []).append(name)
+    several = {patient: visits for patient, visits in cases.items() if len(visits) > 1}
+    if not several:
+        return []
+    patient, visits = next(iter(several.items()))
+    return [
+        Finding(
+            "one patient in several cases",
+            visits[0],
+            f"{len(several)} patient{'s have' if len(several) > 1 else ' has'} several cases, such as {patient} "
+            f"({', '.join(visits[:3])}); their scores are not independent, and splits keep them together.",
+        )
+    ]
+
+
+def _of_other_tumors(names: Iterable[str]) -> list[Finding]:
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        if kind := other_tumor(name):
+            kinds.setdefault(kind, []).append(name)
+    return [
+        Finding(
+            "other tumor",
+            cases[0],
+            f"{cases[0] if len(cases) == 1 else f'{cases[0]} and {len(cases) - 1} more'}: the name says "
+            f"{OTHER_TUMORS[kind]}; the weights of this bundle and its reading of label values are for gliomas.",
+        )
+        for kind, cases in kinds.items()
+    ]
+
+
+def compare_cases(items: Sequence[Mapping[str, Any]], checked: Sequence[CheckedCase]) -> list[Finding]:
+    """What is wrong with cases together that are sound one by one.
+
+    Args:
+        items: the datalist entries.
+        checked: the result of ``check_case`` for each.
+    """
+    findings: list[Finding] = []
+    first: dict[str, Mapping[str, Any]] = {}
+    for item, case in zip(items, checked, strict=True):
+        other = first.setdefault(case.checksum, item)
+        if case.checksum and other["case"] != item["case"]:
+            findings.append(
+                Finding(
+                    "same image twice",
+                    str(item["case"]),
+                    f"{image_files(item['image'])[0]}: the same image as {image_files(other['image'])[0]} of another "
+                    "case; keep one of the two cases.",
+                )
+            )
+    releases: dict[str, dict[int, list[str]]] = {}
+    for item, case in zip(items, checked, strict=True):
+        release = released_file(str(item.get("label", "")))
+        if release and len(case.et_values) == 1:
+            values = releases.setdefault(release.release.name, {})
+            values.setdefault(next(iter(case.et_values)), []).append(str(item["case"]))
+    for release_name, values in releases.items():
+        if len(values) > 1:
+            (few, cases), (most, others) = sorted(values.items(), key=lambda pair: len(pair[1]))
+            findings.append(
+                Finding(
+                    "ET 3 and 4 mixed",
+                    cases[0],
+                    f"{cases[0]}: label maps named as in {release_name} hold {few} in {len(cases)} cases and {most} in "
+                    f"{len(others)}; ET has one value in a release, so correct the label maps, or name the values of "
+                    "each case in a --datalist_file.",
+                )
+            )
+    return findings
+
+
+def read_cases(
+    items: Sequence[Mapping[str, Any]], cases: str = "cases", channel_order: Sequence[str] = CHANNEL_ORDER
+) -> list[CheckedCase]:
+    """Check each item by ``check_case``, on all processors that this process may use, with a progress bar."""
+    # Without a terminal a progress bar would only leave empty lines in the log.
+    quiet = not sys.stderr.isatty()
+    # Decompression releases the interpreter's lock, so threads use all cores.
+    pool = ThreadPoolExecutor(reading_threads())
+    try:
+        done = pool.map(lambda item: check_case(item, channel_order), items)
+        step = f"Reading {len(items)} {cases}"
+        return list(track(done, step, len(items), console=Console(stderr=True), transient=True, disable=quiet))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def examine(
+    items: Sequence[Mapping[str, Any]],
+    dataset_dir: str | Path | None,
+    cases: str = "cases",
+    datalist_file: str | Path | None = None,
+    channel_order: Sequence[str] = CHANNEL_ORDER,
+    may_lack: int = 0,
+) -> tuple[list[Finding], list[CheckedCase]]:
+    """All findings of a cohort, and what was found in each case. The arguments are those of ``check_cases``.
+
+    Raises:
+        InputError: there is no case.
+    """
+    findings = check_files(items, dataset_dir, datalist_file, channel_order, may_lack)
+    if not items and not any(finding.is_error for finding in findings):
+        raise InputError(_nothing_found(Path(dataset_dir or "."), cases))
+    checked = read_cases(items, cases, channel_order) if items else []
+    for case in checked:
+        findings += [finding for finding in case.findings if finding not in findings]
+    return findings + compare_cases(items, checked), checked
 
 
 def check_cases(
@@ -234,7 +439,7 @@ def check_cases(
     channel_order: Sequence[str] = CHANNEL_ORDER,
     may_lack: int = 0,
 ) -> list[bool]:
-    """Refuse data on which a workflow would fail later.
+    """Refuse data on which a workflow would fail later, and warn of doubtful data.
 
     Args:
         items: the datalist that the workflow will read.
@@ -250,58 +455,25 @@ def check_cases(
         For each item, whether it is a synthetic phantom.
 
     Raises:
-        InputError: there is no case, a case is incomplete, or two cases have the same name. Other causes are a file
-            that is absent, damaged, empty or on another grid than the rest of its case, and a label map with unexpected
-            values. The message names the file.
+        InputError: there is no case, or one of ``scripts.data.findings.ERRORS`` was found. The message of a single
+            error is the finding's. Several errors are logged, and the message counts them.
     """
-    found = find_cases(dataset_dir) if datalist_file is None and dataset_dir is not None else []
-    for case in found:
-        if len(case.missing) > may_lack:
-            raise InputError(
-                f"{case.folder}: incomplete, there is no {' and no '.join(case.missing)}; {_bearable(may_lack)}"
-                "add it, or move the folder away."
-            )
-        if case.doubled:
-            raise InputError(f"{case.doubled[0]}: {case.name} has this image twice; keep one of the two files.")
-    if not items:
-        raise InputError(_nothing_found(Path(dataset_dir or "."), cases, len(found)))
-    names: dict[str, Any] = {}
-    for item in items:
-        # A datalist may hold the same case on both sides of the split, to test whether a network can learn it.
-        file = image_files(item["image"])[0]
-        if names.get(item["case"], file) != file:
-            raise InputError(
-                f"{file}: the case {item['case']} is also in {Path(names[item['case']]).parent}; "
-                "results are named after cases, so keep only one of them below --dataset_dir."
-            )
-        names[item["case"]] = file
-        if absent := missing_sequences(item["image"]):
-            if len(absent) > may_lack:
-                raise InputError(
-                    f"{file}: {item['case']} lacks {' and '.join(absent)}; {_bearable(may_lack)}add it, or leave the "
-                    "case out."
-                )
-            logger.warning(
-                "%s lacks %s. The weights were trained to bear this, but the result is worse than with all sequences.",
-                item["case"],
-                " and ".join(absent),
-            )
-        check_channel_order(item, channel_order)
-    # Without a terminal a progress bar would only leave empty lines in the log.
-    quiet = not sys.stderr.isatty()
-    console = Console(stderr=True)
-    # Decompression releases the interpreter's lock, so threads use all cores.
-    pool = ThreadPoolExecutor(reading_threads())
-    try:
-        done = pool.map(check_case, items)
-        step = f"Reading {len(items)} {cases}"
-        checked = list(track(done, step, len(items), console=console, transient=True, disable=quiet))
-    finally:
-        # After the first fault the remaining cases are not read.
-        pool.shutdown(cancel_futures=True)
+    findings, checked = examine(items, dataset_dir, cases, datalist_file, channel_order, may_lack)
+    for finding in findings:
+        if not finding.is_error:
+            logger.warning("%s", finding.message)
+    errors = [finding for finding in findings if finding.is_error]
+    if len(errors) == 1:
+        raise InputError(errors[0].message, errors[0].kind)
+    if errors:
+        for finding in errors:
+            logger.error("%s", finding.message)
+        count = len({finding.case for finding in errors})
+        raise InputError(
+            f"{datalist_file or dataset_dir or 'the given list'}: {len(errors)} faults in {count} "
+            f"case{'s' * (count > 1)}, which the lines above name with their remedies."
+        )
     phantoms = [case.phantom for case in checked]
-    warn_of_large_brains(items, [case.brain for case in checked])
-    warn_of_other_tumors(items)
     logger.info("%s: %s %d, checked", dataset_dir or "Given list", cases, len(items))
     if any(phantoms):
         logger.warning("%d of %d %s are synthetic phantoms, not patients.", sum(phantoms), len(items), cases)
@@ -312,9 +484,9 @@ def _bearable(may_lack: int) -> str:
     return f"the weights bear {may_lack} missing sequence at most; " if may_lack else ""
 
 
-def _nothing_found(dataset_dir: Path, cases: str, found: int) -> str:
+def _nothing_found(dataset_dir: Path, cases: str) -> str:
     if not dataset_dir.is_dir():
         return f"{dataset_dir}: no such folder; set --dataset_dir to a folder of {LOOKED_FOR}."
-    if found:
+    if found := len(find_cases(dataset_dir)):
         return f"{dataset_dir}: {found} cases, but no {cases}; these need a segmentation (seg) beside the sequences."
     return f"{dataset_dir}: no {cases} found; looked for {LOOKED_FOR}, at any depth."

@@ -155,6 +155,16 @@ def labeled_items(
     ]
 
 
+def every_item(dataset_dir: str | Path, et_label: int | None = None) -> list[dict[str, Any]]:
+    """An entry of every case, complete or not, with its label map if there is one.
+
+    Args:
+        dataset_dir: folder of case folders.
+        et_label: as in ``labeled_items``.
+    """
+    return [_item(case, et_label, case.label is not None) for case in find_cases(dataset_dir)]
+
+
 def complete_item(item: Mapping[str, Any], et_label: int) -> dict[str, Any]:
     """Complete an entry that holds only ``image`` and perhaps ``label``.
 

@@ -63,8 +63,13 @@ def _refusing(path: PathLike, fault: str) -> Iterator[None]:
         yield
     except InputError:
         raise
+    except PermissionError as error:
+        raise InputError(
+            f"{path}: not readable ({error.strerror}); change its permissions.", "unreadable file"
+        ) from error
     except UNREADABLE_IMAGE as error:
-        raise InputError(f"{path}: {fault} ({one_line(error)}); copy it again.") from error
+        kind = "damaged file" if fault == "damaged" else "not an image"
+        raise InputError(f"{path}: {fault} ({one_line(error)}); copy it again.", kind) from error
 
 
 def check_suffix(path: PathLike) -> None:
@@ -81,7 +86,9 @@ def check_suffix(path: PathLike) -> None:
     """
     formats = (*NIFTI_SUFFIXES, *MGH_SUFFIXES, *ITK_SUFFIXES)
     if not str(path).lower().endswith(formats):
-        raise InputError(f"{path}: not in a format that is read ({', '.join(formats)}); convert it to NIfTI.")
+        raise InputError(
+            f"{path}: not in a format that is read ({', '.join(formats)}); convert it to NIfTI.", "other format"
+        )
 
 
 def check_dimensions(path: PathLike, image: nib.Nifti1Image, channels: int = 0) -> None:
@@ -104,17 +111,25 @@ def check_dimensions(path: PathLike, image: nib.Nifti1Image, channels: int = 0) 
     if channels and image.shape[3:] != (channels,):
         raise InputError(
             f"{path}: its shape is {image.shape}, but one file with {channels} channels is needed; "
-            "give such a file, or a folder with one file per sequence."
+            "give such a file, or a folder with one file per sequence.",
+            "other dimensions",
         )
     if not channels and len(image.shape) != 3:
-        raise InputError(f"{path}: {len(image.shape)} dimensions instead of 3; give one file per sequence.")
+        raise InputError(
+            f"{path}: {len(image.shape)} dimensions instead of 3; give one file per sequence.", "other dimensions"
+        )
 
 
 def _checked_path(path: PathLike) -> Path:
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file; check the datalist or --dataset_dir.")
+    file = Path(path)
+    if file.is_dir():
+        raise InputError(f"{path}: a folder, where a file belongs; give the file.", "folder in place of a file")
+    if not file.is_file():
+        raise InputError(f"{path}: no such file; check the datalist or --dataset_dir.", "absent file")
     check_suffix(path)
-    return Path(path)
+    if not file.stat().st_size:
+        raise InputError(f"{path}: an empty file of 0 bytes; copy it again.", "empty file")
+    return file
 
 
 def open_image(path: PathLike) -> nib.Nifti1Image:
@@ -153,9 +168,11 @@ def _opened_by_itk(file: Path) -> nib.Nifti1Image:
     try:
         image = reader.read(str(file))
     except TypeError as error:
-        raise InputError(f"{file}: ITK does not read its type of voxels; save it with at most 32 bits.") from error
+        raise InputError(
+            f"{file}: ITK does not read its type of voxels; save it with at most 32 bits.", "no plain numbers"
+        ) from error
     if image.GetNumberOfComponentsPerPixel() > 1:
-        raise InputError(f"{file}: several channels; give one file per sequence.")
+        raise InputError(f"{file}: several channels; give one file per sequence.", "other dimensions")
     voxels, meta = reader.get_data(image)
     # The copy outlives ITK's image.
     return nib.Nifti1Image(np.array(voxels, order="F"), meta["affine"])
@@ -212,7 +229,8 @@ def voxels_of(image: nib.Nifti1Image, path: PathLike) -> np.ndarray:
     if voxels.dtype.kind not in "iuf":
         kind = "complex numbers" if voxels.dtype.kind == "c" else "colors"
         raise InputError(
-            f"{path}: its voxels are {kind}, not plain numbers; export the sequence again, as gray values."
+            f"{path}: its voxels are {kind}, not plain numbers; export the sequence again, as gray values.",
+            "no plain numbers",
         )
     return voxels
 

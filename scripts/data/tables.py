@@ -64,6 +64,11 @@ def read_table(path: str | Path) -> dict[str, Any]:
     content: dict[str, Any] = {"sequences": list(SEQUENCES)}
     for number, row in enumerate(rows[1:], 2):
         if any(cell.strip() for cell in row):
+            if len(row) > len(names):
+                raise InputError(
+                    f"{path}, row {number}: {len(row)} cells under {len(names)} columns; put a cell with a separator "
+                    "into quotes."
+                )
             entry, chosen = _entry(dict(zip(names, map(str.strip, row), strict=False)), f"{path}, row {number}")
             content.setdefault(chosen, []).append(entry)
     if len(content) == 1:

@@ -252,8 +252,8 @@ def test_faulty_files_are_named(tmp_path, brats):
     voxels = four_d(empty)
     voxels[..., 2] = 0
     nib.save(nib.Nifti1Image(voxels, np.eye(4)), empty)
-    with pytest.raises(InputError, match=r"c\.nii\.gz: channel 2 is empty"):
-        check_case({"image": str(empty)})
+    (finding,) = check_case({"case": "c", "image": str(empty)}).findings
+    assert finding.message.startswith(f"{empty}: channel 2 is empty")
     with pytest.raises(InputError, match="0 complete cases"):
         resolve_image(str(tmp_path / "imagesTr"))
 
@@ -274,11 +274,7 @@ def test_a_readers_error_comes_through(tmp_path, brats):
     (item, *_) = labeled_items(brats)
     file = Path(item["image"][2])
     content = gzip.decompress(file.read_bytes())
-    for damaged, said in (
-        (b"", "not a readable image"),
-        (b"no image at all", "not a readable image"),
-        (gzip.compress(content[:-50]), "damaged"),
-    ):
+    for damaged, said in ((b"no image at all", "not a readable image"), (gzip.compress(content[:-50]), "damaged")):
         file.write_bytes(damaged)
         with pytest.raises(InputError) as caught:
             load(item)

@@ -74,8 +74,8 @@ def test_integers_of_64_bits_are_refused(tmp_path):
 
 def case(root, formats=(".mha", ".nrrd", ".mgz", ".nii"), label=".nrrd"):
     """A case whose files differ in format."""
-    for sequence, suffix in zip(("t1", "t2", "t1ce", "flair"), formats, strict=True):
-        write(root / "P1" / f"P1_{sequence}{suffix}", random(len(sequence)) + 200, TURNED)
+    for seed, (sequence, suffix) in enumerate(zip(("t1", "t2", "t1ce", "flair"), formats, strict=True)):
+        write(root / "P1" / f"P1_{sequence}{suffix}", random(seed) + 200, TURNED)
     write(root / "P1" / f"P1_seg{label}", np.resize(np.array([0, 1, 2, 4], np.uint8), SHAPE), TURNED)
     return root
 
@@ -115,8 +115,8 @@ def test_several_channels_are_refused_by_the_check_and_the_loader(tmp_path, suff
     channels = np.stack([np.full(SHAPE, value, np.float32) for value in (1, 2, 3, 4)], axis=-1)
     itk.imwrite(itk.image_from_array(channels, is_vector=True), str(path))
     for item in ({"case": "scan", "image": str(path)}, {"case": "scan", "image": [str(path)] * 4}):
-        with pytest.raises(InputError, match=re.escape(f"{path}: several channels; give one file per sequence.")):
-            check_case(item)
+        (finding, *_) = check_case(item).findings
+        assert finding.message == f"{path}: several channels; give one file per sequence."
         with pytest.raises(InputError, match=re.escape(f"{path}: several channels; give one file per sequence.")):
             LoadImageByReaderd("image", SequenceReader(), image_only=True)(item)
 

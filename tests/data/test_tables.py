@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 from scripts.data.cases import NO_FILE
-from scripts.data.checks import check_cases
+from scripts.data.checks import check_files
 from scripts.data.datalist import labeled_items, read_datalist, split_datalist, unlabeled_items, write_datalist
 from scripts.data.tables import read_table
 from scripts.errors import InputError
@@ -69,6 +69,13 @@ def test_a_faulty_table_is_refused_by_file_and_row(tmp_path, header, row, said):
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
 
 
+def test_a_row_with_more_cells_than_columns_is_refused(tmp_path):
+    """A comma in a name would move the other cells, and the last would be lost."""
+    path = table(tmp_path, "a,1.nii,2.nii,3.nii,4.nii,s.nii,4,2", "b,1,5.nii,2.nii,3.nii,4.nii,s.nii,4,2")
+    with pytest.raises(InputError, match=r"row 3: 9 cells under 8 columns; put a cell with a separator into quotes"):
+        read_table(path)
+
+
 def test_an_unreadable_table_is_named(tmp_path):
     with pytest.raises(InputError, match=r"absent\.csv: cannot be read .* give an existing --datalist_file"):
         read_table(tmp_path / "absent.csv")
@@ -84,8 +91,9 @@ def test_an_empty_cell_is_a_missing_sequence(tmp_path):
     assert [item["image"] for item in split["all"] if item["case"] == "a"] == [first]
     write_datalist(split, "/data", tmp_path / "again.json")
     assert split_datalist("/data", tmp_path / "again.json") == split
-    with pytest.raises(InputError, match=r"1\.nii: a lacks t1ce; add it, or leave the case out"):
-        check_cases(split["all"], "/data", datalist_file=path)
+    (finding,) = check_files(split["all"], "/data", datalist_file=path)
+    assert finding.kind == "missing sequence"
+    assert finding.message == "/data/1.nii: a lacks t1ce; add it, or leave the case out."
 
 
 def labeled_table(folder, count):

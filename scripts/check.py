@@ -1,0 +1,94 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Check data before anything runs, and name all that is wrong with them: `python -m scripts.check DATASET_OR_CASE`.
+
+The status is 1 if there is an error, which would stop a workflow. Warnings leave it at 0. docs/troubleshooting.md
+explains every kind of finding.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from scripts import command
+from scripts.brats import CHANNEL_ORDER, ET_LABELS, SEQUENCES
+from scripts.data.checks import examine
+from scripts.data.datalist import every_item, read_datalist
+from scripts.data.findings import Finding
+from scripts.errors import InputError
+from scripts.files import save_json
+
+
+def table_of(findings: Sequence[Finding]) -> Table:
+    """The findings as a table, errors first."""
+    table = Table(show_lines=True)
+    for column in ("", "kind", "case", "what is wrong, and what to do"):
+        table.add_column(column, overflow="fold")
+    for finding in sorted(findings, key=lambda finding: not finding.is_error):
+        severity = "[red]error[/]" if finding.is_error else "[yellow]warning[/]"
+        table.add_row(severity, finding.kind, escape(finding.case), escape(finding.message))
+    return table
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    parser = command.parser("check", __doc__)
+    parser.add_argument("data", type=Path, metavar="DATASET_OR_CASE", help="folder of cases, of one case, or 4-D file")
+    parser.add_argument(
+        "--datalist_file", type=Path, help="check the cases of this list; its paths are relative to data"
+    )
+    parser.add_argument("--et_label", type=int, choices=ET_LABELS, help="value of ET (default: by each case's release)")
+    parser.add_argument(
+        "--channel_order",
+        nargs=len(SEQUENCES),
+        choices=SEQUENCES,
+        default=list(CHANNEL_ORDER),
+        help="sequences in the order of a four-dimensional file's channels (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--may_lack", type=int, default=0, help="sequences that a case may lack, by the weights' record (default: 0)"
+    )
+    parser.add_argument("--json", type=Path, help="also write the findings to this new file")
+    args = parser.parse_args(argv)
+    if args.json and args.json.exists():
+        raise InputError(f"{args.json}: exists already; move it away or choose another name.")
+    if args.datalist_file:
+        items = [item for items in read_datalist(args.datalist_file, args.data).values() for item in items]
+        if args.et_label:
+            for item in items:
+                item.update({"et_label": args.et_label, "resection_cavity": int(args.et_label == 3)})
+    else:
+        items = every_item(args.data, args.et_label)
+    findings, _ = examine(items, args.data, "cases", args.datalist_file, args.channel_order, args.may_lack)
+    errors = [finding for finding in findings if finding.is_error]
+    console = Console()
+    if findings:
+        console.print(table_of(findings))
+        for kind, count in Counter(finding.kind for finding in findings).most_common():
+            console.print(f"{count:6d}  {kind}", highlight=False)
+    console.print(
+        f"{len(items)} cases: {len(errors)} errors, {len(findings) - len(errors)} warnings"
+        + ("; docs/troubleshooting.md explains each kind." if findings else "."),
+        highlight=False,
+    )
+    if args.json:
+        content = [
+            {
+                "severity": "error" if one.is_error else "warning",
+                "kind": one.kind,
+                "case": one.case,
+                "message": one.message,
+            }
+            for one in findings
+        ]
+        save_json({"data": args.data, "cases": len(items), "errors": len(errors), "findings": content}, args.json)
+    return 1 if errors else 0
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,110 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""What may be wrong with data: the kinds of findings, each with its severity.
+
+docs/troubleshooting.md has a section for each kind, under the same name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from scripts.errors import InputError
+
+# Findings that stop a run, because its result would be absent or wrong.
+ERRORS = (
+    "missing sequence",
+    "doubled file",
+    "doubled case name",
+    "absent file",
+    "folder in place of a file",
+    "empty file",
+    "unreadable file",
+    "other format",
+    "not an image",
+    "damaged file",
+    "other dimensions",
+    "no plain numbers",
+    "no finite numbers",
+    "empty image",
+    "constant image",
+    "different grids",
+    "label map on another grid",
+    "unexpected label",
+    "ET 3 and 4 mixed",
+    "same image twice",
+    "contradicting order of channels",
+)
+# Findings that are reported and do not stop a run.
+WARNINGS = (
+    "borne missing sequence",
+    "other origin of a label map",
+    "other voxel size",
+    "skull not stripped",
+    "different brains",
+    "likely swapped sequences",
+    "label outside the brain",
+    "contradicting header",
+    "one patient in several cases",
+    "odd name",
+    "other tumor",
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, or may be wrong, with a case.
+
+    Attributes:
+        kind: one of ``ERRORS`` or ``WARNINGS``.
+        case: name of the case.
+        message: one line that names the file and the remedy.
+    """
+
+    kind: str
+    case: str
+    message: str
+
+    @property
+    def is_error(self) -> bool:
+        """Whether the finding stops a run."""
+        return self.kind in ERRORS
+
+
+@dataclass
+class Findings:
+    """The findings of one case.
+
+    Example:
+        >>> found = Findings("p1")
+        >>> with found.collecting():
+        ...     raise InputError("p1_t1.nii: empty, every voxel is 0; export it again.", "empty image")
+        >>> found.list[0].kind, found.list[0].is_error
+        ('empty image', True)
+    """
+
+    case: str
+    list: list[Finding] = field(default_factory=list)
+
+    def add(self, kind: str, message: str) -> None:
+        """Add a finding, unless it is there already.
+
+        Raises:
+            KeyError: there is no such kind.
+        """
+        if kind not in (*ERRORS, *WARNINGS):
+            raise KeyError(kind)
+        if (finding := Finding(kind, self.case, message)) not in self.list:
+            self.list.append(finding)
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Make an ``InputError`` that states its kind a finding, and go on after the block."""
+        try:
+            yield
+        except InputError as error:
+            if not error.kind:
+                raise
+            self.add(error.kind, str(error))

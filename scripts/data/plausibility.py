@@ -1,0 +1,193 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Doubts about images that can be read but may not be what their names say.
+
+The limits were set on the eighteen real cases and the phantoms that docs/troubleshooting.md names. All doubts are
+warnings, apart from one image under two names.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import nibabel as nib
+import numpy as np
+from scipy.stats import rankdata
+from scripts.brats import SEQUENCE_TITLES
+from scripts.data.findings import Findings
+
+# A brain has 1 to 1.8 liters, and phantoms up to 2.6. A head has 3 and more.
+LARGEST_BRAIN_ML = 2800.0
+# Sequences of one case have the same brain mask up to 0.2 % of the brain.
+LARGEST_MASK_DIFFERENCE = 0.05
+LARGEST_SHARE_OUTSIDE = 0.01
+# The lowest fifth of a brain, with the cerebellum, lies at least 9 % of its length behind its center.
+LEAST_SHIFT_BACK = 0.06
+# T1 with contrast agent, divided by T1: in ET at least 1.01 times as much as elsewhere in the brain.
+LEAST_ENHANCEMENT = 0.9
+# A correlation of ranks over this many voxels is exact enough.
+SAMPLES = 40_000
+
+
+def doubt_images(
+    found: Findings, images: Mapping[str, np.ndarray], files: Mapping[str, str], first: nib.Nifti1Image
+) -> None:
+    """Add what is doubtful about the images of a case.
+
+    Args:
+        found: where findings are added.
+        images: voxels by sequence, on one grid. Sequences that could not be read are absent.
+        files: the file of each sequence.
+        first: an image of the case, whose header gives the grid.
+    """
+    twice = [pair for pair in itertools.combinations(images, 2) if np.array_equal(images[pair[0]], images[pair[1]])]
+    for one, other in twice:
+        found.add(
+            "same image twice",
+            f"{files[other]}: {SEQUENCE_TITLES[other]} is the same image as {SEQUENCE_TITLES[one]} ({files[one]}); "
+            "export the right sequence.",
+        )
+    masks = {sequence: voxels != 0 for sequence, voxels in images.items()}
+    common = np.asarray(np.sum(list(masks.values()), axis=0, dtype=np.uint8) * 2 > len(masks))
+    size = max(int(common.sum()), 1)
+    for sequence, mask in masks.items():
+        if (share := float((mask ^ common).sum() / size)) > LARGEST_MASK_DIFFERENCE:
+            found.add(
+                "different brains",
+                f"{files[sequence]}: {share:.0%} of its brain (the voxels that are not 0) differs from the other "
+                "sequences'; use one brain mask for all.",
+            )
+    volume = float(common.sum() * abs(np.linalg.det(first.affine[:3, :3])) / 1000)
+    if volume > LARGEST_BRAIN_ML:
+        found.add(
+            "skull not stripped",
+            f"{next(iter(files.values()))}: {volume / 1000:.1f} liters are not 0, which is more than a brain; strip "
+            "the skull and set the background to exactly 0.",
+        )
+    elif (shift := shift_back(common, first.affine)) is not None and shift < LEAST_SHIFT_BACK:
+        found.add(
+            "contradicting header",
+            f"{next(iter(files.values()))}: by its header, the lowest part of the brain lies too far in front, so the "
+            "head may be turned round or upside down; correct the affine.",
+        )
+    if not twice and volume <= LARGEST_BRAIN_ML:
+        doubt_sequences(found, images, masks, files)
+
+
+def shift_back(brain: np.ndarray, affine: np.ndarray) -> float | None:
+    """How far the lowest fifth of a brain lies behind the center of the brain, as a share of its length.
+
+    The cerebellum is there, so the shift is positive if the header is right.
+
+    Args:
+        brain: mask of the brain, (*size).
+        affine: affine of the grid. Its axes run to the right, to the front and up.
+
+    Returns:
+        The shift; None if the mask is too small to tell.
+
+    Example:
+        >>> brain = np.zeros((30, 40, 30), bool)
+        >>> brain[5:25, 5:35, 10:25] = True  # the second axis runs to the front
+        >>> brain[5:25, 5:15, 5:10] = True
+        >>> shift_back(brain, np.eye(4)) > 0, shift_back(brain, np.diag([-1, -1, 1, 1])) > 0
+        (True, False)
+    """
+    if brain.sum() < 5000:
+        return None
+    to_ras = nib.orientations.io_orientation(affine)
+    turned = nib.orientations.apply_orientation(brain, to_ras)
+    heights = np.flatnonzero(turned.any((0, 1)))
+    depths = np.flatnonzero(turned.any((0, 2)))
+    low = turned[:, :, heights[0] : heights[0] + max(round(len(heights) / 5), 1)]
+
+    def center(mask: np.ndarray) -> float:
+        return float(np.average(np.arange(mask.shape[1]), weights=mask.sum((0, 2))))
+
+    return (center(turned) - center(low)) / (depths[-1] - depths[0] + 1)
+
+
+def doubt_sequences(
+    found: Findings, images: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray], files: Mapping[str, str]
+) -> None:
+    """Add the doubt that a T2 image stands in another sequence's place.
+
+    Fluid is dark in T1 and bright in T2, so T2 is less like both T1 images than they are like each other, and less
+    like them than FLAIR is, in which fluid is dark.
+
+    Args:
+        found: where findings are added.
+        images: voxels by sequence.
+        masks: brain by sequence.
+        files: the file of each sequence.
+    """
+    if len(images) < 4:
+        return
+    inside = np.flatnonzero(np.all(list(masks.values()), axis=0))
+    inside = inside[:: max(len(inside) // SAMPLES, 1)]
+    if len(inside) < 1000:
+        return
+    ranks = {sequence: rankdata(voxels.ravel()[inside]) for sequence, voxels in images.items()}
+    alike = {
+        frozenset(pair): float(np.corrcoef(ranks[pair[0]], ranks[pair[1]])[0, 1])
+        for pair in itertools.combinations(images, 2)
+    }
+
+    def like(one: str, other: str) -> float:
+        return alike[frozenset((one, other))]
+
+    def fit(t1: str, t1ce: str, t2: str, flair: str) -> float:
+        # How well the images fit the sequences, if the names were these.
+        of_flair, of_t2 = (like(t1, other) + like(t1ce, other) for other in (flair, t2))
+        return like(t1, t1ce) + of_flair / 2 - of_t2
+
+    fits = {"": fit("t1", "t1ce", "t2", "flair")}
+    fits |= {"t1": fit("t2", "t1ce", "t1", "flair"), "t1ce": fit("t1", "t2", "t1ce", "flair")}
+    fits |= {"flair": fit("t1", "t1ce", "flair", "t2")}
+    swapped = max(fits, key=lambda name: fits[name])
+    if swapped:
+        found.add(
+            "likely swapped sequences",
+            f"{files[swapped]}: by its contrast, this may be T2, and {files['t2']} may be {SEQUENCE_TITLES[swapped]}; "
+            "look at both, and exchange their names if so.",
+        )
+
+
+def doubt_label(
+    found: Findings, images: Mapping[str, np.ndarray], files: Mapping[str, str], label: np.ndarray, path: str, et: int
+) -> None:
+    """Add what is doubtful about a label map.
+
+    Args:
+        found: where findings are added.
+        images: voxels by sequence, on the grid of the label map.
+        files: the file of each sequence.
+        label: the label map, (*size).
+        path: its file.
+        et: value of ET.
+    """
+    brain = np.any([voxels != 0 for voxels in images.values()], axis=0)
+    tumor = label != 0
+    if tumor.any() and (share := float((tumor & ~brain).sum() / tumor.sum())) > LARGEST_SHARE_OUTSIDE:
+        found.add(
+            "label outside the brain",
+            f"{path}: {share:.0%} of the tumor lies where all images are 0; check that it belongs to this case.",
+        )
+    if not {"t1", "t1ce"} <= set(images):
+        return
+    valid = (images["t1"] > 0) & (images["t1ce"] > 0)
+    enhancing, other = valid & (label == et), valid & ~tumor
+    if enhancing.sum() < 200 or other.sum() < 1000:
+        return
+    step = max(int(other.sum()) // SAMPLES, 1)
+    gains = [
+        float(np.median(images["t1ce"][part][::pace] / images["t1"][part][::pace].astype(np.float32)))
+        for part, pace in ((enhancing, 1), (other, step))
+    ]
+    if gains[0] < LEAST_ENHANCEMENT * gains[1]:
+        found.add(
+            "likely swapped sequences",
+            f"{files['t1ce']}: the enhancing tumor of {path} is darker in it than in {files['t1']}; they may be "
+            "exchanged: look at both, and exchange their names if so.",
+        )
