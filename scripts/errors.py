@@ -23,8 +23,14 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str, kind: str = "") -> None:
-        super().__init__(message)
+        super().__init__(message, kind)
         self.kind = kind
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    def __repr__(self) -> str:
+        return f"InputError({str(self)!r})"
 
 
 def input_error_behind(error: BaseException | None) -> InputError | None:

@@ -3,6 +3,7 @@
 """Wrong input is shown as one line; every other error keeps its traceback."""
 
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,11 @@ def test_other_errors_keep_their_traceback(code):
     assert "error: " not in done.stderr.lower().splitlines()[0]
     assert done.stderr.splitlines()[-1].split(":")[0] in ("ValueError", "RuntimeError")
     assert done.returncode == 1
+
+
+def test_an_input_error_keeps_its_kind_in_another_process():
+    error = pickle.loads(pickle.dumps(InputError("a.nii: cut off", "damaged file")))
+    assert (str(error), repr(error), error.kind) == ("a.nii: cut off", "InputError('a.nii: cut off')", "damaged file")
 
 
 @pytest.mark.slow

@@ -32,7 +32,11 @@ def make_cases(root, count=5, label=True, description=""):
         name = f"BraTS20_Training_{index:03}"
         (root / name).mkdir(parents=True)
         for suffix in ("t1", "t2", "t1ce", "flair", *(["seg"] if label else [])):
-            image = nib.Nifti1Image(np.ones((4, 4, 4), np.int16), np.eye(4))
+            # The same image may not stand twice.
+            noise = np.random.default_rng(list(f"{name}_{suffix}".encode())).integers(1, 1000, (4, 4, 4))
+            image = nib.Nifti1Image(
+                noise.astype(np.int16) if suffix != "seg" else np.ones((4, 4, 4), np.int16), np.eye(4)
+            )
             image.header["descrip"] = description.encode()
             nib.save(image, root / name / f"{name}_{suffix}.nii.gz")
     return root

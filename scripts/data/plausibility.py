@@ -105,7 +105,7 @@ def shift_back(brain: np.ndarray, affine: np.ndarray) -> float | None:
     def center(mask: np.ndarray) -> float:
         return float(np.average(np.arange(mask.shape[1]), weights=mask.sum((0, 2))))
 
-    return (center(turned) - center(low)) / (depths[-1] - depths[0] + 1)
+    return (center(turned) - center(low)) / int(depths[-1] - depths[0] + 1)
 
 
 def doubt_sequences(
