@@ -131,6 +131,7 @@ def check_case(item: Mapping[str, Any], channel_order: Sequence[str] = CHANNEL_O
     paths = [str(image)] if four_dimensional else [str(path) for path in image]
     named = dict(zip(paths, SEQUENCES, strict=False))
     first: tuple[str, nib.Nifti1Image] | None = None
+    checksum = ""
     images: dict[str, np.ndarray] = {}
     files: dict[str, str] = {}
     for path in image_files(paths):
@@ -141,6 +142,8 @@ def check_case(item: Mapping[str, Any], channel_order: Sequence[str] = CHANNEL_O
                 check_spacing(found, path, opened)
             check_grid(path, opened, *first)
             voxels = voxels_of(opened, path)
+            if opened is first[1]:
+                checksum = hashlib.sha256(voxels.tobytes()).hexdigest()
             check_image(path, voxels)
             if four_dimensional:
                 images = {sequence: voxels[..., number] for number, sequence in enumerate(channel_order)}
@@ -166,7 +169,6 @@ def check_case(item: Mapping[str, Any], channel_order: Sequence[str] = CHANNEL_O
             check_label_values(values, et, path, bool(item.get("resection_cavity", 0)))
             if images:
                 doubt_label(found, images, files, voxels, path, et)
-    checksum = "" if first is None else hashlib.sha256(voxels_of(first[1], first[0]).tobytes()).hexdigest()
     return CheckedCase(first is not None and is_phantom(first[1]), found.list, frozenset(et_values), checksum)
 
 

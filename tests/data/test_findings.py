@@ -273,6 +273,13 @@ def test_all_faults_of_all_cases_are_listed(tmp_path):
     ]
 
 
+def test_a_first_image_that_is_damaged_hides_no_other_fault(tmp_path):
+    root = write(tmp_path / "data")
+    rewrite(file(root, "t1"), lambda v: v.astype(np.complex64))
+    rewrite(file(root, "flair"), lambda v: v * 0)
+    assert [one["kind"] for one in findings(root)] == ["no plain numbers", "empty image"]
+
+
 def test_a_report_is_not_overwritten_and_an_empty_folder_is_refused(tmp_path):
     (tmp_path / "findings.json").write_text("mine")
     for arguments, said in (
