@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -18,7 +19,7 @@ from rich.table import Table
 from scripts import command
 from scripts.brats import CHANNEL_ORDER, ET_LABELS, SEQUENCES
 from scripts.data.checks import examine
-from scripts.data.datalist import every_item, read_datalist
+from scripts.data.datalist import every_item, read_datalist, set_et_label
 from scripts.data.findings import Finding
 from scripts.errors import InputError
 from scripts.files import save_json
@@ -30,8 +31,8 @@ def table_of(findings: Sequence[Finding]) -> Table:
     for column in ("", "kind", "case", "what is wrong, and what to do"):
         table.add_column(column, overflow="fold")
     for finding in sorted(findings, key=lambda finding: not finding.is_error):
-        severity = "[red]error[/]" if finding.is_error else "[yellow]warning[/]"
-        table.add_row(severity, finding.kind, escape(finding.case), escape(finding.message))
+        color = "red" if finding.is_error else "yellow"
+        table.add_row(f"[{color}]{finding.severity}[/]", finding.kind, escape(finding.case), escape(finding.message))
     return table
 
 
@@ -59,9 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"{args.json}: exists already; move it away or choose another name.")
     if args.datalist_file:
         items = [item for items in read_datalist(args.datalist_file, args.data).values() for item in items]
-        if args.et_label:
-            for item in items:
-                item.update({"et_label": args.et_label, "resection_cavity": int(args.et_label == 3)})
+        set_et_label(items, args.et_label)
     else:
         items = every_item(args.data, args.et_label)
     findings, _ = examine(items, args.data, "cases", args.datalist_file, args.channel_order, args.may_lack)
@@ -77,15 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         highlight=False,
     )
     if args.json:
-        content = [
-            {
-                "severity": "error" if one.is_error else "warning",
-                "kind": one.kind,
-                "case": one.case,
-                "message": one.message,
-            }
-            for one in findings
-        ]
+        content = [{"severity": finding.severity, **asdict(finding)} for finding in findings]
         save_json({"data": args.data, "cases": len(items), "errors": len(errors), "findings": content}, args.json)
     return 1 if errors else 0
 

@@ -31,11 +31,11 @@ from scripts.brats import (
     SEQUENCES,
     check_label_values,
     other_tumor,
-    patient_name,
     released_file,
     sequence_named,
 )
 from scripts.data.cases import LOOKED_FOR, find_cases, image_files, missing_sequences
+from scripts.data.datalist import by_patient, patient_of
 from scripts.data.findings import Finding, Findings
 from scripts.data.images import read_image, voxels_of
 from scripts.data.phantom import PHANTOM_DESCRIPTION
@@ -151,8 +151,7 @@ def check_case(item: Mapping[str, Any], channel_order: Sequence[str] = CHANNEL_O
             else:
                 images[named[path]], files[named[path]] = voxels, path
     et_values: set[int] = set()
-    if first is not None and images:
-        doubt_images(found, images, files, first[1])
+    brain = doubt_images(found, images, files, first[1]) if first is not None and images else None
     if "label" in item:
         path, et = str(item["label"]), int(item["et_label"])
         with found.collecting():
@@ -167,8 +166,8 @@ def check_case(item: Mapping[str, Any], channel_order: Sequence[str] = CHANNEL_O
                     "matched to the images voxel by voxel.",
                 )
             check_label_values(values, et, path, bool(item.get("resection_cavity", 0)))
-            if images:
-                doubt_label(found, images, files, voxels, path, et)
+            if brain is not None:
+                doubt_label(found, images, files, brain, voxels, path, et)
     return CheckedCase(first is not None and is_phantom(first[1]), found.list, frozenset(et_values), checksum)
 
 
@@ -267,7 +266,7 @@ def check_files(
     """What is wrong with the names and the number of files, before any image is read. The arguments are those of
     ``check_cases``."""
     findings: list[Finding] = []
-    listed = {str(item["case"]) for item in items}
+    incomplete: set[str] = set()
     for case in find_cases(dataset_dir) if datalist_file is None and dataset_dir is not None else []:
         found = Findings(case.name)
         if len(case.missing) > may_lack:
@@ -276,13 +275,14 @@ def check_files(
                 f"{case.folder}: incomplete, there is no {' and no '.join(case.missing)}; {_bearable(may_lack)}"
                 "add it, or move the folder away.",
             )
-            listed.discard(case.name)
+            incomplete.add(case.name)
         if case.doubled:
             found.add(
                 "doubled file", f"{case.doubled[0]}: {case.name} has this image twice; keep one of the two files."
             )
         findings += found.list
     names: dict[str, str] = {}
+    said = {finding.message for finding in findings}
     for item in items:
         # A datalist may hold the same case on both sides of the split, to test whether a network can learn it.
         file, name = image_files(item["image"])[0], str(item["case"])
@@ -295,7 +295,7 @@ def check_files(
             )
         elif name not in names:
             absent = missing_sequences(item["image"])
-            if len(absent) > may_lack and name in listed:
+            if len(absent) > may_lack and name not in incomplete:
                 found.add(
                     "missing sequence",
                     f"{file}: {name} lacks {' and '.join(absent)}; {_bearable(may_lack)}add it, or leave the case out.",
@@ -316,24 +316,24 @@ def check_files(
                 check_channel_order(item, channel_order)
         names[name] = file
         # The order of channels is the same fault in every case.
-        findings += [one for one in found.list if one.message not in {other.message for other in findings}]
-    return findings + _of_patients(names) + _of_other_tumors(names)
+        findings += [one for one in found.list if one.message not in said]
+        said |= {one.message for one in found.list}
+    return findings + _of_patients(items) + _of_other_tumors(names)
 
 
-def _of_patients(names: Iterable[str]) -> list[Finding]:
-    cases: dict[str, list[str]] = {}
-    for name in names:
-        cases.setdefault(patient_name(name), []).append(name)
-    several = {patient: visits for patient, visits in cases.items() if len(visits) > 1}
+def _of_patients(items: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    cases = {str(item["case"]): dict(item) for item in items}
+    several = [visits for visits in by_patient(list(cases.values())) if len(visits) > 1]
     if not several:
         return []
-    patient, visits = next(iter(several.items()))
+    visits = [str(item["case"]) for item in several[0]]
     return [
         Finding(
             "one patient in several cases",
             visits[0],
-            f"{len(several)} patient{'s have' if len(several) > 1 else ' has'} several cases, such as {patient} "
-            f"({', '.join(visits[:3])}); their scores are not independent, and splits keep them together.",
+            f"{len(several)} patient{'s have' if len(several) > 1 else ' has'} several cases, such as "
+            f"{patient_of(several[0][0])} ({', '.join(visits[:3])}); their scores are not independent, and splits keep "
+            "them together.",
         )
     ]
 
@@ -363,6 +363,7 @@ def compare_cases(items: Sequence[Mapping[str, Any]], checked: Sequence[CheckedC
     """
     findings: list[Finding] = []
     first: dict[str, Mapping[str, Any]] = {}
+    releases: dict[str, dict[int, list[str]]] = {}
     for item, case in zip(items, checked, strict=True):
         other = first.setdefault(case.checksum, item)
         if case.checksum and other["case"] != item["case"]:
@@ -374,8 +375,6 @@ def compare_cases(items: Sequence[Mapping[str, Any]], checked: Sequence[CheckedC
                     "case; keep one of the two cases.",
                 )
             )
-    releases: dict[str, dict[int, list[str]]] = {}
-    for item, case in zip(items, checked, strict=True):
         release = released_file(str(item.get("label", "")))
         if release and len(case.et_values) == 1:
             values = releases.setdefault(release.release.name, {})
@@ -428,9 +427,9 @@ def examine(
     if not items and not any(finding.is_error for finding in findings):
         raise InputError(_nothing_found(Path(dataset_dir or "."), cases))
     checked = read_cases(items, cases, channel_order) if items else []
-    for case in checked:
-        findings += [finding for finding in case.findings if finding not in findings]
-    return findings + compare_cases(items, checked), checked
+    findings += [finding for case in checked for finding in case.findings] + compare_cases(items, checked)
+    # A datalist may hold a case, and an entry a file, more than once.
+    return list(dict.fromkeys(findings)), checked
 
 
 def check_cases(

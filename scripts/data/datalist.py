@@ -98,11 +98,24 @@ def _item(case: Case, et_label: int | None, with_label: bool) -> dict[str, Any]:
     item: dict[str, Any] = {"case": case.name, "image": image}
     if with_label:
         item["label"] = str(case.label)
-        item["et_label"] = case.release.et_label if et_label is None else et_label
-        item["edema_label"] = case.release.edema_label
-        # A user who sets ET's label to 3 says explicitly that a 4 beside it is a resection cavity.
-        item["resection_cavity"] = int(et_label == 3)
+        item |= {"et_label": case.release.et_label, "edema_label": case.release.edema_label, "resection_cavity": 0}
+        set_et_label([item], et_label)
     return item
+
+
+def set_et_label(items: Sequence[dict[str, Any]], et_label: int | None) -> None:
+    """Give entries the value of ET that the user has set; None leaves them as they are.
+
+    Example:
+        >>> items = [{"et_label": 4, "resection_cavity": 0}]
+        >>> set_et_label(items, 3)
+        >>> items
+        [{'et_label': 3, 'resection_cavity': 1}]
+    """
+    if et_label is not None:
+        for item in items:
+            # A user who sets ET's label to 3 says explicitly that a 4 beside it is a resection cavity.
+            item.update(et_label=et_label, resection_cavity=int(et_label == 3))
 
 
 def unlabeled_items(dataset_dir: str | Path, datalist_file: str | Path | None = None) -> list[dict[str, Any]]:
@@ -293,9 +306,7 @@ def split_datalist(
             training, validation = _random_split(items, validation_fraction, seed)
         lists = {"training": training, "validation": validation}
     lists = {name: lists[name] for name in ("training", "validation")}
-    if et_label is not None:
-        for item in lists["training"] + lists["validation"]:
-            item.update(et_label=et_label, resection_cavity=int(et_label == 3))
+    set_et_label(lists["training"] + lists["validation"], et_label)
     return {**lists, "all": lists["training"] + lists["validation"]}
 
 

@@ -72,6 +72,11 @@ class Finding:
         """Whether the finding stops a run."""
         return self.kind in ERRORS
 
+    @property
+    def severity(self) -> str:
+        """The word for it: error or warning."""
+        return "error" if self.is_error else "warning"
+
 
 @dataclass
 class Findings:
@@ -89,15 +94,14 @@ class Findings:
     list: list[Finding] = field(default_factory=list)
 
     def add(self, kind: str, message: str) -> None:
-        """Add a finding, unless it is there already.
+        """Add a finding.
 
         Raises:
             KeyError: there is no such kind.
         """
         if kind not in (*ERRORS, *WARNINGS):
             raise KeyError(kind)
-        if (finding := Finding(kind, self.case, message)) not in self.list:
-            self.list.append(finding)
+        self.list.append(Finding(kind, self.case, message))
 
     @contextmanager
     def collecting(self) -> Iterator[None]:

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Doubts about images that can be read but may not be what their names say.
 
-The limits were set on the eighteen real cases and the phantoms that docs/troubleshooting.md names. All doubts are
-warnings, apart from one image under two names.
+The limits were set on eighteen real cases and on phantoms of each difficulty. All doubts are warnings, apart from one
+image under two names.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LARGEST_BRAIN_ML = 2800.0
 # Sequences of one case have the same brain mask up to 0.2 % of the brain.
 LARGEST_MASK_DIFFERENCE = 0.05
 LARGEST_SHARE_OUTSIDE = 0.01
-# The lowest fifth of a brain, with the cerebellum, lies at least 9 % of its length behind its center.
+# The lowest fifth of a brain, with the cerebellum, lies at least 8 % of its length behind its center.
 LEAST_SHIFT_BACK = 0.06
 # T1 with contrast agent, divided by T1: in ET at least 1.01 times as much as elsewhere in the brain.
 LEAST_ENHANCEMENT = 0.9
@@ -32,7 +32,7 @@ SAMPLES = 40_000
 
 def doubt_images(
     found: Findings, images: Mapping[str, np.ndarray], files: Mapping[str, str], first: nib.Nifti1Image
-) -> None:
+) -> np.ndarray:
     """Add what is doubtful about the images of a case.
 
     Args:
@@ -40,6 +40,9 @@ def doubt_images(
         images: voxels by sequence, on one grid. Sequences that could not be read are absent.
         files: the file of each sequence.
         first: an image of the case, whose header gives the grid.
+
+    Returns:
+        The brain: the voxels in which an image is not 0, bool of shape (*size).
     """
     twice = [pair for pair in itertools.combinations(images, 2) if np.array_equal(images[pair[0]], images[pair[1]])]
     for one, other in twice:
@@ -73,6 +76,7 @@ def doubt_images(
         )
     if not twice and volume <= LARGEST_BRAIN_ML:
         doubt_sequences(found, images, masks, files)
+    return np.asarray(np.any(list(masks.values()), axis=0))
 
 
 def shift_back(brain: np.ndarray, affine: np.ndarray) -> float | None:
@@ -137,16 +141,14 @@ def doubt_sequences(
     def like(one: str, other: str) -> float:
         return alike[frozenset((one, other))]
 
-    def fit(t1: str, t1ce: str, t2: str, flair: str) -> float:
-        # How well the images fit the sequences, if the names were these.
+    def fit(t2: str) -> float:
+        # How well the images fit if T2 and the sequence of this name were exchanged; "t2" leaves all in place.
+        t1, t1ce, flair = ("t2" if sequence == t2 else sequence for sequence in ("t1", "t1ce", "flair"))
         of_flair, of_t2 = (like(t1, other) + like(t1ce, other) for other in (flair, t2))
         return like(t1, t1ce) + of_flair / 2 - of_t2
 
-    fits = {"": fit("t1", "t1ce", "t2", "flair")}
-    fits |= {"t1": fit("t2", "t1ce", "t1", "flair"), "t1ce": fit("t1", "t2", "t1ce", "flair")}
-    fits |= {"flair": fit("t1", "t1ce", "flair", "t2")}
-    swapped = max(fits, key=lambda name: fits[name])
-    if swapped:
+    swapped = max(("t2", "t1", "t1ce", "flair"), key=fit)
+    if swapped != "t2":
         found.add(
             "likely swapped sequences",
             f"{files[swapped]}: by its contrast, this may be T2, and {files['t2']} may be {SEQUENCE_TITLES[swapped]}; "
@@ -155,7 +157,13 @@ def doubt_sequences(
 
 
 def doubt_label(
-    found: Findings, images: Mapping[str, np.ndarray], files: Mapping[str, str], label: np.ndarray, path: str, et: int
+    found: Findings,
+    images: Mapping[str, np.ndarray],
+    files: Mapping[str, str],
+    brain: np.ndarray,
+    label: np.ndarray,
+    path: str,
+    et: int,
 ) -> None:
     """Add what is doubtful about a label map.
 
@@ -163,11 +171,11 @@ def doubt_label(
         found: where findings are added.
         images: voxels by sequence, on the grid of the label map.
         files: the file of each sequence.
+        brain: the voxels in which an image is not 0, bool of shape (*size).
         label: the label map, (*size).
         path: its file.
         et: value of ET.
     """
-    brain = np.any([voxels != 0 for voxels in images.values()], axis=0)
     tumor = label != 0
     if tumor.any() and (share := float((tumor & ~brain).sum() / tumor.sum())) > LARGEST_SHARE_OUTSIDE:
         found.add(
