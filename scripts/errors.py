@@ -33,6 +33,10 @@ class InputError(ValueError):
         return f"InputError({str(self)!r})"
 
 
+class WriteError(InputError):
+    """A file cannot be written, because its disk is full or takes no files. Every further file would fail, too."""
+
+
 def input_error_behind(error: BaseException | None) -> InputError | None:
     """The ``InputError`` in the chain of causes of ``error``; None if there is none.
 

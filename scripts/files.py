@@ -7,6 +7,8 @@ Such a file is written beside its place and then moved there.
 
 from __future__ import annotations
 
+import errno
+import glob
 import hashlib
 import json
 import os
@@ -21,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scripts.errors import InputError
+from scripts.errors import InputError, WriteError
 
 BUNDLE_ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = BUNDLE_ROOT / "configs"
@@ -41,11 +43,28 @@ UNREADABLE_TENSORS = (
 )
 
 
+# What an operating system says of a disk that takes no more, or nothing at all.
+TAKES_NOTHING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def cannot_write(path: str | Path, reason: object) -> WriteError:
+    """The error for a file that cannot be written.
+
+    Example:
+        >>> str(cannot_write("p1.nii.gz", "No space left on device"))
+        'p1.nii.gz: cannot be written (No space left on device); make room there, or choose another folder.'
+    """
+    return WriteError(f"{path}: cannot be written ({reason}); make room there, or choose another folder.")
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary path, which replaces ``path`` on success and is removed on failure.
 
     The temporary file has the name of ``path``, in a temporary folder beside it, so writers find the right extension.
+
+    Raises:
+        WriteError: the folder of ``path`` cannot be made or written, or its disk is full.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -57,13 +76,29 @@ def replacing(path: str | Path) -> Iterator[Path]:
         'case,dice'
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise cannot_write(path, error.strerror) from error
     temporary = Path(folder) / path.name
     try:
         yield temporary
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno in TAKES_NOTHING:
+            raise cannot_write(path, error.strerror) from error
+        if "inline_container" in str(error):  # torch's writer of archives, when a disk is full
+            raise cannot_write(path, "torch could not write all of it") from error
+        raise
     finally:
+        shutil.rmtree(folder)
+
+
+def remove_unfinished(path: str | Path) -> None:
+    """Remove what a killed process has left of ``path`` while it was ``replacing`` it."""
+    path = Path(path)
+    for folder in path.parent.glob(f".{glob.escape(path.name)}.*"):
         shutil.rmtree(folder)
 
 
@@ -142,6 +177,9 @@ def keep_earlier(path: str | Path) -> Path | None:
     Returns:
         The new path; None if nothing was there.
 
+    Raises:
+        WriteError: the folder takes no changes.
+
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = Path(folder) / "model.pt"
@@ -156,10 +194,16 @@ def keep_earlier(path: str | Path) -> Path | None:
     if not path.exists():
         return None
     changed = datetime.fromtimestamp(path.stat().st_mtime)
-    kept = path.with_name(f"{path.stem}_{changed:%Y%m%d_%H%M%S}{path.suffix}")
+    # Path.suffix alone would part .nii from .gz.
+    suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
+    dated = f"{path.name.removesuffix(suffix)}_{changed:%Y%m%d_%H%M%S}"
+    kept = path.with_name(dated + suffix)
     number = 1
     while kept.exists():
         number += 1
-        kept = path.with_name(f"{path.stem}_{changed:%Y%m%d_%H%M%S}_{number}{path.suffix}")
-    path.rename(kept)
+        kept = path.with_name(f"{dated}_{number}{suffix}")
+    try:
+        path.rename(kept)
+    except OSError as error:
+        raise cannot_write(kept, error.strerror) from error
     return kept

@@ -342,7 +342,9 @@ class EvaluationReport:
         self.cases, self.volumes = [], []
 
     def iteration_completed(self, engine: Workflow) -> None:
-        """Note the case's name and volumes."""
+        """Note the case's name and volumes. A case that failed has no output (``scripts.inference.failures``)."""
+        if not engine.state.output:
+            return
         for item, output in zip(engine.state.batch, engine.state.output, strict=True):
             self.cases.append(item["case"])
             row = []

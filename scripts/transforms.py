@@ -407,6 +407,41 @@ class RemoveSmallComponentsd(MapTransform):
         return item
 
 
+class RemoveSmallTumorsd(MapTransform):
+    """Clear tumors of fewer than ``min_voxels`` voxels beside a larger one, with all regions inside them.
+
+    A tumor is a connected component of all regions together. The largest one always stays. A network that has seen few
+    patients often takes bright spots far from the tumor for edema.
+
+    Args:
+        keys: keys of regions, non-zero inside, of shape (4, *size).
+        min_voxels: size of the smallest tumor that stays beside the largest one.
+
+    Example:
+        >>> regions = torch.tensor([[0, 0, 1, 0, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 1], [1, 1, 0, 1, 1]])
+        >>> RemoveSmallTumorsd("pred", min_voxels=9)({"pred": regions})["pred"].tolist()
+        [[0, 0, 1, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [1, 1, 0, 0, 0]]
+    """
+
+    def __init__(self, keys: KeysCollection, min_voxels: int = 0, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.min_voxels = min_voxels
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Clear the small tumors of one case."""
+        item = dict(data)
+        for key in self.key_iterator(item) if self.min_voxels else ():
+            regions = item[key].clone()
+            inside = regions[(slice(ET_CHANNEL, None), *lesion_box(regions[ET_CHANNEL:]))]
+            components, _ = ndimage.label(np.asarray(inside.cpu()).any(0))
+            sizes = np.bincount(components.ravel())
+            sizes[0] = 0
+            small = (components > 0) & (sizes < self.min_voxels)[components] & (components != sizes.argmax())
+            inside[:, torch.as_tensor(small, device=inside.device)] = 0
+            item[key] = regions
+        return item
+
+
 class SuppressSmallEnhancingTumord(MapTransform):
     """Clear an enhancing tumor that is too small to be plausible. Its voxels are set in TC and WT.
 

@@ -63,7 +63,8 @@ def test_weights_have_their_record_beside_them(training):
         network.load_state_dict(torch.load(training / f"{name}.pt", weights_only=True))
         assert record["sequences"] == ["t1", "t2", "t1ce", "flair"]
         assert (record["spacing"], record["exclusive"], record["normalization"]) == ([4.0] * 3, False, "brain")
-        thresholds = {"min_component_voxels": 10, "min_et_voxels": 300, "et_per_component": False}
+        thresholds = {"min_component_voxels": 10, "min_tumor_voxels": 0, "min_et_voxels": 300}
+        thresholds["et_per_component"] = False
         assert record["postprocessing"] == thresholds
         how = {"window": [32] * 3, "overlap": 0.5, "inferer": "BrainWindowInferer", "precision": "float32"}
         assert record["training"] == how

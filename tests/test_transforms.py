@@ -24,6 +24,7 @@ from scripts.transforms import (
     ProbabilitiesToRegionsd,
     RegionsToLabelsd,
     RemoveSmallComponentsd,
+    RemoveSmallTumorsd,
     RequireFinited,
     SuppressSmallEnhancingTumord,
     labels_to_regions,
@@ -330,6 +331,35 @@ def test_small_components_equal_brute_force(regions, min_voxels):
             if (parts == part).sum() < min_voxels:
                 wanted[channel][parts == part] = 0
     np.testing.assert_array_equal(out, wanted)
+
+
+# Small tumors beside a larger one.
+
+
+def test_a_small_tumor_goes_with_its_core_and_the_largest_stays_however_small():
+    tumor, core = box((6, 6, 6), (2, 2, 2)), box((2, 2, 2), (3, 3, 3))
+    far, far_core = box((3, 3, 3), (14, 14, 14)), box((1, 1, 2), (15, 15, 15))
+    regions = regions_of(core | far_core, core | far_core, tumor | far)
+    before = regions.clone()
+    out = RemoveSmallTumorsd("pred", 28)({"pred": regions})["pred"]
+    for channel, wanted in ((ET, core), (TC, core), (WT, tumor)):
+        np.testing.assert_array_equal(np.asarray(out[channel], bool), wanted)
+    assert torch.equal(regions, before)
+    assert torch.equal(out.affine, before.affine)
+    # At the limit both stay. If both are below it, the larger one stays.
+    assert torch.equal(RemoveSmallTumorsd("pred", 27)({"pred": regions})["pred"], regions)
+    assert torch.equal(RemoveSmallTumorsd("pred", 10**6)({"pred": regions})["pred"], out)
+    # By default nothing is removed.
+    assert torch.equal(RemoveSmallTumorsd("pred")({"pred": regions})["pred"], regions)
+
+
+def test_a_core_outside_the_whole_tumor_counts_as_a_part_of_it():
+    wt, tc = box((4, 4, 4), (2, 2, 2)), box((4, 4, 4), (6, 2, 2))
+    lone = box((2, 2, 2), (14, 14, 14))
+    regions = regions_of(np.zeros_like(wt), tc | lone, wt)
+    out = RemoveSmallTumorsd("pred", 100)({"pred": regions})["pred"]
+    np.testing.assert_array_equal(np.asarray(out[TC], bool), tc)
+    np.testing.assert_array_equal(np.asarray(out[WT], bool), wt)
 
 
 # Small enhancing tumors.

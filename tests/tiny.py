@@ -58,7 +58,7 @@ def contents(root: Path) -> dict[Path, bytes]:
 
 def settings() -> dict:
     """What stands in the record of the small network's weights, outside a running configuration."""
-    thresholds = {"min_component_voxels": 10, "min_et_voxels": 300, "et_per_component": False}
+    thresholds = {"min_component_voxels": 10, "min_tumor_voxels": 0, "min_et_voxels": 300, "et_per_component": False}
     return weights_settings(small_network(), {}, [1, 1, 1], False, Compose([]), thresholds)
 
 

@@ -534,12 +534,12 @@ def _plain_name(entry: Mapping[str, Any], path: Path, default: str) -> str:
 def write_datalist(
     datalist: Mapping[str, Sequence[Mapping[str, Any]]], dataset_dir: str | Path, path: str | Path
 ) -> None:
-    """Write ``training`` and ``validation`` as JSON.
+    """Write lists of entries as JSON.
 
     Paths below ``dataset_dir`` are written relative to it. Other paths are absolute.
 
     Args:
-        datalist: the lists of entries, with labels.
+        datalist: the lists of entries. Those named in ``scripts.data.tables.LISTS`` are written.
         dataset_dir: folder of the cases.
         path: file to write.
     """
@@ -552,7 +552,8 @@ def write_datalist(
         return str(absolute.relative_to(root)) if absolute.is_relative_to(root) else str(absolute)
 
     lists = {
-        name: [{**item, "image": relative(item["image"]), "label": relative(item["label"])} for item in datalist[name]]
-        for name in ("training", "validation")
+        name: [{**item, **{key: relative(item[key]) for key in ("image", "label") if key in item}} for item in items]
+        for name, items in datalist.items()
+        if name in LISTS
     }
     save_json({"sequences": list(SEQUENCES), **lists}, path)

@@ -14,6 +14,7 @@ import torch
 from ignite.engine import Events
 from monai.engines.workflow import Workflow
 from monai.transforms import Compose
+from scripts.inference.failures import CASE_ERRORS, CaseFailures, case_of
 
 logger = logging.getLogger(__name__)
 
@@ -25,17 +26,19 @@ class BackgroundCompose(Compose):
     For the same reason the loader must preprocess in other processes. If it does not, or if this object is not attached
     to the evaluator as a handler too, the transforms run in the foreground.
 
-    No result is returned, so no metric can read it. An error of the thread is raised at the next case or at the end,
-    and no later case is saved.
+    No result is returned, so no metric can read it. ``failures`` notes a case that fails. An error that ends the run is
+    raised at the next case or at the end, and no later case is saved.
 
     Args:
         transforms: as in ``Compose``.
+        failures: the failed cases of the run.
         waiting: number of cases that may wait for the thread or be in it. The evaluator waits when there are more, so
             that memory is bounded.
     """
 
-    def __init__(self, transforms: Any = None, waiting: int = 2) -> None:
+    def __init__(self, transforms: Any, failures: CaseFailures, waiting: int = 2) -> None:
         super().__init__(transforms)
+        self.failures = failures
         self.waiting = waiting
         self.slots = threading.Semaphore(waiting)
         self.cases: deque[Future[None]] = deque()
@@ -76,7 +79,10 @@ class BackgroundCompose(Compose):
             devices = {value.device for value in case.values() if isinstance(value, torch.Tensor) and value.is_cuda}
             if devices:
                 torch.cuda.set_device(devices.pop())
-            super().__call__(case)
+            try:
+                super().__call__(case)
+            except CASE_ERRORS as error:
+                self.failures.add(case_of(case), error)
         except BaseException:
             self.failed.set()
             raise

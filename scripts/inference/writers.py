@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.config import KeysCollection, PathLike
-from monai.data import NibabelWriter
-from monai.transforms import MapTransform, SaveImage, SaveImaged
+from monai.config import DtypeLike, KeysCollection, PathLike
+from monai.data import MetaTensor, NibabelWriter
+from monai.transforms import MapTransform, SaveImaged
 from scripts.brats import case_name
 from scripts.files import replacing
 from scripts.transforms import region_probabilities, uncertainty
@@ -44,6 +44,20 @@ class MapWriter(NibabelWriter):
             super().write(temporary, verbose=verbose, **obj_kwargs)
 
 
+def save_map(image: MetaTensor, path: Path, dtype: DtypeLike) -> None:
+    """Write one map, (1, *size), in its own grid.
+
+    MONAI's ``SaveImage`` does the same and hides why a file could not be written.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    writer = MapWriter(output_dtype=dtype)
+    writer.set_data_array(image, channel_dim=0, squeeze_end_dims=True)
+    writer.set_metadata(image.meta)
+    writer.write(path)
+
+
 class SaveImageByCased(SaveImaged):
     """Save label maps, (1, *size), in uint8 as ``<case>.nii.gz``, the name that the BraTS portal takes.
 
@@ -62,14 +76,13 @@ class SaveImageByCased(SaveImaged):
         super().__init__(keys, output_dir=str(output_dir), allow_missing_keys=allow_missing_keys)
         self.output_dir = Path(output_dir)
         self.case_key = case_key
-        self.saver = SaveImage(output_dtype=np.uint8, writer=MapWriter, print_log=False)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Save the label maps of one case."""
         item = dict(data)
         for key in self.key_iterator(item):
             case = item.get(self.case_key) or case_name(item[key].meta["filename_or_obj"])
-            self.saver(item[key], filename=self.output_dir / case)
+            save_map(item[key], self.output_dir / f"{case}.nii.gz", np.uint8)
         return item
 
 
@@ -103,8 +116,7 @@ class SaveRegionMapsd(MapTransform):
         self.kind = kind
         self.exclusive = exclusive
         self.case_key = case_key
-        dtype = np.float32 if kind == "prob" else np.uint8
-        self.saver = SaveImage(output_dtype=dtype, writer=MapWriter, print_log=False)
+        self.dtype: DtypeLike = np.float32 if kind == "prob" else np.uint8
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Save the maps of one case."""
@@ -114,5 +126,5 @@ class SaveRegionMapsd(MapTransform):
             if self.kind == "unc":
                 maps = uncertainty(maps).round()
             for name, region in zip(REGION_MAP_NAMES, maps, strict=True):
-                self.saver(region[None], filename=self.output_dir / f"{item[self.case_key]}_{self.kind}_{name}")
+                save_map(region[None], self.output_dir / f"{item[self.case_key]}_{self.kind}_{name}.nii.gz", self.dtype)
         return item

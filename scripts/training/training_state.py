@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from monai.engines.workflow import Workflow
 from scripts.brats import SEQUENCES
 from scripts.distributed import rank, unwrap
 from scripts.errors import InputError
-from scripts.files import load_torch, replacing
+from scripts.files import load_torch, remove_unfinished, replacing
 from scripts.weights.loading import weights_difference
 from scripts.weights.record import Record, record_file, save_weights
 from torch.optim.lr_scheduler import LRScheduler
@@ -228,9 +227,8 @@ def check_resumable(
         )
 
 
-def remove_unfinished(output_dir: str | Path) -> None:
+def remove_unfinished_state(output_dir: str | Path) -> None:
     """Remove files that a killed training has left half written."""
     weights = ("model.pt", "model_last.pt")
     for name in (*STATE_FILES, *weights, *(record_file(file).name for file in weights)):
-        for folder in Path(output_dir).glob(f".{name}.*"):
-            shutil.rmtree(folder)
+        remove_unfinished(Path(output_dir) / name)

@@ -218,7 +218,12 @@ def imported_record(
         "spacing": [1.0] * network.spatial_dims,
         "exclusive": exclusive,
         "normalization": "volume",
-        "postprocessing": {"min_component_voxels": 10, "min_et_voxels": min_et_voxels, "et_per_component": False},
+        "postprocessing": {
+            "min_component_voxels": 10,
+            "min_tumor_voxels": 0,
+            "min_et_voxels": min_et_voxels,
+            "et_per_component": False,
+        },
         "training": {"window": [128] * network.spatial_dims, "overlap": 0.75, "inferer": "SlidingWindowInferer"},
         "license": None,
         "trained_on": imported("checkpoint of the PANet authors' program"),

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
+# Records of before 0.3.0 hold these thresholds alone. Later ones also hold min_tumor_voxels.
 THRESHOLDS = ("min_component_voxels", "min_et_voxels", "et_per_component")
 
 
@@ -64,7 +65,7 @@ def weights_settings(
         spacing: resolution at which the network works, mm.
         exclusive: the outputs exclude each other (softmax) instead of overlapping (sigmoid).
         preprocessing: preprocessing of images to be segmented. It gives the normalization.
-        thresholds: thresholds of the post-processing, by the names in ``THRESHOLDS``.
+        thresholds: thresholds of the post-processing, by the names of their settings.
         training: other facts of the training, which are noted but never compared: window, overlap, inferer (an object,
             whose class name is noted), precision.
         data_license: terms of the training data, or whom to credit.

@@ -15,14 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from scripts.data.cases import image_files
+from scripts.data.datalist import read_datalist
 from scripts.errors import InputError
-from scripts.files import keep_earlier
+from scripts.files import keep_earlier, remove_unfinished
 from scripts.inference.writers import map_files
-from scripts.run_record import RECORD_FILE
+from scripts.run_record import CONFIG_FILE, RECORD_FILE, read_record
+from scripts.workflow.configuration import Configuration
+from scripts.workflow.recipe import NOT_OF_THE_MAPS, changed_recipe
 
 logger = logging.getLogger(__name__)
 
 Items = Sequence[Mapping[str, Any]]
+# The cases of a run, in the run's folder.
+DATALIST_FILE = "datalist.json"
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,17 @@ class Output:
     map_dir: str | None = None
     overwrite: bool = False
 
-    def refuse_used(self, dataset_dir: str) -> None:
+    @property
+    def holds_run(self) -> bool:
+        """Whether the folder holds an earlier run."""
+        return (Path(self.folder) / RECORD_FILE).exists()
+
+    def refuse_used(self, dataset_dir: str, resume: bool = False) -> None:
         """Check, before any case is read, that the results can have a folder of their own.
+
+        Args:
+            dataset_dir: folder of the cases.
+            resume: the run goes on in the folder, so an earlier run may be there.
 
         Raises:
             InputError: the folder holds an earlier run (without ``overwrite``) or the data, or it is a file.
@@ -58,7 +72,7 @@ class Output:
             raise InputError(f"{folder}: not a folder; choose another --output_dir.")
         if Path(dataset_dir).exists() and Path(dataset_dir).resolve().is_relative_to(folder.resolve()):
             raise InputError(f"{folder}: holds the data ({dataset_dir}); choose another --output_dir.")
-        if (folder / RECORD_FILE).exists() and not self.overwrite:
+        if self.holds_run and not self.overwrite and not resume:
             raise InputError(
                 f"{folder}: holds an earlier run; choose another --output_dir, or add --overwrite True "
                 "(the earlier folder is then kept under a dated name)."
@@ -80,14 +94,14 @@ class Output:
         written: list[Path] = []
         if self.map_dir is not None:
             written = [path for item in items for path in map_files(str(item["case"]), self.map_dir)]
-        if not resume and (Path(self.folder) / RECORD_FILE).exists():
+        if not resume and self.holds_run:
             folder = os.path.realpath(self.folder)
             for file in read:
                 if any(Path(path).is_relative_to(folder) for path in (os.path.abspath(file), os.path.realpath(file))):
                     raise InputError(f"{self.folder}: holds {file}, which the run reads; choose another --output_dir.")
         elif not resume and datalist_file is not None:
             read.append(datalist_file)
-            written.append(Path(self.folder) / "datalist.json")
+            written.append(Path(self.folder) / DATALIST_FILE)
         known = {_identity(file): file for file in read}
         for path in written:
             if (identity := _identity(path)) is not None and identity in known:
@@ -95,10 +109,73 @@ class Output:
                     f"{path}: would be written over {known[identity]}, an input; choose another --output_dir."
                 )
 
-    def claim(self) -> None:
-        """Keep the folder of an earlier run under a dated name, so that files of two runs do not mix."""
-        if (Path(self.folder) / RECORD_FILE).exists():
+    def refuse_other_run(self, configuration: Configuration, facts: Mapping[str, Any]) -> None:
+        """Check that a second run into the folder would make the same label maps as the first.
+
+        Args:
+            configuration: the configuration that is run.
+            facts: entries of ``run.json`` that must be the same.
+
+        Raises:
+            InputError: settings or ``facts`` differ. The message names them.
+        """
+        record, file = read_record(self.folder), Path(self.folder) / CONFIG_FILE
+        changed = [key for key, value in facts.items() if record.get(key) != value]
+        if configuration.content and file.is_file():
+            changed += changed_recipe(configuration.content, file, NOT_OF_THE_MAPS)
+        if changed:
+            raise InputError(
+                f"{self.folder}: holds an earlier run with other settings ({', '.join(changed)}); choose another "
+                "--output_dir, or add --overwrite True (the earlier folder is then kept under a dated name)."
+            )
+
+    def claim(self, items: Items = (), resume: bool = False) -> None:
+        """Keep what is there under dated names, so that files of two runs do not mix and none is replaced.
+
+        Args:
+            items: the cases whose maps the run will write.
+            resume: the run goes on in the folder, which is therefore not moved.
+        """
+        if self.holds_run and not resume:
             logger.info("Kept the earlier run as %s", keep_earlier(self.folder))
+        if self.map_dir is None:
+            return
+        for path in [path for item in items for path in map_files(str(item["case"]), self.map_dir)]:
+            remove_unfinished(path)
+            if (kept := keep_earlier(path)) is not None:
+                logger.info("Kept an earlier %s as %s", path, kept.name)
+
+
+def left_to_do(items: Items, output_dir: str, dataset_dir: str, overwrite: bool = False) -> list[Mapping[str, Any]]:
+    """The cases that an earlier run into ``output_dir`` has not segmented.
+
+    A case has been segmented if its label map is there, is newer than the images, and was made of the same images.
+
+    Args:
+        items: entries of all cases.
+        output_dir: folder of the label maps.
+        dataset_dir: folder of the cases.
+        overwrite: all cases are to be segmented again.
+
+    Raises:
+        InputError: the earlier run's list of cases cannot be read.
+    """
+    listed = Path(output_dir) / DATALIST_FILE
+    if overwrite or not listed.is_file() or not (Path(output_dir) / RECORD_FILE).is_file():
+        return list(items)
+    root = read_record(output_dir).get("dataset_dir", dataset_dir)
+    earlier = read_datalist(listed, root, with_labels=False).get("testing", [])
+    images = {item["case"]: list(map(os.path.abspath, image_files(item["image"]))) for item in earlier}
+
+    def is_done(item: Mapping[str, Any]) -> bool:
+        label_map = map_files(str(item["case"]), output_dir)[0]
+        files = list(map(os.path.abspath, image_files(item["image"])))
+        if not label_map.is_file() or images.get(item["case"]) != files:
+            return False
+        made = label_map.stat().st_mtime
+        return all(Path(file).is_file() and Path(file).stat().st_mtime <= made for file in files)
+
+    return [item for item in items if not is_done(item)]
 
 
 def _identity(path: str | Path) -> tuple[int, int] | None:

@@ -23,9 +23,9 @@ from scripts.data.checks import check_cases
 from scripts.data.datalist import Cohort, labeled_items, warn_of_shared_patients, write_datalist
 from scripts.distributed import on_rank_zero, rank, unwrap, world_size
 from scripts.errors import InputError
-from scripts.files import keep_earlier
+from scripts.files import file_checksum, keep_earlier
 from scripts.run_record import CONFIG_FILE, RECORD_FILE, read_record, write_record
-from scripts.training.training_state import check_resumable, newest_state, remove_unfinished
+from scripts.training.training_state import check_resumable, newest_state, remove_unfinished_state
 from scripts.weights.loading import check_weights, load_pretrained
 from scripts.weights.record import (
     Record,
@@ -38,7 +38,7 @@ from scripts.weights.record import (
     trained_on,
 )
 from scripts.workflow.configuration import Configuration
-from scripts.workflow.output import Output
+from scripts.workflow.output import DATALIST_FILE, Output
 from scripts.workflow.recipe import changed_recipe
 from scripts.workflow.settings import weights_readers
 
@@ -134,7 +134,7 @@ def prepare_training(
             record_resumption(configuration, output.folder, epoch=int(state["epoch"]))
         else:
             output.claim()
-            write_datalist(lists, cohort.dataset_dir, Path(output.folder) / "datalist.json")
+            write_datalist(lists, cohort.dataset_dir, Path(output.folder) / DATALIST_FILE)
             facts: dict[str, Any] = recorded_order(both.values(), cohort.channel_order)
             if start is not None:
                 # Weights that started from phantoms' weights have not seen patients alone.
@@ -190,11 +190,15 @@ def prepare_evaluation(
     model_file: str | Sequence[str],
     load_pretrain: bool = True,
     selection: str | None = None,
+    all_cases: Sequence[Mapping[str, Any]] | None = None,
 ) -> None:
     """Check settings, cases and weights, and write configuration and versions into the output's folder.
 
     Evaluation (of cases with labels) and inference (of cases without labels) use this function. With several ranks,
     rank 0 alone checks and writes.
+
+    An inference into the folder of an earlier one goes on with it: the list ``cases`` holds what is left of
+    ``all_cases``.
 
     Args:
         configuration: the configuration that is run.
@@ -206,6 +210,7 @@ def prepare_evaluation(
         model_file: one file or, for an ensemble, several. The records of these weights are compared with ``settings``.
         load_pretrain: the engine loads ``model_file`` into ``network``; if false, ``network`` or ``inferer`` reads it.
         selection: which cases an evaluation takes; None for inference.
+        all_cases: all entries of an inference, done or not; None for an evaluation, which is always done anew.
 
     Raises:
         InputError: a setting cannot work or contradicts another; there is no case or a faulty one; the weights are
@@ -221,15 +226,30 @@ def prepare_evaluation(
             inside = Path(file).resolve().is_relative_to(Path(output.folder).resolve())
             if inside and (Path(output.folder) / RECORD_FILE).exists():
                 raise InputError(f"{output.folder}: holds the weights ({file}); choose another --output_dir.")
-        output.refuse_used(cohort.dataset_dir)
+        resume = all_cases is not None and output.holds_run and not output.overwrite
+        output.refuse_used(cohort.dataset_dir, resume)
         items = cohort.completed()["cases"]
-        output.refuse_replacing(items)
+        output.refuse_replacing(items, resume=resume)
         if not files or len(set(files)) != len(files):
             raise InputError(f"--model_file {list(files)}: name at least one model file, and each once.")
         records = [check_weights(unwrap(network), file, settings) for file in files]
         if not items and selection not in (None, "all") and labeled_items(cohort.dataset_dir):
             source = cohort.datalist_file or cohort.dataset_dir
             raise InputError(f"{source}: no case for {selection}; choose --cases all.")
+        facts: dict[str, Any] = {"postprocessing": settings["postprocessing"]}
+        if all_cases is not None:
+            facts["weights"] = [file_checksum(file) for file in files]
+        if resume:
+            output.refuse_other_run(configuration, facts)
+            logger.info(
+                "%s: %d of %d cases are done, %d are left.",
+                output.folder,
+                len(all_cases or ()) - len(items),
+                len(all_cases or ()),
+                len(items),
+            )
+            if all_cases and not items:
+                return
         kind = "cases" if selection is None else "labeled cases"
         may_lack = min((record or {}).get("missing_sequences", 0) for record in records)
         listed = cohort.datalist_file
@@ -239,12 +259,18 @@ def prepare_evaluation(
         for file, synthetic in zip(files, phantom_weights, strict=True):
             if synthetic:
                 logger.warning("%s was trained on phantoms alone; do not rely on its results for patients.", file)
-        output.claim()
-        facts: dict[str, Any] = {"model_file": files[0] if len(files) == 1 else files, "cases": len(items)}
-        facts |= recorded_order(items, cohort.channel_order)
+        if resume:
+            earlier = read_record(output.folder)
+            facts["resumed"] = [*earlier.get("resumed", []), {"started": earlier.get("started")}]
+            phantoms = phantoms or bool(earlier.get("phantoms"))
+        output.claim(items, resume)
+        facts |= {"model_file": files[0] if len(files) == 1 else files, "cases": len(all_cases or items)}
+        facts |= recorded_order(all_cases or items, cohort.channel_order)
         report_thresholds(settings["postprocessing"], records)
-        facts["postprocessing"] = settings["postprocessing"]
         facts["phantom_weights"] = any(phantom_weights)
+        if all_cases is not None:
+            facts["dataset_dir"] = str(Path(cohort.dataset_dir).absolute())
+            write_datalist({"testing": all_cases}, cohort.dataset_dir, Path(output.folder) / DATALIST_FILE)
         write_record(output.folder, configuration.content, phantoms, **facts)
 
     on_rank_zero(check_and_claim)
@@ -311,7 +337,7 @@ def record_resumption(configuration: Configuration, output_dir: str, epoch: int)
     Files that a killed run left half written are removed. If the recipe has changed meanwhile, ``run.json`` says so,
     and the weights are never published.
     """
-    remove_unfinished(output_dir)
+    remove_unfinished_state(output_dir)
     config_file = Path(output_dir) / CONFIG_FILE
     record = read_record(output_dir)
     changed: list[str] = []

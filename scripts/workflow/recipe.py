@@ -1,11 +1,11 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a training follows the plain recipe, which train.json holds."""
+"""Comparison of configurations: whether a training follows the plain recipe, and whether two runs belong together."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,25 @@ NOT_OF_THE_RECIPE = {
     "tensorboard_validation",
 }
 
+# A second inference into a folder goes on with the first. These keys may differ, because they do not change a label
+# map, or because images and weights themselves are compared (``scripts.workflow.output``).
+NOT_OF_THE_MAPS = {
+    "bundle_root",
+    "dataset_dir",
+    "datalist_file",
+    "output_dir",
+    "model_file",
+    "overwrite",
+    "num_workers",
+    "sw_batch_size",
+    "rank",
+    "world_size",
+    "device",
+}
 
-def changed_recipe(config: Mapping[str, Any], plain: Path) -> list[str]:
-    """Keys in which the content ``config`` differs from the file ``plain``, except for ``NOT_OF_THE_RECIPE``.
+
+def changed_recipe(config: Mapping[str, Any], plain: Path, free: Collection[str] = NOT_OF_THE_RECIPE) -> list[str]:
+    """Keys in which the content ``config`` differs from the file ``plain``, except for the keys ``free``.
 
     If a caller brings its own data, the length and the handlers that it sets are no differences either: MONAI Label
     trains the network of inference.json and expects the weights in ``models``.
@@ -71,7 +87,7 @@ def changed_recipe(config: Mapping[str, Any], plain: Path) -> list[str]:
     return sorted(
         key
         for key in {*config, *wanted}
-        if key not in NOT_OF_THE_RECIPE and _comparable(config.get(key)) != _comparable(wanted.get(key))
+        if key not in free and _comparable(config.get(key)) != _comparable(wanted.get(key))
     )
 
 

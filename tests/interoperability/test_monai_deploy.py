@@ -119,6 +119,7 @@ def test_the_operator_saves_nothing_itself(deploy, bundle):
     assert [type(step).__name__ for step in kept[-1].transforms] == [
         "ProbabilitiesToRegionsd",
         "RemoveSmallComponentsd",
+        "RemoveSmallTumorsd",
         "SuppressSmallEnhancingTumord",
         "RegionsToLabelsd",
     ]

@@ -131,7 +131,8 @@ def test_the_record_says_how_the_authors_weights_are_used_and_the_command_does_s
     record = read_weights_record(target)
     assert record["sequences"] == ["t1", "t2", "t1ce", "flair"]
     assert (record["normalization"], record["exclusive"], record["spacing"]) == ("volume", False, [1.0] * 3)
-    assert record["postprocessing"] == {"min_component_voxels": 10, "min_et_voxels": 300, "et_per_component": False}
+    thresholds = {"min_component_voxels": 10, "min_tumor_voxels": 0, "min_et_voxels": 300, "et_per_component": False}
+    assert record["postprocessing"] == thresholds
     assert record["training"]["window"] == [128] * 3
     assert record["trained_on"]["imported"] and record["trained_on"]["patients"] is None
     shown = shlex.split(capsys.readouterr().out.splitlines()[-1])

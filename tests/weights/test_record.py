@@ -35,7 +35,7 @@ from scripts.weights.record import (
 from workflows import CONFIGS, ROOT, SIZE, bundle_run, command, files, initialized
 
 CHANNELS = [4, 4, 4, 4, 8]
-THRESHOLDS = {"min_component_voxels": 10, "min_et_voxels": 300, "et_per_component": False}
+THRESHOLDS = {"min_component_voxels": 10, "min_tumor_voxels": 0, "min_et_voxels": 300, "et_per_component": False}
 BRAIN = NormalizeIntensityd("image", nonzero=True, channel_wise=True)
 
 
@@ -331,7 +331,7 @@ def test_a_training_starts_from_other_weights_with_a_word_but_not_from_another_o
 def test_thresholds_come_from_the_record_unless_they_are_set(tmp_path):
     plain = saved(tmp_path / "model.pt")
     sgd = saved(tmp_path / "sgd.pt", postprocessing={**THRESHOLDS, "min_et_voxels": 500, "et_per_component": True})
-    defaults = {"min_component_voxels": 1, "min_et_voxels": 2, "et_per_component": False}
+    defaults = {"min_component_voxels": 1, "min_tumor_voxels": 3, "min_et_voxels": 2, "et_per_component": False}
     assert recorded_thresholds(str(plain), **defaults) == THRESHOLDS
     assert recorded_thresholds(str(sgd), **defaults) == {**THRESHOLDS, "min_et_voxels": 500, "et_per_component": True}
     assert recorded_thresholds(str(tmp_path / "absent.pt"), **defaults) == defaults

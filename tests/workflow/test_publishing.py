@@ -116,6 +116,7 @@ RECIPE = {
     "window_weighting",
     "exclusive",
     "min_component_voxels",
+    "min_tumor_voxels",
     "min_et_voxels",
     "et_per_component",
     "edema_last",

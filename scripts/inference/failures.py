@@ -1,0 +1,200 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Cases that fail in the middle of a run. The others are done, and the run says at its end which cases failed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from ignite.engine import Events
+from monai.data import Dataset
+from monai.engines import SupervisedEvaluator
+from monai.engines.workflow import Workflow
+from monai.handlers import from_engine
+from scripts.brats import case_name
+from scripts.distributed import rank, world_size
+from scripts.errors import InputError, WriteError, input_error_behind
+from scripts.files import save_json
+from scripts.run_record import RECORD_FILE, read_record
+from torch.utils.data import Dataset as TorchDataset
+
+logger = logging.getLogger(__name__)
+
+# What loading, the network, the post-processing or a writer may raise. MONAI makes every error of a transform a
+# RuntimeError, and torch says so when memory is short.
+CASE_ERRORS = (RuntimeError, ValueError, OSError, MemoryError)
+# The key of the reason in an item that could not be loaded.
+REASON = "reason"
+
+
+def case_of(item: Mapping[str, Any]) -> str:
+    """Name of an item's case."""
+    if "case" in item:
+        return str(item["case"])
+    image = item["image"]
+    return case_name(image if isinstance(image, (str, Path)) else image[0])
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error says, on one line.
+
+    Example:
+        >>> try:
+        ...     raise RuntimeError("applying transform <...>") from KeyError("label")
+        ... except RuntimeError as error:
+        ...     reason_of(error)
+        "KeyError: 'label'"
+    """
+    if wrong := input_error_behind(error):
+        return str(wrong)
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+class LoadedOrNot(TorchDataset):
+    """The items of a dataset. An item that cannot be loaded holds its case and the reason instead.
+
+    Args:
+        dataset: the dataset.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        """Number of items."""
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        """The item, or ``{"case": ..., "reason": ...}``."""
+        try:
+            return self.dataset[index]
+        except CASE_ERRORS as error:
+            case = case_of(self.dataset.data[index])
+            if input_error_behind(error) is None:
+                logger.exception("%s could not be loaded", case)
+            return {"case": case, REASON: reason_of(error)}
+
+
+class CaseFailures:
+    """The cases that failed in a run of an evaluator.
+
+    An evaluator takes it as ``iteration_update`` and as the last of its handlers. An error of a case is then logged,
+    and the evaluator goes on. At the end, when the other handlers are done, an error names the failed cases, and
+    ``failed`` in ``run.json`` holds them with their reasons. Some errors end the run at once: a file cannot be written,
+    or every case has failed.
+
+    Args:
+        output_dir: folder of the run.
+
+    Raises:
+        InputError: (at the end of the run) a case failed.
+    """
+
+    def __init__(self, output_dir: str | Path) -> None:
+        self.output_dir = Path(output_dir)
+        self.reasons: dict[str, str] = {}
+
+    def attach(self, engine: Workflow) -> None:
+        """Follow ``engine``. Attach this handler after all others."""
+        engine.add_event_handler(Events.STARTED, self.started)
+        engine.add_event_handler(Events.COMPLETED, self.completed)
+
+    def started(self, engine: Workflow) -> None:
+        """Forget an earlier run."""
+        self.reasons = {}
+
+    def __call__(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> Any:
+        """Do one iteration, a batch of one case. The output of a case that fails is an empty list."""
+        if REASON in batch:
+            self._note(batch["case"][0], batch[REASON][0])
+        else:
+            try:
+                return engine._iteration(engine, batch)
+            except CASE_ERRORS as error:
+                self.add(_case_of_batch(batch), error)
+        engine.state.output = []
+        if len(self.reasons) == engine.state.epoch_length:
+            # Metrics would have no value.
+            self._record(self.reasons)
+            raise InputError(self.summary(self.reasons, len(self.reasons)))
+        return []
+
+    def add(self, case: str, error: Exception) -> None:
+        """Note that ``case`` failed.
+
+        Raises:
+            Exception: the error itself, if a file cannot be written.
+        """
+        if isinstance(input_error_behind(error), WriteError):
+            raise error
+        # Wrong input needs no traceback.
+        self._note(case, reason_of(error), None if input_error_behind(error) else error)
+
+    def _note(self, case: str, reason: str, error: Exception | None = None) -> None:
+        self.reasons[case] = reason
+        logger.error("%s failed: %s", case, reason, exc_info=error)
+
+    def completed(self, engine: Workflow) -> None:
+        """Name the cases that failed, of all ranks."""
+        shares: list[Any] = [(self.reasons, engine.state.epoch_length)]
+        if world_size() > 1:
+            shares = [None] * world_size()
+            dist.all_gather_object(shares, (self.reasons, engine.state.epoch_length))
+        failed = {case: reason for reasons, _ in shares for case, reason in reasons.items()}
+        if not failed:
+            return
+        self._record(failed)
+        raise InputError(self.summary(failed, sum(count for _, count in shares)))
+
+    def _record(self, failed: Mapping[str, str]) -> None:
+        if rank() == 0:
+            save_json({**read_record(self.output_dir), "failed": failed}, self.output_dir / RECORD_FILE)
+
+    @staticmethod
+    def summary(failed: Mapping[str, str], count: int) -> str:
+        """The line that names the failed cases.
+
+        Args:
+            failed: reasons by case.
+            count: number of all cases.
+
+        Example:
+            >>> CaseFailures.summary({"p1": "p1_t1.nii: damaged; copy it again."}, 12)
+            '1 of 12 cases failed, and the others are done: p1 (p1_t1.nii: damaged; copy it again.)'
+            >>> CaseFailures.summary({f"p{i}": "RuntimeError: out of memory" for i in range(30)}, 99)[:75]
+            '30 of 99 cases failed, and the others are done: p0, p1, p2, p3, p4, p5, p6,'
+        """
+        names, more = list(failed), ""
+        if len(names) > 10:
+            names, more = names[:10], f" and {len(failed) - 10} more; run.json has all of them"
+        if len(names) == 1:
+            more = f" ({failed[names[0]]})"
+        others = ", and the others are done" if len(failed) < count else ""
+        return f"{len(failed)} of {count} case{'s' * (count > 1)} failed{others}: {', '.join(names)}{more}"
+
+
+def _case_of_batch(batch: Mapping[str, Any]) -> str:
+    if "case" in batch:
+        return str(batch["case"][0])
+    return case_name(batch["image"].meta["filename_or_obj"][0])
+
+
+def from_done(keys: list[str]) -> Any:
+    """MONAI's ``from_engine(keys)`` for evaluators in which a case may have failed. A failed case gives no value.
+
+    Args:
+        keys: keys of the output.
+
+    Example:
+        >>> select = from_done(["pred", "label"])
+        >>> select([{"pred": 1, "label": 2}]), select([])
+        (([1], [2]), ([], []))
+    """
+    select = from_engine(keys)
+    return lambda output: select(output) if output else tuple([] for _ in keys)

@@ -1,0 +1,282 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""A case that fails in the middle of a run is named, the others are done, and a second run does what is missing."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from hashlib import sha256
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from scripts.errors import InputError, input_error_behind
+from scripts.inference.inferers import BrainWindowInferer
+from scripts.inference.writers import SaveImageByCased
+from scripts.networks import PriorAttentionNet
+from tiny import record
+from workflows import CHANNELS, SIZE, TRAINING_SIZE, bundle_run, rows, voxels
+
+WINDOWS = {**SIZE, "min_et_voxels": 0, "min_component_voxels": 0}
+CASES = [f"BraTS20_Training_{number:03d}" for number in range(1, 7)]
+FAILING = CASES[2]
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory):
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("weights") / "model.pt"
+    torch.save(PriorAttentionNet(channels=CHANNELS).state_dict(), path)
+    return str(path)
+
+
+@pytest.fixture
+def cases(small_cohort, tmp_path):
+    return shutil.copytree(small_cohort, tmp_path / "cases")
+
+
+@pytest.fixture
+def run(cases, model_file, tmp_path):
+    """Segment the cases; a wrong case's line is the result, None if all went well."""
+
+    def segment(*overlays, output="maps", **changes):
+        place = {"dataset_dir": str(cases), "model_file": model_file, "output_dir": str(tmp_path / output)}
+        try:
+            bundle_run("inference.json", *overlays, **{**WINDOWS, **place, **changes})
+        except (RuntimeError, ValueError) as error:
+            if (found := input_error_behind(error)) is None:
+                raise
+            return str(found)
+        return None
+
+    return segment
+
+
+def checksums(folder):
+    return {path.name: sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.nii.gz")}
+
+
+def fail_in_the_network(monkeypatch, error):
+    """The third case is too much for the network."""
+    forward, seen = BrainWindowInferer.__call__, []
+
+    def call(self, inputs, *args, **kwargs):
+        seen.append(1)
+        if len(seen) == 3:
+            raise error
+        return forward(self, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(BrainWindowInferer, "__call__", call)
+
+
+def fail_at_saving(monkeypatch, error):
+    save = SaveImageByCased.__call__
+
+    def call(self, data):
+        if data["case"] == FAILING:
+            raise error
+        return save(self, data)
+
+    monkeypatch.setattr(SaveImageByCased, "__call__", call)
+
+
+def fail_at_loading(monkeypatch, cases):
+    """A file that is damaged between the check of the data and the moment when it is read."""
+    from scripts.workflow import preparation
+
+    check = preparation.check_cases
+
+    def checked(*args, **kwargs):
+        found = check(*args, **kwargs)
+        file = cases / FAILING / f"{FAILING}_t1.nii.gz"
+        file.write_bytes(file.read_bytes()[:1000])
+        return found
+
+    monkeypatch.setattr(preparation, "check_cases", checked)
+
+
+REASONS = {
+    "network": "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB",
+    "saving": "KeyError: 'affine'",
+    "loading": f"{FAILING}_t1.nii.gz: damaged (",
+}
+
+
+def break_it(place, monkeypatch, cases):
+    if place == "network":
+        fail_in_the_network(monkeypatch, torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB"))
+    elif place == "saving":
+        fail_at_saving(monkeypatch, KeyError("affine"))
+    else:
+        fail_at_loading(monkeypatch, cases)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("overlays", [(), ("inference_pipelined.yaml",)])
+@pytest.mark.parametrize("place", REASONS)
+def test_the_others_are_done_and_the_end_names_the_case(
+    place, overlays, workers, cases, run, tmp_path, monkeypatch, caplog
+):
+    line = run(output="whole")
+    assert line is None
+    whole = checksums(tmp_path / "whole")
+    assert sorted(whole) == [f"{case}.nii.gz" for case in CASES]
+
+    damaged = cases / FAILING / f"{FAILING}_t1.nii.gz"
+    content, times = damaged.read_bytes(), damaged.stat()
+    with monkeypatch.context() as patch:
+        break_it(place, patch, cases)
+        line = run(*overlays, num_workers=workers)
+    assert line.startswith(f"1 of 6 cases failed, and the others are done: {FAILING} (")
+    assert REASONS[place] in line and "\n" not in line
+    assert f"{FAILING} failed: " in caplog.text
+    expected = {name: value for name, value in whole.items() if FAILING not in name}
+    assert checksums(tmp_path / "maps") == expected
+    assert list(record(tmp_path / "maps")["failed"]) == [FAILING]
+    assert REASONS[place] in record(tmp_path / "maps")["failed"][FAILING]
+    assert not [path for path in (tmp_path / "maps").iterdir() if path.name.startswith(".")]
+
+    # A second run does what is missing, and says so.
+    damaged.write_bytes(content)
+    os.utime(damaged, (times.st_atime, times.st_mtime))
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "maps").glob("*.nii.gz")}
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        assert run(*overlays, num_workers=workers) is None
+    assert f"{tmp_path / 'maps'}: 5 of 6 cases are done, 1 are left." in caplog.text
+    assert checksums(tmp_path / "maps") == whole
+    assert {name: (tmp_path / "maps" / name).stat().st_mtime_ns for name in before} == before
+    again = record(tmp_path / "maps")
+    assert "failed" not in again and again["cases"] == 6 and len(again["resumed"]) == 1
+
+
+def test_a_run_in_which_every_case_fails_says_why(run, tmp_path, monkeypatch):
+    def nothing(self, *args, **kwargs):
+        raise InputError("the network is gone.")
+
+    monkeypatch.setattr(BrainWindowInferer, "__call__", nothing)
+    assert run().startswith(f"6 of 6 cases failed: {', '.join(CASES)}")
+    assert not list((tmp_path / "maps").glob("*.nii.gz"))
+
+
+def test_a_mistake_in_the_program_is_not_taken_for_a_faulty_case(run, monkeypatch):
+    def wrong(self, *args, **kwargs):
+        raise AttributeError("no such attribute")
+
+    monkeypatch.setattr(BrainWindowInferer, "__call__", wrong)
+    with pytest.raises(RuntimeError) as caught:
+        run()
+    assert isinstance(caught.value.__cause__, AttributeError)
+
+
+def test_an_evaluation_scores_the_others(cases, model_file, tmp_path, monkeypatch):
+    names = ("train.json", "evaluate.json")
+    size = {key: value for key, value in TRAINING_SIZE.items() if key != "max_epochs"}
+    place = {"dataset_dir": str(cases), "model_file": model_file, "cases": "all", **size}
+    bundle_run(*names, **place, output_dir=str(tmp_path / "whole"))
+    break_it("loading", monkeypatch, cases)
+    with pytest.raises((RuntimeError, ValueError)) as caught:
+        bundle_run(*names, **place, output_dir=str(tmp_path / "part"))
+    line = str(input_error_behind(caught.value))
+    assert line.startswith(f"1 of 6 cases failed, and the others are done: {FAILING} (") and "damaged" in line
+    whole, part = (rows(tmp_path / name / "evaluation_all" / "scores.csv") for name in ("whole", "part"))
+    assert part == {case: row for case, row in whole.items() if case != FAILING}
+    assert list(record(tmp_path / "part" / "evaluation_all")["failed"]) == [FAILING]
+    # The summary is that of the others.
+    mean = rows(tmp_path / "part" / "evaluation_all" / "summary.csv")["mean"]
+    assert float(mean["dice_WT"]) == pytest.approx(np.mean([float(row["dice_WT"]) for row in part.values()]), abs=1e-4)
+
+
+# A second run into the folder of the first.
+
+
+def test_a_second_run_with_nothing_left_says_so_and_changes_nothing(run, tmp_path, caplog):
+    assert run() is None
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "maps").iterdir()}
+    with caplog.at_level(logging.INFO):
+        assert run() is None
+    assert "6 of 6 cases are done, 0 are left." in caplog.text
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "maps").iterdir()} == before
+
+
+def test_a_new_case_is_added(run, cases, tmp_path, caplog):
+    away = tmp_path / "away"
+    (cases / CASES[5]).rename(away)
+    assert run() is None
+    assert len(checksums(tmp_path / "maps")) == 5
+    away.rename(cases / CASES[5])
+    with caplog.at_level(logging.INFO):
+        assert run() is None
+    assert "5 of 6 cases are done, 1 are left." in caplog.text
+    assert len(checksums(tmp_path / "maps")) == 6
+
+
+def test_a_case_whose_images_have_changed_is_done_again_and_its_map_is_kept(run, cases, tmp_path, caplog):
+    assert run() is None
+    label_map = tmp_path / "maps" / f"{CASES[0]}.nii.gz"
+    first, made = label_map.read_bytes(), label_map.stat().st_mtime_ns
+    for file in (cases / CASES[0]).glob("*.nii.gz"):
+        image = nib.load(file)
+        flipped = nib.Nifti1Image(np.asanyarray(image.dataobj)[:, ::-1], image.affine)
+        flipped.header["descrip"] = image.header["descrip"]
+        nib.save(flipped, file)
+    with caplog.at_level(logging.INFO):
+        assert run() is None
+    assert "5 of 6 cases are done, 1 are left." in caplog.text
+    assert label_map.stat().st_mtime_ns > made
+    (kept,) = (tmp_path / "maps").glob(f"{CASES[0]}_2*.nii.gz")
+    assert kept.read_bytes() == first
+    assert f"as {kept.name}" in caplog.text
+
+
+def test_the_same_names_in_another_folder_are_other_cases(run, cases, tmp_path):
+    assert run() is None
+    other = shutil.copytree(cases, tmp_path / "other")
+    for file in other.rglob("*.nii.gz"):
+        os.utime(file, (0, 0))
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "maps").glob("*.nii.gz")}
+    assert run(dataset_dir=str(other)) is None
+    assert len(list((tmp_path / "maps").glob("*.nii.gz"))) == 12
+    assert all((tmp_path / "maps" / name).stat().st_mtime_ns > before[name] for name in before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"overlap": 0.25}, "overlap"),
+        ({"saved_et_label": 3}, "saved_et_label"),
+        ({"min_et_voxels": 7, "save_probabilities": True}, "postprocessing, min_et_voxels, save_probabilities"),
+    ],
+)
+def test_another_run_may_not_go_on_in_the_folder(run, tmp_path, changes, named):
+    assert run() is None
+    before = checksums(tmp_path / "maps")
+    assert run(**changes) == (
+        f"{tmp_path / 'maps'}: holds an earlier run with other settings ({named}); choose another --output_dir, or add "
+        "--overwrite True (the earlier folder is then kept under a dated name)."
+    )
+    assert checksums(tmp_path / "maps") == before
+    assert run(**changes, overwrite=True) is None
+    assert len(list(tmp_path.glob("maps_2*"))) == 1
+
+
+def test_other_weights_may_not_go_on_in_the_folder(run, model_file, tmp_path):
+    assert run() is None
+    torch.manual_seed(4)
+    torch.save(PriorAttentionNet(channels=CHANNELS).state_dict(), tmp_path / "other.pt")
+    assert "other settings (weights)" in run(model_file=str(tmp_path / "other.pt"))
+    # The same weights elsewhere are the same weights.
+    assert run(model_file=str(shutil.copy(model_file, tmp_path / "same.pt"))) is None
+
+
+def test_a_map_that_the_user_has_laid_there_is_kept(run, tmp_path):
+    (tmp_path / "maps").mkdir()
+    mine = tmp_path / "maps" / f"{CASES[1]}.nii.gz"
+    mine.write_bytes(b"mine")
+    assert run() is None
+    (kept,) = (tmp_path / "maps").glob(f"{CASES[1]}_2*.nii.gz")
+    assert kept.read_bytes() == b"mine"
+    assert len(voxels(mine).shape) == 3
