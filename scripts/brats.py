@@ -111,6 +111,8 @@ _PATTERNS = [(release, release.file_pattern()) for release in RELEASES]
 _EXTENSION = re.compile(f"{IMAGE_SUFFIX}$", re.IGNORECASE)
 # The last number is the visit: BraTS-GLI-00005-101 (from 2023 on), Brats18_TCIA01_378_1 (2017 to 2019).
 _VISIT = re.compile(r"(?P<patient>BraTS(-[a-z]+)+-\d+|BraTS1[789]_.+)[-_]\d+", re.IGNORECASE)
+# In the releases 2017 to 2019 a name holds the site: Brats18_TCIA01_378_1.
+_SITE = re.compile(r"BraTS1[789]_(?P<site>[^_]+)_.+", re.IGNORECASE)
 _OTHER_TUMOR = re.compile(rf"BraTS-(?P<kind>{'|'.join(OTHER_TUMORS)})-.*", re.IGNORECASE)
 
 
@@ -178,6 +180,17 @@ def patient_name(case: str) -> str:
     """
     found = _VISIT.fullmatch(case)
     return found["patient"] if found else case
+
+
+def site_named(case: str) -> str | None:
+    """The site that a case comes from, or None if the case's name does not tell it.
+
+    Example:
+        >>> site_named("Brats18_TCIA01_378_1"), site_named("Brats17_2013_2_1"), site_named("BraTS20_Training_001")
+        ('TCIA01', '2013', None)
+    """
+    found = _SITE.fullmatch(case)
+    return found["site"] if found else None
 
 
 def other_tumor(case: str) -> str | None:

@@ -129,7 +129,10 @@ def test_evaluating_another_fold_than_was_trained_is_refused(small_cohort, tmp_p
     train(small_cohort, tmp_path / "run", "train_folds.yaml", fold=1, folds=3, max_epochs=1)
     place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run"), "fold": 2, "folds": 3}
     said = refused("train.json", "train_folds.yaml", "evaluate.json", **place, **EVALUATION)
-    assert said.endswith("datalist.json: not the split of fold 2 of 3; give that fold's --output_dir.")
+    assert said.endswith(
+        "datalist.json: not the split of fold 2 of 3; give that fold's --output_dir, or leave out --fold to take this "
+        "split."
+    )
 
 
 @pytest.mark.parametrize(

@@ -89,3 +89,28 @@ def evaluate(items, dataset_dir, model, output_dir, map_dir=None, overwrite=Fals
         Output(str(output_dir), map_dir, overwrite),
         **{"network": small_network(), "inferer": SimpleInferer(), "model_file": str(model), **changes},
     )
+
+
+class ShiftedThresholds(torch.nn.Module):
+    """A network whose answer is known: bright T2 is TC, bright T1ce is ET and bright FLAIR is WT, moved by ``SHIFT``.
+
+    The shift is in voxels along the network's axes, so that a volume in another orientation, or at another scale, gives
+    another answer. Bright is what lies above the middle between the median of the brain and its brightest voxel. The
+    volume must fit into one window.
+    """
+
+    spatial_dims, in_channels, out_channels, size_multiple = 3, 4, 4, 16
+    SHIFT = (3, -2, 3)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(100.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        regions = []
+        for channel in (2, 1, 3):
+            volume = x[:, channel]
+            halfway = (volume[volume != 0].median() + volume.max()) / 2
+            regions.append(self.scale * (volume - halfway))
+        logits = torch.stack([-regions[2], *regions], dim=1)
+        return torch.roll(logits, self.SHIFT, dims=(2, 3, 4))

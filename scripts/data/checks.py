@@ -35,11 +35,11 @@ from scripts.brats import (
     sequence_named,
 )
 from scripts.data.cases import LOOKED_FOR, find_cases, image_files, missing_sequences
-from scripts.data.datalist import by_patient, patient_of
 from scripts.data.findings import Finding, Findings
 from scripts.data.images import read_image, voxels_of
 from scripts.data.phantom import PHANTOM_DESCRIPTION
 from scripts.data.plausibility import doubt_images, doubt_label
+from scripts.data.splits import by_patient, patient_of
 from scripts.errors import InputError
 from scripts.machine import available_memory, container_memory, processors
 

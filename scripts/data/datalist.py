@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""MONAI datalists from cases: entries, splits by patient, and files of splits.
+"""MONAI datalists from cases: entries, lists of entries, and files of lists.
 
 An entry is a dict. It holds ``case`` (the name of the case) and ``image`` (four files in the network's order, or one
 four-dimensional file). An entry with a segmentation also holds ``label`` and the values of the label map. In entries
@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from monai.data import partition_dataset
 from scripts.brats import (
     CHANNEL_ORDER,
     DECATHLON,
@@ -29,13 +28,13 @@ from scripts.brats import (
     case_name,
     check_et_label,
     in_network_order,
-    patient_name,
     released_file,
     sequence_named,
     sequences_told,
 )
 from scripts.data.cases import DECATHLON_IMAGES, NO_FILE, Case, find_cases, image_files, resolve_image
-from scripts.data.tables import LISTS, read_table
+from scripts.data.splits import make_folds, patient_of, random_split
+from scripts.data.tables import DESCRIPTIONS, LISTS, read_table
 from scripts.errors import InputError
 from scripts.files import save_json
 
@@ -44,34 +43,8 @@ logger = logging.getLogger(__name__)
 SELECTIONS = ("training", "validation", "all")
 # The Decathlon has another name for cases without label maps.
 FORMER_LISTS = {"test": "testing"}
-
-
-def patient_of(item: Mapping[str, Any]) -> str:
-    """The patient of an entry.
-
-    The name of the image tells the patient if its release numbers visits. Otherwise ``case`` does.
-
-    Example:
-        >>> patient_of({"case": "second visit", "image": "BraTS-GLI-00005-101-t1n.nii.gz"})
-        'BraTS-GLI-00005'
-    """
-    by_image = case_name(image_files(item["image"])[0])
-    patient = patient_name(by_image)
-    return patient if patient != by_image else patient_name(str(item["case"]))
-
-
-def by_patient(items: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The items in lists, one list for each patient, in the order of their first items.
-
-    Example:
-        >>> names = ["BraTS-GLI-00005-100", "BraTS-GLI-00006-100", "BraTS-GLI-00005-101"]
-        >>> [[item["case"] for item in items] for items in by_patient([{"case": n, "image": n} for n in names])]
-        [['BraTS-GLI-00005-100', 'BraTS-GLI-00005-101'], ['BraTS-GLI-00006-100']]
-    """
-    patients: dict[str, list[dict[str, Any]]] = {}
-    for item in items:
-        patients.setdefault(patient_of(item), []).append(item)
-    return list(patients.values())
+# Key of the fold that an entry belongs to, in a split by folds. A later run knows by it which fold a folder has.
+HELD_OUT_IN = "held_out_in"
 
 
 def warn_of_shared_patients(
@@ -263,13 +236,16 @@ def split_datalist(
             cases of a patient (``patient_name``) stay together.
         seed: seed of the split. It is independent of other seeds.
         et_label: the label value of ET, or None for the value of each case's release.
-        folds: number of parts for cross-validation. The parts are as equal as whole patients allow.
+        folds: number of parts for cross-validation (``scripts.data.splits.make_folds``). The parts are as equal as
+            whole patients allow, and alike in grade, site and size of ET. Entries say in ``held_out_in`` which part
+            they belong to.
         fold: number of the part to hold out instead of ``validation_fraction``, from 0.
         incomplete: also take cases that lack a sequence.
 
     Raises:
         InputError: ``datalist_file`` is absent or is no datalist, ``et_label`` is neither 3 nor 4, there is no such
-            fold, or a fold is given together with a split that is not the split of this fold.
+            fold, a table of names is faulty, or a fold is given together with a split that is not the split of this
+            fold.
     """
     if et_label is not None:
         check_et_label(et_label)
@@ -281,17 +257,18 @@ def split_datalist(
     if fold is not None and given is not None and "validation" in given:
         raise InputError(f"--fold {fold}: {datalist_file} already holds a split; leave out --fold or --datalist_file.")
     items = labeled_items(dataset_dir, et_label, incomplete) if given is None else given["training"]
+    set_et_label(items, et_label)
     source, lists = datalist_file, given or {}
     if "validation" not in lists and recorded is not None:
         if Path(recorded).is_file():
             logger.info("Using the split that the training wrote: %s", recorded)
             source, lists = recorded, read_datalist(recorded, dataset_dir)
-            if fold is not None and items:
-                own, _ = _fold(items, folds, fold, seed)
-                if {item["case"] for item in own} != {item["case"] for item in lists["training"]}:
-                    raise InputError(
-                        f"{recorded}: not the split of fold {fold} of {folds}; give that fold's --output_dir."
-                    )
+            own = {item.get(HELD_OUT_IN) for item in lists.get("validation", [])}
+            if fold is not None and own != {_fold_name(fold, folds)}:
+                raise InputError(
+                    f"{recorded}: not the split of {_fold_name(fold, folds)}; give that fold's --output_dir, "
+                    "or leave out --fold to take this split."
+                )
         else:
             logger.warning(
                 "%s: there is no split, so a new one is made; the weights may have seen its cases.", recorded
@@ -301,53 +278,21 @@ def split_datalist(
     else:
         training, validation = items, items[:0]
         if fold is not None and items:
-            training, validation = _fold(items, folds, fold, seed)
+            parts = make_folds(items, folds, seed, dataset_dir)
+            for number, part in enumerate(parts):
+                part[:] = [{**item, HELD_OUT_IN: _fold_name(number, folds)} for item in part]
+            training = [item for number, part in enumerate(parts) if number != fold for item in part]
+            validation = parts[fold]
         elif len(items) > 1:
-            training, validation = _random_split(items, validation_fraction, seed)
-        lists = {"training": training, "validation": validation}
+            training, validation = random_split(items, validation_fraction, seed)
+        lists = {"training": sorted(training, key=_by_name), "validation": sorted(validation, key=_by_name)}
     lists = {name: lists[name] for name in ("training", "validation")}
     set_et_label(lists["training"] + lists["validation"], et_label)
     return {**lists, "all": lists["training"] + lists["validation"]}
 
 
-def _shuffled_patients(items: Sequence[dict[str, Any]], seed: int) -> list[list[dict[str, Any]]]:
-    (patients,) = partition_dataset(by_patient(items), num_partitions=1, shuffle=True, seed=seed)
-    return list(patients)
-
-
-def _random_split(items: list[dict[str, Any]], fraction: float, seed: int) -> tuple[list[Any], list[Any]]:
-    """Hold out whole patients from the end of the shuffled list, as near to the share of cases as they allow."""
-    wanted = min(max(round(len(items) * fraction), 1), len(items) - 1)
-    training = _shuffled_patients(items, seed)
-    if len(training) == 1:
-        logger.warning("All %d labeled cases are of one patient, so none is held out.", len(items))
-    validation: list[dict[str, Any]] = []
-    for patient in reversed(training[1:]):
-        if len(validation) + len(patient) <= wanted:
-            training.remove(patient)
-            validation += patient
-    # Each remaining patient has more cases than are still wanted. The smallest one may still come nearer to the share.
-    smallest = min(training, key=len)
-    short = wanted - len(validation)
-    if len(training) > 1 and (not validation or len(smallest) < 2 * short):
-        training.remove(smallest)
-        validation += smallest
-    return sorted((item for patient in training for item in patient), key=_by_name), sorted(validation, key=_by_name)
-
-
-def _fold(items: list[dict[str, Any]], folds: int, fold: int, seed: int) -> tuple[list[Any], list[Any]]:
-    patients = _shuffled_patients(items, seed)
-    if folds < 2 or folds > len(patients):
-        of = f" of {len(patients)} patient{'s' * (len(patients) > 1)}" if len(patients) < len(items) else ""
-        possible = f"2 to {len(patients)}" if len(patients) > 1 else "no"
-        raise InputError(f"--folds {folds}: {len(items)} labeled cases{of} make {possible} folds.")
-    parts: list[list[dict[str, Any]]] = [[] for _ in range(folds)]
-    # The largest patient comes first, and each goes to the smallest fold. So the folds take turns at patients with one
-    # case.
-    for patient in sorted(patients, key=len, reverse=True):
-        min(parts, key=len).extend(patient)
-    training = [item for number, part in enumerate(parts) if number != fold for item in part]
-    return sorted(training, key=_by_name), sorted(parts[fold], key=_by_name)
+def _fold_name(fold: int, folds: int) -> str:
+    return f"fold {fold} of {folds}"
 
 
 def _by_name(item: Mapping[str, Any]) -> str:
@@ -504,6 +449,10 @@ def _resolve(
         )
     if edema_label not in (1, 2):
         raise InputError(f"{path}: 'edema_label' is 2 or 1: {entry}")
+    described = {key: entry[key] for key in (*DESCRIPTIONS, HELD_OUT_IN) if entry.get(key) is not None}
+    for key, value in described.items():
+        if not isinstance(value, str | int):
+            raise InputError(f"{path}: '{key}' is a text or a number: {entry}")
     return {
         "case": _plain_name(entry, path, case_name(first)),
         "image": image,
@@ -511,6 +460,7 @@ def _resolve(
         "et_label": et_label,
         "edema_label": edema_label,
         "resection_cavity": entry.get("resection_cavity", 0),
+        **described,
     }
 
 

@@ -1,24 +1,35 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Lists of cases as CSV tables, for files of any name.
+"""CSV tables: lists of cases, for files of any name, and BraTS's tables of names.
 
-A row is a case. The columns ``t1``, ``t1ce``, ``t2`` and ``flair`` hold its images; other usual names of the sequences
-are known, too. ``label`` (or ``seg``) holds the label map, ``case`` a name, ``et_label`` and ``edema_label`` what the
-label values mean, and ``list`` says which list the case belongs to (training, validation or testing).
+In a list of cases a row is a case. The columns ``t1``, ``t1ce``, ``t2`` and ``flair`` hold its images; other usual
+names of the sequences are known, too. ``label`` (or ``seg``) holds the label map, ``case`` a name, ``et_label`` and
+``edema_label`` what the label values mean, and ``list`` says which list the case belongs to (training, validation or
+testing). ``grade`` and ``site`` describe the patient, for the folds.
+
+The releases 2018 to 2020 come with a table ``name_mapping.csv``. It has the grade of each case, and the names that the
+case had in the earlier releases.
 """
 
 from __future__ import annotations
 
 import csv
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.brats import SEQUENCES, sequence_named
+from scripts.brats import SEQUENCES, sequence_named, site_named
 from scripts.errors import InputError
 
 LISTS = ("training", "validation", "testing")
-COLUMNS = {"case": "case", "label": "label", "seg": "label", "list": "list"}
+DESCRIPTIONS = ("grade", "site")
+COLUMNS = {"case": "case", "label": "label", "seg": "label", "list": "list", "grade": "grade", "site": "site"}
 NUMBERS = ("et_label", "edema_label")
+NAME_TABLES = "name_mapping*.csv"
+# BraTS_2018_subject_ID, for instance.
+_NAME_COLUMN = re.compile(r"brats.*id", re.IGNORECASE)
+_NOT_KNOWN = ("", "na", "n/a", "nan")
 
 
 def read_table(path: str | Path) -> dict[str, Any]:
@@ -46,15 +57,7 @@ def read_table(path: str | Path) -> dict[str, Any]:
         ...     read_table(path)["testing"]
         [{'case': 'ann', 'image': ['b.nii', 'd.nii', 'c.nii', 'a.nii']}]
     """
-    try:
-        # Excel writes a mark before the first column, and utf-8-sig leaves it out.
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give an existing --datalist_file.") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 ({error.reason}); save the table as CSV in UTF-8.") from error
-    separator = max(",;\t", key=lines[0].count) if lines else ","
-    rows = list(csv.reader(lines, delimiter=separator))
+    rows = _rows(path, "give an existing --datalist_file")
     names = [_column(name.strip(), path) for name in rows[0]] if rows else []
     for name in names:
         if names.count(name) > 1:
@@ -76,6 +79,94 @@ def read_table(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def _rows(path: str | Path, remedy: str) -> list[list[str]]:
+    try:
+        # Excel writes a mark before the first column, and utf-8-sig leaves it out.
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); {remedy}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 ({error.reason}); save the table as CSV in UTF-8.") from error
+    separator = max(",;\t", key=lines[0].count) if lines else ","
+    return list(csv.reader(lines, delimiter=separator))
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a table says of a case. An empty text means that it says nothing.
+
+    Attributes:
+        grade: the grade of the tumor, HGG or LGG.
+        site: where the images come from.
+        source: the table.
+    """
+
+    grade: str
+    site: str
+    source: str
+
+
+def read_name_table(path: str | Path) -> dict[str, Described]:
+    """The grade and the site of each case in a table of names, by each of the case's names.
+
+    The column of the grade is ``Grade``. The names stand in ``BraTS_2017_subject_ID`` and so on, the latest one last.
+    Of the names that tell the site, the latest one counts, because BraTS 2017 has coarser sites.
+
+    Args:
+        path: the table, in UTF-8.
+
+    Raises:
+        InputError: the table cannot be read, has no column of names, or gives a case two grades.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "name_mapping.csv")
+        ...     columns = "Grade,BraTS_2017_subject_ID,BraTS_2018_subject_ID,BraTS_2020_subject_ID"
+        ...     _ = path.write_text(f"{columns}\\nLGG,Brats17_TCIA_141_1,Brats18_TCIA09_141_1,BraTS20_Training_270\\n")
+        ...     described = read_name_table(path)["BraTS20_Training_270"]
+        >>> described.grade, described.site
+        ('LGG', 'TCIA09')
+    """
+    remedy = "make it readable, or move it out of --dataset_dir"
+    header, *rows = _rows(path, remedy) or [[]]
+    named = [number for number, name in enumerate(header) if _NAME_COLUMN.fullmatch(name.strip())]
+    graded = [number for number, name in enumerate(header) if name.strip().lower() == "grade"]
+    if not named:
+        raise InputError(
+            f"{path}: no column of names, such as BraTS_2020_subject_ID; copy the table again, or move it out of "
+            "--dataset_dir."
+        )
+    found: dict[str, Described] = {}
+    for row in rows:
+        cells = ["" if cell.strip().lower() in _NOT_KNOWN else cell.strip() for cell in row]
+        names = [cells[number] for number in named if number < len(cells) and cells[number]]
+        grade = next((cells[number] for number in graded if number < len(cells)), "")
+        site = next((site for name in reversed(names) if (site := site_named(name))), "")
+        for name in names:
+            described = Described(grade, site, str(path))
+            check_grades(name, found.setdefault(name, described), described)
+    return found
+
+
+def check_grades(case: str, first: Described, second: Described) -> None:
+    """Refuse two different grades of one case.
+
+    Raises:
+        InputError: both grades are known, and they differ. The message names both sources.
+
+    Example:
+        >>> check_grades("p1", Described("HGG", "", "HGG/p1"), Described("", "CBICA", "name_mapping.csv"))
+        >>> check_grades("p1", Described("HGG", "", "HGG/p1"), Described("LGG", "", "name_mapping.csv"))
+        Traceback (most recent call last):
+        scripts.errors.InputError: name_mapping.csv: p1 is LGG here, but HGG by HGG/p1; correct one of them.
+    """
+    if first.grade and second.grade and first.grade.lower() != second.grade.lower():
+        raise InputError(
+            f"{second.source}: {case} is {second.grade} here, but {first.grade} by {first.source}; correct one of them."
+        )
+
+
 def _column(name: str, path: str | Path) -> str:
     known = sequence_named(name) or COLUMNS.get(name.lower()) or (name.lower() if name.lower() in NUMBERS else None)
     if known is None:
@@ -87,7 +178,7 @@ def _column(name: str, path: str | Path) -> str:
 def _entry(row: dict[str, str], where: str) -> tuple[dict[str, Any], str]:
     if not any(row.get(name) for name in SEQUENCES):
         raise InputError(f"{where}: no image; fill in the cells of {', '.join(SEQUENCES)}, or remove the row.")
-    entry: dict[str, Any] = {key: row[key] for key in ("case", "label") if row.get(key)}
+    entry: dict[str, Any] = {key: row[key] for key in ("case", "label", *DESCRIPTIONS) if row.get(key)}
     entry["image"] = [row.get(name) or None for name in SEQUENCES]
     for key in NUMBERS:
         if value := row.get(key):

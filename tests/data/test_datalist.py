@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from monai.data import partition_dataset
-from scripts.brats import SEQUENCES, case_name, patient_name, sequence_named
+from scripts.brats import case_name, patient_name, sequence_named
 from scripts.data.cases import find_cases, missing_sequences, resolve_image
 from scripts.data.datalist import (
     complete_item,
@@ -57,24 +57,6 @@ def contents(path):
 # Layouts.
 
 
-def test_brats_2018_below_hgg_and_lgg(tmp_path):
-    root = tmp_path / "MICCAI_BraTS_2018_Data_Training"
-    high, low = "Brats18_CBICA_AAM_1", "Brats18_2013_0_1"
-    make_case(root / "HGG" / high)
-    make_case(root / "LGG" / low)
-    (root / "survival_data.csv").touch()
-    items = labeled_items(tmp_path)
-    assert [item["case"] for item in items] == [low, high]
-    assert items[1] == {
-        "case": high,
-        "image": [str(root / "HGG" / high / f"{high}_{s}.nii.gz") for s in ("t1", "t2", "t1ce", "flair")],
-        "label": str(root / "HGG" / high / f"{high}_seg.nii.gz"),
-        "et_label": 4,
-        "edema_label": 2,
-        "resection_cavity": 0,
-    }
-
-
 def test_brats_2020_beside_tables_and_hidden_files(tmp_path):
     root = cohort(tmp_path / "MICCAI_BraTS2020_TrainingData", 2)
     make_case(root / "BraTS20_Training_003", extension=".nii")
@@ -115,34 +97,10 @@ def test_the_older_name_does_not_overrule_the_released_one_and_is_not_guessed_be
     assert item["label"] == str(released / "BraTS20_Training_001_seg.nii.gz")
 
 
-@pytest.mark.parametrize(
-    ("folder", "old", "et_label"),
-    [("BraTS2021_00000", True, 4), ("BraTS19_TMC_06290_1", True, 4), ("BraTS-GLI-00000-000", False, 3)],
-)
-def test_releases_are_known_by_their_names_and_channels_ordered_by_them(tmp_path, folder, old, et_label):
-    make_case(tmp_path / folder, old)
-    (item,) = labeled_items(tmp_path)
-    separator, suffixes = ("_", OLD) if old else ("-", NEW)
-    assert item["case"] == folder
-    assert [Path(p).name for p in item["image"]] == [f"{folder}{separator}{s}.nii.gz" for s in suffixes]
-    assert (item["et_label"], item["resection_cavity"]) == (et_label, 0)
-    # The PANet authors' program has this order.
-    assert SEQUENCES == ("t1", "t2", "t1ce", "flair")
-
-
 def test_visits_of_one_patient_are_cases_of_their_own(tmp_path):
     for visit in ("BraTS-GLI-00005-100", "BraTS-GLI-00005-101"):
         make_case(tmp_path / visit, old=False)
     assert found(tmp_path) == ["BraTS-GLI-00005-100", "BraTS-GLI-00005-101"]
-
-
-def test_two_releases_in_one_folder_keep_their_own_labels(tmp_path):
-    make_case(tmp_path / "a" / "BraTS2021_00000")
-    make_case(tmp_path / "b" / "BraTS-GLI-00000-000", old=False)
-    assert {item["case"]: item["et_label"] for item in labeled_items(tmp_path)} == {
-        "BraTS-GLI-00000-000": 3,
-        "BraTS2021_00000": 4,
-    }
 
 
 def test_cases_of_one_flat_folder_are_told_apart_by_their_names(tmp_path):

@@ -1,0 +1,160 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Label maps come back in the grid of the images, whatever the order of axes, voxel size, angle or type of voxels.
+
+The network of these runs has a known answer (``tiny.ShiftedThresholds``). It moves what it finds by some voxels of its
+own grid, to the left, to the front and up. So the answer is right only if the network saw the head in the orientation
+and in the scale of BraTS.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from tiny import ShiftedThresholds
+from workflows import bundle_run, voxels
+
+# Lesions in mm: the radii of WT, TC and ET around one center, which lies off the middle of the brain.
+CENTER = np.array([9.0, -7.0, 4.0])
+RADII = {2: 15.0, 1: 12.0, 4: 8.0}
+BRAIN_RADII = np.array([30.0, 36.0, 27.0])
+BRIGHT = {"t1": (), "t2": (1, 4), "t1ce": (4,), "flair": (1, 2, 4)}
+OBLIQUE = nib.eulerangles.euler2mat(0.3, 0.2, -0.4)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid, whose middle is at the middle of the brain.
+
+    Attributes:
+        name: name of the case.
+        shape: numbers of voxels.
+        spacing: sizes of a voxel in mm.
+        axes: the directions of the axes, for ``as_reoriented``.
+        rotation: turns the axes.
+        dtype: type of the images' voxels.
+    """
+
+    name: str
+    shape: tuple[int, int, int] = (72, 84, 66)
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    axes: str = "LPS"
+    rotation: np.ndarray | None = None
+    dtype: type = np.int16
+
+    @property
+    def lps(self) -> np.ndarray:
+        """Affine before the axes are put into their order."""
+        matrix = np.diag([-1.0, -1.0, 1.0]) @ np.diag(self.spacing)
+        matrix = matrix if self.rotation is None else self.rotation @ matrix
+        return nib.affines.from_matvec(matrix, -matrix @ ((np.array(self.shape) - 1) / 2))
+
+    def labels(self, moved: bool = False) -> np.ndarray:
+        """The label map before the axes are put into their order; ``moved`` as the network moves it."""
+        axes = self.lps[:3, :3] / np.linalg.norm(self.lps[:3, :3], axis=0)
+        center = CENTER + (axes @ ShiftedThresholds.SHIFT if moved else 0)
+        distance = np.linalg.norm(self.places() - center, axis=-1)
+        found = np.zeros(self.shape, np.uint8)
+        for value, radius in RADII.items():
+            found[distance <= radius] = value
+        return found
+
+    def places(self) -> np.ndarray:
+        """Place of each voxel in mm, (*shape, 3)."""
+        return nib.affines.apply_affine(self.lps, np.stack(np.indices(self.shape), axis=-1))
+
+    def in_order(self, values: np.ndarray) -> nib.Nifti1Image:
+        """An image of this grid."""
+        image = nib.Nifti1Image(values, self.lps)
+        return image.as_reoriented(ornt_transform(io_orientation(self.lps), axcodes2ornt(self.axes)))
+
+    def write(self, root: Path) -> None:
+        """Write the case's four images."""
+        brain = (np.abs(self.places() / BRAIN_RADII) ** 2).sum(axis=-1) <= 1
+        labels = self.labels()
+        old = not self.name.startswith("BraTS-")
+        names = {"t1": "t1n", "t2": "t2w", "t1ce": "t1c", "flair": "t2f"}
+        (root / self.name).mkdir(parents=True)
+        for sequence, bright in BRIGHT.items():
+            noise = np.random.default_rng(list(f"{self.name}_{sequence}".encode())).uniform(290, 310, self.shape)
+            values = np.where(brain, noise + 400 * np.isin(labels, bright), 0).astype(self.dtype)
+            suffix = f"_{sequence}" if old else f"-{names[sequence]}"
+            nib.save(self.in_order(values), root / self.name / f"{self.name}{suffix}.nii.gz")
+
+
+THICK: dict[str, Any] = {"shape": (72, 84, 22), "spacing": (1.0, 1.0, 3.0)}
+GRIDS = [
+    *(Grid(f"BraTS2021_0001{number}", axes=axes) for number, axes in enumerate(("LPS", "PIR", "RAS", "SLA", "LAS"))),
+    # The grid and the type of BraTS 2025. The directions of its axes are RAS here.
+    Grid("BraTS-GLI-00009-000", shape=(182, 218, 182), axes="RAS", dtype=np.float32),
+    Grid("BraTS2021_00015", shape=(90, 96, 80), rotation=OBLIQUE),
+    Grid("BraTS2021_00016", **THICK),
+    Grid("BraTS2021_00017", **THICK, axes="PIR"),
+    Grid("BraTS2021_00018", shape=(100, 88, 42), spacing=(0.9, 1.1, 2.0), rotation=OBLIQUE, axes="ASR"),
+]
+# Here the network moves the lesions by whole voxels, and every third of its slices is one of the thick ones.
+EXACT = [grid for grid in GRIDS if grid.spacing in ((1, 1, 1), (1, 1, 3))]
+(SKEW,) = [grid for grid in GRIDS if grid not in EXACT]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> tuple[Path, Path]:
+    """The folder of the cases and the folder of the label maps that inference made of them."""
+    root = tmp_path_factory.mktemp("grids")
+    for grid in GRIDS:
+        grid.write(root / "cases")
+    torch.save(ShiftedThresholds().state_dict(), root / "model.pt")
+    bundle_run(
+        "inference.json",
+        dataset_dir=str(root / "cases"),
+        output_dir=str(root / "maps"),
+        model_file=str(root / "model.pt"),
+        network_def={"_target_": "tiny.ShiftedThresholds"},
+        roi_size=[96, 96, 96],
+        num_workers=0,
+    )
+    return root / "cases", root / "maps"
+
+
+def dice(first: np.ndarray, second: np.ndarray) -> float:
+    return float(2 * (first & second).sum() / (first.sum() + second.sum()))
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: grid.name)
+def test_the_label_map_has_the_shape_and_the_affine_of_the_images(folders, grid):
+    cases, maps = folders
+    result = nib.load(maps / f"{grid.name}.nii.gz")
+    for file in (cases / grid.name).iterdir():
+        image = nib.load(file)
+        assert result.shape == image.shape
+        np.testing.assert_array_equal(result.affine, image.affine)
+    assert result.get_data_dtype() == np.uint8
+
+
+@pytest.mark.parametrize("grid", EXACT, ids=lambda grid: grid.name)
+def test_every_voxel_is_the_known_answer(folders, grid):
+    found = voxels(folders[1] / f"{grid.name}.nii.gz")
+    np.testing.assert_array_equal(found, np.asanyarray(grid.in_order(grid.labels(moved=True)).dataobj))
+    assert set(np.unique(found)) == {0, 1, 2, 4}
+
+
+def test_resampled_and_back_the_label_map_is_close_to_the_known_answer(folders):
+    """The surface of a region is off by a quarter of the longest edge of a voxel at most, on average.
+
+    A surface that is off by d on average spoils a volume of d times its area. Of a ball that is the share 3 d / r, and
+    the Dice is lower than 1 by half of this share.
+    """
+    found = voxels(folders[1] / f"{SKEW.name}.nii.gz")
+    wanted = np.asanyarray(SKEW.in_order(SKEW.labels(moved=True)).dataobj)
+    off = max(SKEW.spacing) / 4
+    for region, radius in (((4,), RADII[4]), ((1, 4), RADII[1]), ((1, 2, 4), RADII[2])):
+        score = dice(np.isin(found, region), np.isin(wanted, region))
+        # 0.91, 0.94 and 0.95 are asked for; 0.96, 0.97 and 0.97 were measured.
+        assert score >= 1 - 3 * off / radius / 2
