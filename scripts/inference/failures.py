@@ -11,7 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 from ignite.engine import Events
-from monai.data import Dataset
+from monai.data import CacheDataset
 from monai.engines import SupervisedEvaluator
 from monai.engines.workflow import Workflow
 from monai.handlers import from_engine
@@ -20,7 +20,6 @@ from scripts.distributed import rank, world_size
 from scripts.errors import InputError, WriteError, input_error_behind
 from scripts.files import save_json
 from scripts.run_record import RECORD_FILE, read_record
-from torch.utils.data import Dataset as TorchDataset
 
 logger = logging.getLogger(__name__)
 
@@ -56,26 +55,17 @@ def reason_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-class LoadedOrNot(TorchDataset):
-    """The items of a dataset. An item that cannot be loaded holds its case and the reason instead.
+class CaseDataset(CacheDataset):
+    """MONAI's dataset, in which an item that cannot be loaded holds its case and the reason instead.
 
-    Args:
-        dataset: the dataset.
+    The arguments are those of ``CacheDataset``.
     """
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        """Number of items."""
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Any:
-        """The item, or ``{"case": ..., "reason": ...}``."""
+    def _transform(self, index: int) -> Any:
         try:
-            return self.dataset[index]
+            return super()._transform(index)
         except CASE_ERRORS as error:
-            case = case_of(self.dataset.data[index])
+            case = case_of(self.data[index])
             if input_error_behind(error) is None:
                 logger.exception("%s could not be loaded", case)
             return {"case": case, REASON: reason_of(error)}
