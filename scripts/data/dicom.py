@@ -495,6 +495,16 @@ class Choice:
     left_out: list[Series] = field(default_factory=list)
     several: list[str] = field(default_factory=list)
 
+    @property
+    def scattered(self) -> list[tuple[Series, Series]]:
+        """The chosen series of which another folder holds files, too, each with those files."""
+        return [
+            (fit.series, other)
+            for fit in self.chosen.values()
+            for other in self.left_out
+            if other.first.series == fit.series.first.series
+        ]
+
     def __str__(self) -> str:
         taken = [
             f"{SEQUENCE_TITLES[name]}: {self.chosen[name].series} ({self.chosen[name].why})"
@@ -560,7 +570,7 @@ def choose(study: Sequence[Series]) -> Choice:
         if not found:
             continue
         best = chosen[sequence] = found[0]
-        if len(found) > 1:
+        if len({fit.series.first.series for fit in found}) > 1:
             several.append(sequence)
             first, second = (_worth(fit.series) for fit in found[:2])
             names = ("a volume of gray values", f"most slices of {len(found)}", f"thinnest of {len(found)}")

@@ -41,6 +41,7 @@ ERRORS = (
     "mixed series",
     "slice without a place",
     "multi-frame DICOM",
+    "series in several folders",
 )
 # Findings that are reported and do not stop a run.
 WARNINGS = (

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import logging
+import warnings
 import zlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,6 +43,9 @@ UNREADABLE_IMAGE = (
     RuntimeError,
     zlib.error,
 )
+
+# It warns in each construction of a loader (``LoadImageByReaderd``).
+logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
 NOT_READABLE = "not a readable image"
 # The first bytes of a gzip file.
@@ -394,7 +399,10 @@ class LoadImageByReaderd(LoadImaged):
     """
 
     def __init__(self, keys: KeysCollection, reader: ImageReader, **options: Any) -> None:
-        super().__init__(keys, reader=reader, **options)  # type: ignore[arg-type]
+        with warnings.catch_warnings():
+            # MONAI makes its own readers, too. Where pydicom is, one of them complains that a codec is not.
+            warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
+            super().__init__(keys, reader=reader, **options)  # type: ignore[arg-type]
         self.reader = reader
         # MONAI registers its own readers by the packages that are installed, and a cache's keys would depend on those.
         self._loader.readers = [reader]
