@@ -336,8 +336,8 @@ def _show_choice(found: Findings, folder: Path, choice: Choice) -> None:
     for series, other in choice.scattered:
         found.add(
             "series in several folders",
-            f"{series.first.file}: {series} has files in {Path(other.first.file).parent}, too; put all of its files into "
-            "one folder, once.",
+            f"{series.first.file}: {series} has files in {Path(other.first.file).parent}, too; put all of its files "
+            "into one folder, once.",
         )
     for fit in choice.chosen.values():
         if fit.doubt:
