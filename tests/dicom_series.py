@@ -94,7 +94,7 @@ def write_case(folder: Path, images: dict[str, nib.Nifti1Image], together: bool 
             image.affine,
             [f"IM{n:05d}" for n in numbers],
             study=study,
-            series=f"{study}.{number}",
+            series=generate_uid(),
             SeriesNumber=number + 1,
             SeriesDescription=DESCRIPTIONS[sequence],
             **({"ContrastBolusAgent": "Gadovist"} if sequence == "t1ce" else {}),

@@ -198,41 +198,45 @@ def _header(path: str, size: int, changed: int) -> Header | None:
     from pydicom.errors import BytesLengthException, InvalidDicomError
 
     try:
-        data = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS))
-        kind, rows = _text(data, "SOPClassUID"), _number(data, "Rows")
-        if _text(data.file_meta, "MediaStorageSOPClassUID") == DIRECTORY:
-            return None
-        if rows is None and kind not in ("", MR_IMAGE):  # a report, for instance
-            return None
-        number = _number(data, "SeriesNumber")
-        header = Header(
-            file=path,
-            kind=kind,
-            modality=_text(data, "Modality"),
-            study=_text(data, "StudyInstanceUID"),
-            series=_text(data, "SeriesInstanceUID"),
-            number=None if number is None else int(number),
-            description=_text(data, "SeriesDescription"),
-            protocol=_text(data, "ProtocolName"),
-            agent=_text(data, "ContrastBolusAgent"),
-            technique=_text(data, "ScanningSequence"),
-            echo=_number(data, "EchoTime"),
-            repetition=_number(data, "RepetitionTime"),
-            inversion=_number(data, "InversionTime"),
-            size=(int(_number(data, "Columns") or 0), int(rows or 0)),
-            spacing=_numbers(data, "PixelSpacing"),
-            orientation=_numbers(data, "ImageOrientationPatient"),
-            position=_numbers(data, "ImagePositionPatient"),
-            thickness=_number(data, "SliceThickness"),
-            several_frames=(_number(data, "NumberOfFrames") or 1) > 1 or kind in MULTI_FRAME,
-            color=(_number(data, "SamplesPerPixel") or 1) > 1
-            or _text(data, "PhotometricInterpretation")[:7] == "PALETTE",
-        )
+        # Values of odd form are common, and pydicom would warn of each in every file.
+        with pydicom.config.disable_value_validation():
+            header = _header_of(path, pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS)))
     except (*UNREADABLE_HEADER, BytesLengthException, InvalidDicomError) as error:
         raise _damaged(path, " ".join(str(error).split())) from error
-    if not (header.series and header.study and min(header.size)):
+    if header is not None and not (header.series and header.study and min(header.size)):
         raise _damaged(path, "its header is incomplete")
     return header
+
+
+def _header_of(path: str, data: Any) -> Header | None:
+    kind, rows = _text(data, "SOPClassUID"), _number(data, "Rows")
+    if _text(data.file_meta, "MediaStorageSOPClassUID") == DIRECTORY:
+        return None
+    if rows is None and kind not in ("", MR_IMAGE):  # a report, for instance
+        return None
+    number = _number(data, "SeriesNumber")
+    return Header(
+        file=path,
+        kind=kind,
+        modality=_text(data, "Modality"),
+        study=_text(data, "StudyInstanceUID"),
+        series=_text(data, "SeriesInstanceUID"),
+        number=None if number is None else int(number),
+        description=_text(data, "SeriesDescription"),
+        protocol=_text(data, "ProtocolName"),
+        agent=_text(data, "ContrastBolusAgent"),
+        technique=_text(data, "ScanningSequence"),
+        echo=_number(data, "EchoTime"),
+        repetition=_number(data, "RepetitionTime"),
+        inversion=_number(data, "InversionTime"),
+        size=(int(_number(data, "Columns") or 0), int(rows or 0)),
+        spacing=_numbers(data, "PixelSpacing"),
+        orientation=_numbers(data, "ImageOrientationPatient"),
+        position=_numbers(data, "ImagePositionPatient"),
+        thickness=_number(data, "SliceThickness"),
+        several_frames=(_number(data, "NumberOfFrames") or 1) > 1 or kind in MULTI_FRAME,
+        color=(_number(data, "SamplesPerPixel") or 1) > 1 or _text(data, "PhotometricInterpretation")[:7] == "PALETTE",
+    )
 
 
 def _damaged(path: str, why: str) -> InputError:

@@ -28,7 +28,7 @@ from scripts.data.images import LoadImageByReaderd, SequenceReader, open_image, 
 from scripts.errors import InputError
 from scripts.networks import PriorAttentionNet
 from scripts.training.disk_cache import DiskCacheDataset
-from workflows import SIZE, bundle_run
+from workflows import SIZE, TRAINING_SIZE, bundle_run
 
 SHAPE = (12, 10, 7)
 SIZES = np.diag([1.25, 0.75, 3.0])
@@ -492,17 +492,23 @@ def test_unreadable_files_of_a_series_are_not_left_out(tmp_path, monkeypatch):
     assert caught.value.kind == "unreadable file"
 
 
+BRAIN = (30, 26, 20)
+
+
+def brain_images(seed: int) -> dict[str, nib.Nifti1Image]:
+    """Brains of noise in voxels of 5 mm, whose axes are not the network's."""
+    rng = np.random.default_rng(seed)
+    x, y, z = np.indices(BRAIN)
+    brain = ((x - 15) / 13) ** 2 + ((y - 13) / 11) ** 2 + ((z - 10) / 9) ** 2 < 1
+    place = nib.affines.from_matvec(AXES["coronal"] * 5.0, PLACE)
+    voxels = {s: np.where(brain, rng.integers(200, 900, BRAIN), 0).astype(np.uint16) for s in SEQUENCES}
+    return {sequence: nib.Nifti1Image(values, place) for sequence, values in voxels.items()}
+
+
 @pytest.mark.parametrize("together", [False, True])
 def test_the_segmentation_is_that_of_the_same_case_in_nifti(tmp_path, together):
     """By the whole of inference.json, in the grid of the images, which is not the network's."""
-    shape = (30, 26, 20)
-    rng = np.random.default_rng(7)
-    x, y, z = np.indices(shape)
-    brain = ((x - 15) / 13) ** 2 + ((y - 13) / 11) ** 2 + ((z - 10) / 9) ** 2 < 1
-    made = {}
-    for sequence in SEQUENCES:
-        voxels = np.where(brain, rng.integers(200, 900, shape), 0).astype(np.uint16)
-        made[sequence] = nib.Nifti1Image(voxels, nib.affines.from_matvec(AXES["coronal"] * 5.0, PLACE))
+    made = brain_images(7)
     write_case(tmp_path / "dicom" / "ann", made, together)
     (tmp_path / "nifti" / "ann").mkdir(parents=True)
     for sequence, image in made.items():
@@ -524,10 +530,39 @@ def test_the_segmentation_is_that_of_the_same_case_in_nifti(tmp_path, together):
         assert [path.name for path in (tmp_path / f"{kind} maps").glob("*.nii.gz")] == ["ann.nii.gz"]
         results.append(nib.load(tmp_path / f"{kind} maps" / "ann.nii.gz"))
     ours, theirs = (np.asanyarray(image.dataobj) for image in results)
-    assert ours.shape == shape and len(np.unique(ours)) > 1
+    assert ours.shape == BRAIN and len(np.unique(ours)) > 1
     np.testing.assert_array_equal(ours, theirs)
     np.testing.assert_allclose(results[0].affine, results[1].affine, atol=1e-5)
     np.testing.assert_allclose(results[0].affine, made["t1"].affine, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_training_and_an_evaluation_give_what_they_give_on_nifti(tmp_path):
+    rng = np.random.default_rng(11)
+    lists: dict[str, dict] = {kind: {"sequences": list(SEQUENCES)} for kind in ("dicom", "nifti")}
+    for name, part in (("ann", "training"), ("bea", "training"), ("cyd", "validation")):
+        made = brain_images(int(rng.integers(1000)))
+        label = np.zeros(BRAIN, np.uint8)
+        label[8:20, 8:18, 6:14], label[10:16, 10:15, 8:12], label[11:14, 11:14, 9:11] = 2, 4, 1
+        (tmp_path / "nifti" / name).mkdir(parents=True)
+        nib.save(nib.Nifti1Image(label, made["t1"].affine), tmp_path / f"{name}.nii.gz")
+        write_case(tmp_path / "dicom" / name, made)
+        for sequence, image in made.items():
+            nib.save(image, tmp_path / "nifti" / name / f"{name}_{sequence}.nii.gz")
+        reading = {"case": name, "label": str(tmp_path / f"{name}.nii.gz"), "et_label": 4, "edema_label": 2}
+        folders = [f"{name}/series {number}" for number in range(4)]
+        lists["dicom"].setdefault(part, []).append({"image": folders, **reading})
+        files = [f"{name}/{name}_{sequence}.nii.gz" for sequence in SEQUENCES]
+        lists["nifti"].setdefault(part, []).append({"image": files, **reading})
+    scores = []
+    for kind, content in lists.items():
+        (tmp_path / f"{kind}.json").write_text(json.dumps(content))
+        place = {"dataset_dir": str(tmp_path / kind), "datalist_file": str(tmp_path / f"{kind}.json")}
+        run = tmp_path / f"{kind} run"
+        bundle_run("train.json", output_dir=str(run), **place, **TRAINING_SIZE)
+        bundle_run("train.json", "evaluate.json", output_dir=str(run), **place, **TRAINING_SIZE)
+        scores.append(next(run.rglob("scores.csv")).read_text())
+    assert scores[0] == scores[1] and scores[0].count("\n") == 2
 
 
 def test_the_command_shows_what_was_chosen(tmp_path):
