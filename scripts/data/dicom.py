@@ -396,7 +396,7 @@ def _check_gaps(headers: Sequence[Header], positions: np.ndarray, normal: np.nda
 
 
 # Words in descriptions, which are looked for in small letters.
-_T = r"(?:(?<![a-z])|(?<![a-z])(?:ax|sag|cor|tra|s|c))"
+_T = r"(?<![a-z])(?:ax|sag|cor|tra|s|c)?"
 _WEIGHTING = {
     "t1": re.compile(rf"{_T}t1(?!\d)|mp-?rage|bravo|f?spgr"),
     "t2": re.compile(rf"{_T}t2(?!\d)"),
@@ -404,14 +404,16 @@ _WEIGHTING = {
 }
 _OTHER = re.compile(
     r"t2[ _-]?(?:\*|star)|t2s(?![a-z])|"
-    r"(?<![a-z])(?:gre|ffe|fl2d|hemo|swi|swip|swan|venbold|merge|medic|mag|pha|phase|min-?ip|mip|mpr_range|"
+    r"(?<![a-z])(?:hemo|swi|swip|swan|venbold|mag|pha|phase|min-?ip|mip|mpr_range|"
     r"dwi|dti|diff\w*|adc|trace\w*|tracew|tensor|b\d{3,4}|ep2d\w*|epi|hardi|dki|noddi|"
-    r"perf\w*|pwi|dsc|dce|dyn\w*|twist|cbf|cbv|r?cbv|mtt|ttp|tmax|asl|p?casl|bold|fmri|rest\w*|"
-    r"loc|loc\w*r|scout|aahscout|survey|plane|3-?pl|cal|calibration|asset|smartbrain|"
+    r"perf\w*|pwi|dsc|dce|dyn\w*|twist|cbf|cbv|r?cbv|mtt|ttp|tmax|asl|p?casl|bold|fmri|rest|resting\w*|"
+    r"loc|loc\w*r|scout|aahscout|survey|pilot|(?:3|three)[ _-]?pl(?:ane)?|cal|calibration|asset|smartbrain|"
     r"tof|mra|mrv|angio\w*|veno\w*|mrs|spectro\w*|svs|csi|press|"
     r"field|fieldmap|b0|map|maps|mapit|sub|subtr\w*|ciss|fiesta|stir|pd|"
     r"screen\w*|report\w*|summary|fused?|fusion)(?![a-z])"
 )
+# With T1 in the description they are T1 images, without it T2*.
+_GRADIENT_ECHO = re.compile(r"(?<![a-z])(?:gre|ffe|fl2d|merge|medic)(?![a-z])")
 _WITH_AGENT = re.compile(
     r"(?<![a-z])(?:gd|gad[a-z]*|ce|post(?![ _-]?op)(?:gd|gad[a-z]*|con[a-z]*)?|[ck]ontrast|enhanced|km|mdc|"
     r"dotarem|magnevist|multihance|prohance|omniscan|clariscan|eovist|t1w?(?:ce?|gd|gad|km|post|con))(?![a-z])|"
@@ -437,9 +439,9 @@ def described(text: str) -> tuple[str, bool | None] | None:
         (('flair', None), ('', None), ('', None), None)
     """
     words = text.lower()
-    if _OTHER.search(words):
-        return "", None
     said = {name for name, pattern in _WEIGHTING.items() if pattern.search(words)}
+    if _OTHER.search(words) or (_GRADIENT_ECHO.search(words) and "t1" not in said):
+        return "", None
     # T1 FLAIR is a T1 image with an inversion, and T2 FLAIR is what is called FLAIR.
     weighting = (
         "t1" if said in ({"t1"}, {"t1", "flair"}) else "flair" if "flair" in said else "t2" if "t2" in said else ""

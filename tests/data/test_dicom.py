@@ -15,6 +15,7 @@ import pydicom
 import pytest
 import torch
 from dicom_series import DESCRIPTIONS, header, save, write_case, write_series
+from monai.data import ITKReader, PydicomReader
 from monai.transforms import Compose
 from pydicom.uid import RLELossless, generate_uid
 from scripts import check
@@ -66,6 +67,19 @@ def test_voxels_and_place_are_those_of_nifti(tmp_path, axes, together):
     loaded = LoadImageByReaderd("image", SequenceReader(), image_only=True)(item)["image"]
     np.testing.assert_array_equal(loaded, np.stack([np.asanyarray(made[s].dataobj) for s in SEQUENCES]))
     np.testing.assert_allclose(loaded.affine, affine(axes), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("axes", AXES)
+@pytest.mark.parametrize("reader", [PydicomReader, ITKReader])
+def test_other_readers_see_the_same(tmp_path, axes, reader):
+    """MONAI's two readers of folders of one series."""
+    voxels = np.asanyarray(images(axes)["t1"].dataobj)
+    (path, *_) = write_series(tmp_path, voxels, affine(axes), [*"gbfcead"])
+    other = reader()
+    theirs, meta = other.get_data(other.read(str(tmp_path)))
+    image = read_image(path)
+    np.testing.assert_array_equal(voxels_of(image, path), theirs)
+    np.testing.assert_allclose(image.affine, meta["affine"], rtol=0, atol=1e-9)
 
 
 def test_slices_that_run_against_the_normal_are_put_in_order(tmp_path):
@@ -174,10 +188,25 @@ WORDS = [
         "T1_CE",
     ),
     ("t1", True, "SAG T1 FLAIR +C", "MPRAGE gad", "T1 postcontrast", "Ax T1 enhanced", "T1c", "T1-weighted contrast"),
-    ("t2", None, "AX T2", "t2_tse_tra", "T2W", "Sag T2 CUBE", "T2 SPACE"),
+    ("t1", None, "t1_fl2d_tra", "T1W_FFE"),
+    ("t2", None, "AX T2", "t2_tse_tra", "t2_tse_tra_restore", "T2W", "Sag T2 CUBE", "T2 SPACE"),
     ("flair", None, "AX T2 FLAIR", "FLAIR", "3D_FLAIR_SPACE", "t2_tirm_tra_dark-fluid"),
     ("", None, "T2*", "AX T2* GRE", "T2 star", "SWI", "t2_fl2d_tra_hemo", "ep2d_diff_b1000", "ADC", "DTI", "localizer"),
-    ("", None, "3-plane loc", "Perfusion", "T1 map", "T1 subtraction", "TOF", "STIR", "b0 field map", "AAHScout"),
+    (
+        "",
+        None,
+        "3-plane loc",
+        "FAST PILOT",
+        "T2 FFE",
+        "GRE",
+        "Perfusion",
+        "T1 map",
+        "T1 subtraction",
+        "TOF",
+        "STIR",
+        "b0 field map",
+        "AAHScout",
+    ),
 ]
 UNTOLD = ("Brain", "part1", "post2", "report", "", "Serie 7")
 
