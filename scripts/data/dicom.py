@@ -405,8 +405,8 @@ _WEIGHTING = {
 _OTHER = re.compile(
     r"t2[ _-]?(?:\*|star)|t2s(?![a-z])|"
     r"(?<![a-z])(?:hemo|swi|swip|swan|venbold|mag|pha|phase|min-?ip|mip|mpr_range|"
-    r"dwi|dti|diff\w*|adc|trace\w*|tracew|tensor|b\d{3,4}|ep2d\w*|epi|hardi|dki|noddi|"
-    r"perf\w*|pwi|dsc|dce|dyn\w*|twist|cbf|cbv|r?cbv|mtt|ttp|tmax|asl|p?casl|bold|fmri|rest|resting\w*|"
+    r"dwi|dti|diff\w*|adc|trace\w*|tensor|b\d{3,4}|ep2d\w*|epi|hardi|dki|noddi|"
+    r"perf\w*|pwi|dsc|dce|dyn\w*|twist|cbf|r?cbv|mtt|ttp|tmax|asl|p?casl|bold|fmri|rest|resting\w*|"
     r"loc|loc\w*r|scout|aahscout|survey|pilot|(?:3|three)[ _-]?pl(?:ane)?|cal|calibration|asset|smartbrain|"
     r"tof|mra|mrv|angio\w*|veno\w*|mrs|spectro\w*|svs|csi|press|"
     r"field|fieldmap|b0|map|maps|mapit|sub|subtr\w*|ciss|fiesta|stir|pd|"
