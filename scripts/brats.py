@@ -59,11 +59,12 @@ EDEMA = SubRegion("edema", "#009E73")
 ENHANCING = SubRegion("enhancing tumor", "#E69F00")
 
 
-# Formats of images: NIfTI, FreeSurfer's MGH, and by ITK NRRD and MetaImage.
+# Formats of images: NIfTI, FreeSurfer's MGH, and by ITK NRRD and MetaImage. DICOM files are known by their content.
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
 MGH_SUFFIXES = (".mgh", ".mgz")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
-IMAGE_SUFFIX = "(?:" + "|".join(map(re.escape, (*NIFTI_SUFFIXES, *MGH_SUFFIXES, *ITK_SUFFIXES))) + ")"
+IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, *MGH_SUFFIXES, *ITK_SUFFIXES)
+IMAGE_SUFFIX = "(?:" + "|".join(map(re.escape, IMAGE_SUFFIXES)) + ")"
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ class Release:
 
 BRATS_2020 = Release("BraTS 2018 to 2021", "_", ("t1", "t2", "t1ce", "flair"), et_label=4)
 BRATS_2023 = Release("BraTS 2023 and later", "-", ("t1n", "t2w", "t1c", "t2f"), et_label=3)
+# Cases of DICOM series are of no release; their label maps are named in a datalist, with the meaning of their values.
+DICOM = Release("DICOM", "", SEQUENCES, et_label=ET_LABELS[-1])
 # In these releases the name of a file says which sequence it is.
 RELEASES = (BRATS_2020, BRATS_2023)
 # A case is one four-dimensional file. The labels of core and edema are swapped.

@@ -24,6 +24,7 @@ OTHERS = {
     "hypothesis",
     "itk",
     "openvino",
+    "pydicom",
     "onnx",
     "onnxscript",
     "onnxruntime",
@@ -86,7 +87,7 @@ sys.exit(status)
 @pytest.mark.slow
 def test_the_files_run_and_the_benchmarks_start_where_nothing_else_is():
     """Some of the tests run here on the CPU."""
-    assert OTHERS & set(packages_distributions()) >= {"hypothesis", "itk", "skimage", "openvino"}
+    assert OTHERS & set(packages_distributions()) >= {"hypothesis", "itk", "skimage", "openvino", "pydicom"}
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONWARNINGS": "ignore"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     done = subprocess.run(

@@ -312,7 +312,7 @@ def test_runs_with_only_the_required_packages(downloaded, cohort, segmentation, 
         for module, owners in packages_distributions().items()
         if module != "scripts" and not {re.sub(r"[-_.]+", "-", owner).lower() for owner in owners} & required
     ]
-    assert {"pytest", "itk"} <= set(other)
+    assert {"pytest", "itk", "pydicom"} <= set(other)
     case = next(cohort.rglob("BraTS20_Training_002"))
     place = {"dataset_dir": str(case), "model_file": str(downloaded / "models" / "model.pt"), "logging_file": False}
     size = {key: value for key, value in TRAINING_SIZE.items() if key != "max_epochs"}

@@ -21,6 +21,7 @@ from scripts import command
 from scripts.benchmark.measure import add_channels, cases_of, device_name, positive, report
 from scripts.data.cases import image_files
 from scripts.data.datalist import unlabeled_items
+from scripts.data.dicom import series_files
 from scripts.errors import InputError
 from scripts.files import BUNDLE_ROOT, save_torch
 from scripts.networks import PriorAttentionNet
@@ -122,9 +123,13 @@ def subset(cohort: Path, count: int, folder: Path) -> None:
     if len(items) < count:
         raise InputError(f"{cohort}: holds {len(items)} cases, but {count} are asked for; give fewer --cases.")
     for item in items[:count]:
-        (folder / item["case"]).mkdir(parents=True)
-        for file in map(Path, image_files(item["image"])):
-            (folder / item["case"] / file.name).symlink_to(file.resolve())
+        for number, image in enumerate(image_files(item["image"])):
+            files = series_files(image)
+            # Files of two DICOM series may have the same names.
+            place = folder / item["case"] / (str(number) if len(files) > 1 else "")
+            place.mkdir(parents=True, exist_ok=True)
+            for file in map(Path, files):
+                (place / file.name).symlink_to(file.resolve())
 
 
 def run_workflow(names: Sequence[str], settings: Mapping[str, Any], folder: Path) -> tuple[float, float]:

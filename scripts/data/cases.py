@@ -5,7 +5,8 @@
 A case is a folder that holds the four sequences under the file names of its release. The file names begin with the name
 of the case. Other content (csv tables, hidden files, other folders) is ignored. In the layout of the Medical
 Segmentation Decathlon's Task01 a case is one four-dimensional file in ``imagesTr`` or ``imagesTs``. No name there says
-which channel is which sequence, so the setting ``channel_order`` says it.
+which channel is which sequence, so the setting ``channel_order`` says it. A study of DICOM series is a case too, under
+the name of the deepest folder that holds all of its series (``scripts.data.dicom``).
 """
 
 from __future__ import annotations
@@ -16,7 +17,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scripts.brats import DECATHLON, SEQUENCES, Release, case_name, in_network_order, released_file, sequences_told
+from scripts.brats import (
+    DECATHLON,
+    DICOM,
+    SEQUENCE_TITLES,
+    SEQUENCES,
+    Release,
+    case_name,
+    in_network_order,
+    released_file,
+    sequences_told,
+)
+from scripts.data.dicom import Choice, Series, choose, is_dicom, series_file, series_in
 from scripts.errors import InputError
 
 # Folders of images in the Decathlon's layout, with the folders of their label maps.
@@ -28,7 +40,8 @@ _UNRELEASED_LABEL = re.compile(r"[^.].*_segm\.nii(\.gz)?", re.IGNORECASE)
 NO_FILE = "missing"
 LOOKED_FOR = (
     "case folders with <case>_{t1,t1ce,t2,flair}.nii.gz (BraTS 2018 to 2021) or "
-    "<case>-{t1n,t1c,t2w,t2f}.nii.gz (2023 on), or four-dimensional files in imagesTr or imagesTs (Decathlon Task01)"
+    "<case>-{t1n,t1c,t2w,t2f}.nii.gz (2023 on), or four-dimensional files in imagesTr or imagesTs (Decathlon Task01), "
+    "or folders of DICOM series"
 )
 
 
@@ -40,10 +53,12 @@ class Case:
         name: name of the case. The BraTS portal expects it as the name of the result.
         folder: folder of the files.
         release: release whose file names the files follow.
-        images: path of each sequence, by the network's name of the sequence.
+        images: path of each sequence, by the network's name of the sequence. The path of a DICOM series is that of its
+            first file.
         label: path of the segmentation, or None.
         file: the one file that holds all four sequences, instead of ``images``.
         doubled: further files of a sequence, or of the segmentation, that the case has already.
+        choice: which DICOM series are taken for the sequences, or None for other files.
     """
 
     name: str
@@ -53,10 +68,11 @@ class Case:
     label: Path | None = None
     file: Path | None = None
     doubled: list[Path] = field(default_factory=list)
+    choice: Choice | None = None
 
     @property
     def missing(self) -> list[str]:
-        """Names of the files that the case lacks of its four sequences.
+        """Names of the files, or titles of the DICOM series, that the case lacks of its four sequences.
 
         Example:
             >>> from scripts.brats import BRATS_2023
@@ -64,6 +80,8 @@ class Case:
             >>> Case("P1", Path("P1"), BRATS_2023, images).missing
             ['P1-t1c.nii.gz']
         """
+        if self.choice is not None:
+            return [f"series of {SEQUENCE_TITLES[name]}" for name in SEQUENCES if name not in self.images]
         return [
             f"{self.name}{self.release.separator}{suffix}.nii.gz"
             for sequence, suffix in zip(SEQUENCES, self.release.suffixes, strict=True)
@@ -100,6 +118,26 @@ def _decathlon_case(file: Path) -> Case:
     return Case(case_name(file), file.parent, DECATHLON, file=file, label=label if label and label.is_file() else None)
 
 
+def _dicom_cases(found: Sequence[Series]) -> Iterator[Case]:
+    studies: dict[str, list[Series]] = {}
+    # Reports and images of other machines may lie beside a study, or be one.
+    for series in found:
+        if series.first.modality in ("", "MR"):
+            studies.setdefault(series.first.study, []).append(series)
+    folders: dict[str, str] = {}
+    for uid, study in studies.items():
+        folder = os.path.commonpath([os.path.dirname(os.path.abspath(series.first.file)) for series in study])
+        if folder in folders.values():
+            raise InputError(
+                f"{folder}: holds the DICOM series of several studies; give each study a folder of its own, or name "
+                "the series of each case in a --datalist_file."
+            )
+        folders[uid] = folder
+        choice = choose([series for series in found if series.first.study == uid])
+        images = {sequence: Path(fit.series.first.file) for sequence, fit in choice.chosen.items()}
+        yield Case(Path(folder).name, Path(folder), DICOM, images, choice=choice)
+
+
 def _refuse_unreadable(error: OSError) -> None:
     # A folder that is absent, or was removed in the meantime, has no cases.
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
@@ -113,10 +151,11 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
     """All cases in ``dataset_dir`` and below, complete or not, ordered by name.
 
     Hidden folders are skipped, and an absent folder has no cases. ``dataset_dir`` may also be the folder of one case,
-    or one four-dimensional file.
+    or one four-dimensional file. A study of DICOM series in which nothing fits a sequence is a case without images.
 
     Raises:
-        InputError: a folder cannot be read. Its cases would be left out without notice.
+        InputError: a folder cannot be read, and its cases would be left out without notice. Other causes are that
+            several studies of DICOM series share a folder, or that a package that reads them is not installed.
 
     Example:
         >>> import tempfile
@@ -129,6 +168,7 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
     if Path(dataset_dir).is_file():
         return [_decathlon_case(Path(dataset_dir))]
     cases: list[Case] = []
+    series: list[Series] = []
     seen: set[str] = set()
     # Datasets often consist of links. A link that leads back up must not cause an endless loop.
     for folder, folders, files in os.walk(dataset_dir, onerror=_refuse_unreadable, followlinks=True):
@@ -139,6 +179,8 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         cases.extend(_read_folder(Path(folder), files))
+        series.extend(series_in(folder, files))
+    cases.extend(_dicom_cases(series))
     return sorted(cases, key=lambda case: (case.name, str(case.folder)))
 
 
@@ -152,6 +194,19 @@ def image_files(image: str | Path | Sequence[str]) -> list[str]:
         ['a_t1.nii', 'a_t1ce.nii', 'a_flair.nii']
     """
     return [str(image)] if isinstance(image, (str, Path)) else [str(path) for path in image if path != NO_FILE]
+
+
+def image_name(image: str | Path | Sequence[str]) -> str:
+    """Name of the case of a resolved ``image``: by the name of its first file, or for DICOM series by their folder.
+
+    Example:
+        >>> image_name(["p1_t1.nii", "p1_t2.nii", "p1_t1ce.nii", "p1_flair.nii"])
+        'p1'
+    """
+    files = image_files(image)
+    if is_dicom(files[0]):
+        return Path(os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])).name
+    return case_name(files[0])
 
 
 def missing_sequences(image: str | Path | Sequence[str]) -> list[str]:
@@ -175,7 +230,8 @@ def resolve_image(image: str | Path | Sequence[str]) -> str | list[str]:
     Args:
         image: four paths, or one path of a four-dimensional file or of the folder of one case. Four paths are put into
             the network's order if their names tell the sequences. Otherwise they are taken to be in this order, and
-            ``NO_FILE`` may stand for a sequence that is not there.
+            ``NO_FILE`` may stand for a sequence that is not there. One of the four may be the folder of one DICOM
+            series.
 
     Raises:
         InputError: the folder does not hold exactly one complete case.
@@ -187,11 +243,12 @@ def resolve_image(image: str | Path | Sequence[str]) -> str | list[str]:
     paths = [str(image)] if isinstance(image, (str, Path)) else [str(path) for path in image]
     if len(paths) > 1:
         told = sequences_told(paths) if len(paths) == len(SEQUENCES) else None
-        return in_network_order(paths, told) if told else paths
+        return [series_file(path) for path in (in_network_order(paths, told) if told else paths)]
     if not Path(paths[0]).is_dir():
         return paths[0]
     folder = Path(paths[0])
-    cases = [case for case in _read_folder(folder, os.listdir(folder)) if not case.missing and case.file is None]
+    own = list(_read_folder(folder, os.listdir(folder))) or [case for case in find_cases(folder) if case.choice]
+    cases = [case for case in own if not case.missing and case.file is None]
     if len(cases) != 1:
         raise InputError(f"{folder}: {len(cases)} complete cases; the folder of an image holds one, {LOOKED_FOR}.")
     return [str(cases[0].images[s]) for s in SEQUENCES]

@@ -35,6 +35,7 @@ from scripts.brats import (
     sequence_named,
 )
 from scripts.data.cases import LOOKED_FOR, find_cases, image_files, missing_sequences
+from scripts.data.dicom import Choice
 from scripts.data.findings import Finding, Findings
 from scripts.data.images import read_image, voxels_of
 from scripts.data.phantom import PHANTOM_DESCRIPTION
@@ -270,12 +271,15 @@ def check_files(
     for case in find_cases(dataset_dir) if datalist_file is None and dataset_dir is not None else []:
         found = Findings(case.name)
         if len(case.missing) > may_lack:
+            series = f"found {case.choice}; name it in a --datalist_file, " if case.choice else ""
             found.add(
                 "missing sequence",
-                f"{case.folder}: incomplete, there is no {' and no '.join(case.missing)}; {_bearable(may_lack)}"
+                f"{case.folder}: incomplete, there is no {' and no '.join(case.missing)}; {series}{_bearable(may_lack)}"
                 "add it, or move the folder away.",
             )
             incomplete.add(case.name)
+        elif case.choice:
+            _show_choice(found, case.folder, case.choice)
         if case.doubled:
             found.add(
                 "doubled file", f"{case.doubled[0]}: {case.name} has this image twice; keep one of the two files."
@@ -319,6 +323,25 @@ def check_files(
         findings += [one for one in found.list if one.message not in said]
         said |= {one.message for one in found.list}
     return findings + _of_patients(items) + _of_other_tumors(names)
+
+
+def _show_choice(found: Findings, folder: Path, choice: Choice) -> None:
+    if choice.several:
+        found.add(
+            "several series of a sequence",
+            f"{folder}: {choice}; to take another series, name its file in a --datalist_file.",
+        )
+    else:
+        logger.info("%s: %s", folder, choice)
+    for series, other in choice.scattered:
+        found.add(
+            "series in several folders",
+            f"{series.first.file}: {series} has files in {Path(other.first.file).parent}, too; put all of its files "
+            "into one folder, once.",
+        )
+    for fit in choice.chosen.values():
+        if fit.doubt:
+            found.add("contradicting contrast agent", f"{folder}: {fit.doubt}; look at the image.")
 
 
 def _of_patients(items: Sequence[Mapping[str, Any]]) -> list[Finding]:
@@ -489,5 +512,8 @@ def _nothing_found(dataset_dir: Path, cases: str) -> str:
     if not dataset_dir.is_dir():
         return f"{dataset_dir}: no such folder; set --dataset_dir to a folder of {LOOKED_FOR}."
     if found := len(find_cases(dataset_dir)):
-        return f"{dataset_dir}: {found} cases, but no {cases}; these need a segmentation (seg) beside the sequences."
+        return (
+            f"{dataset_dir}: {found} cases, but no {cases}; these need a segmentation (seg) beside the sequences, or a "
+            "--datalist_file that names it."
+        )
     return f"{dataset_dir}: no {cases} found; looked for {LOOKED_FOR}, at any depth."

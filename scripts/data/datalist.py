@@ -3,9 +3,10 @@
 """MONAI datalists from cases: entries, lists of entries, and files of lists.
 
 An entry is a dict. It holds ``case`` (the name of the case) and ``image`` (four files in the network's order, or one
-four-dimensional file). An entry with a segmentation also holds ``label`` and the values of the label map. In entries
-from a user or another program, ``image`` may also be a folder, or four files in another order. ``complete_item`` and
-``read_datalist`` resolve such an ``image`` once.
+four-dimensional file). A file of a DICOM series stands for the series. An entry with a segmentation also holds
+``label`` and the values of the label map. In entries from a user or another program, ``image`` may also be a folder,
+or four files in another order, or folders of one DICOM series each. ``complete_item`` and ``read_datalist`` resolve
+such an ``image`` once.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from scripts.brats import (
     FORMER_EDEMA_KEY,
     SEQUENCES,
     Release,
-    case_name,
     check_et_label,
     in_network_order,
     released_file,
     sequence_named,
     sequences_told,
 )
-from scripts.data.cases import DECATHLON_IMAGES, NO_FILE, Case, find_cases, image_files, resolve_image
+from scripts.data.cases import DECATHLON_IMAGES, NO_FILE, Case, find_cases, image_files, image_name, resolve_image
+from scripts.data.dicom import series_file
 from scripts.data.splits import make_folds, patient_of, random_split
 from scripts.data.tables import DESCRIPTIONS, LISTS, read_table
 from scripts.errors import InputError
@@ -106,7 +107,7 @@ def unlabeled_items(dataset_dir: str | Path, datalist_file: str | Path | None = 
         InputError: ``datalist_file`` cannot be read or is no datalist.
     """
     if datalist_file is None:
-        return [_item(case, None, False) for case in find_cases(dataset_dir)]
+        return [_item(case, None, False) for case in find_cases(dataset_dir) if case.images or case.file]
     lists = read_datalist(datalist_file, dataset_dir, with_labels=False)
     taken = ["testing"] if "testing" in lists else list(lists)
     logger.info("%s: cases of %s", datalist_file, " and ".join(taken))
@@ -148,7 +149,9 @@ def every_item(dataset_dir: str | Path, et_label: int | None = None) -> list[dic
         dataset_dir: folder of case folders.
         et_label: as in ``labeled_items``.
     """
-    return [_item(case, et_label, case.label is not None) for case in find_cases(dataset_dir)]
+    return [
+        _item(case, et_label, case.label is not None) for case in find_cases(dataset_dir) if case.images or case.file
+    ]
 
 
 def complete_item(item: Mapping[str, Any], et_label: int) -> dict[str, Any]:
@@ -180,7 +183,7 @@ def complete_item(item: Mapping[str, Any], et_label: int) -> dict[str, Any]:
         )
     files = resolve_image(image)
     reading = {"et_label": et_label, "edema_label": EDEMA_LABEL, "resection_cavity": 0} if "label" in item else {}
-    return {"case": case_name(image_files(files)[0]), **reading, **item, "image": files}
+    return {"case": image_name(files), **reading, **item, "image": files}
 
 
 @dataclass(frozen=True)
@@ -428,12 +431,12 @@ def _resolve(
         if not image_files(files):
             raise InputError(f"{path}: 'image' has no file: {entry}")
         image = [
-            file if file == NO_FILE else str(Path(dataset_dir) / file) for file in _four_images(files, path, sequences)
+            file if file == NO_FILE else series_file(Path(dataset_dir) / file)
+            for file in _four_images(files, path, sequences)
         ]
-    first = Path(image_files(image)[0]).name
     if not labeled:
-        return {"case": _plain_name(entry, path, case_name(first)), "image": image}
-    release = _release_of(entry, image, first)
+        return {"case": _plain_name(entry, path, image_name(image)), "image": image}
+    release = _release_of(entry, image, Path(image_files(image)[0]).name)
     et_label, edema_label = (
         getattr(release, key, None) if entry.get(key) is None else entry[key] for key in ("et_label", "edema_label")
     )
@@ -454,7 +457,7 @@ def _resolve(
         if not isinstance(value, str | int):
             raise InputError(f"{path}: '{key}' is a text or a number: {entry}")
     return {
-        "case": _plain_name(entry, path, case_name(first)),
+        "case": _plain_name(entry, path, image_name(image)),
         "image": image,
         "label": str(Path(dataset_dir) / entry["label"]),
         "et_label": et_label,

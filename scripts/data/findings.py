@@ -36,6 +36,12 @@ ERRORS = (
     "ET 3 and 4 mixed",
     "same image twice",
     "contradicting order of channels",
+    "missing slice",
+    "several volumes in a series",
+    "mixed series",
+    "slice without a place",
+    "multi-frame DICOM",
+    "series in several folders",
 )
 # Findings that are reported and do not stop a run.
 WARNINGS = (
@@ -50,6 +56,8 @@ WARNINGS = (
     "one patient in several cases",
     "odd name",
     "other tumor",
+    "several series of a sequence",
+    "contradicting contrast agent",
 )
 
 

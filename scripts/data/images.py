@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import logging
+import warnings
 import zlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,8 +27,9 @@ from monai.utils import ensure_tuple
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
-from scripts.brats import CHANNEL_ORDER, ITK_SUFFIXES, MGH_SUFFIXES, NIFTI_SUFFIXES, SEQUENCES, sequences_told
+from scripts.brats import CHANNEL_ORDER, IMAGE_SUFFIXES, ITK_SUFFIXES, NIFTI_SUFFIXES, SEQUENCES, sequences_told
 from scripts.data.cases import NO_FILE, image_files, resolve_image
+from scripts.data.dicom import arranged, is_dicom, series_of
 from scripts.errors import InputError
 
 # Errors that nibabel and ITK (RuntimeError) raise for a file that is no image, or only a part of one.
@@ -40,6 +43,9 @@ UNREADABLE_IMAGE = (
     RuntimeError,
     zlib.error,
 )
+
+# It warns in each construction of a loader (``LoadImageByReaderd``).
+logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
 NOT_READABLE = "not a readable image"
 # The first bytes of a gzip file.
@@ -73,7 +79,7 @@ def _refusing(path: PathLike, fault: str) -> Iterator[None]:
 
 
 def check_suffix(path: PathLike) -> None:
-    """Refuse a file whose name does not end as that of an image in a format that is read.
+    """Refuse a file whose name does not end as that of an image in a format that is read. DICOM files have any name.
 
     Raises:
         InputError: the name has another ending.
@@ -84,10 +90,10 @@ def check_suffix(path: PathLike) -> None:
         Traceback (most recent call last):
         scripts.errors.InputError: p1_t1.png: not in a format that is read (.nii, .nii.gz, .mgh, ...); convert it ...
     """
-    formats = (*NIFTI_SUFFIXES, *MGH_SUFFIXES, *ITK_SUFFIXES)
-    if not str(path).lower().endswith(formats):
+    if not str(path).lower().endswith(IMAGE_SUFFIXES) and not is_dicom(path):
         raise InputError(
-            f"{path}: not in a format that is read ({', '.join(formats)}); convert it to NIfTI.", "other format"
+            f"{path}: not in a format that is read ({', '.join(IMAGE_SUFFIXES)}, DICOM); convert it to NIfTI.",
+            "other format",
         )
 
 
@@ -123,7 +129,10 @@ def check_dimensions(path: PathLike, image: nib.Nifti1Image, channels: int = 0) 
 def _checked_path(path: PathLike) -> Path:
     file = Path(path)
     if file.is_dir():
-        raise InputError(f"{path}: a folder, where a file belongs; give the file.", "folder in place of a file")
+        raise InputError(
+            f"{path}: a folder, where a file belongs; give the file, or a folder of one DICOM series.",
+            "folder in place of a file",
+        )
     if not file.is_file():
         raise InputError(f"{path}: no such file; check the datalist or --dataset_dir.", "absent file")
     check_suffix(path)
@@ -135,14 +144,20 @@ def _checked_path(path: PathLike) -> Path:
 def open_image(path: PathLike) -> nib.Nifti1Image:
     """Open an image as a NIfTI image. The voxels of a NIfTI or MGH file are not read yet.
 
+    A DICOM file means its whole series.
+
     Raises:
-        InputError: the file is absent or no image, its format is not read, or ITK is needed and not installed.
+        InputError: the file is absent or no image, its format is not read, or ITK is needed and not installed. A DICOM
+            series is not one volume of gray values with evenly spaced slices.
     """
     file = _checked_path(path)
     with _refusing(path, NOT_READABLE):
         if _has(file, NIFTI_SUFFIXES):
             return nib.nifti1.Nifti1Image.from_filename(file)
-        image = _opened_by_itk(file) if _has(file, ITK_SUFFIXES) else _as_nifti(nib.MGHImage.from_filename, file)
+        if not _has(file, IMAGE_SUFFIXES):
+            image = _opened_series(file)
+        else:
+            image = _opened_by_itk(file) if _has(file, ITK_SUFFIXES) else _as_nifti(nib.MGHImage.from_filename, file)
     # Messages about its content must name it.
     image.file_map["image"].filename = str(file)
     return image
@@ -178,6 +193,23 @@ def _opened_by_itk(file: Path) -> nib.Nifti1Image:
     return nib.Nifti1Image(np.array(voxels, order="F"), meta["affine"])
 
 
+def _opened_series(file: Path) -> nib.Nifti1Image:
+    series = series_of(file)
+    files, affine = arranged(series)
+    columns, rows = series.first.size
+    # The first import takes seconds, and most cases need none.
+    import itk
+
+    slices = []
+    for path in files:
+        # Each slice has a rescaling of its own, so none but floating-point numbers hold all of them.
+        with _refusing(path, "damaged"):
+            reader = itk.ImageFileReader[itk.Image[itk.F, 3]].New(FileName=path, ImageIO=itk.GDCMImageIO.New())
+            reader.Update()
+            slices.append(itk.array_from_image(reader.GetOutput()).reshape(rows, columns).T)
+    return nib.Nifti1Image(np.stack(slices, axis=-1), affine)
+
+
 def itk_is_installed() -> bool:
     """Whether the package itk can be imported."""
     return importlib.util.find_spec("itk") is not None
@@ -196,7 +228,7 @@ def read_image(path: PathLike, channels: int = 0) -> nib.Nifti1Image:
         InputError: the file is absent, is no image, is damaged, or has other dimensions.
     """
     file = _checked_path(path)
-    if _has(file, ITK_SUFFIXES):
+    if _has(file, ITK_SUFFIXES) or not _has(file, IMAGE_SUFFIXES):
         image = open_image(path)
     else:
         with _refusing(path, NOT_READABLE):
@@ -367,7 +399,10 @@ class LoadImageByReaderd(LoadImaged):
     """
 
     def __init__(self, keys: KeysCollection, reader: ImageReader, **options: Any) -> None:
-        super().__init__(keys, reader=reader, **options)  # type: ignore[arg-type]
+        with warnings.catch_warnings():
+            # MONAI makes its own readers, too. Where pydicom is, one of them complains that a codec is not.
+            warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader")
+            super().__init__(keys, reader=reader, **options)  # type: ignore[arg-type]
         self.reader = reader
         # MONAI registers its own readers by the packages that are installed, and a cache's keys would depend on those.
         self._loader.readers = [reader]

@@ -33,6 +33,7 @@ from monai.engines.workflow import Workflow
 from monai.transforms import Compose, Transform
 from monai.transforms.traits import RandomizableTrait
 from scripts.data.cases import image_files, resolve_image
+from scripts.data.dicom import series_files
 from scripts.data.images import open_image
 from scripts.files import file_checksum
 from scripts.training.augmentation import device_step
@@ -271,7 +272,7 @@ class DiskCacheDataset(PersistentDataset):
 
     def key(self, item: Mapping[str, Any]) -> str:
         """Key of the item's entry."""
-        files = {key: _files(item[key]) for key in self.keys}
+        files = {key: [file for path in _files(item[key]) for file in series_files(path)] for key in self.keys}
         stats = [(path, os.stat(path)) for paths in files.values() for path in paths]
         seen = value_key([(str(Path(path).resolve()), s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path, s in stats])
         content = self.cache.read_note(seen)

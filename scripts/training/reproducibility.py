@@ -18,8 +18,7 @@ import torch
 from ignite.engine import Events
 from monai.engines.workflow import Workflow
 from monai.transforms import Compose
-from scripts.brats import case_name
-from scripts.data.cases import image_files, resolve_image
+from scripts.data.cases import image_name, resolve_image
 from torch.utils.data import DistributedSampler
 
 
@@ -98,7 +97,7 @@ class SeededCompose(Compose):
         """Transform one case."""
         # MONAI fills a cache with threading, and this involves no random transform.
         if not threading and isinstance(input_, Mapping):
-            case = input_.get(self.case_key) or case_name(image_files(resolve_image(input_["image"]))[0])
+            case = input_.get(self.case_key) or image_name(resolve_image(input_["image"]))
             self.set_random_state(derive_seed(self.seed, self.epoch, self.rank, str(case)))
         return super().__call__(input_, start=start, end=end, threading=threading, lazy=lazy)
 

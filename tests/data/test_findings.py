@@ -13,8 +13,10 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from conftest import shared_data
+from dicom_series import write_case
 from scripts import check
 from scripts.data.findings import ERRORS, WARNINGS, Findings
 from workflows import ROOT
@@ -144,6 +146,15 @@ FAULTS: dict[str, Callable[[Path], object]] = {
     "ET 3 and 4 mixed": mixed,
     "same image twice": lambda root: shutil.copyfile(file(root), file(root, "t1")),
     "contradicting order of channels": decathlon,
+    "missing slice": lambda root: dicom(root)["t2"][20].unlink(),
+    "several volumes in a series": lambda root: again(dicom(root)["t2"][20]),
+    "mixed series": lambda root: set_in(dicom(root)["t2"][20], PixelSpacing=[1.5, 1.5]),
+    "slice without a place": lambda root: (
+        dicom_listed(root),
+        set_in(root / NAME / "series 1" / "IM00021", PixelSpacing=None),
+    ),
+    "multi-frame DICOM": lambda root: several_frames(dicom(root)["t2"]),
+    "series in several folders": lambda root: shutil.copytree(dicom(root)["t2"][0].parent, root / NAME / "copy"),
     "borne missing sequence": lambda root: file(root).unlink(),
     "other origin of a label map": lambda root: rewrite(file(root, "seg"), affine=shifted()),
     "other voxel size": lambda root: all_files(root, np.diag([-1.0, -1.0, 1.5, 1.0])),
@@ -155,7 +166,58 @@ FAULTS: dict[str, Callable[[Path], object]] = {
     "one patient in several cases": lambda root: visits(root),
     "odd name": lambda root: renamed(root, "Ann's brain"),
     "other tumor": lambda root: other(root),
+    "several series of a sequence": lambda root: twice(root),
+    "contradicting contrast agent": lambda root: [
+        set_in(path, SeriesDescription="T1 pre", ContrastBolusAgent="Gadovist") for path in dicom(root)["t1"]
+    ],
 }
+
+
+def dicom(root: Path) -> dict[str, list[Path]]:
+    """The images of the case as series of 40 slices, in place of its files; the files of each series."""
+    shutil.rmtree(root / NAME)
+    voxels = head()
+    images = {name: nib.Nifti1Image(np.clip(voxels[name], 0, None), LPS) for name in ("t1", "t2", "t1ce", "flair")}
+    write_case(root / NAME, images)
+    return {name: series_in_order(root / NAME / f"series {number}") for number, name in enumerate(images)}
+
+
+def series_in_order(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir(), key=lambda path: float(pydicom.dcmread(path).ImagePositionPatient[2]))
+
+
+def set_in(path: Path, **values: object) -> None:
+    data = pydicom.dcmread(path)
+    for name, value in values.items():
+        setattr(data, name, value)
+    data.save_as(path)
+
+
+def again(path: Path) -> None:
+    shutil.copyfile(path, path.with_name("again"))
+
+
+def several_frames(files: list[Path]) -> None:
+    for path in files[1:]:
+        path.unlink()
+    set_in(files[0], NumberOfFrames=40)
+
+
+def twice(root: Path) -> None:
+    first, *_ = dicom(root)["t2"]
+    for number, path in enumerate(sorted(first.parent.iterdir())):
+        data = pydicom.dcmread(path)
+        data.SeriesInstanceUID, data.SeriesNumber = "1.2.3.4", 9
+        (root / NAME / "again").mkdir(exist_ok=True)
+        data.save_as(root / NAME / "again" / f"{number}")
+
+
+def dicom_listed(root: Path) -> None:
+    """A datalist of the series, which takes one that is no volume, too."""
+    dicom(root)
+    images = [f"{NAME}/series {number}" for number in range(4)]
+    content = {"sequences": ["t1", "t2", "t1ce", "flair"], "testing": [{"image": images}]}
+    (root / "list.json").write_text(json.dumps(content))
 
 
 def rewrite_as(path: Path, other: Path) -> None:
