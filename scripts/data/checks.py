@@ -486,6 +486,24 @@ def check_cases(
     for finding in findings:
         if not finding.is_error:
             logger.warning("%s", finding.message)
+    refuse_errors(findings, datalist_file or dataset_dir or "the given list")
+    phantoms = [case.phantom for case in checked]
+    logger.info("%s: %s %d, checked", dataset_dir or "Given list", cases, len(items))
+    if any(phantoms):
+        logger.warning("%d of %d %s are synthetic phantoms, not patients.", sum(phantoms), len(items), cases)
+    return phantoms
+
+
+def refuse_errors(findings: Sequence[Finding], source: str | Path) -> None:
+    """Raise an error if there is one among ``findings``. Several errors are logged, and the raised one counts them.
+
+    Args:
+        findings: what was found.
+        source: where the cases come from, for the message.
+
+    Raises:
+        InputError: there is an error among ``findings``.
+    """
     errors = [finding for finding in findings if finding.is_error]
     if len(errors) == 1:
         raise InputError(errors[0].message, errors[0].kind)
@@ -494,14 +512,9 @@ def check_cases(
             logger.error("%s", finding.message)
         count = len({finding.case for finding in errors})
         raise InputError(
-            f"{datalist_file or dataset_dir or 'the given list'}: {len(errors)} faults in {count} "
-            f"case{'s' * (count > 1)}, which the lines above name with their remedies."
+            f"{source}: {len(errors)} faults in {count} case{'s' * (count > 1)}, which the lines above name with their "
+            "remedies."
         )
-    phantoms = [case.phantom for case in checked]
-    logger.info("%s: %s %d, checked", dataset_dir or "Given list", cases, len(items))
-    if any(phantoms):
-        logger.warning("%d of %d %s are synthetic phantoms, not patients.", sum(phantoms), len(items), cases)
-    return phantoms
 
 
 def _bearable(may_lack: int) -> str:

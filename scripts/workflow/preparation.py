@@ -253,7 +253,9 @@ def prepare_evaluation(
         kind = "cases" if selection is None else "labeled cases"
         may_lack = min((record or {}).get("missing_sequences", 0) for record in records)
         listed = cohort.datalist_file
-        phantoms = any(check_cases(items, cohort.dataset_dir, kind, listed, cohort.channel_order, may_lack))
+        # A caller may bring its own list, and then nothing else in the folder matters.
+        searched = None if isinstance(configuration.content.get("all_cases"), list) else cohort.dataset_dir
+        phantoms = any(check_cases(items, searched, kind, listed, cohort.channel_order, may_lack))
         check_ranks(items, kind)
         phantom_weights = [knows_phantoms(record, only=True) for record in records]
         for file, synthetic in zip(files, phantom_weights, strict=True):
@@ -301,7 +303,7 @@ def check_who_reads_weights(
 def report_thresholds(used: Mapping[str, Any], records: Sequence[Record | None]) -> None:
     """Log each threshold of the post-processing that differs from the one in the weights' records."""
     for name, value in used.items():
-        theirs = {r["postprocessing"].get(name) for r in records if r and r.get("postprocessing")}
+        theirs = {r["postprocessing"][name] for r in records if r and name in (r.get("postprocessing") or {})}
         if theirs - {value}:
             logger.info("--%s %s, where the weights' record says %s", name, value, ", ".join(map(str, sorted(theirs))))
 

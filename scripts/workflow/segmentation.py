@@ -1,0 +1,316 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Segmentation of patients by ``configs/inference.json``, with the settings that the record of the weights states."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigWorkflow
+from rich.console import Console
+from rich.progress import track
+from scripts import networks
+from scripts.brats import ET_LABELS, SEQUENCES
+from scripts.data.cases import NO_FILE, image_files, missing_sequences
+from scripts.data.checks import examine, refuse_errors
+from scripts.data.datalist import unlabeled_items
+from scripts.data.images import read_image, voxels_of
+from scripts.errors import InputError, input_error_behind
+from scripts.files import BUNDLE_ROOT, CONFIGS, file_checksum, read_json, save_json
+from scripts.inference.dicom_seg import check_source, save_dicom_seg
+from scripts.inference.writers import map_files
+from scripts.machine import computes_in
+from scripts.measures import measure
+from scripts.run_record import bundle_version
+from scripts.weights.record import Record, read_weights_record
+
+logger = logging.getLogger(__name__)
+
+OWN_WEIGHTS = BUNDLE_ROOT / "models" / "model.pt"
+STARTER_WEIGHTS = BUNDLE_ROOT / "models" / "starter" / "model.pt"
+# Warnings that are errors here: a patient's scans as the scanner made them, which the weights have never seen.
+NOT_PREPARED = ("skull not stripped", "other voxel size", "different brains")
+PREPARATION_PAGE = "docs/prepare.md"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to segment.
+
+    Attributes:
+        model: weights with their record; None for ``models/model.pt`` or, without it, the starter weights.
+        et_label: value of ET in the label maps, 4 or 3.
+        device: cpu, cuda or cuda:<number>; None for a GPU if there is one.
+        fast: the whole brain in one forward, and no flips.
+        tta: the mean over all eight flips.
+        probabilities, uncertainty: also write these maps of each region.
+        pictures: write pictures.
+        dicom_seg: also write a DICOM Segmentation object; the input must be DICOM.
+    """
+
+    model: Path | None = None
+    et_label: int = ET_LABELS[-1]
+    device: str | None = None
+    fast: bool = False
+    tta: bool = False
+    probabilities: bool = False
+    uncertainty: bool = False
+    pictures: bool = True
+    dicom_seg: bool = False
+
+
+def weights_to_use(model: Path | None) -> tuple[Path, Record]:
+    """The weights to segment with, and their record.
+
+    The log names them and says what they are worth.
+
+    Args:
+        model: the weights that the user has chosen, or None.
+
+    Raises:
+        InputError: the file is absent, or it has no record.
+    """
+    found = model or next((path for path in (OWN_WEIGHTS, STARTER_WEIGHTS) if path.is_file()), OWN_WEIGHTS)
+    if not found.is_file():
+        raise InputError(f"{found}: no such file; give weights by --model.")
+    record = read_weights_record(found, quiet=True)
+    if record is None:
+        raise InputError(
+            f"{found}: there is no record of these weights ({found.with_suffix('.json').name}), so nothing tells their "
+            "network and preprocessing; copy the record too, or run configs/inference.json with settings of your own."
+        )
+    seen = record.get("trained_on") or {}
+    counts = [f"{seen[kind]} {kind}" for kind in ("patients", "phantoms") if seen.get(kind)]
+    worth = f"; {STARTER_WEIGHTS.parent / 'README.md'} says what they are worth" * (found == STARTER_WEIGHTS)
+    logger.info("Weights: %s, trained on %s%s", found, " and ".join(counts) or "data that are unknown here", worth)
+    return found, record
+
+
+def configuration_of(record: Record, model: Path, options: Options) -> tuple[list[str], dict[str, Any]]:
+    """The configurations and settings by which weights segment.
+
+    Args:
+        record: the record of the weights.
+        model: file of the weights.
+        options: how to segment.
+
+    Returns:
+        Names of files in ``configs``, and settings over them.
+
+    Raises:
+        InputError: the weights need a network or a normalization that no configuration here has, or two options
+            contradict each other.
+    """
+    if options.fast and options.tta:
+        raise InputError("--fast and --tta contradict each other; leave one out.")
+    network = record["network"]
+    if not hasattr(networks, network["class"]):
+        raise InputError(f"{model}: its network {network['class']} is not in this bundle; use the bundle it came with.")
+    device = options.device or ("cuda:0" if torch.cuda.is_available() else "cpu")
+    starter = model.resolve() == STARTER_WEIGHTS.resolve() and (CONFIGS / "starter.yaml").is_file()
+    names = ["inference.json", *(["starter.yaml"] if starter else [])]
+    if record["normalization"] == "volume":
+        names.append("authors.yaml")
+    elif record["normalization"] != "brain":
+        raise InputError(f"{model}: normalized over: {record['normalization']}; no configuration here does that.")
+    settings: dict[str, Any] = {
+        "network_def": {"_target_": f"scripts.networks.{network['class']}", **network["arguments"]},
+        "spacing": record["spacing"],
+        "exclusive": record["exclusive"],
+        "model_file": str(model),
+        "saved_et_label": options.et_label,
+        "save_probabilities": options.probabilities,
+        "save_uncertainty": options.uncertainty,
+        "device": device,
+    }
+    if window := (record.get("training") or {}).get("window"):
+        settings["roi_size"] = window
+    if options.fast:
+        names.append("whole_brain.yaml")
+        settings["flips"] = "@mixed_precision"
+    if options.tta:
+        names.append("tta.yaml")
+        settings["flips#axes"] = [0, 1, 2]
+    if torch.device(device).type == "cpu" and not starter:
+        if importlib.util.find_spec("openvino") is not None:
+            names.append("openvino.yaml")
+        else:
+            settings["amp"] = computes_in(device, "bfloat16")
+    return names, settings
+
+
+def given_case(files: Mapping[str, Path], name: str | None) -> dict[str, Any]:
+    """The entry of a case whose files have any name.
+
+    Example:
+        >>> given_case({"flair": Path("a.nii"), "t1": Path("b.nii"), "t1ce": Path("c.nii"), "t2": Path("d.nii")}, "ann")
+        {'case': 'ann', 'image': ['b.nii', 'd.nii', 'c.nii', 'a.nii']}
+        >>> given_case({"t1": Path("b.nii")}, None)["image"]
+        ['b.nii', 'missing', 'missing', 'missing']
+    """
+    return {"case": name or "case", "image": [str(files[s]) if s in files else NO_FILE for s in SEQUENCES]}
+
+
+def find_items(cases: Sequence[Path], may_lack: int) -> list[dict[str, Any]]:
+    """The entries of all cases in ``cases``, checked.
+
+    Raises:
+        InputError: there is no case, or a case is faulty or not prepared as the weights need it.
+    """
+    items: list[dict[str, Any]] = []
+    for path in cases:
+        found = unlabeled_items(path)
+        check_prepared(found, path, may_lack)
+        items += found
+    return items
+
+
+def check_prepared(items: Sequence[Mapping[str, Any]], folder: Path | None, may_lack: int) -> None:
+    """Check cases before anything is written.
+
+    Args:
+        items: entries of the cases.
+        folder: folder of the cases; None if the user named the files.
+        may_lack: how many sequences a case may lack.
+
+    Raises:
+        InputError: there is no case, or a case is faulty or not prepared as the weights need it.
+    """
+    findings, _ = examine(items, folder, may_lack=may_lack)
+    refuse_errors(findings, str(folder or "the given files"))
+    for finding in findings:
+        if finding.kind in NOT_PREPARED:
+            raise InputError(
+                f"{finding.message} Scans must be co-registered, resampled to 1 mm and skull-stripped before; "
+                f"{PREPARATION_PAGE} names programs that do this."
+            )
+
+
+def segment(
+    cases: Sequence[Path | str],
+    output_dir: Path | str,
+    files: Mapping[str, Path | str] | None = None,
+    name: str | None = None,
+    options: Options | None = None,
+) -> list[dict[str, Any]]:
+    """Segment patients, and write label maps, numbers and pictures.
+
+    Args:
+        cases: folders of cases, of one case, or four-dimensional files.
+        output_dir: folder to write to. Cases that an earlier call has done there are left out.
+        files: images of one case by sequence, instead of ``cases``.
+        name: name of this case.
+        options: how to segment.
+
+    Returns:
+        For each case, the content of its JSON file.
+
+    Raises:
+        InputError: the input or an option is wrong, in which case nothing is written; or cases failed, and the others
+            are done.
+    """
+    options = options or Options()
+    model, record = weights_to_use(options.model)
+    names, settings = configuration_of(record, model, options)
+    may_lack = int(record.get("missing_sequences", 0))
+    if files is not None:
+        items = [given_case({key: Path(path) for key, path in files.items()}, name)]
+        check_prepared(items, None, may_lack)
+    else:
+        items = find_items([Path(case) for case in cases], may_lack)
+    if options.dicom_seg:
+        for item in items:
+            check_source(image_files(item["image"])[0])
+    settings |= {"all_cases": items, "output_dir": str(output_dir), "bundle_root": str(BUNDLE_ROOT)}
+    settings["dataset_dir"] = str(Path(image_files(items[0]["image"])[0]).parent)
+    started = time.monotonic()
+    failure = run_inference(names, settings)
+    seconds = time.monotonic() - started
+    parameters = {
+        "configurations": names,
+        **{k: v for k, v in settings.items() if k not in ("all_cases", "bundle_root")},
+    }
+    results = []
+    for item in track(items, "Measuring and drawing", console=Console(stderr=True), transient=True):
+        label_map = map_files(item["case"], output_dir)[0]
+        if not label_map.is_file():  # the case failed
+            continue
+        numbers = label_map.with_name(f"{item['case']}.json")
+        if numbers.is_file() and numbers.stat().st_mtime >= label_map.stat().st_mtime:
+            results.append(read_json(numbers))
+            continue
+        result = describe(item, label_map, options.et_label)
+        result |= {"weights": {"file": str(model), **{key: record.get(key) for key in ("checksum", "trained_on")}}}
+        result |= {"bundle_version": bundle_version(), "parameters": parameters}
+        result["seconds_of_the_run"] = round(seconds, 2)
+        if options.dicom_seg and result["volumes_ml"]["WT"]:
+            image = image_files(item["image"])[0]
+            save_dicom_seg(label_map, image, options.et_label, label_map.with_name(f"{item['case']}.dcm"))
+        save_json(result, numbers)
+        results.append(result)
+    if failure is not None:
+        raise failure
+    return results
+
+
+def describe(item: Mapping[str, Any], label_map: Path, et_label: int) -> dict[str, Any]:
+    """The numbers of a segmented case, and where they come from.
+
+    Args:
+        item: the entry of the case.
+        label_map: its label map.
+        et_label: value of ET there.
+    """
+    image = read_image(label_map)
+    measures = asdict(measure(voxels_of(image, label_map), image.affine, et_label))
+    lacking = missing_sequences(item["image"])
+    if isinstance(item["image"], str):
+        inputs = [{"sequence": "all", "file": item["image"], "sha256": file_checksum(item["image"])}]
+    else:
+        inputs = [
+            {"sequence": sequence, "file": file, "sha256": file_checksum(file)}
+            for sequence, file in zip(SEQUENCES, item["image"], strict=True)
+            if file != NO_FILE
+        ]
+    return {
+        "case": item["case"],
+        "use": "for research, not for diagnosis",
+        "label_map": str(label_map),
+        "et_label": et_label,
+        "volumes_ml": measures["volume_ml"],
+        "lesion_count": measures["lesion_count"],
+        "lesions": measures["lesions"],
+        "missing_sequences": lacking,
+        "inputs": inputs,
+    }
+
+
+def run_inference(names: Sequence[str], settings: Mapping[str, Any]) -> InputError | None:
+    """Run the inference of these configurations in this process.
+
+    Returns:
+        The error that names the cases that failed, if any.
+
+    Raises:
+        InputError: the run could not begin.
+    """
+    workflow = ConfigWorkflow(
+        [str(CONFIGS / name) for name in names], workflow_type="infer", logging_file=False, **settings
+    )
+    try:
+        workflow.initialize()
+        workflow.run()
+    except (RuntimeError, ValueError) as error:
+        if (wrong := input_error_behind(error)) is None:
+            raise
+        return wrong
+    finally:
+        workflow.finalize()
+    return None

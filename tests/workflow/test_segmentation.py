@@ -1,0 +1,274 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""The command for patients gives the label maps of inference.json, by the record of the weights, and their numbers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from hashlib import sha256
+from pathlib import Path
+
+import jsonschema
+import nibabel as nib
+import numpy as np
+import pytest
+from dicom_series import write_case
+from scripts import segment as command
+from scripts.data.datalist import unlabeled_items
+from scripts.errors import InputError
+from scripts.files import BUNDLE_ROOT
+from scripts.workflow import segmentation
+from scripts.workflow.segmentation import Options, configuration_of, segment, weights_to_use
+from workflows import SIZE, bundle_run, voxels
+
+SCHEMA = json.loads((BUNDLE_ROOT / "docs" / "segmentation_schema.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def patients(cohort, tmp_path_factory) -> Path:
+    """Two phantoms in a folder."""
+    folder = tmp_path_factory.mktemp("patients")
+    for case in sorted(path for path in cohort.rglob("BraTS20_*") if path.is_dir())[:2]:
+        (folder / case.name).symlink_to(case)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def options(training) -> Options:
+    return Options(model=training / "model.pt", device="cpu", pictures=False)
+
+
+@pytest.fixture(scope="module")
+def segmented(patients, options, tmp_path_factory) -> tuple[Path, list[dict]]:
+    out = tmp_path_factory.mktemp("segmented") / "out"
+    return out, segment([patients], out, options=options)
+
+
+def images(folder: Path) -> dict[str, Path]:
+    return {name: folder / f"{folder.name}_{name}.nii.gz" for name in ("t1", "t1ce", "t2", "flair")}
+
+
+def test_label_maps_are_those_of_the_configuration_with_the_same_settings(segmented, patients, training, tmp_path):
+    out, results = segmented
+    names = configuration_of(weights_to_use(training / "model.pt")[1], training / "model.pt", Options())[0]
+    place = {"dataset_dir": str(patients), "model_file": str(training / "model.pt"), "output_dir": str(tmp_path / "o")}
+    bundle_run(*names, **{**SIZE, **place, "device": "cpu", "roi_size": [32, 32, 32]})
+    cases = sorted(path.name for path in patients.iterdir())
+    assert [result["case"] for result in results] == cases
+    for case in cases:
+        ours, theirs = out / f"{case}.nii.gz", tmp_path / "o" / f"{case}.nii.gz"
+        assert np.array_equal(voxels(ours), voxels(theirs))
+        assert np.array_equal(nib.load(ours).affine, nib.load(patients / case / f"{case}_t1.nii.gz").affine)
+
+
+def test_numbers_are_those_of_the_label_map_and_of_the_files(segmented, patients, training):
+    out, results = segmented
+    for result in results:
+        jsonschema.validate(result, SCHEMA)
+        case = result["case"]
+        assert json.loads((out / f"{case}.json").read_text()) == result
+        labels = voxels(out / f"{case}.nii.gz")
+        counts = {"ET": labels == 4, "TC": np.isin(labels, (1, 4)), "WT": labels > 0}
+        assert result["volumes_ml"] == {name: pytest.approx(mask.sum() / 1000) for name, mask in counts.items()}
+        assert sum(lesion["volume_ml"]["WT"] for lesion in result["lesions"]) == pytest.approx(
+            counts["WT"].sum() / 1000
+        )
+        for entry in result["inputs"]:
+            file = patients / case / f"{case}_{entry['sequence']}.nii.gz"
+            assert Path(entry["file"]) == file
+            assert entry["sha256"] == sha256(file.read_bytes()).hexdigest()
+        assert result["weights"]["checksum"] == sha256((training / "model.pt").read_bytes()).hexdigest()
+        assert result["weights"]["trained_on"]["phantoms"] == 2
+    # A value that the schema does not allow is refused, so the check above can fail.
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**results[0], "et_label": 2}, SCHEMA)
+
+
+def test_a_second_call_does_nothing_anew_and_gives_the_same_numbers(segmented, patients, options):
+    out, results = segmented
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert segment([patients], out, options=options) == results
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+def test_files_of_any_name_give_the_same_label_map(segmented, patients, options, tmp_path):
+    out, results = segmented
+    case = results[0]["case"]
+    files = {}
+    for number, (name, file) in enumerate(images(patients / case).items()):
+        files[name] = shutil.copy(file, tmp_path / f"scan {number}.nii.gz")
+    arguments = [text for name, file in files.items() for text in (f"--{name}", str(file))]
+    arguments += ["--name", "ann", "--model", str(options.model), "--device", "cpu", "--no-pictures"]
+    assert command.main([*arguments, "-o", str(tmp_path / "out")]) == 0
+    assert np.array_equal(voxels(tmp_path / "out" / "ann.nii.gz"), voxels(out / f"{case}.nii.gz"))
+
+
+def test_the_options_reach_the_configuration(training, monkeypatch):
+    model, record = weights_to_use(training / "model.pt")
+    names, settings = configuration_of(record, model, Options(device="cuda:0"))
+    assert names == ["inference.json"]
+    assert settings["network_def"]["channels"] == SIZE["network_def#channels"]
+    assert (settings["spacing"], settings["roi_size"], settings["exclusive"]) == ([4.0] * 3, [32, 32, 32], False)
+    assert configuration_of(record, model, Options(device="cuda:0", fast=True))[0] == [
+        "inference.json",
+        "whole_brain.yaml",
+    ]
+    names, settings = configuration_of(record, model, Options(device="cuda:0", tta=True, et_label=3, uncertainty=True))
+    assert names == ["inference.json", "tta.yaml"] and settings["flips#axes"] == [0, 1, 2]
+    assert (settings["saved_et_label"], settings["save_uncertainty"], settings["save_probabilities"]) == (
+        3,
+        True,
+        False,
+    )
+    assert configuration_of(record, model, Options(device="cpu"))[0] == ["inference.json", "openvino.yaml"]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    names, settings = configuration_of(record, model, Options(device="cpu"))
+    assert names == ["inference.json"] and settings["amp"] in (True, False)
+    imported = {**record, "normalization": "volume"}
+    assert "authors.yaml" in configuration_of(imported, model, Options(device="cuda:0"))[0]
+
+
+def test_weights_are_those_chosen_or_published_or_the_starters(tmp_path, monkeypatch, caplog):
+    assert weights_to_use(None)[0] in (segmentation.OWN_WEIGHTS, segmentation.STARTER_WEIGHTS)
+    monkeypatch.setattr(segmentation, "OWN_WEIGHTS", tmp_path / "model.pt")
+    with caplog.at_level("INFO"):
+        assert weights_to_use(None)[0] == segmentation.STARTER_WEIGHTS
+    assert "trained on 16 patients" in caplog.text and "README.md says what they are worth" in caplog.text
+    for name in ("model.pt", "model.json"):
+        shutil.copy(segmentation.STARTER_WEIGHTS.with_name(name), tmp_path / name)
+    assert weights_to_use(None)[0] == tmp_path / "model.pt"
+    names = configuration_of(weights_to_use(None)[1], segmentation.STARTER_WEIGHTS, Options())[0]
+    assert names == ["inference.json", "starter.yaml"]
+
+
+def without_skull(folder: Path) -> None:
+    """Put a head round the brain."""
+    for file in folder.glob("*.nii.gz"):
+        image = nib.load(file)
+        data = np.asanyarray(image.dataobj).copy()
+        outside = data == 0
+        data[outside] = (np.random.default_rng(len(file.name)).random(data.shape) * 100 + 5)[outside]
+        nib.save(nib.Nifti1Image(data, image.affine), file)
+
+
+def damaged(folder: Path) -> None:
+    file = next(folder.glob("*_t1.nii.gz"))
+    file.write_bytes(file.read_bytes()[:5000])
+
+
+def moved(folder: Path) -> None:
+    file = next(folder.glob("*_flair.nii.gz"))
+    image = nib.load(file)
+    nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj)[:-8], image.affine), file)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (without_skull, "docs/prepare.md names programs"),
+        (damaged, "damaged"),
+        (moved, "co-register and resample all sequences to one grid"),
+        (lambda folder: next(folder.glob("*_t2.nii.gz")).unlink(), "there is no"),
+        (lambda folder: shutil.rmtree(folder), "no such folder"),
+    ],
+)
+def test_wrong_input_is_one_line_and_nothing_is_written(change, words, patients, options, tmp_path):
+    case = shutil.copytree(next(patients.iterdir()), tmp_path / "p1", symlinks=False)
+    change(case)
+    with pytest.raises(InputError) as caught:
+        segment([case], tmp_path / "out", options=options)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    assert (BUNDLE_ROOT / segmentation.PREPARATION_PAGE).is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "no CASE"),
+        (["--t1", "a.nii", "case"], "give a CASE or files"),
+        (["case", "--name", "ann"], "--name: a CASE has its own name"),
+        (["case", "--fast", "--tta"], "--fast and --tta contradict"),
+        (["case", "--model", "absent.pt"], "absent.pt: no such file"),
+        (["--t1", "a.nii"], "the given files: 2 faults in 1 case"),
+        (["absent"], "absent: no such folder"),
+    ],
+)
+def test_a_wrong_command_is_one_line(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as caught:
+        command.main([*arguments, "-o", "out"])
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_without_a_record_are_refused(training, tmp_path):
+    shutil.copy(training / "model.pt", tmp_path / "model.pt")
+    with pytest.raises(InputError, match=r"model\.pt: there is no record of these weights \(model\.json\)"):
+        weights_to_use(tmp_path / "model.pt")
+
+
+def test_a_missing_sequence_is_borne_if_the_record_says_so(patients, training, tmp_path, caplog):
+    case = shutil.copytree(next(patients.iterdir()), tmp_path / "p1")
+    next(case.glob("*_t2.nii.gz")).unlink()
+    for name in ("model.pt", "model.json"):
+        shutil.copy(training / name, tmp_path / name)
+    record = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps({**record, "missing_sequences": 1}))
+    (result,) = segment([case], tmp_path / "out", options=Options(tmp_path / "model.pt", device="cpu", pictures=False))
+    assert result["missing_sequences"] == ["t2"]
+    assert [entry["sequence"] for entry in result["inputs"]] == ["t1", "t1ce", "flair"]
+    assert "lacks t2" in caplog.text
+
+
+def test_a_dicom_case_gives_a_segmentation_object_of_the_same_voxels(patients, training, segmented, tmp_path):
+    highdicom, pydicom = pytest.importorskip("highdicom"), pytest.importorskip("pydicom")
+    case = sorted(patients.iterdir())[0]
+    nifti = {}
+    for name, file in images(case).items():
+        image = nib.load(file)
+        data = np.asanyarray(image.dataobj)
+        # DICOM's rows run to the left and to the back, as the axes of BraTS files do.
+        nifti[name] = nib.Nifti1Image(np.round(data - data.min()).astype(np.uint16) * (data != 0), image.affine)
+    folder = write_case(tmp_path / "dicom" / "p1", nifti)
+    chosen = Options(training / "model.pt", device="cpu", pictures=False, dicom_seg=True)
+    with pytest.raises(InputError, match="no FrameOfReferenceUID"):
+        segment([folder], tmp_path / "no frame", options=chosen)
+    assert not (tmp_path / "no frame").exists()
+    for file in (path for path in folder.rglob("*") if path.is_file()):
+        data = pydicom.dcmread(file)
+        data.FrameOfReferenceUID = "1.2.3.4.5"
+        data.save_as(file)
+    (result,) = segment([folder], tmp_path / "out", options=chosen)
+    labels = voxels(tmp_path / "out" / f"{result['case']}.nii.gz")
+    assert labels.any()
+    found = highdicom.seg.segread(tmp_path / "out" / f"{result['case']}.dcm")
+    series = unlabeled_items(folder)[0]["image"][0]
+    source = pydicom.dcmread(series)
+    assert found.FrameOfReferenceUID == source.FrameOfReferenceUID
+    assert found.StudyInstanceUID == source.StudyInstanceUID
+    values = {"necrotic and non-enhancing core": 1, "edema": 2, "enhancing tumor": 4}
+    for number in found.segment_numbers:
+        name = found.get_segment_description(number).segment_label
+        volume = found.get_volume(segment_numbers=[number], combine_segments=False)
+        mask = np.asarray(volume.array)[..., 0].astype(bool)
+        assert mask.sum() == (labels == values[name]).sum()
+        # The same voxels lie at the same millimeters.
+        own = nib.affines.apply_affine(
+            nib.load(tmp_path / "out" / f"{result['case']}.nii.gz").affine, np.argwhere(labels == values[name])
+        )
+        theirs = nib.affines.apply_affine(np.diag([-1, -1, 1, 1]) @ volume.affine, np.argwhere(mask))
+        assert np.allclose(np.sort(own, axis=0), np.sort(theirs, axis=0), atol=1e-3)
+    with pytest.raises(InputError, match=r"no DICOM file; leave out --dicom-seg"):
+        segment([case], tmp_path / "other", options=chosen)
+
+
+def test_the_command_is_installed():
+    text = (BUNDLE_ROOT / "pyproject.toml").read_text()
+    assert 'panet-segment = "scripts.segment:run"' in text
+    assert Path(sys.executable).with_name("panet-segment").exists() or not Path(sys.executable).is_relative_to(
+        BUNDLE_ROOT
+    )
