@@ -172,7 +172,8 @@ def _diameters(mask: Array, affine: Array) -> Diameters | None:
     normal = np.cross(axes[:, in_plane[0]], axes[:, in_plane[1]])
     normal = normal / np.linalg.norm(normal)
     slices = [
-        (*_largest(points, axes[:, in_plane]), points) for points in map(np.argwhere, np.moveaxis(mask, upward, 0))
+        (*_largest(points, axes[:, in_plane]), points)
+        for points in map(np.argwhere, np.moveaxis(mask, upward, 0))
         if len(points)
     ]
     axial = max(diameter for diameter, _, _ in slices)
@@ -220,7 +221,8 @@ def measure(labels: Array, affine: Array, et_label: int, edema_label: int = EDEM
         >>> [lesion.diameters["WT"].largest_mm for lesion in found.lesions]
         [30.0, 0.0]
     """
-    box = lesion_box([torch.as_tensor(labels)])
-    regions = labels_to_regions(torch.as_tensor(labels[box]), et_label, edema_label).numpy().astype(bool)
+    # torch takes neither reversed axes nor the byte order of every file.
+    given = torch.from_numpy(np.ascontiguousarray(labels, np.float32))
+    regions = labels_to_regions(given[lesion_box([given])], et_label, edema_label).numpy().astype(bool)
     lesions = list(_lesions(regions, np.asarray(affine, float)))
     return Measures(_volumes(regions, voxel_volume(affine)), len(lesions), lesions)
