@@ -103,6 +103,15 @@ class Patient:
         return found if found.any() else np.ones_like(found)
 
     @property
+    def drawn(self) -> Volume:
+        """Mask of the brain and the tumor, bool of shape (x, y, z). Predictions may lie outside the brain."""
+        found = self.brain
+        for labels in (self.reference, self.prediction):
+            if labels is not None:
+                found = found | (labels > 0)
+        return found
+
+    @property
     def spacing(self) -> Volume:
         """Size of a voxel along each axis in mm, (3,)."""
         sizes: Volume = np.linalg.norm(self.affine[:3, :3], axis=0)
@@ -312,9 +321,9 @@ def _outline(ax: Axes, plane: Volume, regions: Sequence[str], extent: Extent) ->
 def preview(patient: Patient, note: str = "") -> Figure:
     """The figure that ``draw_preview`` saves. The coordinates of its slices are mm."""
     lesion, brain = _lesion(patient), patient.brain
-    cut = _box(brain)
+    cut = _box(patient.drawn)
     center = [c - s.start for c, s in zip(slices_through(lesion), cut, strict=True)]
-    size = np.array([s.stop - s.start for s in cut]) * patient.spacing  # of the brain, in mm
+    size = np.array([s.stop - s.start for s in cut]) * patient.spacing  # of what is drawn, in mm
     columns: list[tuple[str, Sequence[str], bool]] = []
     for sequences, regions in SHOWN:
         # At least one sequence is there.
@@ -323,10 +332,10 @@ def preview(patient: Patient, note: str = "") -> Figure:
     windows = {sequence: _window(patient.images[sequence], brain) for sequence, _, _ in columns}
     outline = patient.reference if patient.prediction is not None else None
 
-    # All slices have one scale, and each column is as wide as the widest slice.
-    wide = max(size[0], size[1])
+    # All slices have one scale, and each column is wide enough for the widest slice and its letters.
+    wide = 1.12 * max(size[0], size[1])
     heights = [size[1], size[2], size[2]]
-    inches = 2.7 / wide
+    inches = 2.75 / wide
     top, bottom, left = 0.62, 0.5, 0.28
     width, height = left + 2.76 * len(columns), top + bottom + inches * sum(heights) + 0.16
     figure = Figure(figsize=(max(width, 8.0), height), facecolor="black")
@@ -434,7 +443,7 @@ def _surfaces(patient: Patient) -> list[Surface]:
     texture = _texture(images, brain[cut], patient.spacing)
     surfaces = [Surface(brain[cut], affine, (1.0, 0.96, 0.94), 0.28, 0.8, blur_mm=2.0, texture=texture)]
     if patient.shown is not None:
-        # Edema surrounds the other parts, so it is translucent. A tumor may lie outside the brain's box.
+        # Edema surrounds the other parts, so it is translucent.
         for part, opacity, rim in ((EDEMA_PART, 0.25, 0.65), (CORE_PART, 1.0, 1.0), (ENHANCING_PART, 1.0, 1.0)):
             if (mask := patient.shown == part).any():
                 color = to_rgb(SUB_REGIONS[part - 1].color)
@@ -444,7 +453,7 @@ def _surfaces(patient: Patient) -> list[Surface]:
 
 def surface_view(patient: Patient, note: str = "") -> Figure:
     """The figure that ``draw_surface`` saves. Its views are one image."""
-    places = np.argwhere(patient.brain[::4, ::4, ::4]) * 4 @ patient.affine[:3, :3].T + patient.affine[:3, 3]
+    places = np.argwhere(patient.drawn[::4, ::4, ::4]) * 4 @ patient.affine[:3, :3].T + patient.affine[:3, 3]
     middle = (places.min(axis=0) + places.max(axis=0)) / 2
     views = _views(patient, middle)
     reach = np.concatenate([np.abs((places - middle) @ camera.axes()[:2].T) for camera in views.values()]).max(axis=0)
@@ -504,7 +513,7 @@ def overview(items: Sequence[Mapping[str, Any]], channel_order: Sequence[str] = 
         # Only one patient at a time is in memory.
         patient = read_patient(item, channel_order=channel_order)
         brain, labels = patient.brain, patient.reference
-        cut = _box(brain)
+        cut = _box(patient.drawn)
         middle = slices_through(labels > 0 if labels is not None and labels.any() else brain)[2] - cut[2].start
         across, down, _ = (float((s.stop - s.start) * mm) for s, mm in zip(cut, patient.spacing, strict=True))
         extent = (0.0, across, down, 0.0)
