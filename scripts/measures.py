@@ -8,7 +8,9 @@ parts that nearly touch count as one lesion. Here nothing is dilated, and no les
 
 Diameters are distances between centers of voxels, so a lesion of one voxel has a diameter of 0. As in RANO's
 bidimensional measure, the axial diameters are the largest diameter on any axial slice, and the longest one on the same
-slice that is perpendicular to it. Axial slices are the planes of voxels that are nearest to axial.
+slice that is perpendicular to it. Centers lie on a grid, so the ends of the perpendicular may differ by half a voxel
+along the diameter, and its length is measured at an exact right angle. Neither needs to stay inside the lesion. Axial
+slices are the planes of voxels that are nearest to axial.
 """
 
 from __future__ import annotations
@@ -167,7 +169,6 @@ def _diameters(mask: Array, affine: Array) -> Diameters | None:
     # The axis of voxels that runs most nearly from foot to head.
     upward = int(np.flatnonzero(nib.orientations.io_orientation(affine)[:, 0] == 2)[0])
     in_plane = [axis for axis in range(3) if axis != upward]
-    # Along the diameter the ends of a perpendicular may differ by half a voxel, since centers lie on a grid.
     tolerance = max(float(np.linalg.norm(axes[:, axis])) for axis in in_plane) / 2
     normal = np.cross(axes[:, in_plane[0]], axes[:, in_plane[1]])
     normal = normal / np.linalg.norm(normal)
