@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scripts import command
-from scripts.data.cases import find_cases
+from scripts.brats import CHANNEL_ORDER, SEQUENCES
+from scripts.data.datalist import every_item
 from scripts.errors import InputError
-from scripts.pictures import draw_case, draw_cases
+from scripts.pictures import draw_cases, draw_preview, draw_surface, read_patient
 from scripts.run_record import read_record
 
 MOST_CASES = 12  # in one picture
@@ -22,28 +23,38 @@ MOST_CASES = 12  # in one picture
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     parser = command.parser("render_case", __doc__)
-    parser.add_argument("case_dir", type=Path, help="folder of one case, or of up to 12 cases")
+    parser.add_argument("case_dir", type=Path, help="folder of one case, or of up to 12 cases, or a 4-D file")
     parser.add_argument("picture", type=Path, help="PNG file to write")
     parser.add_argument("--prediction", type=Path, help="label map that inference or evaluation wrote")
+    parser.add_argument("--surface", type=Path, help="also draw brain and tumor from outside, into this PNG file")
+    parser.add_argument(
+        "--channel_order",
+        nargs=len(SEQUENCES),
+        choices=SEQUENCES,
+        default=list(CHANNEL_ORDER),
+        help="sequences in the order of a four-dimensional file's channels (default: %(default)s)",
+    )
     args = parser.parse_args(argv)
-    cases = [case for case in find_cases(args.case_dir) if not case.missing]
-    if not 1 <= len(cases) <= MOST_CASES or any(case.file is not None for case in cases):
-        raise InputError(
-            f"{args.case_dir}: holds {len(cases)} complete cases; give a folder of 1 to {MOST_CASES} cases with a file "
-            "per sequence."
-        )
-    if len(cases) > 1:
-        if args.prediction is not None:
-            raise InputError(f"--prediction: {args.case_dir} holds {len(cases)} cases; give the folder of one case.")
-        draw_cases(cases, args.picture)
+    items = every_item(args.case_dir)
+    if not 1 <= len(items) <= MOST_CASES:
+        raise InputError(f"{args.case_dir}: holds {len(items)} cases; give a folder of 1 to {MOST_CASES} cases.")
+    if len(items) > 1:
+        for option in ("prediction", "surface"):
+            if getattr(args, option) is not None:
+                raise InputError(f"--{option}: {args.case_dir} holds {len(items)} cases; give the folder of one case.")
+        draw_cases(items, args.picture, args.channel_order)
         print(args.picture)
         return 0
     note = ""
     if args.prediction is not None:
         record = read_record(args.prediction.parent)
         note = "weights trained on phantoms" if record.get("phantom_weights") else ""
-    draw_case(cases[0], args.picture, args.prediction, note)
+    patient = read_patient(items[0], args.prediction, args.channel_order)
+    draw_preview(patient, args.picture, note)
     print(args.picture)
+    if args.surface is not None:
+        draw_surface(patient, args.surface, note)
+        print(args.surface)
     return 0
 
 

@@ -17,8 +17,8 @@ SCRIPTS = ROOT / "scripts"
 LAYERS = (
     ("errors",),
     ("files", "brats", "distributed", "machine"),
-    ("run_record", "transforms", "losses", "metrics", "networks"),
-    ("data", "weights", "handlers"),
+    ("run_record", "transforms", "losses", "metrics", "networks", "rendering"),
+    ("data", "weights", "handlers", "measures"),
     ("inference", "training", "pictures"),
     ("workflow", "command"),
     ("benchmark",),
