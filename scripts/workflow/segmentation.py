@@ -28,6 +28,7 @@ from scripts.inference.dicom_seg import check_source, save_dicom_seg
 from scripts.inference.writers import map_files
 from scripts.machine import computes_in
 from scripts.measures import measure
+from scripts.pictures import draw_preview, draw_surface, read_patient
 from scripts.run_record import bundle_version
 from scripts.weights.record import Record, read_weights_record
 
@@ -253,6 +254,11 @@ def segment(
         if options.dicom_seg and result["volumes_ml"]["WT"]:
             image = image_files(item["image"])[0]
             save_dicom_seg(label_map, image, options.et_label, label_map.with_name(f"{item['case']}.dcm"))
+        if options.pictures:
+            patient = read_patient(item, label_map)
+            draw_preview(patient, numbers.with_suffix(".png"), note="for research only")
+            draw_surface(patient, numbers.with_name(f"{item['case']}_3d.png"), note="for research only")
+        # The numbers come last: a case that has them is done.
         save_json(result, numbers)
         results.append(result)
     if failure is not None:
