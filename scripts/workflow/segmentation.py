@@ -30,7 +30,7 @@ from scripts.machine import computes_in
 from scripts.measures import measure
 from scripts.pictures import draw_preview, draw_surface, read_patient
 from scripts.run_record import bundle_version
-from scripts.weights.record import Record, read_weights_record
+from scripts.weights.record import Record, knows_phantoms, read_weights_record
 
 logger = logging.getLogger(__name__)
 
@@ -256,8 +256,9 @@ def segment(
             save_dicom_seg(label_map, image, options.et_label, label_map.with_name(f"{item['case']}.dcm"))
         if options.pictures:
             patient = read_patient(item, label_map)
-            draw_preview(patient, numbers.with_suffix(".png"), note="for research only")
-            draw_surface(patient, numbers.with_name(f"{item['case']}_3d.png"), note="for research only")
+            note = "for research only" + "; weights trained on phantoms" * knows_phantoms(record, only=True)
+            draw_preview(patient, numbers.with_suffix(".png"), note)
+            draw_surface(patient, numbers.with_name(f"{item['case']}_3d.png"), note)
         # The numbers come last: a case that has them is done.
         save_json(result, numbers)
         results.append(result)
