@@ -39,6 +39,7 @@ BUTTON = '<button type="button" class="open">Open the viewer</button>'
 NO_ROOM = "It has no viewer, since the page would become too large. Cases above it have one."
 # Titles of the entries of run.json that are shown as facts, in this order.
 FACTS = {
+    "cases": "cases",
     "started": "started",
     "resumed": "went on",
     "dataset_dir": "folder of the cases",
@@ -298,10 +299,8 @@ def _case_order(run: Run, images: Images) -> str:
 
 
 def _overview(run: Run) -> str:
-    cases = run.record.get("cases")
-    facts = {"cases": _words(cases)} | {
-        title: _words(run.record[key]) for key, title in FACTS.items() if run.record.get(key) not in (None, [], {})
-    }
+    told = {**run.record, "dataset_dir": run.dataset_dir}
+    facts = {title: _words(told[key]) for key, title in FACTS.items() if told.get(key) not in (None, [], {})}
     lines = "".join(f"<dt>{title}</dt><dd>{escape(without_secrets(text))}</dd>" for title, text in facts.items())
     parts = [f"<dl>{lines}</dl>"]
     if run.failed:

@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -19,10 +20,18 @@ from scripts.reports.runs import Case, Curve
 # Each region has the color of the part that it adds, and a marker of its own.
 COLORS = dict(zip(REGIONS, (ENHANCING.color, CORE.color, EDEMA.color), strict=True))
 MARKERS = dict(zip(REGIONS, "o^s", strict=True))
+# Colors (Okabe and Ito) and dashes of the loss's terms.
+TERM_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
+DASHES: tuple[Any, ...] = ("--", "-.", ":", (0, (1, 3)), (0, (6, 2, 1, 2, 1, 2)))
 # A curve of more points than this is drawn as the means of as many stretches.
 MOST_POINTS = 400
 # Titles of measures, and their units.
-MEASURES = {"dice": ("Dice", ""), "hd95": ("HD95", "mm")}
+MEASURES = {
+    "dice": ("Dice", ""),
+    "hd95": ("HD95", "mm"),
+    "volume": ("volume", "cm³"),
+    "reference_volume": ("reference volume", "cm³"),
+}
 MM3_IN_CM3 = 1000.0
 
 
@@ -67,10 +76,10 @@ def thinned(curve: Curve) -> Curve:
 def loss_curves(curves: Mapping[str, Curve]) -> str:
     """The loss and its terms by iteration."""
     figure, ax = _figure()
-    dashes = ["--", "-.", ":", (0, (1, 3)), (0, (6, 2, 1, 2, 1, 2))]
     for number, (tag, curve) in enumerate((t, c) for t, c in curves.items() if t.startswith("train/loss_")):
         name = tag.removeprefix("train/loss_").replace("level", "level ")
-        ax.plot(*thinned(curve), linestyle=dashes[number % len(dashes)], linewidth=1.1, label=name)
+        style = {"color": TERM_COLORS[number % len(TERM_COLORS)], "linestyle": DASHES[number % len(DASHES)]}
+        ax.plot(*thinned(curve), linewidth=1.1, label=name, **style)
     if "train/loss" in curves:
         ax.plot(*thinned(curves["train/loss"]), color="black", linewidth=1.6, label="loss, the sum")
     ax.set(xlabel="iteration", ylabel="loss", title="Loss and its terms", ylim=(0, None))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.brats import CHANNEL_ORDER, REGIONS
-from scripts.data.datalist import every_item, read_datalist
+from scripts.data.datalist import labeled_items, read_datalist, unlabeled_items
 from scripts.errors import InputError
 from scripts.files import read_json
 from scripts.inference.writers import map_files
@@ -210,7 +210,8 @@ def _sources(run: Run) -> Iterator[Callable[[], list[dict[str, Any]]]]:
             yield partial(_listed_items, path, root, labeled)
     if run.dataset_dir is not None:
         et_label = run.config.get("et_label")
-        yield partial(every_item, root, et_label if isinstance(et_label, int) else None)
+        known = et_label if isinstance(et_label, int) else None
+        yield partial(labeled_items, root, known, incomplete=True) if labeled else partial(unlabeled_items, root)
 
 
 def _listed_items(path: Path, root: str, labeled: bool) -> list[dict[str, Any]]:

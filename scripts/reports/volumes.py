@@ -28,7 +28,9 @@ from scripts.pictures import PLANES, SUB_REGIONS
 GRAY_STEP = 4
 # The parts of a label map, numbered from 1 in the order of ``SUB_REGIONS`` (core, edema, enhancing), in each region.
 PARTS_OF_REGIONS = dict(zip(REGIONS, ((3,), (1, 3), (1, 2, 3)), strict=True))
-# How much of the image shines through a label in a preview.
+# Pixels around each plane of a preview.
+GAP = 3
+# How much of a label covers the image in a preview.
 OVERLAY = 0.55
 
 Bytes = npt.NDArray[np.uint8]
@@ -225,4 +227,4 @@ def _colored(gray: Bytes, parts: Bytes) -> Bytes:
 
 def _centered(plane: Bytes, height: int) -> Bytes:
     above = (height - plane.shape[0]) // 2
-    return np.pad(plane, ((above, height - plane.shape[0] - above), (0, 0), (0, 0)))
+    return np.pad(plane, ((above + GAP, height - plane.shape[0] - above + GAP), (GAP, GAP), (0, 0)))

@@ -77,14 +77,15 @@
     }
     opened = { card, images, maps, size: data.size };
     showSequenceButtons(data);
+    // Both at once would hide where they differ, so the viewer begins with one.
+    const begin = "prediction" in maps ? "prediction" : "reference";
     for (const name of ["reference", "prediction"]) {
-      byId(`show-${name}`).checked = name in maps;
+      byId(`show-${name}`).checked = name === begin && name in maps;
       byId(`show-${name}`).disabled = !(name in maps);
     }
     for (const [plane, axis] of Object.entries(AXES)) {
       byId(`slice-${plane}`).max = data.size[axis];
     }
-    view.volumes = [];
     show();
     data.center.forEach((index, axis) => moveTo(axis, index + 1));
   }
@@ -122,7 +123,8 @@
     shown.forEach((name) => {
       opened.maps[name].opacity = byId("opacity").value / 100;
     });
-    view.updateGLVolume();
+    // This tells the viewer which volume lies below, too.
+    view.setVolume(opened.images[sequence], 0);
     tellSlices();
   }
 
