@@ -81,4 +81,3 @@ def write_evaluation(folder: Path, data: Path, dice: dict[str, tuple[float, floa
         labels[labels == 2] = 0
         nib.save(nib.Nifti1Image(labels, LPS), folder / f"{name}.nii.gz")
     return folder
-

@@ -95,7 +95,7 @@ def test_a_damaged_table_is_refused(evaluated):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(InputError, match="holds no run.json; give"):
+    with pytest.raises(InputError, match=r"holds no run\.json; give"):
         read_run(tmp_path)
 
 

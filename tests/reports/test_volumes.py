@@ -25,7 +25,9 @@ from workflows import write_decathlon
 PARTS = np.array([0, 1, 2, 0, 3], np.uint8)
 
 
-@pytest.mark.parametrize("affine", [LPS, np.eye(4), np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])])
+@pytest.mark.parametrize(
+    "affine", [LPS, np.eye(4), np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]])]
+)
 def test_voxels_decode_to_those_of_the_files_in_any_axes(tmp_path, affine):
     write_case(tmp_path, "P1", affine.astype(float))
     (entry,) = labeled_items(tmp_path)

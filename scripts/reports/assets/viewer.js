@@ -9,6 +9,8 @@
   const canvas = byId("canvas");
   const fault = byId("viewer-fault");
   let niivueView = null;
+  // The card whose viewer is wanted, and what is shown, which follows when the volumes are read.
+  let wanted = null;
   let opened = null;
 
   // The parts of the tumor are numbered from 1, and 0 is clear.
@@ -59,14 +61,7 @@
     return made;
   }
 
-  async function open(card) {
-    fault.hidden = true;
-    close();
-    const data = JSON.parse(byId(`${card.id}-volumes`).textContent);
-    card.append(panel);
-    panel.hidden = false;
-    card.querySelector("button.open").hidden = true;
-    const view = await started();
+  async function volumesOf(data) {
     const images = {};
     for (const [name, text] of Object.entries(data.images)) {
       images[name] = await volume(text, name, false);
@@ -75,7 +70,23 @@
     for (const [name, text] of Object.entries(data.maps)) {
       maps[name] = await volume(text, name, true);
     }
-    opened = { card, images, maps, size: data.size };
+    return { images, maps };
+  }
+
+  async function open(card) {
+    close();
+    fault.hidden = true;
+    wanted = card;
+    card.append(panel);
+    panel.classList.remove("closed");
+    card.querySelector("button.open").hidden = true;
+    const view = await started();
+    const data = JSON.parse(byId(`${card.id}-volumes`).textContent);
+    const { images, maps } = await volumesOf(data);
+    if (wanted !== card) {
+      return;
+    }
+    opened = { images, maps, size: data.size };
     showSequenceButtons(data);
     // Both at once would hide where they differ, so the viewer begins with one.
     const begin = "prediction" in maps ? "prediction" : "reference";
@@ -87,15 +98,17 @@
       byId(`slice-${plane}`).max = data.size[axis];
     }
     show();
+    // The slices with most tumor.
     data.center.forEach((index, axis) => moveTo(axis, index + 1));
   }
 
   function close() {
-    if (opened !== null) {
-      opened.card.querySelector("button.open").hidden = false;
-      opened = null;
+    if (wanted !== null) {
+      wanted.querySelector("button.open").hidden = false;
     }
-    panel.hidden = true;
+    wanted = null;
+    opened = null;
+    panel.classList.add("closed");
   }
 
   function showSequenceButtons(data) {
@@ -154,16 +167,16 @@
     }
   }
 
-  function complain(error) {
+  function complain(card, error) {
     close();
     fault.textContent = error.message;
     fault.hidden = false;
-    panel.before(fault);
+    card.append(fault);
   }
 
   for (const button of document.querySelectorAll("button.open")) {
     const card = button.closest("article");
-    button.addEventListener("click", () => open(card).catch(complain));
+    button.addEventListener("click", () => open(card).catch((error) => complain(card, error)));
   }
   for (const [plane, axis] of Object.entries(AXES)) {
     byId(`slice-${plane}`).addEventListener("input", (event) => moveTo(axis, Number(event.target.value)));
@@ -172,7 +185,7 @@
     byId(id).addEventListener("input", show);
   }
   byId("close").addEventListener("click", () => {
-    const button = opened === null ? null : opened.card.querySelector("button.open");
+    const button = wanted?.querySelector("button.open");
     close();
     button?.focus();
   });
