@@ -31,7 +31,7 @@ OPTIONS = (
     "--enable-unsafe-swiftshader",
     "--remote-debugging-pipe",
 )
-WAIT_S = 120
+WAIT_S = 60
 
 
 class Browser:
@@ -113,9 +113,10 @@ class Browser:
 
     def open(self, page: Path) -> None:
         """Load a file and wait until all of it is there."""
+        self.value("window.isLeft = true")
         self.errors, self.requests = [], []
         self.call("Page.navigate", url=page.as_uri())
-        self.until("document.readyState === 'complete'")
+        self.until("!window.isLeft && document.readyState === 'complete'")
 
     def value(self, expression: str):
         """The value of an expression in the page. A promise is waited for."""

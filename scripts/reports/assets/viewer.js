@@ -8,6 +8,7 @@
   const panel = byId("viewer");
   const canvas = byId("canvas");
   const fault = byId("viewer-fault");
+  let starting = null;
   let niivueView = null;
   // The card whose viewer is wanted, and what is shown, which follows when the volumes are read.
   let wanted = null;
@@ -20,10 +21,7 @@
     return { R: column(0), G: column(1), B: column(2), A: [0, ...rgb.map(() => 255)], I: [0, 1, 2, 3] };
   }
 
-  async function started() {
-    if (niivueView !== null) {
-      return niivueView;
-    }
+  async function start() {
     if (document.createElement("canvas").getContext("webgl2") === null) {
       throw new Error("This browser gives no WebGL 2, which the viewer needs; the previews show the cases.");
     }
@@ -44,7 +42,6 @@
     await view.attachToCanvas(canvas);
     view.setSliceType(view.sliceTypeMultiplanar);
     niivueView = view;
-    return view;
   }
 
   async function volume(text, name, colormapLabel) {
@@ -80,7 +77,8 @@
     card.append(panel);
     panel.classList.remove("closed");
     card.querySelector("button.open").hidden = true;
-    const view = await started();
+    starting ??= start();
+    await starting;
     const data = JSON.parse(byId(`${card.id}-volumes`).textContent);
     const { images, maps } = await volumesOf(data);
     if (wanted !== card) {
