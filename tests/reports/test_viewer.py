@@ -178,10 +178,11 @@ def test_parts_have_the_bundles_colors(page):
         "(() => { const o = document.getElementById('opacity'); o.value = 100;"
         " o.dispatchEvent(new Event('input')); })()"
     )
-    for part, slice_ in ((CORE, 7), (ENHANCING, 6)):
+    # The enhancing rim is one voxel wide, and the viewer blurs the edges of voxels.
+    for part, slice_, least in ((CORE, 7, 200), (ENHANCING, 6, 10)):
         slide(page, "axial", slice_)
         pixels = canvas(page).reshape(-1, 3)
-        assert (np.abs(pixels - np.array(to_rgb(part.color)) * 255).max(axis=1) < 6).sum() > 50, part.name
+        assert (np.abs(pixels - np.array(to_rgb(part.color)) * 255).max(axis=1) < 6).sum() > least, part.name
 
 
 def test_one_viewer_is_open_at_a_time(page):
