@@ -30,13 +30,13 @@ NIIVUE = Path(__file__).parent / "niivue"
 # A page of this size opens quickly, and can be sent by mail.
 MOST_BYTES = 30 * 1000**2
 # A preview takes about this much. That much is kept free for each of the cases that follow, up to a third of the page.
-PREVIEW_BYTES = 100_000
+PREVIEW_BYTES = 55_000
 # The sequence of the previews, and the first one in a viewer. Lesions are brightest in it.
 FIRST_SEQUENCE = "flair"
 TITLES = {TRAINING: "Training", EVALUATION: "Evaluation", INFERENCE: "Segmentation"}
 VOLUMES = ("volume", "reference_volume")
 BUTTON = '<button type="button" class="open">Open the viewer</button>'
-NO_ROOM = "It has no viewer, since the page would become too large. Cases above it have one."
+NO_ROOM = f"It has no viewer, since a page has at most {MOST_BYTES // 1000**2} MB."
 # Titles of the entries of run.json that are shown as facts, in this order.
 FACTS = {
     "cases": "cases",
@@ -301,12 +301,17 @@ def _case_order(run: Run, images: Images) -> str:
 def _overview(run: Run) -> str:
     told = {**run.record, "dataset_dir": run.dataset_dir}
     facts = {title: _words(told[key]) for key, title in FACTS.items() if told.get(key) not in (None, [], {})}
-    lines = "".join(f"<dt>{title}</dt><dd>{escape(without_secrets(text))}</dd>" for title, text in facts.items())
-    parts = [f"<dl>{lines}</dl>"]
+    parts = [_list(facts)]
     if run.failed:
-        parts.append(f"<h3>Failed cases</h3>{_table(['case', 'reason'], list(run.failed.items()))}")
+        parts.append(f"<h3>Failed cases</h3>{_list(run.failed)}")
     parts += [f'<p class="dim">{escape(note)}</p>' for note in run.notes]
     return "".join(parts)
+
+
+def _list(facts: Mapping[str, str]) -> str:
+    """A list of texts by title."""
+    lines = (f"<dt>{escape(title)}</dt><dd>{escape(without_secrets(text))}</dd>" for title, text in facts.items())
+    return f"<dl>{''.join(lines)}</dl>"
 
 
 def _words(value: Any) -> str:
@@ -381,7 +386,7 @@ def _notices(run: Run) -> list[str]:
     if run.record.get("phantom_weights"):
         told.append("The weights were trained on phantoms alone. Do not rely on their results for patients.")
     if run.failed:
-        told.append(f"{len(run.failed)} cases failed. The overview says why.")
+        told.append(f"{len(run.failed)} case{'s' * (len(run.failed) != 1)} failed. The overview says why.")
     return [*told, "This page is for research. It is not for diagnosis."]
 
 

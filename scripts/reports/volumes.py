@@ -16,7 +16,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.colors import to_rgb
-from matplotlib.image import imsave
+from PIL import Image
 from scripts.brats import CORE_LABEL, EDEMA_LABEL, ET_LABELS, REGIONS, SEQUENCES
 from scripts.data.cases import NO_FILE
 from scripts.data.checks import check_grid
@@ -28,6 +28,8 @@ from scripts.pictures import PLANES, SUB_REGIONS
 GRAY_STEP = 4
 # The parts of a label map, numbered from 1 in the order of ``SUB_REGIONS`` (core, edema, enhancing), in each region.
 PARTS_OF_REGIONS = dict(zip(REGIONS, ((3,), (1, 3), (1, 2, 3)), strict=True))
+# Gray levels of a preview. With three parts over each, all colors fit into a palette of 256, which makes files small.
+PREVIEW_LEVELS = 32
 # Pixels around each plane of a preview.
 GAP = 3
 # How much of a label covers the image in a preview.
@@ -204,12 +206,24 @@ def preview(view: View, sequence: str) -> bytes:
     image, center = view.images[sequence], view.center
     rows = []
     for parts in view.maps.values() or [np.zeros(image.shape, np.uint8)]:
-        planes = [_colored(_plane(image, axis, center[axis]), _plane(parts, axis, center[axis])) for _, axis in PLANES]
+        # The number of a color: first all gray values without a part, then those under each part.
+        colors = image // (256 // PREVIEW_LEVELS) + PREVIEW_LEVELS * parts
+        planes = [_plane(colors, axis, center[axis]) for _, axis in PLANES]
         height = max(plane.shape[0] for plane in planes)
         rows.append(np.concatenate([_centered(plane, height) for plane in planes], axis=1))
+    picture = Image.fromarray(np.concatenate(rows))
+    picture.putpalette(_palette().tobytes())
     file = io.BytesIO()
-    imsave(file, np.concatenate(rows), format="png", pil_kwargs={"compress_level": 9})
+    picture.save(file, format="PNG", optimize=True)
     return file.getvalue()
+
+
+def _palette() -> Bytes:
+    """The colors of a preview, (colors, 3)."""
+    gray = np.linspace(0, 255, PREVIEW_LEVELS)[:, None].repeat(3, axis=1)
+    parts = [np.array(to_rgb(part.color)) * 255 for part in SUB_REGIONS]
+    covered = [gray * (1 - OVERLAY) + part * OVERLAY for part in parts]
+    return np.round(np.concatenate([gray, *covered])).astype(np.uint8)
 
 
 def _plane(volume: Bytes, axis: int, position: int) -> Bytes:
@@ -218,13 +232,6 @@ def _plane(volume: Bytes, axis: int, position: int) -> Bytes:
     return plane if axis == 2 else plane[::-1]
 
 
-def _colored(gray: Bytes, parts: Bytes) -> Bytes:
-    """An image, (rows, columns, 3), of gray values under the colors of the parts."""
-    colors = np.array([(0, 0, 0), *(to_rgb(region.color) for region in SUB_REGIONS)]) * 255
-    weight = np.where(parts > 0, OVERLAY, 0)[..., None]
-    return np.round(gray[..., None] * (1 - weight) + colors[parts] * weight).astype(np.uint8)
-
-
 def _centered(plane: Bytes, height: int) -> Bytes:
     above = (height - plane.shape[0]) // 2
-    return np.pad(plane, ((above + GAP, height - plane.shape[0] - above + GAP), (GAP, GAP), (0, 0)))
+    return np.pad(plane, ((above + GAP, height - plane.shape[0] - above + GAP), (GAP, GAP)))

@@ -100,7 +100,9 @@ def test_a_preview_shows_the_patients_left_on_the_right_and_labels_in_their_colo
     # Axial, coronal and sagittal beside each other, each with a frame of 3 pixels.
     assert pixels.shape == (max(y, z) + 2 * gap, x + x + y + 6 * gap, 3)
     axial = pixels[gap : gap + y, gap : gap + x]
-    assert (axial[0, 0] == 52).all() and (axial[0, -1] == 255).all()
-    # A voxel of the core, on the slice of most tumor: 45 % gray value 52 and 55 % of the core's color.
-    expected = 0.45 * 52 + 0.55 * 255 * np.array(to_rgb(CORE.color))
+    # A preview has 32 gray levels, and 52 is in the seventh.
+    dark = round(6 * 255 / 31)
+    assert (axial[0, 0] == dark).all() and (axial[0, -1] == 255).all()
+    # A voxel of the core, on the slice of most tumor: 45 % of the gray value and 55 % of the core's color.
+    expected = 0.45 * dark + 0.55 * 255 * np.array(to_rgb(CORE.color))
     assert np.abs(axial[9 - 2, 8 - 2] - expected).max() <= 1
