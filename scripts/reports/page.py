@@ -202,6 +202,14 @@ def _number(measure: str, value: float) -> str:
     return f"{value:.2f}" if measure.startswith("hd95") else f"{value:.3f}"
 
 
+def _statistic(measure: str, text: str) -> str:
+    """A cell of the summary: a number as ``_number`` shows it, any other text as it is."""
+    try:
+        return _number(measure, float(text))
+    except ValueError:
+        return text
+
+
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], links: Sequence[str] = ()) -> str:
     """A table of texts.
 
@@ -259,7 +267,7 @@ def _scores(run: Run, cases: Sequence[Case]) -> str:
     for column, name in enumerate(header[1:], 1):
         measure, _, region = name.rpartition("_")
         title = f"{plots.title_of(measure)}, {region}" if region in REGIONS else name
-        rows.append([title, *(_number(measure, float(row[column])) for row in summary)])
+        rows.append([title, *(_statistic(measure, row[column]) for row in summary)])
     columns = list(cases[0].scores)
     measures = plots.measures_of(columns)
     drawn = [plots.distributions(cases, measure) for measure in measures]

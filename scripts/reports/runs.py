@@ -159,7 +159,7 @@ def _scored_cases(run: Run) -> list[Case]:
     cases = []
     for line in lines[1:]:
         try:
-            scores = {name: float(value) for name, value in zip(lines[0][1:], line[1:], strict=True)}
+            scores = {name: float(value or math.nan) for name, value in zip(lines[0][1:], line[1:], strict=True)}
         except ValueError as error:
             raise InputError(f"{path}: {error}; evaluate again.") from error
         cases.append(Case(line[0], scores, prediction=_existing(map_files(line[0], folder)[0])))

@@ -112,8 +112,9 @@ def test_curves_of_a_real_training(training):
     assert curves["val_dice_ET"][0] == curves["val_mean_dice"][0]
 
 
-def test_cases_and_scores_of_a_real_evaluation(evaluation):
+def test_cases_and_scores_of_a_real_evaluation(evaluation, cohort):
     run = read_run(evaluation)
+    assert run.record["dataset_dir"] == str(cohort) and run.record["command"].startswith("python ")
     cases = read_cases(run)
     assert len(cases) == 3 and all(case.entry and case.prediction for case in cases)
     header, rows = read_summary(run)
