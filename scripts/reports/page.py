@@ -37,6 +37,8 @@ TITLES = {TRAINING: "Training", EVALUATION: "Evaluation", INFERENCE: "Segmentati
 VOLUMES = ("volume", "reference_volume")
 BUTTON = '<button type="button" class="open">Open the viewer</button>'
 NO_ROOM = f"It has no viewer, since a page has at most {MOST_BYTES // 1000**2} MB."
+NOT_FOUND = "It has no pictures, since its images were not found."
+UNREADABLE = "It has no pictures, since its images cannot be read."
 # Titles of the entries of run.json that are shown as facts, in this order.
 FACTS = {
     "cases": "cases",
@@ -71,11 +73,12 @@ def make_report(run: Run, most_bytes: int = MOST_BYTES) -> str:
     cases = read_cases(run)
     name, content = ("Scores", _scores(run, cases)) if run.kind == EVALUATION else ("Volumes", _volumes(cases))
     # The page with all texts, without images, shows how much room there is for images.
-    bare = [_card(number, case, "", NO_ROOM) for number, case in enumerate(cases, 1)]
-    frame = _page(run, {name: content, "Cases": "".join(bare)}, [])
+    longest = max(BUTTON, NO_ROOM, NOT_FOUND, UNREADABLE, key=len)
+    bare = [_card(number, case, "", longest) for number, case in enumerate(cases, 1)]
+    frame = _page(run, {name: content, "Cases": _case_order(run, len(cases)) + "".join(bare)}, [])
     images = Images(run.channel_order, most_bytes - len(frame.encode("utf-8")), len(cases))
     cards = [_card(number, case, *images.add(number, case)) for number, case in enumerate(cases, 1)]
-    return _page(run, {name: content, "Cases": _case_order(run, images) + "".join(cards)}, images.volumes)
+    return _page(run, {name: content, "Cases": _case_order(run, len(images.volumes)) + "".join(cards)}, images.volumes)
 
 
 class Images:
@@ -106,13 +109,14 @@ class Images:
         """
         self.left -= 1
         if case.entry is None:
-            return "", "It has no pictures, since its images were not found."
+            return "", NOT_FOUND
         try:
             # Where there is no room for a viewer, one sequence is enough.
             view = None if self.full else read_view(case.entry, case.prediction, self.channel_order)
-            small = view or self._first_sequence(case)
+            small = view or self._first_sequence(case.entry, case.prediction)
         except InputError as error:
-            return "", f"It has no pictures: {escape(str(error))}"
+            reason = f"{UNREADABLE} {escape(str(error))}"
+            return "", reason if self._take(reason, 0) else UNREADABLE
         figure = _figure(small, case.name)
         if not self._take(figure, 0):
             figure = ""
@@ -123,11 +127,9 @@ class Images:
         self.full = True
         return figure, NO_ROOM
 
-    def _first_sequence(self, case: Case) -> View:
-        assert case.entry is not None
-        lacking = not isinstance(case.entry["image"], str) and NO_FILE in case.entry["image"]
-        sequences = SEQUENCES if lacking else (FIRST_SEQUENCE,)
-        return read_view(case.entry, case.prediction, self.channel_order, sequences)
+    def _first_sequence(self, entry: Mapping[str, Any], prediction: Path | None) -> View:
+        lacking = not isinstance(entry["image"], str) and NO_FILE in entry["image"]
+        return read_view(entry, prediction, self.channel_order, SEQUENCES if lacking else (FIRST_SEQUENCE,))
 
     def _take(self, text: str, spare: int) -> bool:
         size = len(text.encode("utf-8"))
@@ -301,9 +303,9 @@ def _volumes(cases: Sequence[Case]) -> str:
     return _plots(plots.volume_distributions(done)) + f"<details open><summary>All cases</summary>{table}</details>"
 
 
-def _case_order(run: Run, images: Images) -> str:
+def _case_order(run: Run, viewers: int) -> str:
     order = "from the worst mean Dice to the best" if run.kind == EVALUATION else "by name"
-    return f"<p>The cases are ordered {order}. {len(images.volumes)} of them have a viewer.</p>\n"
+    return f"<p>The cases are ordered {order}. {viewers} of them have a viewer.</p>\n"
 
 
 def _overview(run: Run) -> str:

@@ -195,6 +195,15 @@ def test_the_page_keeps_to_its_size_and_the_worst_cases_come_first(evaluated, mo
     assert ['class="open"' in card for card in cards_of(page)] == [True, False, False]
 
 
+def test_no_page_exceeds_its_size(evaluated):
+    """Whatever the rest of the room is, also with an image that cannot be read."""
+    (evaluated.parents[1] / "data" / "best" / "best_flair.nii.gz").write_bytes(b"damaged")
+    whole = len(page_of(evaluated).encode())
+    empty = len(page_of(evaluated, most_bytes=1).encode())
+    for limit in np.linspace(empty, whole, 4).astype(int):
+        assert len(page_of(evaluated, most_bytes=int(limit) + 300).encode()) <= limit + 300
+
+
 def test_without_room_there_are_texts_alone(evaluated):
     page = page_of(evaluated, most_bytes=1)
     assert volumes_of(page) == {} and "<figure>" not in page
