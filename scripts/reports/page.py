@@ -305,7 +305,7 @@ def _volumes(cases: Sequence[Case]) -> str:
 
 def _case_order(run: Run, viewers: int) -> str:
     order = "from the worst mean Dice to the best" if run.kind == EVALUATION else "by name"
-    return f"<p>The cases are ordered {order}. {viewers} of them have a viewer.</p>\n"
+    return f"<p>The cases are ordered {order}. The number of cases with a viewer is {viewers}.</p>\n"
 
 
 def _overview(run: Run) -> str:
