@@ -30,7 +30,17 @@ from scripts.files import file_checksum, replacing
 from scripts.weights.record import record_file
 
 # What belongs to a bundle; the repository's tests and tools do not.
-CONTENT = ("LICENSE", "configs/*.json", "configs/*.yaml", "configs/*.conf", "docs/**/*", "scripts/**/*.py")
+CONTENT = (
+    "LICENSE",
+    "configs/*.json",
+    "configs/*.yaml",
+    "configs/*.conf",
+    "docs/**/*",
+    "scripts/**/*.py",
+    # Template, style and viewer of reports.
+    "scripts/reports/assets/*",
+    "scripts/reports/niivue/*",
+)
 WEIGHTS = ("models/model.pt", "models/model.ts")
 # Beside the weights: what they need, and what they were trained on.
 RECORD = str(record_file(WEIGHTS[0]))

@@ -5,7 +5,10 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +19,9 @@ from scripts.files import CONFIGS, read_json, save_json
 RECORD_FILE = "run.json"
 CONFIG_FILE = "config.json"
 RECORDED_PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "nibabel", "scipy")
+
+# Names of options whose values nobody should read. The bundle has no such option, but a caller's program may.
+_SECRET = re.compile(r"token|password|passwd|secret|credential|api_?key", re.IGNORECASE)
 
 
 def bundle_version() -> str:
@@ -32,6 +38,37 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "absent"
     return found
+
+
+def without_secrets(text: str) -> str:
+    """``text`` with stars in place of the name and the password that an address in it may hold.
+
+    Example:
+        >>> without_secrets("--tracking_uri https://me:word@example.org/runs")
+        '--tracking_uri https://***@example.org/runs'
+    """
+    return re.sub(r"(\w://)[^/@\s'\"]+@", r"\1***@", text)
+
+
+def command_line(arguments: Sequence[str] | None = None) -> str:
+    """The command that started this process, as a shell takes it. Secrets in it become stars.
+
+    Args:
+        arguments: interpreter and arguments; None for those of this process.
+
+    Example:
+        >>> command_line(["/usr/bin/python3", "-m", "monai.bundle", "run", "--output_dir", "my run", "--token", "abc"])
+        "python -m monai.bundle run --output_dir 'my run' --token '***'"
+    """
+    own = list(sys.orig_argv if arguments is None else arguments)[1:]
+    for index, argument in enumerate(own):
+        name, equals, _ = argument.partition("=")
+        if argument.startswith("-") and _SECRET.search(name):
+            if equals:
+                own[index] = f"{name}=***"
+            elif index + 1 < len(own):
+                own[index + 1] = "***"
+    return without_secrets(shlex.join(["python", *own]))
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
@@ -57,13 +94,14 @@ def write_record(output_dir: str | Path, config: Mapping[str, Any], phantoms: bo
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_record(folder, {"batch_size": 2}, phantoms=True, cases=8)
         ...     sorted(read_record(folder))
-        ['bundle_version', 'cases', 'phantoms', 'started', 'versions']
+        ['bundle_version', 'cases', 'command', 'phantoms', 'started', 'versions']
     """
     if config:
         save_json(config, Path(output_dir) / CONFIG_FILE)
     started = datetime.now().astimezone().isoformat(timespec="seconds")
     record: Mapping[str, Any] = {
         "started": started,
+        "command": command_line(),
         "bundle_version": bundle_version(),
         "phantoms": phantoms,
         "versions": versions(),

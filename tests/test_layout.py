@@ -21,7 +21,7 @@ LAYERS = (
     ("data", "weights", "handlers", "measures"),
     ("inference", "training", "pictures"),
     ("workflow", "command"),
-    ("benchmark",),
+    ("benchmark", "reports"),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 PARTS = sorted({path.stem if path.parent == SCRIPTS else path.parent.name for path in SCRIPTS.rglob("*.py")})

@@ -88,6 +88,9 @@ def test_zip_has_one_folder_of_plain_files(archive, packed, root):
     inside = {name.removeprefix(f"{NAME}/") for name in names}
     tracked = {f"{top}/{p.relative_to(ROOT / top)}" for top in ("configs", "docs") for p in (ROOT / top).rglob("*.*")}
     code = {str(p.relative_to(ROOT)) for p in (ROOT / "scripts").rglob("*.py")}
+    code |= {
+        str(p.relative_to(ROOT)) for name in ("assets", "niivue") for p in (ROOT / "scripts/reports" / name).iterdir()
+    }
     assert inside == tracked | code | {"LICENSE", "models/model.pt", "models/model.json"}
     assert {f"{NAME}/{name}" for name in relative_files(packed / NAME)} == names
 

@@ -513,9 +513,11 @@ class Choice:
 
     def __str__(self) -> str:
         taken = [
-            f"{SEQUENCE_TITLES[name]}: {self.chosen[name].series} ({self.chosen[name].why})"
-            if name in self.chosen
-            else f"{SEQUENCE_TITLES[name]}: none"
+            (
+                f"{SEQUENCE_TITLES[name]}: {self.chosen[name].series} ({self.chosen[name].why})"
+                if name in self.chosen
+                else f"{SEQUENCE_TITLES[name]}: none"
+            )
             for name in SEQUENCES
         ]
         return "; ".join([*taken, f"left out: {', '.join(map(str, self.left_out)) or 'none'}"])

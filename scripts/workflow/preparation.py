@@ -144,6 +144,7 @@ def prepare_training(
             made = sum(which[image] for image in trained)
             facts |= {"trained_on": trained_on(len(trained) - made, made, start)}
             facts |= {"cases": {name: len(items) for name, items in lists.items()}}
+            facts["dataset_dir"] = str(Path(cohort.dataset_dir).absolute())
             # The training's handler writes this into the records of the weights.
             settings["trained_on"] = facts["trained_on"]
             write_record(output.folder, configuration.content, phantoms, **facts)
@@ -270,8 +271,8 @@ def prepare_evaluation(
         facts |= recorded_order(all_cases or items, cohort.channel_order)
         report_thresholds(settings["postprocessing"], records)
         facts["phantom_weights"] = any(phantom_weights)
+        facts["dataset_dir"] = str(Path(cohort.dataset_dir).absolute())
         if all_cases is not None:
-            facts["dataset_dir"] = str(Path(cohort.dataset_dir).absolute())
             write_datalist({"testing": all_cases}, cohort.dataset_dir, Path(output.folder) / DATALIST_FILE)
         write_record(output.folder, configuration.content, phantoms, **facts)
 
@@ -353,7 +354,7 @@ def record_resumption(configuration: Configuration, output_dir: str, epoch: int)
                 config_file,
             )
         keep_earlier(config_file)
-    kept = ("started", "bundle_version", "phantoms", "versions", "resumed", "recipe_changed")
+    kept = ("started", "command", "bundle_version", "phantoms", "versions", "resumed", "recipe_changed")
     facts = {key: value for key, value in record.items() if key not in kept}
     facts["resumed"] = [*record.get("resumed", []), {"started": record.get("started"), "until_epoch": epoch}]
     facts["recipe_changed"] = sorted({*record.get("recipe_changed", []), *changed})

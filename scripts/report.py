@@ -1,0 +1,42 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Write one HTML file about a training, an evaluation or an inference: `python -m scripts.report RUN_DIR`.
+
+The file shows curves, scores, cases with a viewer, and settings. It loads nothing, so it can be read without a network.
+It holds images of the cases, at most 30 MB in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from scripts import command
+from scripts.errors import InputError
+from scripts.files import keep_earlier, save_text
+from scripts.reports.page import make_report
+from scripts.reports.runs import read_run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    parser = command.parser("report", __doc__)
+    parser.add_argument("run_dir", type=Path, help="output folder of a training, an evaluation or an inference")
+    parser.add_argument("-o", "--output", type=Path, help="HTML file to write (default: RUN_DIR/report.html)")
+    args = parser.parse_args(argv)
+    output = args.output or args.run_dir / "report.html"
+    if output.is_dir():
+        raise InputError(f"{output}: a folder; give --output the name of an HTML file.")
+    run = read_run(args.run_dir)
+    page = make_report(run)
+    for note in run.notes:
+        print(note)
+    if (kept := keep_earlier(output)) is not None:
+        print(f"kept the earlier file as {kept.name}")
+    save_text(page, output)
+    print(output)
+    return 0
+
+
+if __name__ == "__main__":
+    command.run(main)

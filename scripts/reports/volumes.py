@@ -1,0 +1,237 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Images and label maps of a case as a page shows them: cut to the brain, in few gray levels, and small pictures."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.colors import to_rgb
+from PIL import Image
+from scripts.brats import CORE_LABEL, EDEMA_LABEL, ET_LABELS, REGIONS, SEQUENCES
+from scripts.data.cases import NO_FILE
+from scripts.data.checks import check_grid
+from scripts.data.images import in_lps, read_image, voxels_of
+from scripts.errors import InputError
+from scripts.pictures import PLANES, SUB_REGIONS
+
+# Noise hardly compresses. With 64 gray levels a case takes a third less than with 256, and looks the same.
+GRAY_STEP = 4
+# The parts of a label map, numbered from 1 in the order of ``SUB_REGIONS`` (core, edema, enhancing), in each region.
+PARTS_OF_REGIONS = dict(zip(REGIONS, ((3,), (1, 3), (1, 2, 3)), strict=True))
+# Gray levels of a preview. With three parts over each, all colors fit into a palette of 256, which makes files small.
+PREVIEW_LEVELS = 32
+# Pixels around each plane of a preview.
+GAP = 3
+# How much of a label covers the image in a preview.
+OVERLAY = 0.55
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class View:
+    """The volumes of one case, in LPS order and cut to the brain.
+
+    Attributes:
+        images: gray values of sequences, uint8, by the name of the sequence.
+        maps: parts of the tumor, numbered from 1 in the order of ``SUB_REGIONS``, by "reference" or "prediction".
+        affine: affine of all volumes, in mm.
+    """
+
+    images: dict[str, Bytes]
+    maps: dict[str, Bytes]
+    affine: npt.NDArray[np.float64]
+
+    @property
+    def center(self) -> tuple[int, int, int]:
+        """The slices, one for each axis, with most tumor in the first map that has any; else with most brain."""
+        found = next((parts > 0 for parts in self.maps.values() if parts.any()), next(iter(self.images.values())) > 0)
+        x, y, z = (int(np.argmax(found.sum(axis=tuple(a for a in range(3) if a != axis)))) for axis in range(3))
+        return x, y, z
+
+
+def parts_of(labels: npt.NDArray[Any], et_labels: Sequence[int] = ET_LABELS, edema_label: int = EDEMA_LABEL) -> Bytes:
+    """Numbers of the parts in ``SUB_REGIONS``, from 1, in place of the values of a label map.
+
+    Args:
+        labels: the label map.
+        et_labels: values of the enhancing tumor. Any other value than these, 1 and 2 is no part.
+        edema_label: value of edema, 2 or 1. The core has the other value of the two.
+
+    Example:
+        >>> parts_of(np.array([0, 1, 2, 4])).tolist()
+        [0, 1, 2, 3]
+        >>> parts_of(np.array([0, 1, 2, 3, 4]), [3], edema_label=1).tolist()
+        [0, 2, 1, 3, 0]
+    """
+    parts = np.zeros(labels.shape, np.uint8)
+    core_label = CORE_LABEL + EDEMA_LABEL - edema_label
+    for number, values in enumerate(([core_label], [edema_label], list(et_labels)), 1):
+        parts[np.isin(labels, values)] = number
+    return parts
+
+
+def region_volumes(path: Path) -> dict[str, float]:
+    """Volumes of ET, TC and WT, in mm^3, in a label map that the bundle has written.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    opened = read_image(path)
+    voxel = abs(float(np.linalg.det(opened.affine[:3, :3])))
+    counts = np.bincount(parts_of(voxels_of(opened, path)).ravel(), minlength=4)
+    return {region: float(counts[list(parts)].sum()) * voxel for region, parts in PARTS_OF_REGIONS.items()}
+
+
+def gray_values(image: npt.NDArray[Any], brain: npt.NDArray[np.bool_]) -> Bytes:
+    """Gray values from 0 to 255 in steps of ``GRAY_STEP``. The window goes from the brain's percentile 1 to 99.5.
+
+    Where that percentile is above 0, the window begins at 0.
+
+    Args:
+        image: voxels of a sequence, of any shape.
+        brain: where the brain is, in the same shape.
+
+    Example:
+        >>> image = np.arange(0.0, 1001.0)
+        >>> gray_values(image, image > 0)[[0, 100, 500, 1000]].tolist()
+        [0, 24, 128, 255]
+    """
+    low, high = np.percentile(image[brain], [1, 99.5])
+    low = min(low, 0)
+    scaled = np.clip((image - low) / max(high - low, np.finfo(np.float32).tiny), 0, 1) * 255
+    return np.minimum(np.round(scaled / GRAY_STEP) * GRAY_STEP, 255).astype(np.uint8)
+
+
+def read_view(
+    entry: Mapping[str, Any],
+    prediction: Path | None,
+    channel_order: Sequence[str],
+    sequences: Sequence[str] = SEQUENCES,
+) -> View:
+    """Read the volumes of a case.
+
+    Args:
+        entry: datalist entry of the case. Its ``label`` is the reference, if it has one.
+        prediction: label map that the bundle has written, or None.
+        channel_order: the sequences in the order of the channels of a four-dimensional file.
+        sequences: the sequences to read. Those that the case lacks are left out.
+
+    Raises:
+        InputError: a file is absent or unreadable, the grids differ, or all sequences are 0 everywhere.
+    """
+    opened = _opened(entry["image"], channel_order, sequences)
+    if not opened:
+        raise InputError(f"{entry['case']}: has no file of {', '.join(sequences)}; nothing can be shown.")
+    first_path, first = next(iter(opened.values()))
+    for path, image in opened.values():
+        check_grid(path, image, first_path, first)
+    images = {
+        name: voxels_of(in_lps(image), path).astype(np.float32, copy=False) for name, (path, image) in opened.items()
+    }
+    brain = np.any([image != 0 for image in images.values()], axis=0)
+    if not brain.any():
+        raise InputError(f"{first_path}: is 0 everywhere; copy it again.")
+    cut = tuple(_extent(brain, axis) for axis in range(3))
+    maps = {}
+    if entry.get("label"):
+        maps["reference"] = _read_parts(
+            entry["label"], brain.shape, [entry["et_label"]], entry.get("edema_label", EDEMA_LABEL)
+        )
+    if prediction is not None:
+        maps["prediction"] = _read_parts(prediction, brain.shape)
+    return View(
+        {name: gray_values(image, brain)[cut] for name, image in images.items()},
+        {name: parts[cut] for name, parts in maps.items()},
+        in_lps(first).slicer[cut].affine,
+    )
+
+
+def _opened(
+    image: str | Path | Sequence[str], channel_order: Sequence[str], sequences: Sequence[str]
+) -> dict[str, tuple[str, nib.Nifti1Image]]:
+    """Path and image of each of ``sequences`` that an entry's ``image`` has."""
+    if isinstance(image, (str, Path)):
+        whole = read_image(image, len(SEQUENCES))
+        voxels = voxels_of(whole, image)
+        return {
+            name: (str(image), nib.Nifti1Image(voxels[..., channel_order.index(name)], whole.affine))
+            for name in sequences
+        }
+    named = dict(zip(SEQUENCES, image, strict=True))
+    return {name: (named[name], read_image(named[name])) for name in sequences if named[name] != NO_FILE}
+
+
+def _extent(brain: npt.NDArray[np.bool_], axis: int) -> slice:
+    found = np.flatnonzero(brain.any(axis=tuple(a for a in range(3) if a != axis)))
+    return slice(int(found[0]), int(found[-1]) + 1)
+
+
+def _read_parts(
+    path: str | Path, shape: tuple[int, ...], et_labels: Sequence[int] = ET_LABELS, edema_label: int = EDEMA_LABEL
+) -> Bytes:
+    labels = voxels_of(in_lps(read_image(path)), path)
+    if labels.shape != shape:
+        raise InputError(f"{path}: shape {labels.shape}, not the case's {shape}; give a label map in its grid.")
+    return parts_of(labels, et_labels, edema_label)
+
+
+def encoded(volume: Bytes, affine: npt.NDArray[np.float64]) -> str:
+    """A volume as base64 of a gzip file of NIfTI. The same volume gives the same text.
+
+    Example:
+        >>> text = encoded(np.full((2, 3, 4), 7, np.uint8), np.eye(4))
+        >>> nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(text))).shape
+        (2, 3, 4)
+    """
+    nifti = nib.Nifti1Image(volume, affine)
+    return base64.b64encode(gzip.compress(nifti.to_bytes(), mtime=0)).decode("ascii")
+
+
+def preview(view: View, sequence: str) -> bytes:
+    """A PNG file with a sequence of a view in three planes, one row for each map; without maps, one row.
+
+    The planes are axial, coronal and sagittal, through ``View.center``, in the radiological convention.
+    """
+    image, center = view.images[sequence], view.center
+    rows = []
+    for parts in view.maps.values() or [np.zeros(image.shape, np.uint8)]:
+        # The number of a color: first all gray values without a part, then those under each part.
+        colors = image // (256 // PREVIEW_LEVELS) + PREVIEW_LEVELS * parts
+        planes = [_plane(colors, axis, center[axis]) for _, axis in PLANES]
+        height = max(plane.shape[0] for plane in planes)
+        rows.append(np.concatenate([_centered(plane, height) for plane in planes], axis=1))
+    picture = Image.fromarray(np.concatenate(rows))
+    picture.putpalette(_palette().tobytes())
+    file = io.BytesIO()
+    picture.save(file, format="PNG", optimize=True)
+    return file.getvalue()
+
+
+def _palette() -> Bytes:
+    """The colors of a preview, (colors, 3)."""
+    gray = np.linspace(0, 255, PREVIEW_LEVELS)[:, None].repeat(3, axis=1)
+    parts = [np.array(to_rgb(part.color)) * 255 for part in SUB_REGIONS]
+    covered = [gray * (1 - OVERLAY) + part * OVERLAY for part in parts]
+    return np.round(np.concatenate([gray, *covered])).astype(np.uint8)
+
+
+def _plane(volume: Bytes, axis: int, position: int) -> Bytes:
+    # In LPS order the rows of an axial slice run to the back, as they should. The rows of the other slices run up.
+    plane = np.take(volume, position, axis=axis).T
+    return plane if axis == 2 else plane[::-1]
+
+
+def _centered(plane: Bytes, height: int) -> Bytes:
+    above = (height - plane.shape[0]) // 2
+    return np.pad(plane, ((above + GAP, height - plane.shape[0] - above + GAP), (GAP, GAP)))
