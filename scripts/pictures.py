@@ -118,6 +118,27 @@ class Patient:
         return sizes
 
 
+def parts_of(labels: Volume, et_labels: Sequence[int] = ET_LABELS, edema_label: int = EDEMA_LABEL) -> Volume:
+    """Numbers of the parts in ``SUB_REGIONS``, from 1, in place of the values of a label map, uint8.
+
+    Args:
+        labels: the label map, of any shape.
+        et_labels: values of the enhancing tumor. Any other value than these, 1 and 2 is no part.
+        edema_label: value of edema, 2 or 1. The core has the other value of the two.
+
+    Example:
+        >>> parts_of(np.array([0, 1, 2, 4])).tolist()
+        [0, 1, 2, 3]
+        >>> parts_of(np.array([0, 1, 2, 3, 4]), [3], edema_label=1).tolist()
+        [0, 2, 1, 3, 0]
+    """
+    found = np.zeros(labels.shape, np.uint8)
+    core_label = CORE_LABEL + EDEMA_LABEL - edema_label
+    for part, values in ((CORE_PART, [core_label]), (EDEMA_PART, [edema_label]), (ENHANCING_PART, et_labels)):
+        found[np.isin(labels, values)] = part
+    return found
+
+
 def read_labels(
     path: str | Path, shape: tuple[int, ...], et_labels: Sequence[int], edema_label: int = EDEMA_LABEL
 ) -> Volume:
@@ -126,11 +147,7 @@ def read_labels(
     Args:
         path: file of the label map.
         shape: shape that the label map must have.
-        et_labels: values of the enhancing tumor.
-        edema_label: value of edema, 2 or 1. The core has the other value of the two.
-
-    Returns:
-        Numbers of the parts in ``SUB_REGIONS``, from 1. Any value except 1, 2 and ``et_labels`` becomes 0.
+        et_labels, edema_label: as in ``parts_of``, which gives the result.
 
     Raises:
         InputError: the file is absent or unreadable, or it has another shape.
@@ -138,11 +155,7 @@ def read_labels(
     labels = voxels_of(in_lps(read_image(path)), path)
     if labels.shape != shape:
         raise InputError(f"{path}: shape {labels.shape}, not the case's {shape}; give a label map in its grid.")
-    found = np.zeros(shape, np.uint8)
-    core_label = CORE_LABEL + EDEMA_LABEL - edema_label
-    for part, values in ((CORE_PART, [core_label]), (EDEMA_PART, [edema_label]), (ENHANCING_PART, et_labels)):
-        found[np.isin(labels, values)] = part
-    return found
+    return parts_of(labels, et_labels, edema_label)
 
 
 def read_patient(
@@ -205,20 +218,22 @@ def slices_through(mask: Volume) -> list[int]:
     return [int(np.argmax(mask.sum(axis=tuple(a for a in range(3) if a != axis)))) for axis in range(3)]
 
 
-def _slice(volume: Volume, axis: int, position: int) -> Volume:
+def plane_of(volume: Volume, axis: int, position: int) -> Volume:
+    """A slice of a volume in LPS order, in the radiological convention."""
     # In LPS order indices run to the left, to the back and up. The rows of an axial slice run to the back, as they
     # should. The rows of the other slices run up, so they are reversed.
     plane = np.take(volume, position, axis=axis).T
     return plane if axis == 2 else plane[::-1]
 
 
-def _box(mask: Volume) -> tuple[slice, ...]:
+def box_of(mask: Volume) -> tuple[slice, ...]:
+    """The smallest box that holds a mask, bool, which is not empty."""
     (found,) = ndimage.find_objects(mask.view(np.uint8))
     box: tuple[slice, ...] = found
     return box
 
 
-def _window(image: Volume, brain: Volume) -> tuple[float, float]:
+def gray_window(image: Volume, brain: Volume) -> tuple[float, float]:
     """The values that are black and white, from the values in the whole brain."""
     low, high = np.percentile(image[brain], [1, 99.5])
     return min(float(low), 0.0), float(high)
@@ -321,7 +336,7 @@ def _outline(ax: Axes, plane: Volume, regions: Sequence[str], extent: Extent) ->
 def preview(patient: Patient, note: str = "") -> Figure:
     """The figure that ``draw_preview`` saves. The coordinates of its slices are mm."""
     lesion, brain = _lesion(patient), patient.brain
-    cut = _box(patient.drawn)
+    cut = box_of(patient.drawn)
     center = [c - s.start for c, s in zip(slices_through(lesion), cut, strict=True)]
     size = np.array([s.stop - s.start for s in cut]) * patient.spacing  # of what is drawn, in mm
     columns: list[tuple[str, Sequence[str], bool]] = []
@@ -329,7 +344,7 @@ def preview(patient: Patient, note: str = "") -> Figure:
         # At least one sequence is there.
         sequence = next(s for s in (*sequences, *SEQUENCES) if s in patient.images)
         columns += [(sequence, regions, False)] + [(sequence, regions, True)] * (patient.shown is not None)
-    windows = {sequence: _window(patient.images[sequence], brain) for sequence, _, _ in columns}
+    windows = {sequence: gray_window(patient.images[sequence], brain) for sequence, _, _ in columns}
     outline = patient.reference if patient.prediction is not None else None
 
     # All slices have one scale, and each column is wide enough for the widest slice and its letters.
@@ -359,11 +374,11 @@ def preview(patient: Patient, note: str = "") -> Figure:
         for column, (sequence, regions, colored) in enumerate(columns):
             ax = axes[row][column]
             image = patient.images[sequence]
-            _gray(ax, _slice(image[cut], axis, center[axis]), windows[sequence], extent)
+            _gray(ax, plane_of(image[cut], axis, center[axis]), windows[sequence], extent)
             if colored and patient.shown is not None:
-                _color(ax, _slice(patient.shown[cut], axis, center[axis]), extent)
+                _color(ax, plane_of(patient.shown[cut], axis, center[axis]), extent)
             if colored and outline is not None:
-                _outline(ax, _slice(outline[cut], axis, center[axis]), regions, extent)
+                _outline(ax, plane_of(outline[cut], axis, center[axis]), regions, extent)
             # Outlines may have moved the limits.
             ax.set_xlim((across - wide) / 2, (across + wide) / 2)
             ax.set_ylim(down, 0)
@@ -436,7 +451,7 @@ def _texture(images: Mapping[str, Volume], brain: Volume, spacing: Volume) -> Vo
 
 def _surfaces(patient: Patient) -> list[Surface]:
     brain = patient.brain
-    cut = _box(brain)
+    cut = box_of(brain)
     affine = patient.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ [s.start for s in cut]
     images = {name: image[cut] for name, image in patient.images.items()}
@@ -513,7 +528,7 @@ def overview(items: Sequence[Mapping[str, Any]], channel_order: Sequence[str] = 
         # Only one patient at a time is in memory.
         patient = read_patient(item, channel_order=channel_order)
         brain, labels = patient.brain, patient.reference
-        cut = _box(patient.drawn)
+        cut = box_of(patient.drawn)
         middle = slices_through(labels > 0 if labels is not None and labels.any() else brain)[2] - cut[2].start
         across, down, _ = (float((s.stop - s.start) * mm) for s, mm in zip(cut, patient.spacing, strict=True))
         extent = (0.0, across, down, 0.0)
@@ -522,11 +537,11 @@ def overview(items: Sequence[Mapping[str, Any]], channel_order: Sequence[str] = 
             ax = axes[row][column]
             if name in patient.images:
                 image = patient.images[name]
-                _gray(ax, _slice(image[cut], 2, middle), _window(image, brain), extent)
+                _gray(ax, plane_of(image[cut], 2, middle), gray_window(image, brain), extent)
             else:
                 ax.set_axis_off()
             if column == len(SEQUENCES) and labels is not None:
-                _color(ax, _slice(labels[cut], 2, middle), extent)
+                _color(ax, plane_of(labels[cut], 2, middle), extent)
                 labeled = True
             if row == 0:
                 title = SEQUENCE_TITLES[name] if column < len(SEQUENCES) else "reference"

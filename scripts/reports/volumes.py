@@ -17,17 +17,25 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.colors import to_rgb
 from PIL import Image
-from scripts.brats import CORE_LABEL, EDEMA_LABEL, ET_LABELS, REGIONS, SEQUENCES
+from scripts.brats import EDEMA_LABEL, ET_LABELS, SEQUENCES
 from scripts.data.cases import NO_FILE
 from scripts.data.checks import check_grid
 from scripts.data.images import in_lps, read_image, voxels_of
 from scripts.errors import InputError
-from scripts.pictures import PLANES, SUB_REGIONS
+from scripts.pictures import (
+    PLANES,
+    REGION_PARTS,
+    SUB_REGIONS,
+    box_of,
+    gray_window,
+    parts_of,
+    plane_of,
+    read_labels,
+    slices_through,
+)
 
 # Noise hardly compresses. With 64 gray levels a case takes a third less than with 256, and looks the same.
 GRAY_STEP = 4
-# The parts of a label map, numbered from 1 in the order of ``SUB_REGIONS`` (core, edema, enhancing), in each region.
-PARTS_OF_REGIONS = dict(zip(REGIONS, ((3,), (1, 3), (1, 2, 3)), strict=True))
 # Gray levels of a preview. With three parts over each, all colors fit into a palette of 256, which makes files small.
 PREVIEW_LEVELS = 32
 # Pixels around each plane of a preview.
@@ -56,29 +64,8 @@ class View:
     def center(self) -> tuple[int, int, int]:
         """The slices, one for each axis, with most tumor in the first map that has any; else with most brain."""
         found = next((parts > 0 for parts in self.maps.values() if parts.any()), next(iter(self.images.values())) > 0)
-        x, y, z = (int(np.argmax(found.sum(axis=tuple(a for a in range(3) if a != axis)))) for axis in range(3))
+        x, y, z = slices_through(found)
         return x, y, z
-
-
-def parts_of(labels: npt.NDArray[Any], et_labels: Sequence[int] = ET_LABELS, edema_label: int = EDEMA_LABEL) -> Bytes:
-    """Numbers of the parts in ``SUB_REGIONS``, from 1, in place of the values of a label map.
-
-    Args:
-        labels: the label map.
-        et_labels: values of the enhancing tumor. Any other value than these, 1 and 2 is no part.
-        edema_label: value of edema, 2 or 1. The core has the other value of the two.
-
-    Example:
-        >>> parts_of(np.array([0, 1, 2, 4])).tolist()
-        [0, 1, 2, 3]
-        >>> parts_of(np.array([0, 1, 2, 3, 4]), [3], edema_label=1).tolist()
-        [0, 2, 1, 3, 0]
-    """
-    parts = np.zeros(labels.shape, np.uint8)
-    core_label = CORE_LABEL + EDEMA_LABEL - edema_label
-    for number, values in enumerate(([core_label], [edema_label], list(et_labels)), 1):
-        parts[np.isin(labels, values)] = number
-    return parts
 
 
 def region_volumes(path: Path) -> dict[str, float]:
@@ -90,7 +77,7 @@ def region_volumes(path: Path) -> dict[str, float]:
     opened = read_image(path)
     voxel = abs(float(np.linalg.det(opened.affine[:3, :3])))
     counts = np.bincount(parts_of(voxels_of(opened, path)).ravel(), minlength=4)
-    return {region: float(counts[list(parts)].sum()) * voxel for region, parts in PARTS_OF_REGIONS.items()}
+    return {region: float(counts[list(parts)].sum()) * voxel for region, parts in REGION_PARTS.items()}
 
 
 def gray_values(image: npt.NDArray[Any], brain: npt.NDArray[np.bool_]) -> Bytes:
@@ -107,9 +94,8 @@ def gray_values(image: npt.NDArray[Any], brain: npt.NDArray[np.bool_]) -> Bytes:
         >>> gray_values(image, image > 0)[[0, 100, 500, 1000]].tolist()
         [0, 24, 128, 255]
     """
-    low, high = np.percentile(image[brain], [1, 99.5])
-    low = min(low, 0)
-    scaled = np.clip((image - low) / max(high - low, np.finfo(np.float32).tiny), 0, 1) * 255
+    low, high = gray_window(image, brain)
+    scaled = np.clip((image - low) / max(high - low, float(np.finfo(np.float32).tiny)), 0, 1) * 255
     return np.minimum(np.round(scaled / GRAY_STEP) * GRAY_STEP, 255).astype(np.uint8)
 
 
@@ -142,14 +128,13 @@ def read_view(
     brain = np.any([image != 0 for image in images.values()], axis=0)
     if not brain.any():
         raise InputError(f"{first_path}: is 0 everywhere; copy it again.")
-    cut = tuple(_extent(brain, axis) for axis in range(3))
+    cut = box_of(brain)
     maps = {}
     if entry.get("label"):
-        maps["reference"] = _read_parts(
-            entry["label"], brain.shape, [entry["et_label"]], entry.get("edema_label", EDEMA_LABEL)
-        )
+        edema_label = entry.get("edema_label", EDEMA_LABEL)
+        maps["reference"] = read_labels(entry["label"], brain.shape, [entry["et_label"]], edema_label)
     if prediction is not None:
-        maps["prediction"] = _read_parts(prediction, brain.shape)
+        maps["prediction"] = read_labels(prediction, brain.shape, ET_LABELS)
     return View(
         {name: gray_values(image, brain)[cut] for name, image in images.items()},
         {name: parts[cut] for name, parts in maps.items()},
@@ -170,20 +155,6 @@ def _opened(
         }
     named = dict(zip(SEQUENCES, image, strict=True))
     return {name: (named[name], read_image(named[name])) for name in sequences if named[name] != NO_FILE}
-
-
-def _extent(brain: npt.NDArray[np.bool_], axis: int) -> slice:
-    found = np.flatnonzero(brain.any(axis=tuple(a for a in range(3) if a != axis)))
-    return slice(int(found[0]), int(found[-1]) + 1)
-
-
-def _read_parts(
-    path: str | Path, shape: tuple[int, ...], et_labels: Sequence[int] = ET_LABELS, edema_label: int = EDEMA_LABEL
-) -> Bytes:
-    labels = voxels_of(in_lps(read_image(path)), path)
-    if labels.shape != shape:
-        raise InputError(f"{path}: shape {labels.shape}, not the case's {shape}; give a label map in its grid.")
-    return parts_of(labels, et_labels, edema_label)
 
 
 def encoded(volume: Bytes, affine: npt.NDArray[np.float64]) -> str:
@@ -208,7 +179,7 @@ def preview(view: View, sequence: str) -> bytes:
     for parts in view.maps.values() or [np.zeros(image.shape, np.uint8)]:
         # The number of a color: first all gray values without a part, then those under each part.
         colors = image // (256 // PREVIEW_LEVELS) + PREVIEW_LEVELS * parts
-        planes = [_plane(colors, axis, center[axis]) for _, axis in PLANES]
+        planes = [plane_of(colors, axis, center[axis]) for _, axis, _ in PLANES]
         height = max(plane.shape[0] for plane in planes)
         rows.append(np.concatenate([_centered(plane, height) for plane in planes], axis=1))
     picture = Image.fromarray(np.concatenate(rows))
@@ -224,12 +195,6 @@ def _palette() -> Bytes:
     parts = [np.array(to_rgb(part.color)) * 255 for part in SUB_REGIONS]
     covered = [gray * (1 - OVERLAY) + part * OVERLAY for part in parts]
     return np.round(np.concatenate([gray, *covered])).astype(np.uint8)
-
-
-def _plane(volume: Bytes, axis: int, position: int) -> Bytes:
-    # In LPS order the rows of an axial slice run to the back, as they should. The rows of the other slices run up.
-    plane = np.take(volume, position, axis=axis).T
-    return plane if axis == 2 else plane[::-1]
 
 
 def _centered(plane: Bytes, height: int) -> Bytes:
