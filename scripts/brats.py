@@ -4,7 +4,7 @@
 
 The regions are channels in the order background, ET, TC, WT. The regions overlap. ET (enhancing tumor) lies in TC
 (tumor core: ET and the necrotic or non-enhancing core). TC lies in WT (whole tumor: TC and edema). BraTS label maps
-hold 1 for the necrotic and non-enhancing core and 2 for edema. The value of ET is 4 in the releases 2018 to 2021 and 3
+hold 1 for the necrotic and non-enhancing core and 2 for edema. The value of ET is 4 in the releases 2017 to 2021 and 3
 from 2023 on.
 """
 
@@ -98,7 +98,7 @@ class Release:
         return re.compile(rf"(?P<case>[^.].*){re.escape(self.separator)}(?P<sequence>{names}){IMAGE_SUFFIX}")
 
 
-BRATS_2020 = Release("BraTS 2018 to 2021", "_", ("t1", "t2", "t1ce", "flair"), et_label=4)
+BRATS_2020 = Release("BraTS 2017 to 2021", "_", ("t1", "t2", "t1ce", "flair"), et_label=4)
 BRATS_2023 = Release("BraTS 2023 and later", "-", ("t1n", "t2w", "t1c", "t2f"), et_label=3)
 # Cases of DICOM series are of no release; their label maps are named in a datalist, with the meaning of their values.
 DICOM = Release("DICOM", "", SEQUENCES, et_label=ET_LABELS[-1])
@@ -267,10 +267,10 @@ def check_et_label(et_label: int) -> int:
         3
         >>> check_et_label(1)
         Traceback (most recent call last):
-        scripts.errors.InputError: ET label 1: the enhancing tumor is 4 (BraTS 2018 to 2021) or 3 (from 2023 on).
+        scripts.errors.InputError: ET label 1: the enhancing tumor is 4 (BraTS 2017 to 2021) or 3 (from 2023 on).
     """
     if et_label not in ET_LABELS:
-        raise InputError(f"ET label {et_label!r}: the enhancing tumor is 4 (BraTS 2018 to 2021) or 3 (from 2023 on).")
+        raise InputError(f"ET label {et_label!r}: the enhancing tumor is 4 (BraTS 2017 to 2021) or 3 (from 2023 on).")
     return et_label
 
 
@@ -298,7 +298,7 @@ def check_label_values(values: np.ndarray, et_label: int, name: str, cavity: boo
         return
     shown = ", ".join(f"{v:g}" for v in unknown)
     if et_label == 3 and unknown == [4.0]:
-        remedy = "in BraTS 2024 label 4 is the resection cavity, in BraTS 2018 to 2021 it is ET: set --et_label 3 or 4"
+        remedy = "in BraTS 2024 label 4 is the resection cavity, in BraTS 2017 to 2021 it is ET: set --et_label 3 or 4"
     elif et_label == 4 and unknown == [3.0]:
         remedy = "in BraTS 2023 and later ET is 3: set --et_label 3"
     else:

@@ -39,7 +39,7 @@ _UNRELEASED_LABEL = re.compile(r"[^.].*_segm\.nii(\.gz)?", re.IGNORECASE)
 # It stands in an entry's ``image`` for a sequence that the case lacks. No image has such a name.
 NO_FILE = "missing"
 LOOKED_FOR = (
-    "case folders with <case>_{t1,t1ce,t2,flair}.nii.gz (BraTS 2018 to 2021) or "
+    "case folders with <case>_{t1,t1ce,t2,flair}.nii.gz (BraTS 2017 to 2021) or "
     "<case>-{t1n,t1c,t2w,t2f}.nii.gz (2023 on), or four-dimensional files in imagesTr or imagesTs (Decathlon Task01), "
     "or folders of DICOM series"
 )
