@@ -140,11 +140,16 @@ def configuration_of(record: Record, model: Path, options: Options) -> tuple[lis
         names.append("tta.yaml")
         settings["flips#axes"] = [0, 1, 2]
     if torch.device(device).type == "cpu" and not starter:
-        if importlib.util.find_spec("openvino") is not None:
+        if openvino_is_installed():
             names.append("openvino.yaml")
         else:
             settings["amp"] = computes_in(device, "bfloat16")
     return names, settings
+
+
+def openvino_is_installed() -> bool:
+    """Whether the package openvino can be imported."""
+    return importlib.util.find_spec("openvino") is not None
 
 
 def given_case(files: Mapping[str, Path], name: str | None) -> dict[str, Any]:

@@ -19,11 +19,20 @@ from scripts import segment as command
 from scripts.data.datalist import unlabeled_items
 from scripts.errors import InputError
 from scripts.files import BUNDLE_ROOT
+from scripts.machine import computes_in
 from scripts.workflow import segmentation
 from scripts.workflow.segmentation import Options, configuration_of, segment, weights_to_use
 from workflows import SIZE, bundle_run, voxels
 
 SCHEMA = json.loads((BUNDLE_ROOT / "docs" / "segmentation_schema.json").read_text())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_openvino():
+    """A process that has run OpenVINO may crash when it forks, and other tests of this process fork."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segmentation, "openvino_is_installed", lambda: False)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +61,9 @@ def images(folder: Path) -> dict[str, Path]:
 
 def test_label_maps_are_those_of_the_configuration_with_the_same_settings(segmented, patients, training, tmp_path):
     out, results = segmented
-    names = configuration_of(weights_to_use(training / "model.pt")[1], training / "model.pt", Options())[0]
     place = {"dataset_dir": str(patients), "model_file": str(training / "model.pt"), "output_dir": str(tmp_path / "o")}
-    bundle_run(*names, **{**SIZE, **place, "device": "cpu", "roi_size": [32, 32, 32]})
+    amp = computes_in("cpu", "bfloat16")
+    bundle_run("inference.json", **{**SIZE, **place, "device": "cpu", "amp": amp, "roi_size": [32, 32, 32]})
     cases = sorted(path.name for path in patients.iterdir())
     assert [result["case"] for result in results] == cases
     for case in cases:
@@ -122,8 +131,9 @@ def test_the_options_reach_the_configuration(training, monkeypatch):
         True,
         False,
     )
+    monkeypatch.setattr(segmentation, "openvino_is_installed", lambda: True)
     assert configuration_of(record, model, Options(device="cpu"))[0] == ["inference.json", "openvino.yaml"]
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(segmentation, "openvino_is_installed", lambda: False)
     names, settings = configuration_of(record, model, Options(device="cpu"))
     assert names == ["inference.json"] and settings["amp"] in (True, False)
     imported = {**record, "normalization": "volume"}

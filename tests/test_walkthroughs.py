@@ -1,0 +1,115 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""The commands of the pages that walk through a task run as they stand there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import pytest
+from workflows import ROOT, TRAINING_SIZE, rows
+
+DOCS = ROOT / "docs"
+# A training of full size takes days on a CPU, so these commands run at test size.
+SMALL = {key: value for key, value in TRAINING_SIZE.items() if key != "network_def#channels"}
+
+
+def commands(page: str) -> list[str]:
+    """The command lines of a page's code blocks."""
+    blocks = re.findall(r"```\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith(("python ", "panet-segment "))]
+
+
+def run(line: str, folder: Path, **settings: object) -> subprocess.CompletedProcess:
+    """Run a command line of a page in ``folder``, where ``configs`` leads to the bundle's."""
+    program, *arguments = shlex.split(line)
+    start = [sys.executable] if program == "python" else [sys.executable, "-m", "scripts.segment"]
+    more = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*start, *arguments, *more], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{line}\n{done.stdout[-1500:]}{done.stderr[-3000:]}"
+    return done
+
+
+@pytest.fixture
+def place(tmp_path):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    return tmp_path
+
+
+def test_from_four_scans_to_a_segmentation(cohort, place):
+    case = next(path for path in sorted(cohort.rglob("BraTS20_*")) if path.is_dir())
+    (place / "ann").mkdir()
+    for letter, name in zip("abcd", ("t1", "t1ce", "t2", "flair"), strict=True):
+        shutil.copy(case / f"{case.name}_{name}.nii.gz", place / "ann" / f"ann_{name}.nii.gz")
+        shutil.copy(case / f"{case.name}_{name}.nii.gz", place / f"{letter}.nii.gz")
+    check, segment, named = commands("from_scans_to_segmentation.md")
+    assert "0 errors" in run(check, place).stdout
+    done = run(segment, place)
+    assert re.search(r"out/ann\.nii\.gz: ET [\d.]+ ml, TC [\d.]+ ml, WT [\d.]+ ml", done.stdout)
+    made = {path.name for path in (place / "out").iterdir()}
+    # The files are those of the page's table.
+    text = (DOCS / "from_scans_to_segmentation.md").read_text(encoding="utf-8")
+    assert made == {name.removeprefix("out/") for name in re.findall(r"`(out/[^`]+)`", text)}
+    first = (place / "out" / "ann.nii.gz").read_bytes()
+    shutil.move(place / "out", place / "first")
+    run(named, place)
+    assert (place / "out" / "ann.nii.gz").read_bytes() == first
+    # The code for Python is right, too.
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    shutil.rmtree(place / "out")
+    code = code.replace("Options(tta=True)", "Options(pictures=False)")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=place, env=environment, capture_output=True, text=True, check=False
+    )
+    numbers = json.loads((place / "out" / "ann.json").read_text())["volumes_ml"]
+    assert str(numbers) in done.stdout, done.stderr[-2000:]
+
+
+def test_from_a_brats_download_to_scores(cohort, place):
+    (place / "brats").symlink_to(cohort)
+    (place / "brats_validation").mkdir()
+    for case in (path for path in cohort.rglob("BraTS20_*") if path.is_dir()):
+        (place / "brats_validation" / case.name).mkdir()
+        for file in case.glob("*.nii.gz"):
+            if "_seg" not in file.name:
+                (place / "brats_validation" / case.name / file.name).symlink_to(file)
+    check, score, train, evaluate, hand_in = commands("from_brats_to_scores.md")
+    assert "0 errors" in run(check, place).stdout
+    root = {"bundle_root": place}
+    (place / "models").mkdir()
+    (place / "models" / "starter").symlink_to(ROOT / "models" / "starter")
+    run(score, place, **root)
+    scores = rows(place / "runs" / "scores" / "evaluation_all" / "scores.csv")
+    assert len(scores) == 3 and all(0 <= float(row["dice_WT"]) <= 1 for row in scores.values())
+    assert {"mean", "std", "median"} <= set(rows(place / "runs" / "scores" / "evaluation_all" / "summary.csv"))
+    small = {**SMALL, "network_def#channels": [4, 4, 8, 8, 8], **root}
+    run(train, place, **small)
+    run(evaluate, place, **{key: value for key, value in small.items() if key != "max_epochs"})
+    (scores_file,) = (place / "runs" / "train").glob("evaluation_*/scores.csv")
+    assert len(rows(scores_file)) == 1
+    options = {key: small[key] for key in ("network_def#channels", "spacing", "num_workers", "bundle_root")}
+    model = place / "runs" / "train" / "model.pt"
+    run(hand_in, place, **options, roi_size=[48, 48, 48], model_file=model, saved_et_label=3)
+    maps = sorted((place / "runs" / "submission").glob("*.nii.gz"))
+    assert [path.name for path in maps] == sorted(f"{name}.nii.gz" for name in scores)
+    assert all(nib.load(path).shape == (240, 240, 155) for path in maps)
+
+
+def test_other_commands_of_the_docs_name_modules_that_exist():
+    for page in (ROOT / "README.md", *DOCS.glob("*.md")):
+        for module in re.findall(r"python -m scripts\.(\w+)", page.read_text(encoding="utf-8")):
+            places = (ROOT / "scripts" / f"{module}.py", ROOT / "scripts" / module / "__main__.py")
+            assert any(place.is_file() for place in places), (page, module)
