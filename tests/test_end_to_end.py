@@ -341,9 +341,11 @@ def test_bad_input_gets_one_line_and_leaves_nothing(kind, cohort, training, tmp_
 def test_results_are_not_overwritten_in_silence(cohort, training, segmentation, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in segmentation.iterdir()}
     arguments = {"dataset_dir": str(cohort), "model_file": str(training / "model.pt"), **SIZE}
+    # The same inference has nothing left to do, and another one is refused.
+    bundle_run("inference.json", output_dir=str(segmentation), **arguments)
     with pytest.raises(RuntimeError) as caught:
-        bundle_run("inference.json", output_dir=str(segmentation), **arguments)
-    assert "holds an earlier run" in str(caught.value.__cause__)
+        bundle_run("inference.json", output_dir=str(segmentation), overlap=0.25, **arguments)
+    assert "holds an earlier run with other settings (overlap)" in str(caught.value.__cause__)
     with pytest.raises(RuntimeError) as caught:
         bundle_run("train.json", dataset_dir=str(cohort), output_dir=str(training), **TRAINING_SIZE)
     assert "holds an earlier run" in str(caught.value.__cause__)
