@@ -59,7 +59,8 @@ def test_a_prediction_that_is_not_finite_stops_its_case_and_leaves_nothing(run, 
     with pytest.raises(RuntimeError) as caught:
         bundle_run(*names, **place, **{**SIZE, "num_workers": workers})
     error = str(input_error_behind(caught.value))
-    assert error.startswith(f"{NAME}: the network's output (pred) holds NaN or infinite values") and "\n" not in error
+    said = f"1 of 1 case failed: {NAME} ({NAME}: the network's output (pred) holds NaN or infinite values"
+    assert error.startswith(said) and "\n" not in error
     assert not [path for path in (tmp_path / "out").rglob("*") if path.suffix in (".gz", ".csv")]
     # For an ensemble, the log also names the member.
     told = [message for message in caplog.messages if message.endswith("the output with these weights is not finite.")]
