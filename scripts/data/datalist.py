@@ -266,8 +266,10 @@ def split_datalist(
         if Path(recorded).is_file():
             logger.info("Using the split that the training wrote: %s", recorded)
             source, lists = recorded, read_datalist(recorded, dataset_dir)
-            own = {item.get(HELD_OUT_IN) for item in lists.get("validation", [])}
-            if fold is not None and own != {_fold_name(fold, folds)}:
+            trained, held = ({i.get(HELD_OUT_IN) for i in lists.get(name, [])} for name in ("training", "validation"))
+            others = {_fold_name(number, folds) for number in range(folds)} - {_fold_name(fold or 0, folds)}
+            # A training that validates nothing has an empty list.
+            if fold is not None and (trained != others or held - {_fold_name(fold, folds)}):
                 raise InputError(
                     f"{recorded}: not the split of {_fold_name(fold, folds)}; give that fold's --output_dir, "
                     "or leave out --fold to take this split."
