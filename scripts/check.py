@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from scripts import command
-from scripts.brats import CHANNEL_ORDER, ET_LABELS, SEQUENCES
+from scripts.brats import ET_LABELS
 from scripts.data.checks import examine
 from scripts.data.datalist import every_item, read_datalist, set_et_label
 from scripts.data.findings import Finding
@@ -44,13 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--datalist_file", type=Path, help="check the cases of this list; its paths are relative to data"
     )
     parser.add_argument("--et_label", type=int, choices=ET_LABELS, help="value of ET (default: by each case's release)")
-    parser.add_argument(
-        "--channel_order",
-        nargs=len(SEQUENCES),
-        choices=SEQUENCES,
-        default=list(CHANNEL_ORDER),
-        help="sequences in the order of a four-dimensional file's channels (default: %(default)s)",
-    )
+    command.add_channel_order(parser)
     parser.add_argument(
         "--may_lack", type=int, default=0, help="sequences that a case may lack, by the weights' record (default: 0)"
     )

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from scripts.brats import CHANNEL_ORDER, SEQUENCES
 from scripts.errors import show_input_errors
 from scripts.files import BUNDLE_ROOT, CONFIGS
 
@@ -22,6 +23,17 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     """
     first = (description or "").strip().splitlines()[:1]
     return argparse.ArgumentParser(prog=f"python -m scripts.{name}", description="".join(first))
+
+
+def add_channel_order(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--channel_order``."""
+    parser.add_argument(
+        "--channel_order",
+        nargs=len(SEQUENCES),
+        choices=SEQUENCES,
+        default=list(CHANNEL_ORDER),
+        help="sequences in the order of a four-dimensional file's channels (default: %(default)s)",
+    )
 
 
 def config_files(names: Sequence[str]) -> str:

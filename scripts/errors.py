@@ -37,6 +37,16 @@ class WriteError(InputError):
     """A file cannot be written, because its disk is full or takes no files. Every further file would fail, too."""
 
 
+def one_line(error: BaseException) -> str:
+    """The message of ``error`` on one line.
+
+    Example:
+        >>> one_line(ValueError("two\\nlines"))
+        'two lines'
+    """
+    return " ".join(str(error).split())
+
+
 def input_error_behind(error: BaseException | None) -> InputError | None:
     """The ``InputError`` in the chain of causes of ``error``; None if there is none.
 

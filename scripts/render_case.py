@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scripts import command
-from scripts.brats import CHANNEL_ORDER, SEQUENCES
 from scripts.data.datalist import every_item
 from scripts.errors import InputError
 from scripts.pictures import draw_cases, draw_preview, draw_surface, read_patient
@@ -27,13 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("picture", type=Path, help="PNG file to write")
     parser.add_argument("--prediction", type=Path, help="label map that inference or evaluation wrote")
     parser.add_argument("--surface", type=Path, help="also draw brain and tumor from outside, into this PNG file")
-    parser.add_argument(
-        "--channel_order",
-        nargs=len(SEQUENCES),
-        choices=SEQUENCES,
-        default=list(CHANNEL_ORDER),
-        help="sequences in the order of a four-dimensional file's channels (default: %(default)s)",
-    )
+    command.add_channel_order(parser)
     args = parser.parse_args(argv)
     items = every_item(args.case_dir)
     if not 1 <= len(items) <= MOST_CASES:

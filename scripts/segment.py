@@ -21,8 +21,6 @@ from scripts.brats import ET_LABELS, SEQUENCES
 from scripts.errors import InputError
 from scripts.workflow.segmentation import Options, segment
 
-logger = logging.getLogger(__name__)
-
 
 def _parser() -> argparse.ArgumentParser:
     parser = command.parser("segment", __doc__)

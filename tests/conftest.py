@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 from scripts import make_phantoms
+from scripts.networks import PriorAttentionNet
 from tiny import make_cases, small_network
-from workflows import SIZE, TRAINING_SIZE, bundle_run, models
+from workflows import CHANNELS, SIZE, TRAINING_SIZE, bundle_run, models
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Each worker has a core to itself, and so have the processes that it starts: threads that wait for a core spin.
@@ -114,6 +115,15 @@ def training(models_before, cohort, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("training") / "run"
     bundle_run("train.json", dataset_dir=str(cohort), output_dir=str(output), **TRAINING_SIZE)
     return output
+
+
+@pytest.fixture(scope="session")
+def model_file(tmp_path_factory) -> str:
+    """Weights of a tiny network that was never trained, without a record."""
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("weights") / "model.pt"
+    torch.save(PriorAttentionNet(channels=CHANNELS).state_dict(), path)
+    return str(path)
 
 
 @pytest.fixture(scope="session")

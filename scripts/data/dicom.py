@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scripts.brats import IMAGE_SUFFIXES, SEQUENCE_TITLES, SEQUENCES
-from scripts.errors import InputError
+from scripts.errors import InputError, one_line
 
 # A DICOM file has these bytes after 128 others.
 MAGIC = b"DICM"
@@ -202,7 +202,7 @@ def _header(path: str, size: int, changed: int) -> Header | None:
         with pydicom.config.disable_value_validation():
             header = _header_of(path, pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(TAGS)))
     except (*UNREADABLE_HEADER, BytesLengthException, InvalidDicomError) as error:
-        raise _damaged(path, " ".join(str(error).split())) from error
+        raise _damaged(path, one_line(error)) from error
     if header is not None and not (header.series and header.study and min(header.size)):
         raise _damaged(path, "its header is incomplete")
     return header

@@ -30,7 +30,7 @@ from nibabel.wrapstruct import WrapStructError
 from scripts.brats import CHANNEL_ORDER, IMAGE_SUFFIXES, ITK_SUFFIXES, NIFTI_SUFFIXES, SEQUENCES, sequences_told
 from scripts.data.cases import NO_FILE, image_files, resolve_image
 from scripts.data.dicom import arranged, is_dicom, series_of
-from scripts.errors import InputError
+from scripts.errors import InputError, one_line
 
 # Errors that nibabel and ITK (RuntimeError) raise for a file that is no image, or only a part of one.
 UNREADABLE_IMAGE = (
@@ -50,16 +50,6 @@ logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR
 NOT_READABLE = "not a readable image"
 # The first bytes of a gzip file.
 GZIP_MAGIC = b"\x1f\x8b"
-
-
-def one_line(error: BaseException) -> str:
-    """The message of ``error`` on one line.
-
-    Example:
-        >>> one_line(ValueError("two\\nlines"))
-        'two lines'
-    """
-    return " ".join(str(error).split())
 
 
 @contextmanager

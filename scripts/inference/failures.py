@@ -17,7 +17,7 @@ from monai.engines.workflow import Workflow
 from monai.handlers import from_engine
 from scripts.brats import case_name
 from scripts.distributed import rank, world_size
-from scripts.errors import InputError, WriteError, input_error_behind
+from scripts.errors import InputError, WriteError, input_error_behind, one_line
 from scripts.files import save_json
 from scripts.run_record import RECORD_FILE, read_record
 
@@ -52,7 +52,7 @@ def reason_of(error: BaseException) -> str:
         return str(wrong)
     while error.__cause__ is not None:
         error = error.__cause__
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 class CaseDataset(CacheDataset):

@@ -24,7 +24,7 @@ from scripts.data.datalist import Cohort, labeled_items, warn_of_shared_patients
 from scripts.distributed import on_rank_zero, rank, unwrap, world_size
 from scripts.errors import InputError
 from scripts.files import file_checksum, keep_earlier
-from scripts.run_record import CONFIG_FILE, RECORD_FILE, read_record, write_record
+from scripts.run_record import CONFIG_FILE, read_record, write_record
 from scripts.training.training_state import check_resumable, newest_state, remove_unfinished_state
 from scripts.weights.loading import check_weights, load_pretrained
 from scripts.weights.record import (
@@ -225,7 +225,7 @@ def prepare_evaluation(
         for file in files:
             # An earlier run's folder is moved away, together with these weights.
             inside = Path(file).resolve().is_relative_to(Path(output.folder).resolve())
-            if inside and (Path(output.folder) / RECORD_FILE).exists():
+            if inside and output.holds_run:
                 raise InputError(f"{output.folder}: holds the weights ({file}); choose another --output_dir.")
         resume = all_cases is not None and output.holds_run and not output.overwrite
         output.refuse_used(cohort.dataset_dir, resume)
@@ -242,13 +242,8 @@ def prepare_evaluation(
             facts["weights"] = [file_checksum(file) for file in files]
         if resume:
             output.refuse_other_run(configuration, facts)
-            logger.info(
-                "%s: %d of %d cases are done, %d are left.",
-                output.folder,
-                len(all_cases or ()) - len(items),
-                len(all_cases or ()),
-                len(items),
-            )
+            total, left = len(all_cases or ()), len(items)
+            logger.info("%s: %d of %d cases are done, %d are left.", output.folder, total - left, total, left)
             if all_cases and not items:
                 return
         kind = "cases" if selection is None else "labeled cases"

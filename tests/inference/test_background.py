@@ -17,18 +17,9 @@ from scripts.errors import InputError, WriteError, input_error_behind
 from scripts.inference.background import BackgroundCompose
 from scripts.inference.failures import CaseFailures
 from scripts.inference.inferers import BrainWindowInferer
-from scripts.networks import PriorAttentionNet
-from workflows import CHANNELS, SIZE, bundle_run, initialized
+from workflows import SIZE, bundle_run, initialized
 
 WINDOWS = {**SIZE, "roi_size": [32, 32, 32], "num_workers": 1, "min_et_voxels": 0, "min_component_voxels": 0}
-
-
-@pytest.fixture(scope="module")
-def model_file(tmp_path_factory):
-    torch.manual_seed(3)
-    path = tmp_path_factory.mktemp("weights") / "model.pt"
-    torch.save(PriorAttentionNet(channels=CHANNELS).state_dict(), path)
-    return str(path)
 
 
 @pytest.mark.parametrize("overlays", [(), ("whole_brain.yaml",), ("tta.yaml",)])

@@ -25,14 +25,6 @@ CASES = [f"BraTS20_Training_{number:03d}" for number in range(1, 7)]
 FAILING = CASES[2]
 
 
-@pytest.fixture(scope="module")
-def model_file(tmp_path_factory):
-    torch.manual_seed(3)
-    path = tmp_path_factory.mktemp("weights") / "model.pt"
-    torch.save(PriorAttentionNet(channels=CHANNELS).state_dict(), path)
-    return str(path)
-
-
 @pytest.fixture
 def cases(small_cohort, tmp_path):
     return shutil.copytree(small_cohort, tmp_path / "cases")

@@ -17,18 +17,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from scripts.networks import PriorAttentionNet
-from workflows import CHANNELS, ROOT, SIZE, TRAINING_SIZE, command, files, voxels
+from workflows import ROOT, SIZE, TRAINING_SIZE, command, files, voxels
 
 CASES = [f"BraTS20_Training_{number:03d}" for number in range(1, 4)]
-
-
-@pytest.fixture(scope="module")
-def model_file(tmp_path_factory):
-    torch.manual_seed(3)
-    path = tmp_path_factory.mktemp("weights") / "model.pt"
-    torch.save(PriorAttentionNet(channels=CHANNELS).state_dict(), path)
-    return str(path)
 
 
 def arguments(*names, **settings):
