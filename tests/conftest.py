@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from itertools import product
 from pathlib import Path
 
@@ -127,12 +128,14 @@ def model_file(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
-def evaluation(cohort, training) -> Path:
-    """Folder of the evaluation of all three phantoms with the tiny training's weights."""
+def evaluation(cohort, training, tmp_path_factory) -> Path:
+    """Folder of the evaluation of all three phantoms with the tiny training's weights, in a copy of its folder."""
+    output = tmp_path_factory.mktemp("evaluation") / "run"
+    shutil.copytree(training, output)
     names = ("train.json", "evaluate.json")
     size = {key: value for key, value in TRAINING_SIZE.items() if key != "max_epochs"}
-    bundle_run(*names, dataset_dir=str(cohort), output_dir=str(training), cases="all", **size)
-    return training / "evaluation_all"
+    bundle_run(*names, dataset_dir=str(cohort), output_dir=str(output), cases="all", **size)
+    return output / "evaluation_all"
 
 
 @pytest.fixture(scope="session")
