@@ -10,6 +10,7 @@ Slices follow the radiological convention, in which the patient's left is on the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from scripts.data.checks import check_channel_order, check_grid, is_phantom
 from scripts.data.images import in_lps, read_image, voxels_of
 from scripts.errors import InputError
 from scripts.files import replacing
+from scripts.machine import processors
 from scripts.measures import connected_lesions, voxel_volume
 from scripts.rendering import Camera, Surface, render
 
@@ -475,7 +477,8 @@ def surface_view(patient: Patient, note: str = "") -> Figure:
     wide, high = 2 * reach + 16  # a margin for the marks
     pixels = VIEW_PIXELS / wide
     surfaces = _surfaces(patient)
-    pictures = [render(surfaces, camera, middle, (high, wide), pixels) for camera in views.values()]
+    with ThreadPoolExecutor(processors()) as pool:
+        pictures = list(pool.map(lambda camera: render(surfaces, camera, middle, (high, wide), pixels), views.values()))
     rows, columns, _ = pictures[0].shape
     top, bottom = 66, 56  # room for the title and the legend
     width, height = columns * len(views), rows + top + bottom

@@ -36,7 +36,7 @@ from scripts.brats import (
 )
 from scripts.data.cases import LOOKED_FOR, find_cases, image_files, missing_sequences
 from scripts.data.dicom import Choice
-from scripts.data.findings import Finding, Findings
+from scripts.data.findings import NOT_PREPARED, Finding, Findings
 from scripts.data.images import read_image, voxels_of
 from scripts.data.phantom import PHANTOM_DESCRIPTION
 from scripts.data.plausibility import doubt_images, doubt_label
@@ -46,6 +46,7 @@ from scripts.machine import available_memory, container_memory, processors
 
 logger = logging.getLogger(__name__)
 
+PREPARATION_PAGE = "docs/prepare.md"
 # The BraTS preprocessing resamples to this spacing. A network that was trained on it knows no other scale.
 EXPECTED_SPACING_MM = 1.0
 
@@ -448,7 +449,7 @@ def examine(
     """
     findings = check_files(items, dataset_dir, datalist_file, channel_order, may_lack)
     if not items and not any(finding.is_error for finding in findings):
-        raise InputError(_nothing_found(Path(dataset_dir or "."), cases))
+        raise InputError(nothing_found(Path(dataset_dir or "."), cases))
     checked = read_cases(items, cases, channel_order) if items else []
     findings += [finding for case in checked for finding in case.findings] + compare_cases(items, checked)
     # A datalist may hold a case, and an entry a file, more than once.
@@ -462,6 +463,7 @@ def check_cases(
     datalist_file: str | Path | None = None,
     channel_order: Sequence[str] = CHANNEL_ORDER,
     may_lack: int = 0,
+    prepared_only: bool = False,
 ) -> list[bool]:
     """Refuse data on which a workflow would fail later, and warn of doubtful data.
 
@@ -474,15 +476,24 @@ def check_cases(
         datalist_file: the file that the items came from, or None.
         channel_order: the sequences in the order of the channels of four-dimensional files.
         may_lack: how many sequences a case may lack, by the record of the weights.
+        prepared_only: refuse scans as the scanner made them, too.
 
     Returns:
         For each item, whether it is a synthetic phantom.
 
     Raises:
-        InputError: there is no case, or one of ``scripts.data.findings.ERRORS`` was found. The message of a single
-            error is the finding's. Several errors are logged, and the message counts them.
+        InputError: there is no case, or one of ``scripts.data.findings.ERRORS`` was found, or with ``prepared_only``
+            one of ``NOT_PREPARED``. The message of a single error is the finding's. Several errors are logged, and the
+            message counts them.
     """
     findings, checked = examine(items, dataset_dir, cases, datalist_file, channel_order, may_lack)
+    if prepared_only:
+        for finding in findings:
+            if finding.kind in NOT_PREPARED:
+                raise InputError(
+                    f"{finding.message} Scans must be co-registered, resampled to 1 mm and skull-stripped before; "
+                    f"{PREPARATION_PAGE} names programs that do this."
+                )
     for finding in findings:
         if not finding.is_error:
             logger.warning("%s", finding.message)
@@ -521,7 +532,8 @@ def _bearable(may_lack: int) -> str:
     return f"the weights bear {may_lack} missing sequence at most; " if may_lack else ""
 
 
-def _nothing_found(dataset_dir: Path, cases: str) -> str:
+def nothing_found(dataset_dir: Path, cases: str) -> str:
+    """The message about a folder that holds no ``cases``."""
     if not dataset_dir.is_dir():
         return f"{dataset_dir}: no such folder; set --dataset_dir to a folder of {LOOKED_FOR}."
     if found := len(find_cases(dataset_dir)):

@@ -192,6 +192,7 @@ def prepare_evaluation(
     load_pretrain: bool = True,
     selection: str | None = None,
     all_cases: Sequence[Mapping[str, Any]] | None = None,
+    prepared_only: bool = False,
 ) -> None:
     """Check settings, cases and weights, and write configuration and versions into the output's folder.
 
@@ -212,6 +213,7 @@ def prepare_evaluation(
         load_pretrain: the engine loads ``model_file`` into ``network``; if false, ``network`` or ``inferer`` reads it.
         selection: which cases an evaluation takes; None for inference.
         all_cases: all entries of an inference, done or not; None for an evaluation, which is always done anew.
+        prepared_only: refuse scans as the scanner made them.
 
     Raises:
         InputError: a setting cannot work or contradicts another; there is no case or a faulty one; the weights are
@@ -251,7 +253,8 @@ def prepare_evaluation(
         listed = cohort.datalist_file
         # A caller may bring its own list, and then nothing else in the folder matters.
         searched = None if isinstance(configuration.content.get("all_cases"), list) else cohort.dataset_dir
-        phantoms = any(check_cases(items, searched, kind, listed, cohort.channel_order, may_lack))
+        checked = check_cases(items, searched, kind, listed, cohort.channel_order, may_lack, prepared_only)
+        phantoms = any(checked)
         check_ranks(items, kind)
         phantom_weights = [knows_phantoms(record, only=True) for record in records]
         for file, synthetic in zip(files, phantom_weights, strict=True):

@@ -55,11 +55,13 @@ NOT_OF_THE_MAPS = {
     "output_dir",
     "model_file",
     "overwrite",
+    "prepared_only",
     "num_workers",
     "sw_batch_size",
     "rank",
     "world_size",
     "device",
+    "dataloader",
 }
 
 

@@ -19,8 +19,9 @@ from rich.progress import track
 from scripts import networks
 from scripts.brats import ET_LABELS, SEQUENCES
 from scripts.data.cases import NO_FILE, image_files, missing_sequences
-from scripts.data.checks import examine, refuse_errors
+from scripts.data.checks import check_files, nothing_found, refuse_errors
 from scripts.data.datalist import unlabeled_items
+from scripts.data.findings import CHOICES
 from scripts.data.images import read_image, voxels_of
 from scripts.errors import InputError, input_error_behind
 from scripts.files import BUNDLE_ROOT, CONFIGS, file_checksum, read_json, save_json
@@ -36,9 +37,6 @@ logger = logging.getLogger(__name__)
 
 OWN_WEIGHTS = BUNDLE_ROOT / "models" / "model.pt"
 STARTER_WEIGHTS = BUNDLE_ROOT / "models" / "starter" / "model.pt"
-# Warnings that are errors here: a patient's scans as the scanner made them, which the weights have never seen.
-NOT_PREPARED = ("skull not stripped", "other voxel size", "different brains")
-PREPARATION_PAGE = "docs/prepare.md"
 
 
 @dataclass(frozen=True)
@@ -130,6 +128,10 @@ def configuration_of(record: Record, model: Path, options: Options) -> tuple[lis
         "save_probabilities": options.probabilities,
         "save_uncertainty": options.uncertainty,
         "device": device,
+        "prepared_only": True,
+        # A thread loads the next case, because a process that has run OpenVINO may crash when it forks.
+        "dataloader#_target_": "ThreadDataLoader",
+        "num_workers": 0,
     }
     if window := (record.get("training") or {}).get("window"):
         settings["roi_size"] = window
@@ -139,10 +141,10 @@ def configuration_of(record: Record, model: Path, options: Options) -> tuple[lis
     if options.tta:
         names.append("tta.yaml")
         settings["flips#axes"] = [0, 1, 2]
-    if torch.device(device).type == "cpu" and not starter:
+    if torch.device(device).type == "cpu":
         if openvino_is_installed():
             names.append("openvino.yaml")
-        else:
+        elif not starter:
             settings["amp"] = computes_in(device, "bfloat16")
     return names, settings
 
@@ -165,38 +167,24 @@ def given_case(files: Mapping[str, Path], name: str | None) -> dict[str, Any]:
 
 
 def find_items(cases: Sequence[Path], may_lack: int) -> list[dict[str, Any]]:
-    """The entries of all cases in ``cases``, checked.
+    """The entries of all cases in ``cases``. Their files are checked by their names, and by their content in the run.
 
     Raises:
-        InputError: there is no case, or a case is faulty or not prepared as the weights need it.
+        InputError: there is no case, or a case has a missing or doubled file.
     """
     items: list[dict[str, Any]] = []
     for path in cases:
         found = unlabeled_items(path)
-        check_prepared(found, path, may_lack)
+        findings = check_files(found, path, may_lack=may_lack)
+        refuse_errors(findings, path)
+        # The run is given a list of cases, so it cannot tell what was left out of the folder.
+        for finding in findings:
+            if finding.kind in CHOICES:
+                logger.warning("%s", finding.message)
+        if not found:
+            raise InputError(nothing_found(path, "cases"))
         items += found
     return items
-
-
-def check_prepared(items: Sequence[Mapping[str, Any]], folder: Path | None, may_lack: int) -> None:
-    """Check cases before anything is written.
-
-    Args:
-        items: entries of the cases.
-        folder: folder of the cases; None if the user named the files.
-        may_lack: how many sequences a case may lack.
-
-    Raises:
-        InputError: there is no case, or a case is faulty or not prepared as the weights need it.
-    """
-    findings, _ = examine(items, folder, may_lack=may_lack)
-    refuse_errors(findings, str(folder or "the given files"))
-    for finding in findings:
-        if finding.kind in NOT_PREPARED:
-            raise InputError(
-                f"{finding.message} Scans must be co-registered, resampled to 1 mm and skull-stripped before; "
-                f"{PREPARATION_PAGE} names programs that do this."
-            )
 
 
 def segment(
@@ -228,7 +216,7 @@ def segment(
     may_lack = int(record.get("missing_sequences", 0))
     if files is not None:
         items = [given_case({key: Path(path) for key, path in files.items()}, name)]
-        check_prepared(items, None, may_lack)
+        refuse_errors(check_files(items, None, may_lack=may_lack), "the given files")
     else:
         items = find_items([Path(case) for case in cases], may_lack)
     if options.dicom_seg:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from dicom_series import write_case
 from scripts import segment as command
+from scripts.data.checks import PREPARATION_PAGE
 from scripts.data.datalist import unlabeled_items
 from scripts.errors import InputError
 from scripts.files import BUNDLE_ROOT
@@ -192,7 +193,7 @@ def test_wrong_input_is_one_line_and_nothing_is_written(change, words, patients,
         segment([case], tmp_path / "out", options=options)
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
-    assert (BUNDLE_ROOT / segmentation.PREPARATION_PAGE).is_file()
+    assert (BUNDLE_ROOT / PREPARATION_PAGE).is_file()
 
 
 @pytest.mark.parametrize(
@@ -203,7 +204,7 @@ def test_wrong_input_is_one_line_and_nothing_is_written(change, words, patients,
         (["case", "--name", "ann"], "--name: a CASE has its own name"),
         (["case", "--fast", "--tta"], "--fast and --tta contradict"),
         (["case", "--model", "absent.pt"], "absent.pt: no such file"),
-        (["--t1", "a.nii"], "the given files: 2 faults in 1 case"),
+        (["--t1", "a.nii"], "a.nii: case lacks t2 and t1ce and flair"),
         (["absent"], "absent: no such folder"),
     ],
 )
