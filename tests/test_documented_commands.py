@@ -56,7 +56,7 @@ def of(*starts: str) -> list:
     return [pytest.param(line, id=f"{page}: {line}") for page, line in ALL if re.match("|".join(starts), line)]
 
 
-class Understood(Exception):
+class UnderstoodError(Exception):
     pass
 
 
@@ -66,14 +66,14 @@ def test_a_program_of_the_bundle_takes_the_arguments(line, monkeypatch):
 
     def parse_only(self, *arguments, **options):
         parse(self, *arguments, **options)
-        raise Understood
+        raise UnderstoodError
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
     words = shlex.split(line)
     name, arguments = ("scripts.segment", words[1:]) if words[0] == "panet-segment" else (words[2], words[3:])
     if (ROOT / name.replace(".", "/")).is_dir():
         name += ".__main__"
-    with pytest.raises(Understood):
+    with pytest.raises(UnderstoodError):
         importlib.import_module(name).main(arguments)
 
 
