@@ -21,7 +21,7 @@ from monai.bundle import ConfigParser
 from scripts import command
 from scripts.errors import InputError
 from scripts.files import load_torch, replacing
-from scripts.networks.protocol import SegmentationNetwork
+from scripts.networks.protocol import SegmentationNetwork, refuse_one_size
 from scripts.weights.loading import check_weights
 from scripts.weights.record import record_file
 
@@ -71,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = ConfigParser()
     config.read_config([str(file) for file in configs])
     network = config.get_parsed_content("network_def")
+    refuse_one_size(network, "torch.export")
     record = check_weights(network, str(model_file), config.get_parsed_content("weights_settings"))
     network.load_state_dict(load_torch(model_file))
 

@@ -33,7 +33,11 @@ from scripts.run_record import versions
 
 WORKERS = ["--num_workers", str(max(1, min(12, processors() - 2)))]
 # These are all files with tests for a GPU. The other files import packages that a machine with a GPU may lack.
-GPU_TESTS = ("tests/test_devices.py", "tests/networks/test_prior_attention_net.py")
+GPU_TESTS = (
+    "tests/test_devices.py",
+    "tests/networks/test_compared_networks.py",
+    "tests/networks/test_prior_attention_net.py",
+)
 # With these sizes, a CPU finishes quickly enough to try the command itself.
 SMALL = {
     "network": ["--size", "32", "--runs", "1"],

@@ -4,8 +4,9 @@
 
     python -m scripts.import_checkpoint AUTHORS.pkl models/model.pt
 
-The command also writes the record of the weights, ``models/model.json``. It then prints the command that segments
-patients with these weights, which need the authors' own preprocessing (``authors.yaml``).
+It takes a checkpoint of any network of theirs: PANet, U-Net, enhanced U-Net, attention U-Net or cascaded U-Net. The
+command also writes the record of the weights, ``models/model.json``. It then prints the command that segments patients
+with these weights, which need the authors' own preprocessing (``authors.yaml``).
 """
 
 from __future__ import annotations
@@ -14,26 +15,36 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from monai.bundle import ConfigParser
 from scripts import command
 from scripts.errors import InputError
 from scripts.files import CONFIGS, load_torch
-from scripts.networks import PriorAttentionNet
 from scripts.networks.prior_attention_net import BOTTLENECK_ABOVE
 from scripts.run_record import CONFIG_FILE, RECORD_FILE
 from scripts.weights.authors import convert, exclusive_outputs, imported_record, network_arguments, read_state_dict
-from scripts.weights.record import Record, network_definition, network_options, record_file, save_weights
+from scripts.weights.record import (
+    Record,
+    network_definition,
+    network_options,
+    network_overlay,
+    record_file,
+    save_weights,
+)
 
 # A record with one of these names would be taken for a file of a run.
 FILES_OF_RUNS = (RECORD_FILE, CONFIG_FILE, "datalist.json")
 
 
-def command_to_run(model_file: Path, record: Record) -> str:
-    """Return the command that segments patients with imported weights."""
-    configs = ["configs/inference.json", "configs/authors.yaml"]
-    configs += ["configs/network_exclusive.yaml"] if record["exclusive"] else []
-    plain = ConfigParser.load_config_file(str(CONFIGS / "inference.json"))["network_def"]
-    own = network_definition(PriorAttentionNet(channels=(1,) * 5), plain)["arguments"]
+def command_to_run(model_file: Path, network: torch.nn.Module, record: Record) -> str:
+    """Return the command that segments patients with the imported weights of ``network``."""
+    names = ["inference.json", "authors.yaml"]
+    names += ["network_exclusive.yaml"] if record["exclusive"] else []
+    overlay = network_overlay(record["network"]["class"])
+    names += [overlay] if overlay is not None else []
+    plain = ConfigParser.load_config_files([str(CONFIGS / name) for name in names])["network_def"]
+    own = network_definition(network, plain)["arguments"]
+    configs = [f"configs/{name}" for name in names]
     theirs = record["network"]["arguments"]
     options = network_options({name: value for name, value in theirs.items() if value != own[name]})
     parts = [
@@ -73,9 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     save_weights(network.state_dict(), args.model_file, record)
     print(f"{args.model_file}: {len(network.state_dict())} tensors; {len(dropped)} unused tensors were dropped")
     print("network_def: " + ", ".join(f"{name} {value}" for name, value in record["network"]["arguments"].items()))
-    print(
-        f"To segment patients with these weights, run in the bundle's root:\n{command_to_run(args.model_file, record)}"
-    )
+    segment = command_to_run(args.model_file, network, record)
+    print(f"To segment patients with these weights, run in the bundle's root:\n{segment}")
     return 0
 
 

@@ -99,6 +99,49 @@ def test_onnx_equals_eager_at_any_size(network, root, monkeypatch, tmp_path):
         assert torch.allclose(torch.from_numpy(got), wanted, rtol=1e-4, atol=1e-4)
 
 
+COMPARED = {
+    "network_cascaded_unet.yaml": {"network_def#channels": CHANNELS},
+    "network_segresnet.yaml": {"network_def#init_filters": 8},
+    "network_dynunet.yaml": {"network_def#filters": CHANNELS, "network_def#strides": [1, 2, 2, 2, 2]},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overlay", COMPARED)
+def test_networks_to_compare_with_are_exported_to_onnx_by_their_overlay(overlay, tmp_path):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    compared = initialized("inference.json", overlay, kind="infer", **COMPARED[overlay]).network_def.eval()
+    torch.save(compared.state_dict(), tmp_path / "model.pt")
+    axes = [0, 2, 3, 4]
+    monai.bundle.onnx_export(
+        net_id="network_def",
+        filepath=str(tmp_path / "model.onnx"),
+        ckpt_file=str(tmp_path / "model.pt"),
+        config_file=files("inference.json", overlay),
+        use_trace=True,
+        input_shape=[2, 4, 32, 48, 64],
+        converter_kwargs={"dynamic_axes": {"x": axes}, "input_names": ["x"], "external_data": False},
+        **COMPARED[overlay],
+    )
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    for x in samples():
+        with torch.no_grad():
+            wanted = compared(x)
+        (got,) = session.run(None, {"x": x.numpy()})
+        assert wanted.std() > 0.1, "a constant output would prove nothing"
+        assert torch.allclose(torch.from_numpy(got), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_for_one_size_alone_is_not_exported_by_torch_export(root, tmp_path):
+    """The refusal comes before the weights are read, since it does not depend on them."""
+    configs = files("inference.json", "network_swin_unetr.yaml")
+    with pytest.raises(InputError, match=r"SwinUNETR: torch\.export would fix one size of images"):
+        export_program.main([str(tmp_path / "model.pt2"), "--bundle_root", str(root), "--config_file", *configs])
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_exported_program_equals_eager_at_any_size(network, root):
     path = root / "models" / "model.pt2"

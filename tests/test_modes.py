@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export
 from monai.data.utils import dense_patch_slices
 from scripts.errors import input_error_behind
-from scripts.networks import PriorAttentionNet
+from scripts.networks import AttentionUNet, CascadedUNet, DynUNet, PriorAttentionNet, SegResNet, SwinUNETR
 from scripts.networks.blocks import InstanceNorm3d
 from workflows import CHANNELS, CONFIGS, ROOT, SIZE, TRAINING_SIZE, bundle_run, files, initialized, rows, voxels
 
@@ -223,6 +223,110 @@ def test_networks_train_evaluate_and_infer_by_one_overlay(overlay, small_cohort,
         assert (kinds & norms, kinds & {nn.PReLU, nn.ReLU}) == wanted
     said = refused("inference.json", dataset_dir=str(small_cohort), model_file=model, **SIZE)
     assert "it was trained with another network (" in said
+
+
+SMALL_DYNUNET = {
+    "network_def#filters": [4, 4, 8, 8],
+    "network_def#strides": [1, 2, 2, 2],
+    "network_def#deep_supr_num": 2,
+}
+SMALL_UNET = {"network_def#channels": CHANNELS}
+# For each network that PANet is compared with: its class, the settings that make it small, and its maps in training.
+COMPARED = {
+    "network_unet.yaml": (PriorAttentionNet, SMALL_UNET, {"out"}),
+    "network_enhanced_unet.yaml": (PriorAttentionNet, SMALL_UNET, {"out", "level1", "level2", "level3"}),
+    "network_attention_unet.yaml": (AttentionUNet, SMALL_UNET, {"out"}),
+    "network_cascaded_unet.yaml": (CascadedUNet, SMALL_UNET, {"out", "prior"}),
+    "network_segresnet.yaml": (SegResNet, {"network_def#init_filters": 8}, {"out"}),
+    "network_dynunet.yaml": (DynUNet, SMALL_DYNUNET, {"out", "level1", "level2"}),
+    "network_dynunet_residual.yaml": (DynUNet, SMALL_DYNUNET, {"out", "level1", "level2"}),
+    "network_swin_unetr.yaml": (
+        SwinUNETR,
+        {"network_def#feature_size": 12, "roi_size": [64, 64, 64], "patch_size": [64, 32, 32]},
+        {"out"},
+    ),
+}
+
+
+def sized(settings: dict, overlay: str) -> dict:
+    """The settings with the arguments that make the overlay's network small in the place of PANet's."""
+    changed = {**without(settings, "network_def#channels"), **COMPARED[overlay][1]}
+    return changed if "patch_size" in settings else without(changed, "patch_size")
+
+
+@pytest.mark.parametrize("overlay", COMPARED)
+def test_networks_to_compare_with_are_trained_evaluated_inferred_and_exported_by_one_overlay(
+    overlay, small_cohort, tmp_path
+):
+    kind, _, maps = COMPARED[overlay]
+    run, model = tmp_path / "run", str(tmp_path / "run" / "model.pt")
+    place = {"dataset_dir": str(small_cohort), "output_dir": str(run)}
+    bundle_run("train.json", overlay, **place, **sized({**TRAINING, "max_epochs": 1}, overlay))
+    bundle_run("train.json", overlay, "evaluate.json", **place, **sized(EVALUATION, overlay))
+    settings = {**sized(SIZE, overlay), "dataset_dir": str(small_cohort), "model_file": model}
+    bundle_run("inference.json", overlay, output_dir=str(tmp_path / "maps"), **settings)
+    (case,) = datalist(run)["validation"]
+    scored = voxels(run / "evaluation_validation" / f"{case}.nii.gz")
+    assert np.array_equal(voxels(tmp_path / "maps" / f"{case}.nii.gz"), scored)
+    # The record names the network, and the loss has seen each of its maps.
+    record = json.loads((run / "model.json").read_text())["network"]
+    assert record["class"] == kind.__name__
+    made = initialized("inference.json", overlay, kind="infer", **settings)
+    network = made.network_def
+    assert type(network) is kind and set(network.train()(torch.randn(1, 4, 64, 32, 32))) == maps
+    network.load_state_dict(weights(Path(model)))
+    x = torch.randn(1, 4, 64, 32, 32)
+    with torch.no_grad():
+        wanted = network.eval()(x)
+    exported = tmp_path / "model.ts"
+    traced = {"use_trace": True, "input_shape": [1, 4, 64, 32, 32]} if kind is SwinUNETR else {}
+    ckpt_export(
+        bundle_root=str(ROOT),
+        config_file=files("inference.json", overlay),
+        ckpt_file=model,
+        filepath=str(exported),
+        **traced,
+        **without(sized(SIZE, overlay), "num_workers"),
+    )
+    torch.testing.assert_close(torch.jit.load(str(exported))(x), wanted, rtol=1e-4, atol=1e-4)
+    # Weights of one network are refused by another, and the line names what to add.
+    said = refused("inference.json", **{**SIZE, **place, "output_dir": str(tmp_path / "other"), "model_file": model})
+    if kind is PriorAttentionNet:
+        assert "another network (" in said and "--network_def#prior_attention False" in said
+    else:
+        first = "network_dynunet.yaml" if kind is DynUNet else overlay
+        assert f"the network {kind.__name__}, not PriorAttentionNet; add configs/{first}" in said
+
+
+def test_a_second_stage_is_finetuned_behind_a_trained_first_one(small_cohort, tmp_path):
+    overlay = "network_cascaded_unet.yaml"
+    settings = sized({**TRAINING, "max_epochs": 1, "dataset_dir": str(small_cohort)}, overlay)
+    bundle_run("train.json", overlay, output_dir=str(tmp_path / "first"), **settings)
+    before = weights(tmp_path / "first" / "model.pt")
+    bundle_run(
+        "train.json",
+        overlay,
+        "train_finetune.yaml",
+        output_dir=str(tmp_path / "second"),
+        pretrained_file=str(tmp_path / "first" / "model.pt"),
+        reinitialize=["second_stage"],
+        **{**settings, "learning_rate": 0.0, "seed": 1},
+    )
+    after = weights(tmp_path / "second" / "model_last.pt")
+    # Slopes begin at one value in every training.
+    values = [name for name in before if before[name].numel() > 1]
+    assert {name.split(".")[0] for name in values} == {"first_stage", "second_stage"}
+    for name in values:
+        assert torch.equal(before[name], after[name]) == name.startswith("first_stage."), name
+
+
+def test_the_two_dynunets_differ_in_their_blocks_alone():
+    plain, residual = (
+        ConfigParser.load_config_file(str(CONFIGS / name))["network_def"]
+        for name in ("network_dynunet.yaml", "network_dynunet_residual.yaml")
+    )
+    assert (plain.pop("res_block"), residual.pop("res_block")) == (False, True)
+    assert plain == residual
 
 
 def test_exclusive_classes(small_cohort, tmp_path):

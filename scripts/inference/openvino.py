@@ -15,7 +15,7 @@ import torch.nn as nn
 from monai.utils import ensure_tuple
 from scripts.errors import InputError
 from scripts.files import load_torch, replacing
-from scripts.networks.protocol import SegmentationNetwork
+from scripts.networks.protocol import SegmentationNetwork, refuse_one_size
 from scripts.weights.record import weights_checksum
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ class OpenVINONetwork(nn.Module):
         precision: "f32", "bf16" or "auto". "auto" is bf16 if the processor computes in it, and f32 otherwise.
 
     Raises:
-        InputError: OpenVINO is not installed, or the precision does not exist.
+        InputError: OpenVINO is not installed, the precision does not exist, or the network cannot be converted for
+            images of every size.
     """
 
     # The engine must not load weights into it as well.
@@ -53,6 +54,7 @@ class OpenVINONetwork(nn.Module):
         super().__init__()
         if precision not in PRECISIONS:
             raise InputError(f"--openvino_precision {precision}: choose one of {', '.join(PRECISIONS)}.")
+        refuse_one_size(network, "OpenVINO")
         self.ov = import_openvino()
         # In a list, so that torch does not count its parameters as this module's.
         self.source = [network]

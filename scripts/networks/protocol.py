@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from scripts.errors import InputError
 
 
 @runtime_checkable
@@ -50,3 +51,29 @@ class SegmentationNetwork(Protocol):
     def __call__(self, x: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
         """Logits for ``x``, (batch, ``in_channels``, *size)."""
         ...
+
+
+def refuse_one_size(network: object, form: str) -> None:
+    """Refuse an exported form that takes images of every size, of a network that has none.
+
+    Args:
+        network: the network. It says ``exports_every_size = False`` if its computation depends on the image's size in
+            a way that no export keeps.
+        form: the exported form, in words.
+
+    Raises:
+        InputError: the network has no such form.
+
+    Example:
+        >>> network = torch.nn.Identity()
+        >>> refuse_one_size(network, "torch.export")
+        >>> network.exports_every_size = False
+        >>> refuse_one_size(network, "torch.export")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        scripts.errors.InputError: Identity: torch.export would fix one size of images; trace it ... (docs/networks.md).
+    """
+    if not getattr(network, "exports_every_size", True):
+        raise InputError(
+            f"{type(network).__name__}: {form} would fix one size of images; trace it for one size instead "
+            "(docs/networks.md)."
+        )

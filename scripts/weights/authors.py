@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Conversion of checkpoints of the PANet authors' program into weights of this bundle.
 
+The checkpoint may hold any of the authors' networks: PANet, U-Net, enhanced U-Net, attention U-Net or cascaded U-Net.
 The names and shapes of the tensors define the network, so any width, both heads, both ways of upsampling and all
 switches are recognized. The authors' code stores some tensors that it never uses: activations of layers that do not
 activate, and shortcuts beside an identity. These tensors are dropped. Everything else must fit exactly.
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from scripts.brats import SEQUENCES
 from scripts.errors import InputError
-from scripts.networks import PriorAttentionNet
+from scripts.networks import AttentionUNet, CascadedUNet, PriorAttentionNet
 from scripts.weights.record import Record, imported, network_definition
 
 # Index of each of this bundle's outputs among the authors' exclusive classes: background, necrotic core, edema, ET.
@@ -36,12 +37,19 @@ _HEAD_NAMES = {
 }
 _DECODER_BLOCKS = ("conv3_1", "conv2_2", "conv1_3", "conv0_4")
 _DECONVOLUTIONS = ("up4_3", "up3_2", "up2_1", "up1_0")
+_GATES = ("gate4_3", "gate3_2", "gate2_1", "gate1_0")
+_GATE_LAYERS = {"W_g": "gating", "W_x": "skip", "psi.0": "psi"}
+# The two U-Nets of the cascade have these names here, too.
+_STAGES = ("first_stage", "second_stage")
 # The authors' code stores two things in every residual block that nothing reads: a shortcut where the identity serves,
 # and the activation of a layer that does not activate. With group normalization this layer is the sum, otherwise it is
-# the last layer before the sum.
+# the last layer before the sum. The layers of a gate do not activate either.
 _SHORTCUT = r"identity_mapping\..+"
+_GATE_ACTIVATION = rf"({'|'.join(_GATES)})\.(W_g|W_x|psi\.0)\.act\..+"
 _DEAD = {
-    norm_first: re.compile(rf"(backbone\.conv[0-4]_0|{'|'.join(_DECODER_BLOCKS)})\.({activation}|{_SHORTCUT})")
+    norm_first: re.compile(
+        rf"(backbone\.conv[0-4]_0|{'|'.join(_DECODER_BLOCKS)})\.({activation}|{_SHORTCUT})|{_GATE_ACTIVATION}"
+    )
     for norm_first, activation in ((True, r"act\.weight"), (False, r"(conv2|conv3)\.act\..+"))
 }
 
@@ -63,33 +71,53 @@ def read_state_dict(checkpoint: Any, path: str | Path) -> dict[str, torch.Tensor
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 
+def network_class(state: Mapping[str, torch.Tensor]) -> type[PriorAttentionNet] | type[CascadedUNet]:
+    """The class of the network by the names in a state dict of the authors' layout.
+
+    Example:
+        >>> network_class({"first_stage.convds0.bias": torch.zeros(1)}).__name__
+        'CascadedUNet'
+        >>> network_class({"gate1_0.W_g.conv.weight": torch.zeros(4, 8, 1, 1, 1)}).__name__
+        'AttentionUNet'
+    """
+    modules = {name.split(".")[0] for name in state}
+    if modules & set(_STAGES):
+        return CascadedUNet
+    return AttentionUNet if modules & set(_GATES) else PriorAttentionNet
+
+
 def network_arguments(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Arguments of ``PriorAttentionNet`` by the names and shapes in a state dict of the authors' layout.
+    """Arguments of ``network_class(state)`` by the names and shapes in a state dict of the authors' layout.
 
     Raises:
         KeyError: a tensor is missing that every such network has. The error's argument is its name.
     """
+    made = network_class(state)
+    # The two stages of a cascade differ in their outputs only, and those of the network are those of the second.
+    prefix = f"{_STAGES[1]}." if made is CascadedUNet else ""
     # With group normalization the first block is a plain convolution, so the second block shows the kind of blocks.
-    norm = "batch" if "backbone.conv1_0.conv1.norm.running_mean" in state else "instance"
-    bottleneck = "backbone.conv1_0.conv3.conv.weight" in state
-    ends = [f"backbone.conv{i}_0.{'conv3' if bottleneck else 'conv2'}.conv.weight" for i in range(5)]
-    start = "backbone.conv0_0.conv1.conv.weight"
-    if "backbone.conv0_0.0.weight" in state:
+    norm = "batch" if f"{prefix}backbone.conv1_0.conv1.norm.running_mean" in state else "instance"
+    bottleneck = f"{prefix}backbone.conv1_0.conv3.conv.weight" in state
+    ends = [f"{prefix}backbone.conv{i}_0.{'conv3' if bottleneck else 'conv2'}.conv.weight" for i in range(5)]
+    start = f"{prefix}backbone.conv0_0.conv1.conv.weight"
+    if f"{prefix}backbone.conv0_0.0.weight" in state:
         norm = "group"
-        start = ends[0] = "backbone.conv0_0.0.weight"
+        start = ends[0] = f"{prefix}backbone.conv0_0.0.weight"
     first = state[start]
     arguments: dict[str, Any] = {
         "spatial_dims": first.dim() - 2,
         "in_channels": first.shape[1],
-        "out_channels": state["convds0.weight"].shape[0],
+        "out_channels": state[f"{prefix}convds0.weight"].shape[0],
         "channels": [state[end].shape[0] for end in ends],
         "norm": norm,
-        "act": ("prelu", {"init": 0.25}) if "backbone.conv1_0.conv1.act.weight" in state else "relu",
-        "upsample": "deconv" if "up4_3.trans_conv.weight" in state else "interpolate",
-        "prior_attention": "one_stage.conv_out.weight" in state,
-        "deep_supervision": "convds1.weight" in state,
+        "act": ("prelu", {"init": 0.25}) if f"{prefix}backbone.conv1_0.conv1.act.weight" in state else "relu",
+        "upsample": "deconv" if f"{prefix}up4_3.trans_conv.weight" in state else "interpolate",
         "bottleneck": bottleneck,
     }
+    if made is not PriorAttentionNet:
+        return arguments
+    arguments["prior_attention"] = "one_stage.conv_out.weight" in state
+    arguments["deep_supervision"] = "convds1.weight" in state
     if arguments["prior_attention"]:
         arguments["head"] = "parallel" if "one_stage.conv3_4.conv.weight" in state else "fcn"
     return arguments
@@ -103,6 +131,8 @@ def rename(name: str, head: str) -> str:
         'encoder.2.body.0.conv.weight'
         >>> rename("skip_3.param", head="fcn")
         'decoder.0.skip_weight'
+        >>> rename("gate1_0.psi.0.conv.weight", head="fcn")
+        'gates.3.psi.conv.weight'
     """
     parts = name.split(".")
     top = parts[0]
@@ -119,6 +149,8 @@ def rename(name: str, head: str) -> str:
         return ".".join(["prior_downsample", *parts[1:]])
     if found := re.fullmatch(r"skip_([0-3])\.param", name):
         return f"decoder.{3 - int(found[1])}.skip_weight"
+    if top in _GATES and (found := re.fullmatch(r"(W_g|W_x|psi\.0)\.(.+)", ".".join(parts[1:]))):
+        return f"gates.{_GATES.index(top)}.{_GATE_LAYERS[found[1]]}.{found[2]}"
     return name
 
 
@@ -132,7 +164,9 @@ def _block_name(prefix: str, rest: list[str]) -> str:
     return ".".join([prefix, *rest])
 
 
-def convert(state: Mapping[str, torch.Tensor], path: str | Path = "checkpoint") -> tuple[PriorAttentionNet, list[str]]:
+def convert(
+    state: Mapping[str, torch.Tensor], path: str | Path = "checkpoint"
+) -> tuple[PriorAttentionNet | CascadedUNet, list[str]]:
     """Build the network that a state dict in the authors' layout belongs to, with its weights.
 
     Args:
@@ -147,7 +181,7 @@ def convert(state: Mapping[str, torch.Tensor], path: str | Path = "checkpoint") 
     """
     try:
         arguments = network_arguments(state)
-        network = PriorAttentionNet(**arguments)
+        network = network_class(state)(**arguments)
     except KeyError as error:
         raise InputError(f"{path}: no tensor {error.args[0]}; expected the layout of the PANet authors.") from error
     except ValueError as error:
@@ -155,19 +189,22 @@ def convert(state: Mapping[str, torch.Tensor], path: str | Path = "checkpoint") 
             f"{path}: not weights of a PANet ({error}); expected the layout of the PANet authors."
         ) from error
     wanted = network.state_dict()
-    levels = (3, 2, 1, 0) if arguments["deep_supervision"] else (0,)
+    levels = (3, 2, 1, 0) if arguments.get("deep_supervision") else (0,)
     outputs = {f"convds{level}": f"outputs.{position}" for position, level in enumerate(levels)}
     dead = _DEAD[arguments["norm"] == "group"]
+    stages = _STAGES if isinstance(network, CascadedUNet) else ()
 
     converted: dict[str, torch.Tensor] = {}
     dropped: list[str] = []
     unexpected: list[str] = []
     for name, value in state.items():
-        top = name.split(".")[0]
-        ours = name.replace(top, outputs[top], 1) if top in outputs else rename(name, arguments.get("head", "fcn"))
+        stage, _, inner = name.partition(".") if name.split(".")[0] in stages else ("", "", name)
+        top = inner.split(".")[0]
+        ours = inner.replace(top, outputs[top], 1) if top in outputs else rename(inner, arguments.get("head", "fcn"))
+        ours = f"{stage}.{ours}" if stage else ours
         if ours in wanted:
             converted[ours] = value
-        elif dead.fullmatch(name):
+        elif dead.fullmatch(inner):
             dropped.append(name)
         else:
             unexpected.append(name)
@@ -195,7 +232,8 @@ def exclusive_outputs(state: Mapping[str, torch.Tensor], path: str | Path = "che
     """
     changed = dict(state)
     for name in state:
-        if re.fullmatch(r"convds[0-3]\.(weight|bias)", name):
+        # The first stage of a cascade has one output, which is no class.
+        if re.fullmatch(r"(second_stage\.)?convds[0-3]\.(weight|bias)", name):
             if len(state[name]) != len(EXCLUSIVE_ORDER):
                 raise InputError(
                     f"{path}: {len(state[name])} outputs, not the four classes of --exclusive; leave it out."
@@ -205,7 +243,7 @@ def exclusive_outputs(state: Mapping[str, torch.Tensor], path: str | Path = "che
 
 
 def imported_record(
-    network: PriorAttentionNet, arguments: Mapping[str, Any], checkpoint: Any, exclusive: bool
+    network: PriorAttentionNet | CascadedUNet, arguments: Mapping[str, Any], checkpoint: Any, exclusive: bool
 ) -> Record:
     """The record of imported weights, with the authors' preprocessing and post-processing."""
     optimizer = checkpoint.get("optimizer") if isinstance(checkpoint, Mapping) else None

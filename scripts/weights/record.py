@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from monai.bundle import ConfigParser
 from monai.transforms import Compose, CropForeground, CropForegroundd, NormalizeIntensity, NormalizeIntensityd
 from monai.utils import ensure_tuple
 from scripts.brats import SEQUENCES
 from scripts.errors import InputError
-from scripts.files import file_checksum, read_json, replacing
+from scripts.files import CONFIGS, file_checksum, read_json, replacing
 from scripts.run_record import RECORD_FILE, bundle_version
 from scripts.transforms import RandDropSequenced
 
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
+# The class of the network that train.json and inference.json name.
+PLAIN_NETWORK = "PriorAttentionNet"
 # Records of before 0.3.0 hold these thresholds alone. Later ones also hold min_tumor_voxels.
 THRESHOLDS = ("min_component_voxels", "min_et_voxels", "et_per_component")
 
@@ -394,7 +397,11 @@ def differences(record: Record, settings: Record) -> list[str]:
 
 def _network_differences(theirs: Record, ours: Record) -> list[str]:
     if theirs["class"] != ours["class"]:
-        return [f"the network {theirs['class']}, not {ours['class']}; add the overlay of that network"]
+        overlay = network_overlay(theirs["class"])
+        remedy = f"add configs/{overlay}" if overlay is not None else "use the configuration that names it"
+        if theirs["class"] == PLAIN_NETWORK:
+            remedy = f"leave out the overlay that names {ours['class']}"
+        return [f"the network {theirs['class']}, not {ours['class']}; {remedy}"]
     # A newer argument of the class has, for older weights, its default value.
     wanted = {name: theirs["arguments"].get(name, ours["defaults"].get(name)) for name in ours["arguments"]}
     unknown = [name for name in theirs["arguments"] if name not in ours["arguments"]]
@@ -405,6 +412,22 @@ def _network_differences(theirs: Record, ours: Record) -> list[str]:
         return []
     told = ", ".join(f"{name} {json.dumps(value)}" for name, value in changed.items())
     return [f"another network ({told}); add {' '.join(network_options(changed))}"]
+
+
+def network_overlay(name: str) -> str | None:
+    """The first overlay whose network is of the class ``name``; None if there is none.
+
+    Example:
+        >>> network_overlay("CascadedUNet")
+        'network_cascaded_unet.yaml'
+        >>> network_overlay("PriorAttentionNet") is None
+        True
+    """
+    for file in sorted(CONFIGS.glob("network_*.yaml")):
+        network = ConfigParser.load_config_file(str(file)).get("network_def", {})
+        if network.get("_target_", "").rpartition(".")[2] == name:
+            return file.name
+    return None
 
 
 def network_options(arguments: Mapping[str, Any]) -> list[str]:

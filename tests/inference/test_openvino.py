@@ -20,7 +20,7 @@ from scripts.errors import InputError, input_error_behind
 from scripts.inference import openvino
 from scripts.inference.ensembles import EnsembleInferer
 from scripts.inference.openvino import OpenVINONetwork
-from scripts.networks import PriorAttentionNet
+from scripts.networks import AttentionUNet, CascadedUNet, DynUNet, PriorAttentionNet, SegResNet, SwinUNETR
 from scripts.weights.record import weights_checksum
 from scripts.workflow.preparation import check_who_reads_weights
 from workflows import CHANNELS, ROOT, SIZE, TRAINING_SIZE, bundle_run, initialized, rows, voxels
@@ -214,3 +214,32 @@ def test_an_absent_package_is_said_in_one_line(model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(InputError, match=r"OpenVINO is not installed; pip install openvino, or leave out the overlay"):
         openvino.OpenVINONetwork(PriorAttentionNet(channels=CHANNELS), str(model), str(tmp_path))
+
+
+COMPARED = {
+    "attention U-Net": lambda: AttentionUNet(channels=CHANNELS),
+    "cascaded U-Net": lambda: CascadedUNet(channels=CHANNELS),
+    "SegResNet": lambda: SegResNet(init_filters=8),
+    "DynUNet": lambda: DynUNet(filters=CHANNELS, strides=(1, 2, 2, 2, 2), res_block=True),
+}
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_networks_to_compare_with_give_the_values_of_torch_at_any_size(name, tmp_path):
+    torch.manual_seed(0)
+    network = COMPARED[name]().eval()
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    fast = OpenVINONetwork(network, str(tmp_path / "model.pt"), str(tmp_path / "cache"), "f32")
+    for size in ((32, 48, 32), (64, 32, 48)):
+        x = torch.randn(1, 4, *size)
+        with torch.no_grad():
+            wanted = network(x)
+        assert wanted.std() > 0.1
+        assert (fast(x) - wanted).abs().max() < 1e-3 * wanted.abs().max()
+
+
+def test_a_network_for_one_size_alone_is_refused_in_one_line(tmp_path):
+    with pytest.raises(InputError, match="SwinUNETR: OpenVINO would fix one size of images") as caught:
+        OpenVINONetwork(SwinUNETR(feature_size=12), "model.pt", str(tmp_path))
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())

@@ -3,7 +3,6 @@
 """The whole network: the authors' numbers, the published graph, gradients, refusals and deployment forms."""
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,19 +10,13 @@ import torch
 import torch.nn.functional as F
 from scripts.networks import PriorAttentionNet
 from scripts.weights.authors import convert
+from tiny import GOLDEN, golden_input
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 MAPS = ("out", "level1", "level2", "level3", "prior")
 GOLDEN_NAME = {"out": "out", "level1": "level1", "level2": "level2", "level3": "level3", "prior": "stage1"}
 SMALL = (4, 8, 8, 12, 16)
 SMALL_SIZE = {2: (32, 48), 3: (32, 32, 48)}
 PLAIN = {"prior_attention": False, "deep_supervision": False}
-
-
-def golden_input():
-    index = np.arange(4 * 48 * 32 * 32, dtype=np.int64)
-    values = ((index * 2654435761) % 2**32) / 2**32 * 4 - 2
-    return torch.from_numpy(values.astype(np.float32).reshape(1, 4, 48, 32, 32))
 
 
 def golden_network(head):

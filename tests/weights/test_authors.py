@@ -14,7 +14,7 @@ import pytest
 import torch
 from scripts.errors import InputError
 from scripts.import_checkpoint import main
-from scripts.networks import PriorAttentionNet
+from scripts.networks import AttentionUNet, CascadedUNet, PriorAttentionNet
 from scripts.weights.authors import convert, read_state_dict
 from scripts.weights.loading import check_weights
 from scripts.weights.record import read_weights_record
@@ -85,7 +85,11 @@ def randomized(network, seed=3):
 
 
 def golden_checkpoint(head="fcn"):
-    return torch.load(GOLDEN / f"panet_{head}_checkpoint.pkl", weights_only=True)
+    return golden_of(f"panet_{head}")
+
+
+def golden_of(name):
+    return torch.load(GOLDEN / f"{name}_checkpoint.pkl", weights_only=True)
 
 
 def saved(value, path):
@@ -228,6 +232,87 @@ def test_command_line_imports_and_then_refuses_to_overwrite(tmp_path):
     assert lines == [f"error: {target}: exists already; move it away or choose another name."]
     assert "Traceback" not in second.stderr
     assert target.read_bytes() == before
+
+
+# The networks that the authors compared PANet with.
+
+# Beside the slopes of PANet, each layer of a gate has one. The shortcut of a first block is the identity.
+COMPARED = {
+    "attention_unet": (AttentionUNet, "network_attention_unet.yaml", 9 * 2 + 4 * 3 + 1),
+    "cascaded_unet": (CascadedUNet, "network_cascaded_unet.yaml", 2 * (9 * 2 + 1)),
+}
+
+
+@pytest.mark.parametrize("name", COMPARED)
+def test_networks_that_the_authors_compared_with_are_imported_and_told_how_to_run(name, tmp_path, capsys):
+    kind, overlay, dropped = COMPARED[name]
+    target = tmp_path / "model.pt"
+    assert main([str(GOLDEN / f"{name}_checkpoint.pkl"), str(target)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    state = torch.load(target, weights_only=True)
+    assert shown[0] == f"{target}: {len(state)} tensors; {dropped} unused tensors were dropped"
+    kind(channels=SMALL).load_state_dict(state)
+    # Every value comes from the checkpoint, and no value comes twice.
+    theirs = [value for value in golden_of(name)["net"].values() if value.numel() > 1]
+    ours = [value for value in state.values() if value.numel() > 1]
+    found = [[i for i, their in enumerate(theirs) if torch.equal(their, our)] for our in ours if our.dim() == 5]
+    assert found and all(found) and len(set(map(tuple, found))) == len(found)
+    record = read_weights_record(target)
+    assert record["network"]["class"] == kind.__name__
+    words = shlex.split(shown[-1])
+    names = ["inference.json", "authors.yaml", overlay]
+    assert words[words.index("--config_file") + 1] == str([f"configs/{file}" for file in names])
+    assert [word for word in words if word.startswith("--network_def")] == ["--network_def#channels"]
+    made = initialized(*names, kind="infer", **{"network_def#channels": list(SMALL)}).parser
+    check = (made.get_parsed_content("network_def"), str(target), made.get_parsed_content("weights_settings"))
+    assert check_weights(*check) == record
+    # Without the overlay, the error names it.
+    made = initialized(*names[:-1], kind="infer", **{"network_def#channels": list(SMALL)}).parser
+    check = (made.get_parsed_content("network_def"), str(target), made.get_parsed_content("weights_settings"))
+    with pytest.raises(InputError, match=f"the network {kind.__name__}, not PriorAttentionNet; add configs/{overlay}"):
+        check_weights(*check)
+
+
+def test_weights_of_panet_are_told_to_leave_out_the_overlay_of_another_network(tmp_path):
+    target = tmp_path / "model.pt"
+    assert main([str(GOLDEN / "panet_fcn_checkpoint.pkl"), str(target)]) == 0
+    made = initialized("inference.json", "authors.yaml", "network_attention_unet.yaml", kind="infer").parser
+    check = (made.get_parsed_content("network_def"), str(target), made.get_parsed_content("weights_settings"))
+    with pytest.raises(InputError, match="not AttentionUNet; leave out the overlay that names AttentionUNet"):
+        check_weights(*check)
+
+
+def test_the_classes_of_a_cascade_are_those_of_its_second_stage(tmp_path):
+    source = str(GOLDEN / "cascaded_unet_checkpoint.pkl")
+    states = []
+    for options in ([], ["--exclusive"]):
+        target = tmp_path / f"{len(options)}.pt"
+        assert main([source, str(target), *options]) == 0
+        states.append(torch.load(target, weights_only=True))
+    changed = {name for name in states[0] if not torch.equal(states[0][name], states[1][name])}
+    assert changed == {"second_stage.outputs.0.weight", "second_stage.outputs.0.bias"}
+    bias = "second_stage.outputs.0.bias"
+    assert torch.equal(states[1][bias], states[0][bias][[0, 3, 1, 2]])
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("attention_unet", lambda s: s.pop("gate3_2.W_x.norm.bias"), "missing: gates.1.skip.norm.bias"),
+        ("attention_unet", lambda s: s.update({"gate3_2.W_y.a": torch.zeros(1)}), "unexpected: gate3_2.W_y.a"),
+        ("attention_unet", lambda s: s.update({"skip_0.param": torch.zeros(1)}), "unexpected: skip_0.param"),
+        ("cascaded_unet", lambda s: s.pop("first_stage.convds0.bias"), "missing: first_stage.outputs.0.bias"),
+        ("cascaded_unet", lambda s: s.update({"convds0.bias": torch.zeros(4)}), "unexpected: convds0.bias"),
+        ("cascaded_unet", lambda s: s.pop("second_stage.convds0.weight"), "no tensor second_stage.convds0.weight"),
+    ],
+)
+def test_what_does_not_fit_the_compared_networks_is_named(name, change, said, tmp_path):
+    checkpoint = golden_of(name)
+    change(checkpoint["net"])
+    source = saved(checkpoint, tmp_path / "authors.pkl")
+    with pytest.raises(InputError, match=re.escape(said)):
+        main([str(source), str(tmp_path / "model.pt")])
+    assert not (tmp_path / "model.pt").exists()
 
 
 VARIATIONS = [

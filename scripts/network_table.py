@@ -1,0 +1,78 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Print a table of the parameters and FLOPs of PANet and of the networks that it is compared with.
+
+    python -m scripts.network_table
+
+The table has a row for train.json and one for each overlay ``network_*.yaml`` over it. docs/networks.md holds the
+table for windows of 128 x 128 x 128 voxels. ``scripts/networks/complexity.py`` says what counts as an operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from monai.bundle import ConfigParser
+from scripts import command
+from scripts.errors import InputError
+from scripts.files import CONFIGS
+from scripts.networks.complexity import flops, parameters
+
+HEADER = ("| configuration | network | parameters | multiply-adds (10^9) | FLOPs (10^12) |", "|---|---|---:|---:|---:|")
+
+
+def overlays() -> list[str]:
+    """Names of the overlays ``network_*.yaml`` that change the network, in alphabetic order."""
+    return [
+        file.name
+        for file in sorted(CONFIGS.glob("network_*.yaml"))
+        if any(key.split("#")[0] == "network_def" for key in ConfigParser.load_config_file(str(file)))
+    ]
+
+
+def rows(names: Iterable[str], size: Sequence[int]) -> Iterator[str]:
+    """The rows of the table in Markdown.
+
+    Args:
+        names: names of overlays over train.json. An empty name stands for train.json alone.
+        size: spatial size of the image, in voxels.
+
+    Raises:
+        InputError: an overlay does not exist, or its network cannot take an image of this size.
+    """
+    for name in names:
+        file = CONFIGS / name
+        if name and not file.is_file():
+            raise InputError(f"{file}: no such file; name an overlay of the folder configs.")
+        config = ConfigParser()
+        config.read_config([str(CONFIGS / "train.json"), *([str(file)] if name else [])])
+        network = config.get_parsed_content("network_def")
+        try:
+            count = flops(network, size)
+        except ValueError as error:
+            raise InputError(f"--size {list(size)}: {name or 'train.json'}: {error}") from error
+        yield (
+            f"| `{name or 'train.json'}` | {type(network).__name__} | {parameters(network):,} | {count / 2e9:.0f} | "
+            f"{count / 1e12:.2f} |"
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    parser = command.parser("network_table", __doc__)
+    parser.add_argument(
+        "overlays", nargs="*", metavar="OVERLAY", help="overlays over train.json, such as network_unet.yaml (all)"
+    )
+    parser.add_argument(
+        "--size", type=int, nargs=3, default=[128, 128, 128], help="voxels of a window (default: %(default)s)"
+    )
+    args = parser.parse_args(argv)
+    for line in HEADER:
+        print(line)
+    for row in rows(args.overlays or ["", *overlays()], args.size):
+        print(row, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    command.run(main)
