@@ -67,7 +67,7 @@ def print_plan(study: Study, runs: Sequence[Run]) -> None:
     print(f"{len(runs)} runs of {len(study.variants)} variants, scored on {len(unseen)} unseen cases:")
     for run in runs:
         own = [*run.variant.overlays, *(f"{key}={value}" for key, value in run.variant.settings.items())]
-        print(f"  {run.name}: {run.variant.title}{f' ({chr(44).join(own)})' if own else ''}")
+        print(f"  {run.name}: {run.variant.title}" + (f" ({', '.join(own)})" if own else ""))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

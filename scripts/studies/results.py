@@ -102,31 +102,36 @@ def complexity(overlays: Sequence[str], settings: Mapping[str, Any]) -> tuple[in
     return sum(parameter.numel() for parameter in network.parameters()), int(counter.get_total_flops())
 
 
-def differences(results: Sequence[Result], others: Sequence[Result]) -> dict[str, list[float]]:
+def by_seed(results: Iterable[Result]) -> dict[int, Scores]:
+    """Scores of a variant's runs by seed, each over the unseen cases of all folds, with the mean Dice as ``dice``."""
+    found: dict[int, Scores] = {}
+    for result in results:
+        for case, scores in result.scores.items():
+            mean = _mean(scores[f"dice_{region}"] for region in REGIONS)
+            found.setdefault(result.job.run.seed, {})[case] = {"dice": mean, **scores}
+    return found
+
+
+def differences(seeds: Mapping[int, Scores], others: Mapping[int, Scores]) -> dict[str, list[float]]:
     """Differences between a variant and another one by column, one for each unseen case.
 
-    Only seeds that both have are compared. The difference of a case is the mean over these seeds, and over the folds in
-    which the case is unseen.
+    Only seeds and cases that both have are compared. The difference of a case is the mean over the seeds.
 
     Args:
-        results: results of the variant.
-        others: results of the variant that it is compared with.
+        seeds: scores of the variant, of ``by_seed``.
+        others: scores of the variant that it is compared with.
+
+    Example:
+        >>> differences({0: {"a": {"dice": 0.5}}, 1: {"a": {"dice": 0.75}}}, {0: {"a": {"dice": 0.75}}})
+        {'dice': [-0.25]}
     """
-    partners = {(other.job.run.seed, other.job.run.part.name): other for other in others}
     found: dict[str, dict[str, list[float]]] = {}
-    for result in results:
-        other = partners.get((result.job.run.seed, result.job.run.part.name))
-        if other is None:
-            continue
-        for case, scores in result.scores.items():
-            for column, value in _with_mean_dice(scores).items():
-                difference = value - _with_mean_dice(other.scores[case])[column]
-                found.setdefault(column, {}).setdefault(case, []).append(difference)
+    for seed in sorted(seeds.keys() & others.keys()):
+        for case in sorted(seeds[seed].keys() & others[seed].keys()):
+            for column, value in seeds[seed][case].items():
+                values = found.setdefault(column, {}).setdefault(case, [])
+                values.append(value - others[seed][case][column])
     return {column: [_mean(values) for values in cases.values()] for column, cases in found.items()}
-
-
-def _with_mean_dice(scores: Mapping[str, float]) -> dict[str, float]:
-    return {"dice": _mean(scores[f"dice_{region}"] for region in REGIONS), **scores}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -168,84 +173,101 @@ def write_results(study: Study, jobs: Sequence[Job], folder: Path) -> list[Path]
     Raises:
         InputError: a file of a run is missing or damaged, or a file cannot be written.
     """
-    if not jobs:
-        return []
     results = [read_result(job) for job in jobs]
-    by_variant = {v: [r for r in results if r.job.run.variant == v] for v in study.variants}
-    by_variant = {variant: found for variant, found in by_variant.items() if found}
-    sizes = {v: complexity(found[0].job.run.overlays, found[0].job.run.settings) for v, found in by_variant.items()}
-
-    runs: list[list[Any]] = [
-        "run variant seed samples parameters flops training_seconds dice".split() + [*COLUMNS, "curve_mean_dice"]
+    grouped = {v.name: [r for r in results if r.job.run.variant.name == v.name] for v in study.variants}
+    grouped = {name: found for name, found in grouped.items() if found}
+    if not grouped:
+        return []
+    rows = {name: variant_row(found, grouped[next(iter(grouped))]) for name, found in grouped.items()}
+    paths = [folder / name for name in ("study.csv", "summary.csv", "study.md", "dice_flops.png")]
+    save_text(_csv([run_row(result, rows[result.job.run.variant.name]) for result in results]), paths[0])
+    save_text(_csv(list(rows.values())), paths[1])
+    titles = {variant.name: variant.title for variant in study.variants}
+    save_text(_markdown(rows, titles, results), paths[2])
+    points = [
+        Point(titles[name], rows[name]["flops"] / 1e9, [_mean_of(seed, "dice") for seed in by_seed(found).values()])
+        for name, found in grouped.items()
     ]
-    for result in results:
-        job = result.job
-        run, scores = job.run, [f"{value:.4f}" for value in (*result.means.values(), result.curve_mean)]
-        facts = [run.name, run.variant.name, run.seed, run.samples, *sizes[run.variant], round(job.seconds("training"))]
-        runs.append([*facts, *scores])
-    paths = [folder / name for name in ("study.csv", "summary.csv", "study.md", "curves.png", "dice_flops.png")]
-    save_text(_csv(runs), paths[0])
-
-    first = next(iter(by_variant))
-    header = ["variant", "seeds", "parameters", "flops", "training_seconds"]
-    header += [f"{column}{end}" for column in ("dice", *COLUMNS) for end in ("", "_sd")]
-    header += [f"{column}_{end}" for column in ("dice", *COLUMNS) for end in ("difference", "low", "high")]
-    summary: list[list[Any]] = [[*header, "curve_mean_dice"]]
-    rows = []
-    for variant, found in by_variant.items():
-        means = {column: [result.means[column] for result in found] for column in ("dice", *COLUMNS)}
-        paired = {} if variant == first else differences(found, by_variant[first])
-        spread = {column: statistics.stdev(v) if len(v) > 1 else math.nan for column, v in means.items()}
-        compared = {column: (_mean(paired.get(column, [])), *interval(paired.get(column, []))) for column in means}
-        seconds = _mean(result.job.seconds("training") for result in found)
-        curve = _mean(result.curve_mean for result in found)
-        seeds = len({result.job.run.seed for result in found})
-        summary.append(
-            [variant.name, seeds, *sizes[variant], round(seconds)]
-            + [f"{value:.4f}" for column in means for value in (_mean(means[column]), spread[column])]
-            + [f"{value:.4f}" for column in means for value in compared[column]]
-            + [f"{curve:.4f}"]
-        )
-        dice = [f"{_mean(means[f'dice_{region}']):.3f}" for region in REGIONS]
-        hd95 = [f"{_mean(means[f'hd95_{region}']):.1f}" for region in REGIONS]
-        mean_dice = f"{_mean(means['dice']):.3f}" + (f" ± {spread['dice']:.3f}" if seeds > 1 else "")
-        difference, low, high = compared["dice"]
-        against = "" if variant == first else f"{difference:+.3f} ({low:+.3f} to {high:+.3f})"
-        parameters, flops = sizes[variant]
-        costs = [f"{parameters / 1e6:.3f}", f"{flops / 1e9:.2f}", f"{seconds:.0f}"]
-        costs.append("" if math.isnan(curve) else f"{curve:.3f}")
-        rows.append([variant.title, str(seeds), *dice, mean_dice, against, *hd95, *costs])
-    save_text(_csv(summary), paths[1])
-    save_text(_markdown(rows, study, results, first.title), paths[2])
-
-    lines = [Line(v.title, [r.curve for r in found]) for v, found in by_variant.items()]
-    points = [Point(v.title, sizes[v][1] / 1e9, [r.means["dice"] for r in found]) for v, found in by_variant.items()]
+    save_figure(flops_figure(points), paths[3])
     # Without validation there is no curve.
-    lines = [line for line in lines if any(curve[0] for curve in line.curves)]
-    if lines:
-        save_figure(curves_figure(lines), paths[3])
-    save_figure(flops_figure(points), paths[4])
-    return [path for path in paths if path != paths[3] or lines]
+    lines = [Line(titles[name], [r.curve for r in found if r.curve[0]]) for name, found in grouped.items()]
+    if lines := [line for line in lines if line.curves]:
+        paths.append(folder / "curves.png")
+        save_figure(curves_figure(lines), paths[-1])
+    return paths
 
 
-def _csv(lines: Sequence[Sequence[Any]]) -> str:
+def _mean_of(scores: Scores, column: str) -> float:
+    return _mean(case[column] for case in scores.values())
+
+
+def run_row(result: Result, variant: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of a run in ``study.csv``; ``variant`` is the row of its variant."""
+    run = result.job.run
+    facts = {"run": run.name, "variant": run.variant.name, "seed": run.seed, "samples": run.samples}
+    facts |= {key: variant[key] for key in ("parameters", "flops")}
+    facts["training_seconds"] = round(result.job.seconds("training"))
+    return {
+        **facts,
+        **{key: f"{value:.4f}" for key, value in result.means.items()},
+        "curve": f"{result.curve_mean:.4f}",
+    }
+
+
+def variant_row(results: Sequence[Result], first: Sequence[Result]) -> dict[str, Any]:
+    """The row of a variant in ``summary.csv``.
+
+    For each score it holds the mean over the seeds, their standard deviation (``_sd``), the mean difference from the
+    first variant and the ends of its interval (``_difference``, ``_low``, ``_high``).
+
+    Args:
+        results: the variant's finished runs.
+        first: the finished runs of the first variant.
+    """
+    run = results[0].job.run
+    parameters, flops = complexity(run.overlays, run.settings)
+    seeds = by_seed(results)
+    row: dict[str, Any] = {"variant": run.variant.name, "seeds": len(seeds), "parameters": parameters, "flops": flops}
+    row["training_seconds"] = round(_mean(result.job.seconds("training") for result in results))
+    row["curve"] = _mean(result.curve_mean for result in results)
+    paired = differences(seeds, by_seed(first)) if results[0].job.run.variant != first[0].job.run.variant else {}
+    for column in ("dice", *COLUMNS):
+        means = [_mean_of(scores, column) for scores in seeds.values()]
+        row[column] = _mean(means)
+        row[f"{column}_sd"] = statistics.stdev(means) if len(means) > 1 else math.nan
+        row[f"{column}_difference"] = _mean(paired.get(column, []))
+        row[f"{column}_low"], row[f"{column}_high"] = interval(paired.get(column, []))
+    return {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return text.getvalue()
 
 
-def _markdown(rows: Sequence[Sequence[str]], study: Study, results: Sequence[Result], first: str) -> str:
+def _markdown(rows: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str], results: Sequence[Result]) -> str:
+    """The table for readers, with a few sentences that explain it."""
+    first = titles[next(iter(rows))]
     header = ["variant", "seeds", *(f"Dice {r}" for r in REGIONS), "mean Dice", f"difference from {first}"]
-    header += [*(f"HD95 {r} (mm)" for r in REGIONS), "million parameters", "GFLOP a window", "s of training"]
-    header += ["mean of the curve"]
-    samples = sorted({result.job.run.samples for result in results})
-    unseen = {case for result in results for case in result.scores}
-    text = (
-        f"Each run saw {' or '.join(map(str, samples))} samples. Scores are means over {len(unseen)} unseen cases and "
-        "over the seeds, and ± is the standard deviation between the seeds. A difference is the mean over the cases of "
-        "the difference of the mean Dice between runs of the same seed, with its 95 % bootstrap interval over cases. "
-        "The mean of the curve is the mean validation Dice over the whole training: it is higher if the Dice rises "
-        "earlier.\n"
-    )
-    table = [header, ["---"] * len(header), *rows]
-    return text + "\n" + "".join(f"| {' | '.join(row)} |\n" for row in table)
+    header += [*(f"HD95 {r} (mm)" for r in REGIONS), "mean of the curve", "million parameters", "GFLOP a window"]
+    table = [[*header, "s of training"], ["---"] * (len(header) + 1)]
+    for name, row in rows.items():
+        cells = [titles[name], str(row["seeds"]), *(f"{row[f'dice_{region}']:.3f}" for region in REGIONS)]
+        cells.append(f"{row['dice']:.3f}" + (f" ± {row['dice_sd']:.3f}" if row["seeds"] > 1 else ""))
+        compared = [row[f"dice_{end}"] for end in ("difference", "low", "high")]
+        cells.append("" if math.isnan(compared[0]) else "{:+.3f} ({:+.3f} to {:+.3f})".format(*compared))
+        cells += [f"{row[f'hd95_{region}']:.1f}" for region in REGIONS]
+        cells.append("" if math.isnan(row["curve"]) else f"{row['curve']:.3f}")
+        cells += [f"{row['parameters'] / 1e6:.3f}", f"{row['flops'] / 1e9:.2f}", str(row["training_seconds"])]
+        table.append(cells)
+    samples = " or ".join(map(str, sorted({result.job.run.samples for result in results})))
+    unseen = len({case for result in results for case in result.scores})
+    return (
+        f"Each run saw {samples} samples. Scores are means over {unseen} unseen cases and over the seeds, and ± is the "
+        "standard deviation between the seeds. A difference is one of the mean Dice, between runs of the same seeds. It "
+        "is the mean over the cases, with its 95 % bootstrap interval over the cases. The mean of the curve is the mean "
+        "validation Dice over the whole training, which is higher if the Dice rises earlier.\n\n"
+    ) + "".join(f"| {' | '.join(cells)} |\n" for cells in table)
