@@ -37,7 +37,7 @@ STUDY = {
 
 def written(folder: Path, study: dict = STUDY) -> str:
     path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(study))
+    path.write_text(yaml.safe_dump(study, sort_keys=False))
     return str(path)
 
 

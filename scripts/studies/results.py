@@ -267,7 +267,7 @@ def _markdown(rows: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str], 
     unseen = len({case for result in results for case in result.scores})
     return (
         f"Each run saw {samples} samples. Scores are means over {unseen} unseen cases and over the seeds, and ± is the "
-        "standard deviation between the seeds. A difference is one of the mean Dice, between runs of the same seeds. It "
-        "is the mean over the cases, with its 95 % bootstrap interval over the cases. The mean of the curve is the mean "
-        "validation Dice over the whole training, which is higher if the Dice rises earlier.\n\n"
+        "standard deviation between the seeds. A difference is one of the mean Dice, between runs of the same seeds. "
+        "It is the mean over the cases, with its 95 % bootstrap interval over the cases. The mean of the curve is the "
+        "mean validation Dice over the whole training, which is higher if the Dice rises earlier.\n\n"
     ) + "".join(f"| {' | '.join(cells)} |\n" for cells in table)
