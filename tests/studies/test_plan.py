@@ -114,7 +114,7 @@ def test_a_file_that_is_absent_is_refused(tmp_path):
         read_study(tmp_path / "mine.yaml")
 
 
-@pytest.mark.parametrize("name", ["study.yaml", "study_patients.yaml"])
+@pytest.mark.parametrize("name", ["study.yaml", "study_patients.yaml", "study_brats.yaml"])
 def test_the_studies_of_the_bundle(name):
     study = read_study(CONFIGS / name)
     assert study.variants[0].name == "panet"
