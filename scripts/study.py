@@ -37,7 +37,7 @@ def cohort_of(study: Study, folder: Path, dataset_dir: Path | None) -> tuple[Pat
         raise InputError(f"{study.path}: this study {what} --dataset_dir.")
     if study.phantoms is not None:
         names = [phantom_name(index) for index in range(1, study.phantoms["cases"] + 1)]
-        return folder / "phantoms" / COHORT_FOLDER, [{"case": name} for name in names]
+        return folder / "phantoms" / COHORT_FOLDER, [{"case": name, "image": name} for name in names]
     assert dataset_dir is not None
     items = labeled_items(dataset_dir)
     check_cases(items, dataset_dir, "labeled cases")

@@ -27,7 +27,7 @@ from typing import Any
 
 import yaml
 from scripts.data.phantom import DIFFICULTIES
-from scripts.data.splits import make_folds
+from scripts.data.splits import make_folds, patient_of
 from scripts.errors import InputError, one_line
 from scripts.files import CONFIGS
 
@@ -301,11 +301,11 @@ def parts_of(study: Study, items: Items, dataset_dir: str | Path) -> list[Part]:
 
     Args:
         study: the study.
-        items: datalist entries of all labeled cases, with one case for each patient.
+        items: datalist entries of all labeled cases.
         dataset_dir: folder of the cases.
 
     Raises:
-        InputError: there are too few cases.
+        InputError: there are too few cases, or a patient with several cases would stand on both sides.
     """
     items = sorted(items, key=lambda item: str(item["case"]))
     if study.folds is None:
@@ -314,6 +314,11 @@ def parts_of(study: Study, items: Items, dataset_dir: str | Path) -> list[Part]:
             raise InputError(
                 f"{study.path}: {seen} cases for training and validation leave none of the {len(items)} cases in "
                 f"{dataset_dir} unseen; give more cases, or lower the numbers."
+            )
+        if shared := {patient_of(item) for item in items[:seen]} & {patient_of(item) for item in items[seen:]}:
+            raise InputError(
+                f"{study.path}: cases of {min(shared)} are among the first {seen} and among the others, so they would "
+                "not be unseen; take folds, which keep patients together, or another number."
             )
         return [Part("", items[: study.training], items[study.training : seen], items[seen:])]
     folds = make_folds(items, study.folds, 0, dataset_dir)

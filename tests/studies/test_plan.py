@@ -71,6 +71,16 @@ def test_too_few_cases_are_refused(tmp_path):
         parts_of(study, items(3), "data")
 
 
+def test_a_patient_on_both_sides_is_refused(tmp_path):
+    study = read_study(written(tmp_path, CONTENT))
+    names = [f"BraTS-GLI-0000{number}-100" for number in (1, 2, 3)] + ["BraTS-GLI-00003-101", "BraTS-GLI-00004-100"]
+    cases = [{"case": name, "image": f"{name}-t1n.nii.gz"} for name in names]
+    with pytest.raises(InputError, match="cases of BraTS-GLI-00003 are among the first 3 and among the others"):
+        parts_of(study, cases, "data")
+    del cases[3]
+    assert [item["case"] for item in parts_of(study, cases, "data")[0].unseen] == ["BraTS-GLI-00004-100"]
+
+
 REFUSED = {
     "max_epochs: 3": ("max_epochs: many", "settings.max_epochs is many; give an integer of 1 or more."),
     "seeds: [4, 2]": ("seeds: [4, two]", "the seeds of first are [4, 'two']; list integers of 0 or more"),
