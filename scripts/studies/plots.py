@@ -20,6 +20,8 @@ COLORS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#8C564B", "#7F7F7F", "#9467BD",
 )  # fmt: skip
 MARKERS = "os^Dv<>Pph"
+# Least distance between two variants, as a share of the largest number of operations.
+STEP = 0.015
 
 
 @dataclass(frozen=True)
@@ -42,39 +44,70 @@ class Point:
 def curves_figure(lines: Sequence[Line]) -> Figure:
     """The mean validation Dice of each variant over the samples seen, with the range of its runs.
 
+    A variant of a single run has a thin, broken line, since nothing tells how far chance moves it.
+
     Args:
-        lines: the variants. The runs of each have the same samples.
+        lines: the variants.
     """
     figure, axes = _figure()
     for number, line in enumerate(lines):
         style = _style(number)
-        samples = [curve[0] for curve in line.curves]
-        shortest = min(samples, key=len)
+        # The runs of folds of unequal size have been validated after other numbers of samples.
+        shortest = min((curve[0] for curve in line.curves), key=len)
         values = np.array([curve[1][: len(shortest)] for curve in line.curves])
-        axes.plot(shortest, values.mean(axis=0), markersize=4, label=_label(line.title, len(values)), **style)
-        if len(values) > 1:
-            axes.fill_between(
-                shortest, values.min(axis=0), values.max(axis=0), color=style["color"], alpha=0.15, linewidth=0
-            )
+        several = len(values) > 1
+        width: dict[str, Any] = (
+            {"linewidth": 1.8, "markersize": 5.0} if several else {"linewidth": 0.9, "markersize": 3.5}
+        )
+        label = _label(line.title, len(values))
+        axes.plot(shortest, values.mean(axis=0), linestyle="-" if several else "--", label=label, **width, **style)
+        if several:
+            low, high = values.min(axis=0), values.max(axis=0)
+            axes.fill_between(shortest, low, high, color=style["color"], alpha=0.15, linewidth=0)
     axes.set(xlabel="samples seen", ylabel="mean Dice of the regions", title="Validation during the training")
-    axes.set_ylim(0, 1)
+    axes.set_xlim(left=0)
+    axes.set_ylim(top=1)
     figure.legend(loc="outside right center", frameon=False, fontsize=8)
     return figure
 
 
 def flops_figure(points: Sequence[Point]) -> Figure:
-    """The mean Dice of the unseen cases over the operations for one window, with the range of the runs."""
+    """The mean Dice of the unseen cases over the operations for one window.
+
+    Small points are runs, and a large one is their mean. Variants of almost the same number of operations stand beside
+    each other, so that none hides another.
+    """
     figure, axes = _figure()
-    for number, point in enumerate(points):
-        mean = float(np.mean(point.dice))
-        error = [[mean - min(point.dice)], [max(point.dice) - mean]]
-        axes.errorbar(
-            point.gflops, mean, yerr=error, capsize=3, label=_label(point.title, len(point.dice)), **_style(number)
-        )
-    axes.set(xlabel="GFLOP for one window", ylabel="mean Dice of the regions", title="Unseen cases")
+    step = STEP * max(point.gflops for point in points)
+    for number, (point, place) in enumerate(zip(points, beside([p.gflops for p in points], step), strict=True)):
+        style = _style(number)
+        label = _label(point.title, len(point.dice))
+        axes.plot(place, float(np.mean(point.dice)), linestyle="none", markersize=7, label=label, **style)
+        if len(point.dice) > 1:
+            places = [place] * len(point.dice)
+            axes.plot(places, point.dice, linewidth=0.8, color=style["color"], marker=style["marker"], markersize=3)
+    axes.set(
+        xlabel="GFLOP for one window (equal ones are drawn beside each other)",
+        ylabel="mean Dice of the regions",
+        title="Unseen cases",
+    )
     axes.set_xlim(left=0)
     figure.legend(loc="outside right center", frameon=False, fontsize=8)
     return figure
+
+
+def beside(places: Sequence[float], step: float) -> list[float]:
+    """Places that are at least ``step`` apart, in their order: each is moved up as far as it must be.
+
+    Example:
+        >>> beside([2.0, 1.0, 1.0, 1.0], step=0.25)
+        [2.0, 1.0, 1.25, 1.5]
+    """
+    moved = list(places)
+    last = float("-inf")
+    for number in sorted(range(len(places)), key=lambda number: places[number]):
+        moved[number] = last = max(places[number], last + step)
+    return moved
 
 
 def save_figure(figure: Figure, path: Path) -> None:
