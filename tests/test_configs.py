@@ -61,8 +61,11 @@ BASES = {
         )
     },
 }
+# The file of a study lists variants and overlays, and is none itself; tests/studies/test_plan.py reads it.
 OVERLAYS = sorted(
-    path.name for path in CONFIGS.iterdir() if path.suffix == ".yaml" or path.name.startswith("multi_gpu")
+    path.name
+    for path in CONFIGS.iterdir()
+    if (path.suffix == ".yaml" or path.name.startswith("multi_gpu")) and not path.name.startswith("study")
 )
 
 

@@ -22,6 +22,7 @@ LAYERS = (
     ("inference", "training", "pictures"),
     ("workflow", "command"),
     ("benchmark", "reports"),
+    ("studies",),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 PARTS = sorted({path.stem if path.parent == SCRIPTS else path.parent.name for path in SCRIPTS.rglob("*.py")})

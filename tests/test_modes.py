@@ -625,6 +625,7 @@ def test_the_authors_path_is_evaluated_as_it_is_inferred(small_cohort, members, 
 
 
 def test_every_overlay_is_run_by_a_test():
+    """The files of studies, which are no overlays, are read by a test."""
     text = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.rglob("test_*.py"))
     overlays = [path.name for path in CONFIGS.iterdir() if path.suffix == ".yaml" or path.name.startswith("multi_gpu")]
     assert [name for name in overlays if f'"{name}"' not in text] == []
