@@ -14,17 +14,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
-from monai.metrics import CumulativeIterationMetric, compute_hausdorff_distance, compute_surface_dice
-from monai.metrics.utils import do_metric_reduction
+from monai.metrics import CumulativeIterationMetric, compute_hausdorff_distance
+from monai.metrics.utils import do_metric_reduction, get_code_to_measure_table
 from monai.utils import MetricReduction
-from scripts.transforms import GRID_VOXELS
+from scipy.spatial import cKDTree
+from scripts.transforms import GRID_VOXELS, lesion_box
 
 # BraTS 2020 gives this distance to a missed or falsely predicted region: the diagonal of its grid of 240 x 240 x 155
 # voxels of 1 mm.
 WORST_HD95_MM = 373.12866
+# A spacing that was computed from an affine is off by rounding, which must not decide whether a distance of one voxel
+# is within a tolerance of 1 mm.
+ROUNDING_MM = 1e-4
 
 
 @dataclass(frozen=True)
@@ -206,7 +211,8 @@ class SurfaceDice(RegionMetric):
     If both regions are empty, the score is 1. If one of them is empty, the score is 0. MONAI gives NaN if both are.
 
     The surfaces and their areas are those of Nikolov et al. (arXiv 1809.04430), which BraTS uses, too: the surface runs
-    between the voxels, and each piece of it counts by its area in mm^2.
+    between the voxels, and each piece of it counts by its area in mm^2. The scores are those of MONAI's
+    ``compute_surface_dice(use_subvoxels=True)``, which takes many times longer.
 
     Args:
         tolerances: tolerances in mm. The metric gives one score for each.
@@ -223,15 +229,47 @@ class SurfaceDice(RegionMetric):
 
     def __init__(self, tolerances: Sequence[float] = (0.5, 1.0), **options: Any) -> None:
         super().__init__(**options)
-        self.tolerances = list(tolerances)
+        self.tolerances = [tolerance + ROUNDING_MM for tolerance in tolerances]
 
     def score(self, pred: torch.Tensor, reference: torch.Tensor, grid: Grid) -> list[float]:
         """The score of one region for each tolerance."""
         if not (pred.any() and reference.any()):
             return [float(not (pred.any() or reference.any()))] * len(self.tolerances)
-        # One channel for each tolerance.
-        pred, reference = (mask.expand(1, len(self.tolerances), *mask.shape) for mask in (pred, reference))
-        scores: list[float] = compute_surface_dice(
-            pred, reference, self.tolerances, include_background=True, spacing=grid.spacing, use_subvoxels=True
-        )[0].tolist()
-        return scores
+        spacing = np.asarray(grid.spacing or [1.0] * pred.dim())
+        table, corners = get_code_to_measure_table(tuple(spacing))
+        (ours, own), (theirs, other) = (
+            _surface(mask, table.numpy(), corners.numpy().reshape((2,) * pred.dim()), spacing)
+            for mask in (pred, reference)
+        )
+        # Where the other surface is out of reach, the distance is infinite.
+        reach = max(self.tolerances) + ROUNDING_MM
+        there, _ = cKDTree(theirs).query(ours, distance_upper_bound=reach)
+        back, _ = cKDTree(ours).query(theirs, distance_upper_bound=reach)
+        return [
+            float((own[there <= tolerance].sum() + other[back <= tolerance].sum()) / (own.sum() + other.sum()))
+            for tolerance in self.tolerances
+        ]
+
+
+def _surface(
+    mask: torch.Tensor, table: np.ndarray, corners: np.ndarray, spacing: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The surface of a mask as points between the voxels.
+
+    Args:
+        mask: mask, bool of shape (*size), not empty.
+        table: area in mm^2 by the code of a point, which is the sum of its voxels' weights.
+        corners: weight of each of the voxels around a point, of shape (2, 2, 2), or (2, 2) for an image.
+        spacing: size of a voxel along each axis in mm.
+
+    Returns:
+        The points in mm, of shape (points, axes), and their areas, of shape (points,).
+    """
+    box = lesion_box([mask])
+    padded = np.pad(mask[box].cpu().numpy(), 1).astype(np.uint8)
+    size = [n - 1 for n in padded.shape]
+    codes = np.zeros(size, np.uint8)
+    for corner in np.ndindex(corners.shape):
+        codes += np.uint8(corners[corner]) * padded[tuple(slice(c, c + n) for c, n in zip(corner, size, strict=True))]
+    points = np.argwhere((codes != 0) & (codes != len(table) - 1))
+    return (points + [along.start for along in box]) * spacing, table[codes[tuple(points.T)]].astype(float)
