@@ -83,7 +83,9 @@ def lesions(pred: np.ndarray, reference: np.ndarray, spacing: Sequence[float] | 
     neighborhoods, _ = ndimage.label(near, everything)
     components, count = ndimage.label(pred, everything)
     touching = pred & near
-    pairs = np.unique(np.stack([neighborhoods[touching], components[touching]]), axis=1)
+    # A pair of numbers as one number is sorted much faster.
+    both = neighborhoods[touching].astype(int) * (count + 1) + components[touching]
+    pairs = np.stack(np.divmod(np.unique(both), count + 1))
     found = list(_reference_lesions(neighborhoods * reference, components, pairs, spacing))
     return found + [WORST] * (count - len(np.unique(pairs[1])))
 
