@@ -18,7 +18,7 @@ LAYERS = (
     ("errors",),
     ("files", "brats", "distributed", "machine"),
     ("run_record", "transforms", "losses", "networks", "rendering"),
-    ("data", "weights", "handlers", "measures", "metrics"),
+    ("data", "weights", "handlers", "measures", "metrics", "comparison"),
     ("inference", "training", "pictures", "lesion_wise"),
     ("workflow", "command"),
     ("benchmark", "reports"),
