@@ -11,7 +11,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -315,19 +315,20 @@ def _duration(seconds: float) -> str:
 class EvaluationReport:
     """A handler that writes scores and volumes of every case to disk, and their summary to disk and to the screen.
 
-    ``scores.csv`` has one row for each case: Dice, HD95 (mm), and the volumes (mm^3) of prediction and reference, each
-    for ET, TC and WT. ``summary.csv`` has mean, standard deviation, median and quartiles of each column. With several
-    ranks, each rank evaluates its share of the cases, and rank 0 writes the report of all cases. So attach the handler
-    on every rank.
+    ``scores.csv`` has one row for each case: the scores of the metrics, and the volumes (mm^3) of prediction and
+    reference, each for ET, TC and WT. ``summary.csv`` has mean, standard deviation, median and quartiles of each
+    column. With several ranks, each rank evaluates its share of the cases, and rank 0 writes the report of all cases.
+    So attach the handler on every rank.
 
     Args:
         output_dir: folder of the two files.
-        metrics: names of columns by the names of the evaluator's metrics. Each metric gives one score for each region.
+        metrics: names of scores by the names of the evaluator's metrics. A metric gives each of its scores for each
+            region, the first score of all regions first. A metric without names is left out.
     """
 
-    def __init__(self, output_dir: str | Path, metrics: dict[str, str]) -> None:
+    def __init__(self, output_dir: str | Path, metrics: Mapping[str, str | Sequence[str]]) -> None:
         self.output_dir = Path(output_dir)
-        self.metrics = metrics
+        self.metrics = {name: [scores] if isinstance(scores, str) else scores for name, scores in metrics.items()}
         self.cases: list[str] = []
         self.volumes: list[list[float]] = []
 
@@ -363,9 +364,11 @@ class EvaluationReport:
             return
         order = np.argsort(cases, kind="stable")
         columns: dict[str, np.ndarray] = {}
-        for name, column in self.metrics.items():
-            scores = np.asarray(engine.state.metric_details[name].cpu(), dtype=float)
-            columns |= {f"{column}_{region}": scores[:, i] for i, region in enumerate(REGIONS)}
+        for name, scores in self.metrics.items():
+            found = [f"{score}_{region}" for score in scores for region in REGIONS]
+            if found:
+                values = np.asarray(engine.state.metric_details[name].cpu(), dtype=float)
+                columns |= dict(zip(found, values.T, strict=True))
         for i, of in enumerate(("volume", "reference_volume")):
             columns |= {f"{of}_{region}": volumes[:, i * len(REGIONS) + j] for j, region in enumerate(REGIONS)}
 
@@ -384,8 +387,11 @@ class EvaluationReport:
         for statistic in statistics:
             table.add_column(statistic, justify="right")
         for name, values in summary.items():
-            digits = 0 if "volume" in name else 2 if name.startswith("hd95") else 3
-            table.add_row(name, *(f"{values[s]:.{digits}f}" for s in statistics))
+            # A specificity differs from 1 only in its last digits.
+            digits = 0 if "volume" in name else 2 if "hd95" in name else 4 if "specificity" in name else 3
+            # A line parts the scores.
+            last = name.endswith(REGIONS[-1])
+            table.add_row(name, *(f"{values[s]:.{digits}f}" for s in statistics), end_section=last)
         Console().print(table)
         logger.info("Scores by case: %s", self.output_dir / "scores.csv")
 

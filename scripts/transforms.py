@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
+from monai.data import MetaTensor
 from monai.transforms import MapTransform, RandomizableTransform, Spacingd
 from scipy import ndimage
 from scripts.brats import (
@@ -25,6 +26,9 @@ from scripts.brats import (
     check_label_values,
 )
 from scripts.errors import InputError
+
+# Key in the metadata of a map that was cut: the number of voxels of the grid from which it was cut.
+GRID_VOXELS = "grid_voxels"
 
 
 def lesion_box(masks: Iterable[torch.Tensor], margin: int = 0) -> tuple[slice, ...]:
@@ -192,7 +196,9 @@ class CheckLabelsd(MapTransform):
         et_label, _, cavity = self.convention(item)
         for key in self.key_iterator(item):
             name = str(getattr(item[key], "meta", {}).get("filename_or_obj", key))
-            check_label_values(np.unique(item[key].cpu()), et_label, name, cavity)
+            labels = np.asarray(item[key].cpu())
+            # Few voxels are not 0, and only those need sorting.
+            check_label_values(np.unique(labels[labels != 0]), et_label, name, cavity)
         return item
 
     def convention(self, item: Mapping[Hashable, Any]) -> tuple[int, int, bool]:
@@ -525,7 +531,8 @@ class CropToLesiond(MapTransform):
     """Cut prediction and reference to the box that holds both lesions, with a margin of one voxel.
 
     Overlap and surface distances are equal in the box and in the whole grid. In the box they are computed many times
-    faster.
+    faster. The metadata of a map keep the number of voxels of the whole grid (``GRID_VOXELS``), of which the
+    specificity is a share.
 
     Args:
         keys: keys of label maps, (1, *size), or regions, (4, *size). The background channel of regions is not read.
@@ -545,7 +552,10 @@ class CropToLesiond(MapTransform):
         # The surface is found from neighboring voxels, so the lesion needs a margin.
         box = lesion_box(masks, margin=1)
         for key in keys:
+            voxels = item[key][0].numel()
             item[key] = item[key][(slice(None), *box)].clone()
+            if isinstance(item[key], MetaTensor):
+                item[key].meta = {**item[key].meta, GRID_VOXELS: voxels}
         return item
 
 

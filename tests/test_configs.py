@@ -284,3 +284,22 @@ def test_properties_can_be_set():
     made.initialize()
     assert made.trainer.state.max_epochs == 7
     assert made.parser.get_parsed_content("lr_scheduler").max_epochs == 7
+
+
+@pytest.mark.parametrize("lesion_wise", [False, True])
+def test_an_evaluation_reports_each_of_its_metrics_under_the_names_that_it_logs(lesion_wise):
+    """The report names columns, and each metric names the same columns for MONAI's handlers."""
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / name) for name in ("train.json", "evaluate.json")])
+    parser["lesion_wise"] = lesion_wise
+    metrics = parser.get_parsed_content("validate#additional_metrics")
+    assert ("val_lesion_wise" in metrics) is lesion_wise
+    (report,) = [h for h in parser["validate#handlers"] if str(h).find("EvaluationReport") > 0]
+    parser["report"] = report["metrics"]
+    reported = {name: scores for name, scores in parser.get_parsed_content("report").items() if scores}
+    assert set(reported) == set(metrics)
+    for name, handler in metrics.items():
+        scores = [reported[name]] if isinstance(reported[name], str) else reported[name]
+        wanted = [f"val_{score}_{region}" for score in scores for region in ("ET", "TC", "WT")]
+        logged = handler.metric_fn.return_with_label
+        assert logged == wanted, name

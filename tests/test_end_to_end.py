@@ -122,6 +122,12 @@ def test_evaluation_scores_are_those_of_the_saved_label_maps(evaluation, cohort)
             assert float(row[f"dice_{region}"]) == pytest.approx(dice, abs=1e-4)
             assert float(row[f"volume_{region}"]) == a.sum()
             assert float(row[f"reference_volume_{region}"]) == b.sum()
+            sensitivity = (a & b).sum() / b.sum() if b.any() else float(not a.any())
+            assert float(row[f"sensitivity_{region}"]) == pytest.approx(sensitivity, abs=1e-4)
+            # The share is that of the whole grid, although scores are computed in the box of the lesion.
+            assert float(row[f"specificity_{region}"]) == pytest.approx((~a & ~b).sum() / (~b).sum(), abs=1e-4)
+            assert 0 <= float(row[f"surface_dice_0.5mm_{region}"]) <= float(row[f"surface_dice_1mm_{region}"]) <= 1
+            assert f"lesion_dice_{region}" not in row
             if not b.any() and not a.any():
                 assert float(row[f"hd95_{region}"]) == 0
             elif a.any() != b.any():

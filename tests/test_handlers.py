@@ -426,7 +426,7 @@ DICE = [[0.5, 1.0, 0.8], [1.0, 0.0, 0.0], [0.123456, 0.75, 0.25]]
 HD95 = [[1.0, 0.0, 2.0], [0.0, 373.12866, 373.12866], [10.0, 1.5, 2.5]]
 
 
-def evaluate(report, batches=((0, 1), (2,))):
+def evaluate(report, batches=((0, 1), (2,)), details=None):
     def step(engine, indices):
         engine.state.batch = [{"case": CASES[i]} for i in indices]
         return [{"pred": regions(*PREDICTED[i]), "label": regions(*REFERENCE[i])} for i in indices]
@@ -434,7 +434,7 @@ def evaluate(report, batches=((0, 1), (2,))):
     engine = Engine(step)
     report.attach(engine)
     done = [i for batch in batches for i in batch]
-    engine.state.metric_details = {
+    engine.state.metric_details = details or {
         "val_dice": torch.tensor([DICE[i] for i in done]),
         "val_hd95": torch.tensor([HD95[i] for i in done]),
     }
@@ -473,6 +473,22 @@ def test_report_has_the_scores_and_volumes_of_every_case(tmp_path, capsys):
     assert summary["quartile3"] == pytest.approx([q[2] for q in quartiles], abs=1e-4)
     shown = capsys.readouterr().out
     assert "3 cases" in shown and "dice_ET" in shown and f"{(0.5 + 1 + 0.123456) / 3:.3f}" in shown
+
+
+def test_a_metric_may_give_several_scores_or_none(tmp_path, capsys):
+    """The first score of all regions comes first, and a metric without names need not be there."""
+    report = EvaluationReport(tmp_path, {"val_two": ["hd95", "specificity"], "val_lesion_wise": []})
+    two = [[hd95 + score for hd95, score in zip(HD95, DICE, strict=True)][i] for i in (0, 1, 2)]
+    evaluate(report, details={"val_two": torch.tensor(two)})
+    header, *rows = read_csv(tmp_path / "scores.csv")
+    assert header[1:7] == [f"{score}_{region}" for score in ("hd95", "specificity") for region in ("ET", "TC", "WT")]
+    assert header[7] == "volume_ET"
+    assert rows[1][1:7] == ["1.0000", "0.0000", "2.0000", "0.5000", "1.0000", "0.8000"]
+    shown = capsys.readouterr().out
+    assert f"{(0.5 + 1 + 0.123456) / 3:.4f}" in shown
+    # A metric whose scores have other names than it gives is an error.
+    with pytest.raises(ValueError, match="zip"):
+        evaluate(EvaluationReport(tmp_path, {"val_two": "hd95"}), details={"val_two": torch.tensor(two)})
 
 
 def test_a_second_evaluation_forgets_the_first(tmp_path):

@@ -17,9 +17,9 @@ SCRIPTS = ROOT / "scripts"
 LAYERS = (
     ("errors",),
     ("files", "brats", "distributed", "machine"),
-    ("run_record", "transforms", "losses", "metrics", "networks", "rendering"),
-    ("data", "weights", "handlers", "measures"),
-    ("inference", "training", "pictures"),
+    ("run_record", "transforms", "losses", "networks", "rendering"),
+    ("data", "weights", "handlers", "measures", "metrics", "comparison"),
+    ("inference", "training", "pictures", "lesion_wise"),
     ("workflow", "command"),
     ("benchmark", "reports"),
     ("studies",),

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Dice and HD95 of the configurations follow the rules for empty regions and equal closed forms, ITK and KD-trees."""
+"""Scores follow the rules for empty regions, and equal closed forms and the scores of other libraries."""
 
 import itertools
 
@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.metrics import DiceMetric
+from monai.metrics import DiceMetric, compute_hausdorff_distance, compute_surface_dice
 from scipy import ndimage
 from scipy.spatial import cKDTree
-from scripts.metrics import WORST_HD95_MM, BratsHausdorffDistance95
+from scripts.metrics import WORST_HD95_MM, BratsHausdorffDistance95, SensitivitySpecificity, SurfaceDice, hausdorff95
+from scripts.transforms import CropToLesiond
 
 SIZE = (22, 18, 20)
 SPACINGS = [(1.0, 1.0, 1.0), (1.0, 2.0, 3.5), (0.7, 0.4, 5.0)]
@@ -202,6 +203,16 @@ def test_spacing_changes_the_distance_and_comes_from_the_affine():
     assert hd95(regions(pred), regions(label))[0][0] == pytest.approx(found[0])
 
 
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_hd95_of_random_regions_is_monais_to_the_last_bit(spacing):
+    for seed in range(6):
+        pred, label = (torch.as_tensor(blob(s)) for s in (seed, seed + 100))
+        wanted = compute_hausdorff_distance(
+            pred[None, None], label[None, None], include_background=True, percentile=95, spacing=list(spacing)
+        )
+        assert hausdorff95(pred, label, spacing) == float(wanted)
+
+
 # The metric as the handlers use it.
 
 
@@ -266,3 +277,91 @@ def test_two_dimensional_distances_in_mm():
     matrix = torch.diag(torch.tensor([2.0, 1.0, 1.0, 1.0]))
     assert hd95(MetaTensor(pred[0], affine=matrix)[None], MetaTensor(label[0], affine=matrix)[None]) == [[6.0]]
     assert hd95(pred, label) == [[3.0]]
+
+
+# Sensitivity and specificity.
+
+
+def sensitivity_specificity(pred, label):
+    return SensitivitySpecificity()(pred, label).tolist()
+
+
+@pytest.mark.parametrize(
+    ("pred", "label", "sensitivity", "invented"),
+    [(EMPTY, EMPTY, 1, 0), (EMPTY, SOME, 0, 0), (SOME, EMPTY, 0, 64), (SOME, SOME, 1, 0), (OTHER, SOME, 0, 8)],
+    ids=["both empty", "missed", "invented", "equal", "beside"],
+)
+def test_sensitivity_and_specificity_of_empty_regions_are_numbers(pred, label, sensitivity, invented):
+    negative = label.size - label.sum()
+    wanted = [[sensitivity, pytest.approx((negative - invented) / negative)]]
+    assert sensitivity_specificity(regions(pred), regions(label)) == wanted
+
+
+def test_sensitivity_and_specificity_of_a_region_that_fills_the_grid():
+    full = np.ones(SIZE, bool)
+    assert sensitivity_specificity(regions(full), regions(full)) == [[1, 1]]
+    assert sensitivity_specificity(regions(EMPTY), regions(full)) == [[0, 1]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_specificity_of_a_cut_map_is_that_of_the_whole_grid(seed):
+    pred, label = blob(seed) & box((2, 2, 2), (9, 9, 9)), blob(seed + 100) & box((4, 2, 2), (9, 9, 9))
+    whole = {"pred": regions(pred, spacing=(1, 1, 1))[0], "label": regions(label, spacing=(1, 1, 1))[0]}
+    cut = CropToLesiond(["pred", "label"])(whole)
+    assert cut["label"].shape[1:] != SIZE
+    found, invented, negative = (pred & label).sum(), (pred & ~label).sum(), (~label).sum()
+    wanted = [[pytest.approx(found / label.sum()), pytest.approx((negative - invented) / negative)]]
+    assert sensitivity_specificity([cut["pred"]], [cut["label"]]) == wanted
+    assert sensitivity_specificity(whole["pred"][None], whole["label"][None]) == wanted
+
+
+# Surface Dice.
+
+
+def surface_dice(pred, label, tolerances=(0.5, 1.0)):
+    return SurfaceDice(tolerances)(pred, label).tolist()
+
+
+@pytest.mark.parametrize(
+    ("pred", "label", "score"),
+    [(EMPTY, EMPTY, 1), (EMPTY, SOME, 0), (SOME, EMPTY, 0), (SOME, SOME, 1), (OTHER, SOME, 0)],
+    ids=["both empty", "missed", "invented", "equal", "far"],
+)
+def test_surface_dice_of_empty_regions_is_a_number(pred, label, score):
+    assert surface_dice(regions(pred), regions(label)) == [[score, score]]
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("seed", range(4))
+def test_surface_dice_of_random_regions_is_monais(seed, spacing):
+    """MONAI's function is that of DeepMind's package surface-distance."""
+    pred, label, tolerances = blob(seed), blob(seed + 100), [0.5, 1.0, 2.0, 3.3]
+    masks = (torch.as_tensor(mask).expand(1, 4, *SIZE) for mask in (pred, label))
+    wanted = compute_surface_dice(*masks, tolerances, include_background=True, spacing=spacing, use_subvoxels=True)
+    assert 0 < wanted[0, 0] < wanted[0, 3] < 1
+    found = surface_dice(regions(pred, spacing=spacing), regions(label, spacing=spacing), tolerances)
+    assert found == [pytest.approx(wanted[0].tolist(), rel=1e-5)]
+
+
+@pytest.mark.parametrize("error", [-1e-6, 0, 1e-6])
+def test_a_shift_of_one_voxel_is_within_one_millimeter_whatever_the_affines_rounding(error):
+    pred, label = box((4, 4, 4), (6, 6, 6)), box((5, 4, 4), (6, 6, 6))
+    spacing = (1 + error, 1.0, 1.0)
+    near, far = surface_dice(regions(pred, spacing=spacing), regions(label, spacing=spacing))[0]
+    assert 0.5 < near < 0.8 and far == 1
+
+
+def test_surface_dice_in_two_dimensions():
+    """Two squares of 36 pixels are shifted by one. Of both outlines, the sides along the shift coincide."""
+    pred, label = torch.zeros(1, 2, 20, 20), torch.zeros(1, 2, 20, 20)
+    pred[0, 1, 4:10, 4:10] = label[0, 1, 5:11, 4:10] = 1
+    wanted = compute_surface_dice(pred, label, [0.5], spacing=[1.0, 1.0], use_subvoxels=True)
+    assert surface_dice(pred, label, [0.5, 1.0]) == [[pytest.approx(float(wanted)), 1.0]]
+
+
+def test_two_scores_of_a_metric_have_names_of_their_own():
+    names = [f"{score}_{region}" for score in ("near", "far") for region in ("ET", "TC")]
+    metric = SurfaceDice([0.5, 1.0], reduction="mean_batch", return_with_label=names)
+    metric(regions(SOME, EMPTY), regions(SOME, SOME))
+    metric(regions(EMPTY, EMPTY), regions(SOME, EMPTY))
+    assert metric.aggregate() == {"near_ET": 0.5, "near_TC": 0.5, "far_ET": 0.5, "far_TC": 0.5}

@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Sequence
 
 from scripts import command
-from scripts.benchmark import case, cohort, network, pipeline, plot, postprocessing, ranks, training
+from scripts.benchmark import case, cohort, network, pipeline, plot, postprocessing, ranks, scores, training
 
 SUBCOMMANDS = {
     "network": network,
@@ -16,6 +16,7 @@ SUBCOMMANDS = {
     "pipeline": pipeline,
     "training": training,
     "postprocessing": postprocessing,
+    "scores": scores,
     "cohort": cohort,
     "ranks": ranks,
     "plot": plot,

@@ -145,7 +145,8 @@ def check_case(item: Mapping[str, Any], channel_order: Sequence[str] = CHANNEL_O
             check_grid(path, opened, *first)
             voxels = voxels_of(opened, path)
             if opened is first[1]:
-                checksum = hashlib.sha256(voxels.tobytes()).hexdigest()
+                # In NIfTI files the first axis runs fastest, so this order needs no copy voxel by voxel.
+                checksum = hashlib.sha256(voxels.tobytes(order="F")).hexdigest()
             check_image(path, voxels)
             if four_dimensional:
                 images = {sequence: voxels[..., number] for number, sequence in enumerate(channel_order)}
@@ -159,7 +160,8 @@ def check_case(item: Mapping[str, Any], channel_order: Sequence[str] = CHANNEL_O
         with found.collecting():
             label = read_image(path)
             voxels = voxels_of(label, path)
-            values = np.unique(voxels)
+            # Few voxels are not 0, and only those need sorting.
+            values = np.unique(voxels[voxels != 0])
             et_values = {value for value in ET_LABELS if value in values}
             if first is not None and not check_grid(path, label, *first, label=True):
                 found.add(
@@ -201,7 +203,9 @@ def check_image(path: str, voxels: np.ndarray) -> None:
         scripts.errors.InputError: p1_t2.nii: empty, every voxel is 0; export the sequence again.
     """
     channels = np.moveaxis(voxels, -1, 0) if voxels.ndim == 4 else voxels[None]
-    insides = [channel[channel != 0] for channel in channels]
+    # In the order of the memory, a voxel takes a fraction of the time.
+    flat = [channel.ravel(order="K") for channel in channels]
+    insides = [channel[channel != 0] for channel in flat]
     for number, inside in sorted(enumerate(insides), key=lambda pair: len(pair[1])):
         where = f"channel {number} is " if voxels.ndim == 4 else ""
         if not inside.size:

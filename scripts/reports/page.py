@@ -193,15 +193,17 @@ def _case_table(case: Case) -> str:
 
 
 def _number(measure: str, value: float) -> str:
-    """A value as text: volumes in cm^3, distances with two digits, others with three.
+    """A value as text: volumes in cm^3, distances with two digits, specificities with four, others with three.
 
     Example:
-        >>> _number("dice", 0.5), _number("hd95", 3), _number("volume", 2500)
-        ('0.500', '3.00', '2.50')
+        >>> _number("dice", 0.5), _number("hd95", 3), _number("volume", 2500), _number("specificity", 0.9998)
+        ('0.500', '3.00', '2.50', '0.9998')
     """
     if measure in VOLUMES:
         return f"{value / plots.MM3_IN_CM3:.2f}"
-    return f"{value:.2f}" if measure.startswith("hd95") else f"{value:.3f}"
+    if measure == "specificity":
+        return f"{value:.4f}"
+    return f"{value:.2f}" if measure.endswith("hd95") else f"{value:.3f}"
 
 
 def _statistic(measure: str, text: str) -> str:
@@ -271,7 +273,7 @@ def _scores(run: Run, cases: Sequence[Case]) -> str:
         title = f"{plots.title_of(measure)}, {region}" if region in REGIONS else name
         rows.append([title, *(_statistic(measure, row[column]) for row in summary)])
     columns = list(cases[0].scores)
-    measures = plots.measures_of(columns)
+    measures = [measure for measure in plots.measures_of(columns) if measure not in plots.MINOR_MEASURES]
     drawn = [plots.distributions(cases, measure) for measure in measures]
     if all(f"{volume}_{REGIONS[0]}" in columns for volume in VOLUMES):
         drawn.append(plots.volumes_compared(cases))

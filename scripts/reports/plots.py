@@ -29,10 +29,16 @@ MOST_POINTS = 400
 MEASURES = {
     "dice": ("Dice", ""),
     "hd95": ("HD95", "mm"),
+    "surface_dice_0.5mm": ("surface Dice at 0.5 mm", ""),
+    "surface_dice_1mm": ("surface Dice at 1 mm", ""),
+    "lesion_dice": ("lesion-wise Dice", ""),
+    "lesion_hd95": ("lesion-wise HD95", "mm"),
     "volume": ("volume", "cm³"),
     "reference_volume": ("reference volume", "cm³"),
 }
 MM3_IN_CM3 = 1000.0
+# Measures that say little more than the Dice of a case. The summary and the case itself show them, which is enough.
+MINOR_MEASURES = ("sensitivity", "specificity", "surface_dice_0.5mm", "surface_dice_1mm")
 
 
 def measures_of(columns: Sequence[str]) -> list[str]:
@@ -115,7 +121,7 @@ def distributions(cases: Sequence[Case], measure: str) -> str:
     figure, ax = _figure()
     _boxes(ax, columns)
     ax.set(ylabel=title_of(measure), title=f"{title_of(measure)} by region")
-    if measure == "dice":
+    if measure.endswith("dice"):
         ax.set_ylim(-0.02, 1.02)
     return _svg(figure, f"Distribution of {title_of(measure)} by region over {len(cases)} cases")
 

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from monai.bundle import ConfigParser
-from scipy.stats import bootstrap
 from scripts.brats import REGIONS
+from scripts.comparison import Paired, paired
 from scripts.errors import InputError
 from scripts.files import BUNDLE_ROOT, CONFIGS, save_text
 from scripts.networks.complexity import flops, parameters
@@ -27,6 +26,7 @@ from scripts.studies.plots import Line, Point, curves_figure, flops_figure, save
 
 MEASURES = ("dice", "hd95")
 COLUMNS = tuple(f"{measure}_{region}" for measure in MEASURES for region in REGIONS)
+NO_COMPARISON = Paired(math.nan, math.nan, math.nan, math.nan)
 # Scores of the cases of a run: by case, then by column.
 Scores = dict[str, dict[str, float]]
 
@@ -127,31 +127,6 @@ def differences(seeds: Mapping[int, Scores], others: Mapping[int, Scores]) -> di
     return {column: [_mean(values) for values in cases.values()] for column, cases in found.items()}
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Bootstrap interval (95 %) of the mean of paired differences.
-
-    Args:
-        values: differences, one for each case.
-
-    Returns:
-        The lower and the upper end; NaN if there are fewer than two cases.
-
-    Example:
-        >>> low, high = interval([0.1, 0.2, 0.3, 0.2])
-        >>> 0.1 < low < 0.2 < high < 0.3
-        True
-        >>> interval([0.5, 0.5])
-        (0.5, 0.5)
-    """
-    if len(values) < 2:
-        return math.nan, math.nan
-    if len(set(values)) == 1:
-        # The bootstrap of equal values is degenerate.
-        return values[0], values[0]
-    found = bootstrap((np.asarray(values),), np.mean, rng=np.random.default_rng(0), method="percentile")
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
-
-
 def write_results(study: Study, jobs: Sequence[Job], folder: Path) -> list[Path]:
     """Write the tables and the plots of the finished runs.
 
@@ -223,13 +198,14 @@ def variant_row(results: Sequence[Result], first: Sequence[Result]) -> dict[str,
     row: dict[str, Any] = {"variant": run.variant.name, "seeds": len(seeds), "parameters": parameters, "flops": flops}
     row["training_seconds"] = round(_mean(result.job.seconds("training") for result in results))
     row["curve"] = _mean(result.curve_mean for result in results)
-    paired = differences(seeds, by_seed(first)) if results[0].job.run.variant != first[0].job.run.variant else {}
+    itself = results[0].job.run.variant == first[0].job.run.variant
+    compared = {} if itself else differences(seeds, by_seed(first))
     for column in ("dice", *COLUMNS):
         means = [_mean_of(scores, column) for scores in seeds.values()]
         row[column] = _mean(means)
         row[f"{column}_sd"] = statistics.stdev(means) if len(means) > 1 else math.nan
-        row[f"{column}_difference"] = _mean(paired.get(column, []))
-        row[f"{column}_low"], row[f"{column}_high"] = interval(paired.get(column, []))
+        found = paired(compared[column]) if column in compared else NO_COMPARISON
+        row[f"{column}_difference"], row[f"{column}_low"], row[f"{column}_high"] = found[:3]
     return {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
 
 

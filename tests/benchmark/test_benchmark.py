@@ -13,7 +13,7 @@ from scripts.benchmark import __main__ as benchmark
 from scripts.benchmark.cohort import subset
 from scripts.benchmark.measure import machine, summary, time_side_by_side
 from scripts.benchmark.training import step_flops
-from scripts.data.datalist import unlabeled_items
+from scripts.data.datalist import labeled_items, unlabeled_items
 from scripts.gpu_check import run_step
 from scripts.networks import PriorAttentionNet
 from workflows import CHANNELS, command
@@ -73,6 +73,16 @@ def test_post_processing_in_the_box_gives_the_scores_of_the_whole_grid(small_coh
     whole, box = content["facts"].values()
     assert whole == box and len(whole.split(", ")) == 6
     assert [row["name"] for row in content["rows"]] == ["whole grid", "lesion's box"]
+
+
+def test_every_metric_of_an_evaluation_is_timed_on_every_case(small_cohort, tmp_path):
+    output = tmp_path / "scores.json"
+    assert benchmark.main(["scores", "--dataset_dir", str(small_cohort), "--specks", "3", "--output", str(output)]) == 0
+    rows = json.loads(output.read_text())["rows"]
+    assert [row["name"] for row in rows][-1] == "lesion-wise Dice and HD95" and len(rows) == 5
+    assert {row["cases"] for row in rows} == {len(labeled_items(small_cohort))}
+    with pytest.raises(ValueError, match="no labeled case found; give a folder of labeled cases"):
+        benchmark.main(["scores", "--dataset_dir", str(tmp_path)])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,171 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Compare evaluations of the same cases: `python -m scripts.compare A/scores.csv B/scores.csv`.
+
+For each score and region it prints the mean of each run, the mean difference from the first run with a bootstrap
+interval, and the p-value of a paired test.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from scripts import command
+from scripts.brats import REGIONS
+from scripts.comparison import Evaluation, Row, compare, csv_rows, read_evaluations
+from scripts.errors import InputError
+from scripts.files import keep_earlier, replacing, save_text
+from scripts.reports.plots import title_of
+
+# Colors of the runs (Okabe and Ito). The order of the boxes tells the runs apart, too.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#999999")
+# Plots beside each other.
+MOST_BESIDE = 3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    parser = command.parser("compare", __doc__)
+    parser.add_argument("evaluations", type=Path, nargs="+", help="files scores.csv, or their folders; two or more")
+    parser.add_argument("--names", nargs="+", help="names of the runs (default: names of their folders)")
+    parser.add_argument(
+        "--scores", nargs="+", dest="measures", help="scores to compare, such as dice hd95 (default: all)"
+    )
+    parser.add_argument("-o", "--output", type=Path, help="CSV file to write")
+    parser.add_argument("--plot", type=Path, help="PNG file to write, with the scores of all cases as boxes")
+    args = parser.parse_args(argv)
+    for option, path in (("--output", args.output), ("--plot", args.plot)):
+        if path is not None and path.is_dir():
+            raise InputError(f"{path}: a folder; give {option} the name of a file.")
+    evaluations = read_evaluations(args.evaluations, args.names)
+    rows = compare(evaluations, args.measures)
+    print_table(rows, len(evaluations[0].scores))
+    if args.output is not None:
+        _keep(args.output)
+        save_text(_csv_text(rows, len(evaluations[0].scores)), args.output)
+        print(args.output)
+    if args.plot is not None:
+        _keep(args.plot)
+        with replacing(args.plot) as temporary:
+            draw(evaluations, list(dict.fromkeys(row.measure for row in rows))).savefig(
+                temporary, dpi=110, format="png"
+            )
+        print(args.plot)
+    return 0
+
+
+def _keep(path: Path) -> None:
+    if (kept := keep_earlier(path)) is not None:
+        print(f"kept the earlier file as {kept.name}")
+
+
+def _csv_text(rows: Sequence[Row], cases: int) -> str:
+    text, table = io.StringIO(), csv_rows(rows, cases)
+    writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    return text.getvalue()
+
+
+def print_table(rows: Sequence[Row], cases: int) -> None:
+    """Print the comparison.
+
+    Args:
+        rows: the rows of the comparison.
+        cases: number of cases.
+    """
+    table = Table(
+        title=f"{cases} case{'s' * (cases != 1)}; differences from {rows[0].run}",
+        caption="interval: bootstrap over the cases, 95 %; p: Wilcoxon's signed-rank test, paired, not corrected",
+    )
+    for name in ("score", "region", "run"):
+        table.add_column(name)
+    for name in ("mean", "difference", "interval", "p"):
+        table.add_column(name, justify="right")
+    runs = len({row.run for row in rows})
+    for number, row in enumerate(rows):
+        first = number % runs == 0
+        digits = 2 if row.measure.endswith("hd95") else 4 if row.measure == "specificity" else 3
+        cells = ["", "", ""]
+        if row.difference is not None:
+            mean, low, high, p = row.difference
+            interval = "" if math.isnan(low) else f"{low:+.{digits}f} to {high:+.{digits}f}"
+            cells = [f"{mean:+.{digits}f}", interval, "no test" if math.isnan(p) else f"{p:.3g}"]
+        score, region = (title_of(row.measure), row.region) if first else ("", "")
+        table.add_row(
+            score,
+            region,
+            row.run,
+            f"{row.mean:.{digits}f}",
+            *cells,
+            end_section=number % runs == runs - 1 and row.region == REGIONS[-1],
+        )
+    Console().print(table)
+    untested = [row.difference for row in rows if row.difference is not None and math.isnan(row.difference.p)]
+    if untested and cases < 2:
+        print("No test is possible with one case.")
+    elif untested:
+        print("No test is possible where no case differs.")
+
+
+def draw(evaluations: Sequence[Evaluation], measures: Sequence[str]) -> Figure:
+    """Draw the scores of all cases: for each score and region a box for each run, with a point for each case.
+
+    Args:
+        evaluations: the evaluations, of the same cases.
+        measures: the scores to draw.
+    """
+    beside = min(len(measures), MOST_BESIDE)
+    lines = math.ceil(len(measures) / beside)
+    figure = Figure(figsize=(4.2 * beside, 3.2 * lines + 0.4), layout="constrained")
+    axes = list(figure.subplots(lines, beside, squeeze=False).flat)
+    for ax, measure in zip(axes, measures, strict=False):
+        _boxes(ax, evaluations, measure)
+    for ax in axes[len(measures) :]:
+        ax.remove()
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4), frameon=False, markerscale=2)
+    return figure
+
+
+def _boxes(ax: Axes, evaluations: Sequence[Evaluation], measure: str) -> None:
+    # The same cases lie at the same places in each drawing.
+    generator = np.random.default_rng(0)
+    width = 0.8 / len(evaluations)
+    for number, evaluation in enumerate(evaluations):
+        color = COLORS[number % len(COLORS)]
+        for place, region in enumerate(REGIONS):
+            values = evaluation.values(f"{measure}_{region}")
+            center = place + (number - (len(evaluations) - 1) / 2) * width
+            ax.boxplot(
+                values,
+                positions=[center],
+                widths=0.8 * width,
+                showfliers=False,
+                medianprops={"color": "black"},
+                boxprops={"color": color},
+                whiskerprops={"color": color},
+                capprops={"color": color},
+            )
+            across = center + generator.uniform(-0.2, 0.2, len(values)) * width
+            label = evaluation.name if place == 0 else None
+            ax.scatter(across, values, color=color, s=9, alpha=0.7, linewidths=0, label=label)
+    ax.set_xticks(range(len(REGIONS)), REGIONS)
+    ax.set_xlim(-0.6, len(REGIONS) - 0.4)
+    ax.set_ylabel(title_of(measure))
+    ax.grid(axis="y", color="#dddddd", linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+if __name__ == "__main__":
+    command.run(main)
