@@ -110,8 +110,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print(f"Stopped; the same command goes on in {folder}.", file=sys.stderr)
             return 130
-        for path in write_results(study, [job for job in jobs if job.finished], folder):
-            print(path)
+        finally:
+            # A study takes hours, so the runs that are finished have their results, too.
+            for path in write_results(study, [job for job in jobs if job.finished], folder):
+                print(path)
     if failed:
         names = ", ".join(job.run.name for job in failed)
         raise InputError(

@@ -307,7 +307,8 @@ def _volumes(cases: Sequence[Case]) -> str:
 
 def _case_order(run: Run, viewers: int) -> str:
     order = "from the worst mean Dice to the best" if run.kind == EVALUATION else "by name"
-    return f"<p>The cases are ordered {order}. The number of cases with a viewer is {viewers}.</p>\n"
+    told = f"<p>The cases are ordered {order}. The number of cases with a viewer is {viewers}.</p>\n"
+    return f'{told}<ul class="legend">{_legend()}</ul>\n'
 
 
 def _overview(run: Run) -> str:
