@@ -85,7 +85,7 @@ FORBIDDEN_IMPORTS = {
 }
 # These files have a reason for their import: files.py names pickle's error, machine.py sets two thresholds of the C
 # library, and the others start this bundle's own commands.
-STARTING = ("demo", "gpu_check", "benchmark/cohort", "benchmark/ranks")
+STARTING = ("demo", "gpu_check", "study", "studies/execution", "benchmark/cohort", "benchmark/ranks")
 ALLOWED = {("scripts/files.py", "pickle"), ("scripts/machine.py", "ctypes")}
 ALLOWED |= {*((f"scripts/{name}.py", "subprocess") for name in STARTING)}
 
