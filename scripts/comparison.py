@@ -23,6 +23,7 @@ RESAMPLES, SEED = 9999, 0
 VOLUME_TOLERANCE_MM3 = 0.01
 # A message names no more than this many cases.
 MOST_NAMED = 3
+# By case, then by column.
 Scores = dict[str, dict[str, float]]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 from scripts.brats import REGIONS
-from scripts.comparison import Paired, paired
+from scripts.comparison import Paired, Scores, paired, read_scores
 from scripts.errors import InputError
 from scripts.files import BUNDLE_ROOT, CONFIGS, save_text
 from scripts.networks.complexity import flops, parameters
@@ -27,8 +27,6 @@ from scripts.studies.plots import Line, Point, curves_figure, flops_figure, save
 MEASURES = ("dice", "hd95")
 COLUMNS = tuple(f"{measure}_{region}" for measure in MEASURES for region in REGIONS)
 NO_COMPARISON = Paired(math.nan, math.nan, math.nan, math.nan)
-# Scores of the cases of a run: by case, then by column.
-Scores = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -69,12 +67,7 @@ def read_result(job: Job) -> Result:
         InputError: a file of the run is missing or damaged.
     """
     path = job.evaluation / SCORES_FILE
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        scores = {row["case"]: {column: float(row[column]) for column in COLUMNS} for row in rows}
-    except (OSError, KeyError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); remove the run's folder and its .json.") from error
+    scores = {case: {column: found[column] for column in COLUMNS} for case, found in read_scores(path).items()}
     if set(scores) != {str(item["case"]) for item in job.run.part.unseen}:
         raise InputError(f"{path}: holds other cases than the study; remove the run's folder and its .json.")
     epochs, values = read_curves(read_run(job.folder)).get("val_mean_dice", ([], []))
