@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,9 +22,13 @@ from scripts.brats import ET_LABELS, SEQUENCES
 from scripts.errors import InputError
 from scripts.workflow.segmentation import Options, segment
 
+PROGRAM = "panet-segment"
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = command.parser("segment", __doc__)
+    if Path(sys.argv[0]).name == PROGRAM:
+        parser.prog = PROGRAM
     parser.add_argument("cases", nargs="*", type=Path, metavar="CASE", help="folder of cases, of one case, or 4-D file")
     for name in SEQUENCES:
         parser.add_argument(f"--{name}", type=Path, help=f"image file of {name}, instead of CASE")

@@ -34,7 +34,7 @@ from scripts.brats import (
     released_file,
     sequence_named,
 )
-from scripts.data.cases import LOOKED_FOR, find_cases, image_files, missing_sequences
+from scripts.data.cases import LOOKED_FOR, NO_FILE, find_cases, image_files, missing_sequences
 from scripts.data.dicom import Choice
 from scripts.data.findings import NOT_PREPARED, Finding, Findings
 from scripts.data.images import read_image, voxels_of
@@ -131,12 +131,13 @@ def check_case(item: Mapping[str, Any], channel_order: Sequence[str] = CHANNEL_O
     found = Findings(str(item["case"]))
     image, four_dimensional = item["image"], isinstance(item["image"], str | Path)
     paths = [str(image)] if four_dimensional else [str(path) for path in image]
-    named = dict(zip(paths, SEQUENCES, strict=False))
+    # A list may name one file for two sequences, which is then found to be the same image twice.
+    given = [(sequence, path) for sequence, path in zip(SEQUENCES, paths, strict=False) if path != NO_FILE]
     first: tuple[str, nib.Nifti1Image] | None = None
     checksum = ""
     images: dict[str, np.ndarray] = {}
     files: dict[str, str] = {}
-    for path in image_files(paths):
+    for sequence, path in given:
         with found.collecting():
             opened = read_image(path, len(SEQUENCES) if four_dimensional else 0)
             if first is None:
@@ -149,10 +150,10 @@ def check_case(item: Mapping[str, Any], channel_order: Sequence[str] = CHANNEL_O
                 checksum = hashlib.sha256(voxels.tobytes(order="F")).hexdigest()
             check_image(path, voxels)
             if four_dimensional:
-                images = {sequence: voxels[..., number] for number, sequence in enumerate(channel_order)}
-                files = {sequence: f"{path}, channel {number}" for number, sequence in enumerate(channel_order)}
+                images = {name: voxels[..., number] for number, name in enumerate(channel_order)}
+                files = {name: f"{path}, channel {number}" for number, name in enumerate(channel_order)}
             else:
-                images[named[path]], files[named[path]] = voxels, path
+                images[sequence], files[sequence] = voxels, path
     et_values: set[int] = set()
     brain = doubt_images(found, images, files, first[1]) if first is not None and images else None
     if "label" in item:

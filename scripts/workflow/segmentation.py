@@ -32,6 +32,7 @@ from scripts.measures import measure
 from scripts.pictures import draw_preview, draw_surface, read_patient
 from scripts.run_record import bundle_version
 from scripts.weights.record import Record, knows_phantoms, read_weights_record
+from scripts.workflow.settings import check_device
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +163,13 @@ def given_case(files: Mapping[str, Path], name: str | None) -> dict[str, Any]:
         {'case': 'ann', 'image': ['b.nii', 'd.nii', 'c.nii', 'a.nii']}
         >>> given_case({"t1": Path("b.nii")}, None)["image"]
         ['b.nii', 'missing', 'missing', 'missing']
+        >>> given_case({"t1": Path("b.nii")}, "../ann")
+        Traceback (most recent call last):
+        scripts.errors.InputError: --name ../ann: results are named after the case; give a name without folders.
     """
+    # A path in the name would let the results leave their folder.
+    if name is not None and (name != Path(name).name or name in ("", "..")):
+        raise InputError(f"--name {name}: results are named after the case; give a name without folders.")
     return {"case": name or "case", "image": [str(files[s]) if s in files else NO_FILE for s in SEQUENCES]}
 
 
@@ -211,6 +218,7 @@ def segment(
             are done.
     """
     options = options or Options()
+    check_device(options.device)
     model, record = weights_to_use(options.model)
     names, settings = configuration_of(record, model, options)
     may_lack = int(record.get("missing_sequences", 0))
@@ -237,7 +245,9 @@ def segment(
         if not label_map.is_file():  # the case failed
             continue
         numbers = label_map.with_name(f"{item['case']}.json")
-        if numbers.is_file() and numbers.stat().st_mtime >= label_map.stat().st_mtime:
+        preview, surface = numbers.with_suffix(".png"), numbers.with_name(f"{item['case']}_3d.png")
+        wanted = [numbers, preview, surface] if options.pictures else [numbers]
+        if all(path.is_file() and path.stat().st_mtime >= label_map.stat().st_mtime for path in wanted):
             results.append(read_json(numbers))
             continue
         result = describe(item, label_map, options.et_label)
@@ -250,8 +260,8 @@ def segment(
         if options.pictures:
             patient = read_patient(item, label_map)
             note = "for research only" + "; weights trained on phantoms" * knows_phantoms(record, only=True)
-            draw_preview(patient, numbers.with_suffix(".png"), note)
-            draw_surface(patient, numbers.with_name(f"{item['case']}_3d.png"), note)
+            draw_preview(patient, preview, note)
+            draw_surface(patient, surface, note)
         # The numbers come last: a case that has them is done.
         save_json(result, numbers)
         results.append(result)

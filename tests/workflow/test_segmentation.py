@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -204,6 +205,8 @@ def test_wrong_input_is_one_line_and_nothing_is_written(change, words, patients,
         (["case", "--name", "ann"], "--name: a CASE has its own name"),
         (["case", "--fast", "--tta"], "--fast and --tta contradict"),
         (["case", "--model", "absent.pt"], "absent.pt: no such file"),
+        (["case", "--device", "banana"], "--device banana: no such device"),
+        (["--t1", "a.nii", "--name", "../ann"], "--name ../ann: results are named after the case"),
         (["--t1", "a.nii"], "a.nii: case lacks t2 and t1ce and flair"),
         (["absent"], "absent: no such folder"),
     ],
@@ -283,3 +286,25 @@ def test_the_command_is_installed():
     assert Path(sys.executable).with_name("panet-segment").exists() or not Path(sys.executable).is_relative_to(
         BUNDLE_ROOT
     )
+
+
+@pytest.mark.slow
+def test_one_file_for_two_sequences_is_refused(patients, options, tmp_path):
+    case = next(patients.iterdir())
+    files = {name: next(case.glob(f"*_{name}.nii.gz")) for name in ("t1", "t2", "flair")}
+    with pytest.raises(InputError, match="is the same image as T1 "):
+        segment([], tmp_path / "out", files={**files, "t1ce": files["t1"]}, options=options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_second_call_draws_the_pictures_that_are_missing(patients, options, tmp_path):
+    case = next(patients.iterdir())
+    (without,) = segment([case], tmp_path / "out", options=options)
+    pictures = [tmp_path / "out" / f"{case.name}{end}.png" for end in ("", "_3d")]
+    assert not any(path.exists() for path in pictures)
+    before = (tmp_path / "out" / f"{case.name}.nii.gz").stat().st_mtime_ns
+    (result,) = segment([case], tmp_path / "out", options=replace(options, pictures=True))
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
+    assert (tmp_path / "out" / f"{case.name}.nii.gz").stat().st_mtime_ns == before
+    assert result["volumes_ml"] == without["volumes_ml"]
