@@ -33,7 +33,15 @@ def _parser() -> argparse.ArgumentParser:
     for name in SEQUENCES:
         parser.add_argument(f"--{name}", type=Path, help=f"image file of {name}, instead of CASE")
     parser.add_argument("--name", help="name of the case that --t1, --t1ce, --t2 and --flair are (default: case)")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write to")
+    parser.add_argument("-o", "--output_dir", type=Path, required=True, help="folder to write to")
+    parser.add_argument(
+        "--overwrite",
+        nargs="?",
+        choices=("True", "False"),
+        const="True",
+        default="False",
+        help="begin anew; what an earlier call has left in the folder is kept under a dated name",
+    )
     parser.add_argument("--model", type=Path, help="weights with their record (default: models/model.pt, else starter)")
     parser.add_argument("--et-label", type=int, choices=ET_LABELS, default=ET_LABELS[-1], help="value of ET to write")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
@@ -81,8 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         uncertainty=args.uncertainty,
         pictures=not args.no_pictures,
         dicom_seg=args.dicom_seg,
+        overwrite=args.overwrite == "True",
     )
-    results: list[dict[str, Any]] = segment(args.cases, args.output, files=files, name=args.name, options=options)
+    results: list[dict[str, Any]] = segment(args.cases, args.output_dir, files=files, name=args.name, options=options)
     for result in results:
         volumes = ", ".join(f"{region} {ml:.1f} ml" for region, ml in result["volumes_ml"].items())
         print(f"{result['label_map']}: {volumes}")

@@ -301,7 +301,7 @@ def check_files(
             found.add(
                 "doubled case name",
                 f"{file}: the case {name} is also in {Path(names[name]).parent}; "
-                "results are named after cases, so keep only one of them below --dataset_dir.",
+                "results are named after cases, so keep only one of them.",
             )
         elif name not in names:
             absent = missing_sequences(item["image"])
@@ -540,7 +540,7 @@ def _bearable(may_lack: int) -> str:
 def nothing_found(dataset_dir: Path, cases: str) -> str:
     """The message about a folder that holds no ``cases``."""
     if not dataset_dir.is_dir():
-        return f"{dataset_dir}: no such folder; set --dataset_dir to a folder of {LOOKED_FOR}."
+        return f"{dataset_dir}: no such folder; give a folder of {LOOKED_FOR}."
     if found := len(find_cases(dataset_dir)):
         return (
             f"{dataset_dir}: {found} cases, but no {cases}; these need a segmentation (seg) beside the sequences, or a "

@@ -124,7 +124,7 @@ def _checked_path(path: PathLike) -> Path:
             "folder in place of a file",
         )
     if not file.is_file():
-        raise InputError(f"{path}: no such file; check the datalist or --dataset_dir.", "absent file")
+        raise InputError(f"{path}: no such file; correct the path, in the datalist if it stands there.", "absent file")
     check_suffix(path)
     if not file.stat().st_size:
         raise InputError(f"{path}: an empty file of 0 bytes; copy it again.", "empty file")

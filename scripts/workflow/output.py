@@ -124,8 +124,10 @@ class Output:
         if configuration.content and file.is_file():
             changed += changed_recipe(configuration.content, file, NOT_OF_THE_MAPS)
         if changed:
+            # A caller may have brought this list; a user knows it as the cases.
+            told = ["cases" if key == "all_cases" else key for key in changed]
             raise InputError(
-                f"{self.folder}: holds an earlier run with other settings ({', '.join(changed)}); choose another "
+                f"{self.folder}: holds an earlier run with other settings ({', '.join(told)}); choose another "
                 "--output_dir, or add --overwrite True (the earlier folder is then kept under a dated name)."
             )
 

@@ -53,6 +53,7 @@ class Options:
         probabilities, uncertainty: also write these maps of each region.
         pictures: write pictures.
         dicom_seg: also write a DICOM Segmentation object; the input must be DICOM.
+        overwrite: begin anew; what an earlier call has left in the folder is kept under a dated name.
     """
 
     model: Path | None = None
@@ -64,6 +65,7 @@ class Options:
     uncertainty: bool = False
     pictures: bool = True
     dicom_seg: bool = False
+    overwrite: bool = False
 
 
 def weights_to_use(model: Path | None) -> tuple[Path, Record]:
@@ -129,6 +131,7 @@ def configuration_of(record: Record, model: Path, options: Options) -> tuple[lis
         "save_probabilities": options.probabilities,
         "save_uncertainty": options.uncertainty,
         "device": device,
+        "overwrite": options.overwrite,
         "prepared_only": True,
         # A thread loads the next case, because a process that has run OpenVINO may crash when it forks.
         "dataloader#_target_": "ThreadDataLoader",

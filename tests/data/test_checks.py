@@ -305,7 +305,7 @@ def test_a_file_of_the_datalist_that_is_absent_is_named(tmp_path):
     file_of(root, "t2").unlink()
     items = split_datalist(root, tmp_path / "list.json")["all"]
     message = refusal(root, items, datalist_file=tmp_path / "list.json")
-    assert message.startswith(f"{file_of(root, 't2')}: no such file; check the datalist")
+    assert message.startswith(f"{file_of(root, 't2')}: no such file; correct the path")
 
 
 # Cases.
@@ -348,7 +348,7 @@ def test_one_case_on_both_sides_of_a_split_is_no_fault(tmp_path):
 
 def test_no_folder_no_case_and_no_label_are_told_apart(tmp_path):
     message = refusal(tmp_path / "absent")
-    assert message.startswith(f"{tmp_path / 'absent'}: no such folder; set --dataset_dir")
+    assert message.startswith(f"{tmp_path / 'absent'}: no such folder; give a folder")
     message = refusal(tmp_path)
     assert message.startswith(f"{tmp_path}: no labeled cases found; looked for ") and "t1ce" in message
     make_case(tmp_path, labels=None)

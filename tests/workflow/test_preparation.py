@@ -46,7 +46,7 @@ def test_a_split_without_training_names_the_datalist(tmp_path, data):
 
 
 def test_a_folder_without_cases_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(InputError, match="no such folder; set --dataset_dir"):
+    with pytest.raises(InputError, match="no such folder; give a folder"):
         prepare(split_datalist(tmp_path / "no"), tmp_path / "no", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -308,3 +308,16 @@ def test_a_second_call_draws_the_pictures_that_are_missing(patients, options, tm
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
     assert (tmp_path / "out" / f"{case.name}.nii.gz").stat().st_mtime_ns == before
     assert result["volumes_ml"] == without["volumes_ml"]
+
+
+@pytest.mark.slow
+def test_another_patient_in_the_same_folder_is_refused_with_a_remedy_that_works(patients, options, tmp_path):
+    first, second = sorted(patients.iterdir())[:2]
+    segment([first], tmp_path / "out", options=options)
+    with pytest.raises(InputError, match=r"other settings \(cases\); choose another --output_dir, or add --overwrite"):
+        segment([second], tmp_path / "out", options=options)
+    arguments = [str(second), "--output_dir", str(tmp_path / "out"), "--model", str(options.model), "--device", "cpu"]
+    assert command.main([*arguments, "--no-pictures", "--overwrite", "True"]) == 0
+    assert (tmp_path / "out" / f"{second.name}.nii.gz").is_file()
+    (kept,) = [path for path in tmp_path.iterdir() if path.name != "out"]
+    assert (kept / f"{first.name}.nii.gz").is_file()
