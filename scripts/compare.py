@@ -8,8 +8,6 @@ interval, and the p-value of a paired test.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +21,8 @@ from scripts import command
 from scripts.brats import REGIONS
 from scripts.comparison import Evaluation, Row, compare, csv_rows, read_evaluations
 from scripts.errors import InputError
-from scripts.files import keep_earlier, replacing, save_text
-from scripts.reports.plots import title_of
+from scripts.files import keep_earlier, replacing, save_csv
+from scripts.reports.plots import style_axes, title_of
 
 # Colors of the runs (Okabe and Ito). The order of the boxes tells the runs apart, too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#999999")
@@ -51,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_table(rows, len(evaluations[0].scores))
     if args.output is not None:
         _keep(args.output)
-        save_text(_csv_text(rows, len(evaluations[0].scores)), args.output)
+        table = csv_rows(rows, len(evaluations[0].scores))
+        save_csv(list(table[0]), [row.values() for row in table], args.output)
         print(args.output)
     if args.plot is not None:
         _keep(args.plot)
@@ -66,14 +65,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _keep(path: Path) -> None:
     if (kept := keep_earlier(path)) is not None:
         print(f"kept the earlier file as {kept.name}")
-
-
-def _csv_text(rows: Sequence[Row], cases: int) -> str:
-    text, table = io.StringIO(), csv_rows(rows, cases)
-    writer = csv.DictWriter(text, list(table[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    return text.getvalue()
 
 
 def print_table(rows: Sequence[Row], cases: int) -> None:
@@ -162,9 +153,7 @@ def _boxes(ax: Axes, evaluations: Sequence[Evaluation], measure: str) -> None:
     ax.set_xticks(range(len(REGIONS)), REGIONS)
     ax.set_xlim(-0.6, len(REGIONS) - 0.4)
     ax.set_ylabel(title_of(measure))
-    ax.grid(axis="y", color="#dddddd", linewidth=0.6)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
+    style_axes(ax)
 
 
 if __name__ == "__main__":

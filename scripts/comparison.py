@@ -86,6 +86,17 @@ def paired(differences: Sequence[float]) -> Paired:
     return Paired(mean, float(interval.low), float(interval.high), p)
 
 
+def measures_of(columns: Sequence[str]) -> list[str]:
+    """The measures that have a column for each region, without the volumes, in their order.
+
+    Example:
+        >>> measures_of(["dice_ET", "dice_TC", "dice_WT", "volume_ET", "volume_TC", "volume_WT", "seconds"])
+        ['dice']
+    """
+    found = dict.fromkeys(name.rpartition("_")[0] for name in columns)
+    return [m for m in found if "volume" not in m and all(f"{m}_{region}" in columns for region in REGIONS)]
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """The scores of a run.
@@ -108,8 +119,7 @@ class Evaluation:
     @property
     def measures(self) -> list[str]:
         """The measures that have a column for each region, without volumes."""
-        measures = dict.fromkeys(column.rpartition("_")[0] for column in self.columns)
-        return [m for m in measures if "volume" not in m and all(f"{m}_{r}" in self.columns for r in REGIONS)]
+        return measures_of(self.columns)
 
     def values(self, column: str) -> np.ndarray:
         """The scores of a column, of shape (cases,), in the order of the cases' names."""

@@ -7,16 +7,18 @@ Such a file is written beside its place and then moved there.
 
 from __future__ import annotations
 
+import csv
 import errno
 import glob
 import hashlib
+import io
 import json
 import os
 import pickle
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -112,6 +114,24 @@ def save_text(text: str, path: str | Path) -> None:
     """Write UTF-8 text and move the file into place."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def save_csv(header: Sequence[str], rows: Iterable[Iterable[Any]], path: str | Path) -> None:
+    """Write a CSV file as a whole or not at all.
+
+    Args:
+        header: names of the columns.
+        rows: the cells of each row.
+        path: the file.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    save_text(text.getvalue(), path)
 
 
 def save_json(value: Any, path: str | Path) -> None:

@@ -5,8 +5,6 @@
 from __future__ import annotations
 
 import atexit
-import csv
-import io
 import logging
 import math
 import sys
@@ -28,7 +26,7 @@ from rich.table import Table
 from scripts.brats import REGIONS
 from scripts.distributed import on_any_rank, rank, unwrap
 from scripts.errors import InputError
-from scripts.files import save_text
+from scripts.files import save_csv
 from scripts.losses import PriorAttentionLoss
 from torch.utils.tensorboard import SummaryWriter
 
@@ -373,11 +371,11 @@ class EvaluationReport:
             columns |= {f"{of}_{region}": volumes[:, i * len(REGIONS) + j] for j, region in enumerate(REGIONS)}
 
         rows = [[cases[i], *(f"{values[i]:.4f}" for values in columns.values())] for i in order]
-        _save_csv(self.output_dir / "scores.csv", ["case", *columns], rows)
+        save_csv(["case", *columns], rows, self.output_dir / "scores.csv")
         summary = {name: summarize(values) for name, values in columns.items()}
         statistics = list(next(iter(summary.values())))
         rows = [[s, *(f"{values[s]:.4f}" for values in summary.values())] for s in statistics]
-        _save_csv(self.output_dir / "summary.csv", ["statistic", *columns], rows)
+        save_csv(["statistic", *columns], rows, self.output_dir / "summary.csv")
         self._print(summary, statistics, len(cases))
 
     def _print(self, summary: dict[str, dict[str, float]], statistics: list[str], count: int) -> None:
@@ -411,11 +409,3 @@ def summarize(values: np.ndarray) -> dict[str, float]:
         "quartile1": float(low),
         "quartile3": float(high),
     }
-
-
-def _save_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    save_text(text.getvalue(), path)

@@ -478,10 +478,19 @@ def _release_of(entry: Mapping[str, Any], image: str | Sequence[str], first: str
     return found.release if found else None
 
 
+def is_plain_name(name: str) -> bool:
+    """Whether a case may have this name. Results are named after it, and a path would let them leave their folder.
+
+    Example:
+        >>> is_plain_name("p.1"), is_plain_name("../p1"), is_plain_name("..")
+        (True, False, False)
+    """
+    return name not in ("", ".", "..") and name == Path(name).name
+
+
 def _plain_name(entry: Mapping[str, Any], path: Path, default: str) -> str:
     name = entry.get("case", default)
-    # Results are named after the case, and a path in the name would let them leave their folder.
-    if not isinstance(name, str) or not name or name in (".", "..") or name != Path(name).name:
+    if not isinstance(name, str) or not is_plain_name(name):
         raise InputError(f"{path}: 'case' must be a plain name: {entry}")
     return name
 

@@ -15,6 +15,7 @@ from string import Template
 from typing import Any
 
 from scripts.brats import REGIONS, SEQUENCE_TITLES, SEQUENCES
+from scripts.comparison import measures_of
 from scripts.data.cases import NO_FILE
 from scripts.errors import InputError
 from scripts.files import read_json
@@ -185,7 +186,7 @@ def _card(number: int, case: Case, figure: str, note: str) -> str:
 
 
 def _case_table(case: Case) -> str:
-    measures = [m for m in (*plots.measures_of(list(case.scores)), *VOLUMES) if f"{m}_{REGIONS[0]}" in case.scores]
+    measures = [m for m in (*measures_of(list(case.scores)), *VOLUMES) if f"{m}_{REGIONS[0]}" in case.scores]
     if not measures:
         return ""
     rows = [[region, *(_number(m, case.scores[f"{m}_{region}"]) for m in measures)] for region in REGIONS]
@@ -273,7 +274,7 @@ def _scores(run: Run, cases: Sequence[Case]) -> str:
         title = f"{plots.title_of(measure)}, {region}" if region in REGIONS else name
         rows.append([title, *(_statistic(measure, row[column]) for row in summary)])
     columns = list(cases[0].scores)
-    measures = [measure for measure in plots.measures_of(columns) if measure not in plots.MINOR_MEASURES]
+    measures = [measure for measure in measures_of(columns) if measure not in plots.MINOR_MEASURES]
     drawn = [plots.distributions(cases, measure) for measure in measures]
     if all(f"{volume}_{REGIONS[0]}" in columns for volume in VOLUMES):
         drawn.append(plots.volumes_compared(cases))

@@ -41,17 +41,6 @@ MM3_IN_CM3 = 1000.0
 MINOR_MEASURES = ("sensitivity", "specificity", "surface_dice_0.5mm", "surface_dice_1mm")
 
 
-def measures_of(columns: Sequence[str]) -> list[str]:
-    """The measures that have a column for each region, without the volumes, in their order.
-
-    Example:
-        >>> measures_of(["dice_ET", "dice_TC", "dice_WT", "volume_ET", "volume_TC", "volume_WT", "seconds"])
-        ['dice']
-    """
-    found = dict.fromkeys(name.rpartition("_")[0] for name in columns)
-    return [m for m in found if "volume" not in m and all(f"{m}_{region}" in columns for region in REGIONS)]
-
-
 def title_of(measure: str) -> str:
     """Title of a measure with its unit.
 
@@ -173,10 +162,15 @@ def _boxes(ax: Axes, columns: Mapping[str, Sequence[float]]) -> None:
 def _figure() -> tuple[Figure, Axes]:
     figure = Figure(figsize=(4.6, 3.2), layout="constrained")
     ax = figure.subplots()
+    style_axes(ax)
+    return figure, ax
+
+
+def style_axes(ax: Axes) -> None:
+    """Give a plot horizontal lines behind its marks, and no frame above and on the right."""
     ax.grid(axis="y", color="#dddddd", linewidth=0.6)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
-    return figure, ax
 
 
 def _svg(figure: Figure, label: str) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scripts.files import replacing
+from scripts.reports.plots import style_axes
 from scripts.reports.runs import Curve
 
 # Ten colors that can be told apart, and as many markers for those who cannot tell them.
@@ -127,7 +128,5 @@ def _style(number: int) -> dict[str, Any]:
 def _figure() -> tuple[Figure, Axes]:
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    style_axes(axes)
     return figure, axes

@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +15,7 @@ from monai.bundle import ConfigParser
 from scripts.brats import REGIONS
 from scripts.comparison import Paired, Scores, paired, read_scores
 from scripts.errors import InputError
-from scripts.files import BUNDLE_ROOT, CONFIGS, save_text
+from scripts.files import BUNDLE_ROOT, CONFIGS, save_csv, save_text
 from scripts.networks.complexity import flops, parameters
 from scripts.reports.runs import SCORES_FILE, Curve, read_curves, read_run
 from scripts.studies.execution import Job
@@ -141,8 +139,9 @@ def write_results(study: Study, jobs: Sequence[Job], folder: Path) -> list[Path]
         return []
     rows = {name: variant_row(found, grouped[next(iter(grouped))]) for name, found in grouped.items()}
     paths = [folder / name for name in ("study.csv", "summary.csv", "study.md", "dice_flops.png")]
-    save_text(_csv([run_row(result, rows[result.job.run.variant.name]) for result in results]), paths[0])
-    save_text(_csv(list(rows.values())), paths[1])
+    runs = [run_row(result, rows[result.job.run.variant.name]) for result in results]
+    for path, table in zip(paths, (runs, list(rows.values())), strict=False):
+        save_csv(list(table[0]), [row.values() for row in table], path)
     titles = {variant.name: variant.title for variant in study.variants}
     save_text(_markdown(rows, titles, results), paths[2])
     points = [
@@ -200,14 +199,6 @@ def variant_row(results: Sequence[Result], first: Sequence[Result]) -> dict[str,
         found = paired(compared[column]) if column in compared else NO_COMPARISON
         row[f"{column}_difference"], row[f"{column}_low"], row[f"{column}_high"] = found[:3]
     return {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _markdown(rows: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str], results: Sequence[Result]) -> str:

@@ -20,7 +20,7 @@ from scripts import networks
 from scripts.brats import ET_LABELS, SEQUENCES
 from scripts.data.cases import NO_FILE, image_files, missing_sequences
 from scripts.data.checks import check_files, nothing_found, refuse_errors
-from scripts.data.datalist import unlabeled_items
+from scripts.data.datalist import is_plain_name, unlabeled_items
 from scripts.data.findings import CHOICES
 from scripts.data.images import read_image, voxels_of
 from scripts.errors import InputError, input_error_behind
@@ -170,8 +170,7 @@ def given_case(files: Mapping[str, Path], name: str | None) -> dict[str, Any]:
         Traceback (most recent call last):
         scripts.errors.InputError: --name ../ann: results are named after the case; give a name without folders.
     """
-    # A path in the name would let the results leave their folder.
-    if name is not None and (name != Path(name).name or name in ("", "..")):
+    if name is not None and not is_plain_name(name):
         raise InputError(f"--name {name}: results are named after the case; give a name without folders.")
     return {"case": name or "case", "image": [str(files[s]) if s in files else NO_FILE for s in SEQUENCES]}
 
