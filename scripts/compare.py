@@ -12,7 +12,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -22,7 +21,7 @@ from scripts.brats import REGIONS
 from scripts.comparison import Evaluation, Row, compare, csv_rows, read_evaluations
 from scripts.errors import InputError
 from scripts.files import keep_earlier, replacing, save_csv
-from scripts.reports.plots import style_axes, title_of
+from scripts.reports.plots import draw_box, style_axes, title_of
 
 # Colors of the runs (Okabe and Ito). The order of the boxes tells the runs apart, too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#999999")
@@ -129,27 +128,14 @@ def draw(evaluations: Sequence[Evaluation], measures: Sequence[str]) -> Figure:
 
 
 def _boxes(ax: Axes, evaluations: Sequence[Evaluation], measure: str) -> None:
-    # The same cases lie at the same places in each drawing.
-    generator = np.random.default_rng(0)
     width = 0.8 / len(evaluations)
     for number, evaluation in enumerate(evaluations):
         color = COLORS[number % len(COLORS)]
         for place, region in enumerate(REGIONS):
             values = evaluation.values(f"{measure}_{region}")
             center = place + (number - (len(evaluations) - 1) / 2) * width
-            ax.boxplot(
-                values,
-                positions=[center],
-                widths=0.8 * width,
-                showfliers=False,
-                medianprops={"color": "black"},
-                boxprops={"color": color},
-                whiskerprops={"color": color},
-                capprops={"color": color},
-            )
-            across = center + generator.uniform(-0.2, 0.2, len(values)) * width
             label = evaluation.name if place == 0 else None
-            ax.scatter(across, values, color=color, s=9, alpha=0.7, linewidths=0, label=label)
+            draw_box(ax, values, center, 0.8 * width, color, color=color, s=9, alpha=0.7, label=label)
     ax.set_xticks(range(len(REGIONS)), REGIONS)
     ax.set_xlim(-0.6, len(REGIONS) - 0.4)
     ax.set_ylabel(title_of(measure))

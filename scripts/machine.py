@@ -63,9 +63,15 @@ def computes_in(device: torch.device | str, dtype: str) -> bool:
     return kind == "cuda"
 
 
-def processors() -> int:
-    """Number of processors that this process may use. A scheduler may limit it."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def processors(most: float = math.inf) -> int:
+    """Number of processors that this process may use, which a scheduler may limit, or ``most`` if that is less.
+
+    Example:
+        >>> processors(most=1)
+        1
+    """
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(min(found, most))
 
 
 def container_memory() -> float:

@@ -51,7 +51,7 @@ def without_secrets(text: str) -> str:
 
 
 def command_line(arguments: Sequence[str] | None = None) -> str:
-    """The command that started this process, as a shell takes it. Secrets in it become stars.
+    """The command that started this process. It can be pasted into a shell. Secrets in it become stars.
 
     Args:
         arguments: interpreter and arguments; None for those of this process.
@@ -59,6 +59,8 @@ def command_line(arguments: Sequence[str] | None = None) -> str:
     Example:
         >>> command_line(["/usr/bin/python3", "-m", "monai.bundle", "run", "--output_dir", "my run", "--token", "abc"])
         "python -m monai.bundle run --output_dir 'my run' --token '***'"
+        >>> print(command_line(["python3", "run.py", "--config_file", "['train.json','evaluate.json']"]))
+        python run.py --config_file "['train.json','evaluate.json']"
     """
     own = list(sys.orig_argv if arguments is None else arguments)[1:]
     for index, argument in enumerate(own):
@@ -68,7 +70,15 @@ def command_line(arguments: Sequence[str] | None = None) -> str:
                 own[index] = f"{name}=***"
             elif index + 1 < len(own):
                 own[index + 1] = "***"
-    return without_secrets(shlex.join(["python", *own]))
+    return without_secrets(" ".join(["python", *map(_quoted, own)]))
+
+
+def _quoted(argument: str) -> str:
+    # shlex would break single quotes up. Within double quotes a shell replaces "!", which cannot be escaped there.
+    if "'" not in argument or "!" in argument:
+        return shlex.quote(argument)
+    escaped = re.sub(r'([\\"$`])', r"\\\1", argument)
+    return f'"{escaped}"'
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:

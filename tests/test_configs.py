@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 from pathlib import Path
 from pydoc import locate
@@ -14,6 +15,7 @@ import pytest
 import yaml
 from monai.bundle import ComponentLocator, ConfigParser, ConfigWorkflow
 from scripts.workflow.settings import READ_BY_MONAI
+from tiny import make_cases
 from workflows import listed
 
 ROOT = Path(__file__).parent.parent
@@ -284,6 +286,29 @@ def test_properties_can_be_set():
     made.initialize()
     assert made.trainer.state.max_epochs == 7
     assert made.parser.get_parsed_content("lr_scheduler").max_epochs == 7
+
+
+@pytest.mark.parametrize(
+    "names", [["train.json"], ["train.json", "evaluate.json"], ["inference.json", "inference_pipelined.yaml"]]
+)
+@pytest.mark.parametrize(("free", "workers"), [(1, 1), (2, 2), (16, 4)])
+def test_no_more_workers_load_cases_than_there_are_processors(names, free, workers, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(free)))
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / name) for name in names])
+    assert parser.get_parsed_content("num_workers") == workers
+    # A number on the command line counts as it is.
+    parser["num_workers"] = 7
+    assert parser.get_parsed_content("num_workers") == 7
+
+
+@pytest.mark.parametrize("cases", ["all", "validation"])
+def test_an_evaluation_of_all_cases_makes_no_split(cases, tmp_path, caplog):
+    data = make_cases(tmp_path / "data", 5)
+    place = {"bundle_root": str(ROOT), "dataset_dir": str(data), "output_dir": str(tmp_path / "out")}
+    made = workflow(["train.json", "evaluate.json"], "train", **place, num_workers=0, cases=cases)
+    assert len(made.val_dataset_data) == {"all": 5, "validation": 1}[cases]
+    assert ("there is no split, so a new one is made" in caplog.text) == (cases == "validation")
 
 
 @pytest.mark.parametrize("lesion_wise", [False, True])

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 import torch
-from scripts.machine import keep_freed_memory
+from scripts.machine import keep_freed_memory, processors
 from workflows import CONFIGS, ROOT
 
 GLIBC = platform.libc_ver()[0] == "glibc"
@@ -71,3 +71,9 @@ def test_every_workflow_does_so_before_anything_large():
         assert first["_target_"] == "scripts.workflow.settings.check_settings"
         wanted = {"_target_": "scripts.machine.keep_freed_memory", "device": "@device"}
         assert {key: second[key] for key in wanted} == wanted
+
+
+@pytest.mark.parametrize(("free", "most", "number"), [(1, 4, 1), (3, 4, 3), (16, 4, 4)])
+def test_a_number_of_processors_may_have_a_limit(free, most, number, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(free)))
+    assert (processors(), processors(most)) == (free, number)

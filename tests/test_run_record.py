@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
 import sys
 
 import pytest
@@ -31,6 +32,24 @@ def test_the_command_is_that_of_this_process(tmp_path):
 )
 def test_secrets_become_stars(given, recorded):
     assert command_line(["/usr/bin/python3", "run.py", *given]) == f"python run.py {recorded}"
+
+
+@pytest.mark.parametrize(
+    ("argument", "recorded"),
+    [
+        ("['a.json','b.yaml']", "\"['a.json','b.yaml']\""),
+        ("$@a['b']", "\"\\$@a['b']\""),
+        ('it\'s "so" `now` \\ here', '"it\'s \\"so\\" \\`now\\` \\\\ here"'),
+        ("$@a", "'$@a'"),
+        ("it's so!", "'it'\"'\"'s so!'"),
+        ("two  spaces\nand a line", "'two  spaces\nand a line'"),
+    ],
+)
+def test_a_shell_takes_the_command_as_it_was_given(argument, recorded):
+    command = command_line(["python3", "run.py", "--x", argument])
+    assert command == f"python run.py --x {recorded}"
+    shown = subprocess.run(["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True, check=True)
+    assert shown.stdout.split("\0") == ["python", "run.py", "--x", argument, ""]
 
 
 def test_a_resumed_training_has_its_newest_command(tmp_path):

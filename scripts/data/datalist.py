@@ -225,6 +225,7 @@ def split_datalist(
     folds: int = 5,
     fold: int | None = None,
     incomplete: bool = False,
+    cases: str | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Labeled cases as ``training``, ``validation`` and ``all``.
 
@@ -244,6 +245,8 @@ def split_datalist(
             they belong to.
         fold: number of the part to hold out instead of ``validation_fraction``, from 0.
         incomplete: also take cases that lack a sequence.
+        cases: the list that is wanted. For ``all`` no new split is made; without a given or recorded one, all cases
+            are in the list ``training``.
 
     Raises:
         InputError: ``datalist_file`` is absent or is no datalist, ``et_label`` is neither 3 nor 4, there is no such
@@ -259,6 +262,7 @@ def split_datalist(
         raise InputError(f"{datalist_file}: no list 'training'; a training or an evaluation needs one.")
     if fold is not None and given is not None and "validation" in given:
         raise InputError(f"--fold {fold}: {datalist_file} already holds a split; leave out --fold or --datalist_file.")
+    splits = cases != "all"
     items = labeled_items(dataset_dir, et_label, incomplete) if given is None else given["training"]
     set_et_label(items, et_label)
     source, lists = datalist_file, given or {}
@@ -274,7 +278,7 @@ def split_datalist(
                     f"{recorded}: not the split of {_fold_name(fold, folds)}; give that fold's --output_dir, "
                     "or leave out --fold to take this split."
                 )
-        else:
+        elif splits:
             logger.warning(
                 "%s: there is no split, so a new one is made; the weights may have seen its cases.", recorded
             )
@@ -282,13 +286,13 @@ def split_datalist(
         warn_of_shared_patients(lists["training"], lists["validation"], str(source))
     else:
         training, validation = items, items[:0]
-        if fold is not None and items:
+        if splits and fold is not None and items:
             parts = make_folds(items, folds, seed, dataset_dir)
             for number, part in enumerate(parts):
                 part[:] = [{**item, HELD_OUT_IN: _fold_name(number, folds)} for item in part]
             training = [item for number, part in enumerate(parts) if number != fold for item in part]
             validation = parts[fold]
-        elif len(items) > 1:
+        elif splits and len(items) > 1:
             training, validation = random_split(items, validation_fraction, seed)
         lists = {"training": sorted(training, key=_by_name), "validation": sorted(validation, key=_by_name)}
     lists = {name: lists[name] for name in ("training", "validation")}

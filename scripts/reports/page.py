@@ -189,8 +189,8 @@ def _case_table(case: Case) -> str:
     measures = [m for m in (*measures_of(list(case.scores)), *VOLUMES) if f"{m}_{REGIONS[0]}" in case.scores]
     if not measures:
         return ""
-    rows = [[region, *(_number(m, case.scores[f"{m}_{region}"]) for m in measures)] for region in REGIONS]
-    return _table(["", *(plots.title_of(m) for m in measures)], rows)
+    rows = [[plots.title_of(m), *(_number(m, case.scores[f"{m}_{region}"]) for region in REGIONS)] for m in measures]
+    return _table(["", *REGIONS], rows)
 
 
 def _number(measure: str, value: float) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scripts.brats import CORE, EDEMA, ENHANCING, REGIONS
@@ -138,23 +139,28 @@ def volumes_compared(cases: Sequence[Case]) -> str:
     return _svg(figure, f"Volumes of predictions over volumes of references of {len(cases)} cases")
 
 
-def _boxes(ax: Axes, columns: Mapping[str, Sequence[float]]) -> None:
+def draw_box(ax: Axes, values: npt.ArrayLike, center: float, width: float, box_color: str, **points: Any) -> None:
+    """Draw a box of the quartiles of values, and a point for each value over it.
+
+    Args:
+        ax: the plot.
+        values: the values, (values,). Those that are not finite are left out.
+        center, width: where the box stands, and how wide it is.
+        box_color: color of the box.
+        points: how the points look, as in ``Axes.scatter``.
+    """
+    shown = np.asarray(values)[np.isfinite(values)]
+    lines: dict[str, Any] = {f"{part}props": {"color": box_color} for part in ("box", "whisker", "cap")}
+    lines["medianprops"] = {"color": "black"}
+    ax.boxplot(shown, positions=[center], widths=width, showfliers=False, **lines)
     # The same cases lie at the same places in each drawing.
-    generator = np.random.default_rng(0)
+    across = center + np.random.default_rng(0).uniform(-0.35, 0.35, len(shown)) * width
+    ax.scatter(across, shown, linewidths=0, **points)
+
+
+def _boxes(ax: Axes, columns: Mapping[str, Sequence[float]]) -> None:
     for position, (region, column) in enumerate(columns.items()):
-        values = np.asarray(column)[np.isfinite(column)]
-        ax.boxplot(
-            values,
-            positions=[position],
-            widths=0.5,
-            showfliers=False,
-            medianprops={"color": "black"},
-            boxprops={"color": "gray"},
-            whiskerprops={"color": "gray"},
-            capprops={"color": "gray"},
-        )
-        across = position + generator.uniform(-0.18, 0.18, len(values))
-        ax.scatter(across, values, color=COLORS[region], marker=MARKERS[region], s=16, alpha=0.8, linewidths=0)
+        draw_box(ax, column, position, 0.5, "gray", color=COLORS[region], marker=MARKERS[region], s=16, alpha=0.8)
     ax.set_xticks(range(len(columns)), list(columns))
     ax.set_xlim(-0.6, len(columns) - 0.4)
 

@@ -95,18 +95,17 @@ def read_run(folder: Path) -> Run:
     """The run in ``folder``.
 
     Raises:
-        InputError: the folder holds no run, or a file of it cannot be read.
+        InputError: there is no such folder, it holds no run, or a file of it cannot be read.
 
     Example:
         >>> read_run(Path("no_such_folder"))
         Traceback (most recent call last):
-        scripts.errors.InputError: no_such_folder: holds no run.json; give the output folder of a training, an \
+        scripts.errors.InputError: no_such_folder: no such folder; give the output folder of a training, an \
 evaluation or an inference.
     """
     if not (folder / RECORD_FILE).is_file():
-        raise InputError(
-            f"{folder}: holds no {RECORD_FILE}; give the output folder of a training, an evaluation or an inference."
-        )
+        fault = f"holds no {RECORD_FILE}" if folder.is_dir() else "no such folder"
+        raise InputError(f"{folder}: {fault}; give the output folder of a training, an evaluation or an inference.")
     record, config = read_record(folder), read_json(folder / CONFIG_FILE)
     if isinstance(record.get("cases"), dict):
         kind = TRAINING

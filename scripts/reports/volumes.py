@@ -17,10 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.colors import to_rgb
 from PIL import Image
-from scripts.brats import EDEMA_LABEL, ET_LABELS, SEQUENCES
-from scripts.data.cases import NO_FILE
-from scripts.data.checks import check_grid
-from scripts.data.images import in_lps, read_image, voxels_of
+from scripts.brats import SEQUENCES
+from scripts.data.cases import NO_FILE, image_files
+from scripts.data.images import read_image, voxels_of
 from scripts.errors import InputError
 from scripts.pictures import (
     PLANES,
@@ -30,7 +29,7 @@ from scripts.pictures import (
     gray_window,
     parts_of,
     plane_of,
-    read_labels,
+    read_patient,
     slices_through,
 )
 
@@ -114,47 +113,27 @@ def read_view(
         sequences: the sequences to read. Those that the case lacks are left out.
 
     Raises:
-        InputError: a file is absent or unreadable, the grids differ, or all sequences are 0 everywhere.
+        InputError: as in ``scripts.pictures.read_patient``, or the case has none of ``sequences``, or all of them are 0
+            everywhere.
     """
-    opened = _opened(entry["image"], channel_order, sequences)
-    if not opened:
-        raise InputError(f"{entry['case']}: has no file of {', '.join(sequences)}; nothing can be shown.")
-    first_path, first = next(iter(opened.values()))
-    for path, image in opened.values():
-        check_grid(path, image, first_path, first)
-    images = {
-        name: voxels_of(in_lps(image), path).astype(np.float32, copy=False) for name, (path, image) in opened.items()
-    }
-    brain = np.any([image != 0 for image in images.values()], axis=0)
-    if not brain.any():
-        raise InputError(f"{first_path}: is 0 everywhere; copy it again.")
+    image = entry["image"]
+    if not isinstance(image, str | Path):
+        image = [path if name in sequences else NO_FILE for name, path in zip(SEQUENCES, image, strict=True)]
+        if not image_files(image):
+            raise InputError(f"{entry['case']}: has no file of {', '.join(sequences)}; nothing can be shown.")
+    patient = read_patient({**entry, "image": image}, prediction, channel_order)
+    if not any(voxels.any() for voxels in patient.images.values()):
+        raise InputError(f"{entry['case']}: its images are 0 everywhere; copy them again.")
+    brain = patient.brain
     cut = box_of(brain)
-    maps = {}
-    if entry.get("label"):
-        edema_label = entry.get("edema_label", EDEMA_LABEL)
-        maps["reference"] = read_labels(entry["label"], brain.shape, [entry["et_label"]], edema_label)
-    if prediction is not None:
-        maps["prediction"] = read_labels(prediction, brain.shape, ET_LABELS)
+    maps = {"reference": patient.reference, "prediction": patient.prediction}
+    affine = patient.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ [s.start for s in cut]
     return View(
-        {name: gray_values(image, brain)[cut] for name, image in images.items()},
-        {name: parts[cut] for name, parts in maps.items()},
-        in_lps(first).slicer[cut].affine,
+        {name: gray_values(patient.images[name], brain)[cut] for name in sequences if name in patient.images},
+        {name: parts[cut] for name, parts in maps.items() if parts is not None},
+        affine,
     )
-
-
-def _opened(
-    image: str | Path | Sequence[str], channel_order: Sequence[str], sequences: Sequence[str]
-) -> dict[str, tuple[str, nib.Nifti1Image]]:
-    """Path and image of each of ``sequences`` that an entry's ``image`` has."""
-    if isinstance(image, (str, Path)):
-        whole = read_image(image, len(SEQUENCES))
-        voxels = voxels_of(whole, image)
-        return {
-            name: (str(image), nib.Nifti1Image(voxels[..., channel_order.index(name)], whole.affine))
-            for name in sequences
-        }
-    named = dict(zip(SEQUENCES, image, strict=True))
-    return {name: (named[name], read_image(named[name])) for name in sequences if named[name] != NO_FILE}
 
 
 def encoded(volume: Bytes, affine: npt.NDArray[np.float64]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from monai.inferers import Inferer
 from monai.transforms import Compose
 from monai.utils import ensure_tuple
 from scripts.brats import check_et_label
+from scripts.data.cases import image_files
 from scripts.data.checks import check_cases
 from scripts.data.datalist import Cohort, labeled_items, warn_of_shared_patients, write_datalist
 from scripts.distributed import on_rank_zero, rank, unwrap, world_size
@@ -230,7 +232,12 @@ def prepare_evaluation(
             if inside and output.holds_run:
                 raise InputError(f"{output.folder}: holds the weights ({file}); choose another --output_dir.")
         resume = all_cases is not None and output.holds_run and not output.overwrite
-        output.refuse_used(cohort.dataset_dir, resume)
+        # A caller may bring its own list, and then nothing else in the folder matters.
+        brought = isinstance(configuration.content.get("all_cases"), list)
+        # The cases of such a list may lie in several folders.
+        folders = {str(Path(image_files(item["image"])[0]).parent) for item in all_cases or ()} if brought else set()
+        for folder in (cohort.dataset_dir, *sorted(folders)):
+            output.refuse_used(folder, resume)
         items = cohort.completed()["cases"]
         output.refuse_replacing(items, resume=resume)
         if not files or len(set(files)) != len(files):
@@ -240,8 +247,7 @@ def prepare_evaluation(
             source = cohort.datalist_file or cohort.dataset_dir
             raise InputError(f"{source}: no case for {selection}; choose --cases all.")
         facts: dict[str, Any] = {"postprocessing": settings["postprocessing"]}
-        if all_cases is not None:
-            facts["weights"] = [file_checksum(file) for file in files]
+        facts["weights"] = [file_checksum(file) for file in files]
         if resume:
             output.refuse_other_run(configuration, facts)
             total, left = len(all_cases or ()), len(items)
@@ -251,8 +257,7 @@ def prepare_evaluation(
         kind = "cases" if selection is None else "labeled cases"
         may_lack = min((record or {}).get("missing_sequences", 0) for record in records)
         listed = cohort.datalist_file
-        # A caller may bring its own list, and then nothing else in the folder matters.
-        searched = None if isinstance(configuration.content.get("all_cases"), list) else cohort.dataset_dir
+        searched = None if brought else cohort.dataset_dir
         checked = check_cases(items, searched, kind, listed, cohort.channel_order, may_lack, prepared_only)
         phantoms = any(checked)
         check_ranks(items, kind)
@@ -265,7 +270,8 @@ def prepare_evaluation(
             facts["resumed"] = [*earlier.get("resumed", []), {"started": earlier.get("started")}]
             phantoms = phantoms or bool(earlier.get("phantoms"))
         output.claim(items, resume)
-        facts |= {"model_file": files[0] if len(files) == 1 else files, "cases": len(all_cases or items)}
+        paths = [os.path.abspath(file) for file in files]
+        facts |= {"model_file": paths[0] if len(paths) == 1 else paths, "cases": len(all_cases or items)}
         facts |= recorded_order(all_cases or items, cohort.channel_order)
         report_thresholds(settings["postprocessing"], records)
         facts["phantom_weights"] = any(phantom_weights)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -233,7 +234,8 @@ def segment(
         for item in items:
             check_source(image_files(item["image"])[0])
     settings |= {"all_cases": items, "output_dir": str(output_dir), "bundle_root": str(BUNDLE_ROOT)}
-    settings["dataset_dir"] = str(Path(image_files(items[0]["image"])[0]).parent)
+    folders = [os.path.abspath(Path(file).parent) for item in items for file in image_files(item["image"])]
+    settings["dataset_dir"] = os.path.commonpath(folders)
     started = time.monotonic()
     failure = run_inference(names, settings)
     seconds = time.monotonic() - started

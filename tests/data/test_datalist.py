@@ -665,6 +665,21 @@ def test_the_trainings_split_is_taken_before_a_new_one_but_not_before_a_chosen_o
     assert split_datalist(root, recorded=recorded, seed=3) == trained
 
 
+def test_for_all_cases_nothing_is_split_anew(tmp_path, caplog):
+    root = cohort(tmp_path / "data", 10)
+    items, recorded = labeled_items(root), tmp_path / "datalist.json"
+    for fold in (None, 1):
+        split = split_datalist(root, recorded=recorded, fold=fold, cases="all")
+        assert split == {"training": items, "validation": [], "all": items}
+    assert caplog.messages == []
+    # A list without a split need not be split either, and a recorded split is taken as it is.
+    write_datalist({"training": items[:4]}, root, tmp_path / "given.json")
+    assert split_datalist(root, tmp_path / "given.json", recorded, cases="all")["all"] == items[:4]
+    trained = split_datalist(root, seed=1)
+    write_datalist(trained, root, recorded)
+    assert split_datalist(root, recorded=recorded, cases="all") == trained
+
+
 @pytest.mark.parametrize("name", ["../evil", "a/b", "", 3, ".."])
 def test_a_case_is_a_plain_name(tmp_path, name):
     """Results are named after the case."""

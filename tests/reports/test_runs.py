@@ -99,6 +99,11 @@ def test_a_folder_without_a_run_is_refused(tmp_path):
         read_run(tmp_path)
 
 
+def test_a_folder_that_is_not_there_is_named_as_such(tmp_path):
+    with pytest.raises(InputError, match=r"absent: no such folder; give the output folder of"):
+        read_run(tmp_path / "absent")
+
+
 def test_curves_of_a_real_training(training):
     run = read_run(training)
     assert run.kind == "training"

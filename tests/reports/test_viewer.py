@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+import csv
 import io
+import json
 
 import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
-from known_run import BRAIN, known_images
+from known_run import BRAIN, known_images, write_csv
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 from scripts import report
@@ -212,6 +214,54 @@ def test_a_narrow_window_needs_no_scrolling_to_the_side(page):
     page.resize(420, 900)
     page.until("innerWidth === 420")
     assert page.value("document.documentElement.scrollWidth") <= 420
+
+
+@pytest.fixture
+def wide(browser, evaluated):
+    """The browser with the report of an evaluation of many scores. The command line has a text of two lines."""
+    with (evaluated / "scores.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    added = ("sensitivity", "specificity", "surface_dice_0.5mm", "surface_dice_1mm", "lesion_dice", "lesion_hd95")
+    columns = [f"{measure}_{region}" for measure in added for region in ("ET", "TC", "WT")]
+    write_csv(evaluated / "scores.csv", [[*header, *columns], *([*row, *[0.5] * len(columns)] for row in rows)])
+    record = json.loads((evaluated / "run.json").read_text())
+    (evaluated / "run.json").write_text(json.dumps({**record, "command": "python run.py 'two  spaces\n  and a line'"}))
+    assert report.main([str(evaluated)]) == 0
+    browser.resize(1300, 900)
+    browser.open(evaluated / "report.html")
+    yield browser
+    assert browser.errors == []
+
+
+def test_no_table_is_clipped_in_a_usual_window(wide):
+    tables = "[...document.querySelectorAll('.scroll')]"
+    assert wide.value(f"{tables}.length") == 5
+    assert wide.value(f"{tables}.every(box => box.scrollWidth <= box.clientWidth)")
+    assert wide.value("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_in_a_narrow_window_a_table_scrolls_and_its_names_stay(wide):
+    wide.resize(420, 900)
+    left = "document.querySelector('details .scroll tbody th').getBoundingClientRect().left"
+    score = "document.querySelector('details .scroll tbody td').getBoundingClientRect().left"
+    before = wide.value(left), wide.value(score)
+    assert (
+        wide.value(
+            "(() => { const b = document.querySelector('details .scroll'); b.scrollLeft = 150;"
+            " return b.scrollLeft; })()"
+        )
+        == 150
+    )
+    assert wide.value(left) == before[0]
+    assert wide.value(score) == pytest.approx(before[1] - 150)
+    assert wide.value("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_the_command_line_keeps_its_spaces(wide):
+    shown = wide.value(
+        "[...document.querySelectorAll('dd')].map(dd => dd.innerText).find(t => t.startsWith('python run'))"
+    )
+    assert shown == "python run.py 'two  spaces\n  and a line'"
 
 
 def test_without_webgl_the_page_says_so(page, evaluated):

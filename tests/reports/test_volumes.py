@@ -77,6 +77,15 @@ def test_a_sequence_that_is_missing_is_left_out(tmp_path):
         read_view(entry, None, CHANNEL_ORDER, ["flair"])
 
 
+def test_a_case_without_a_brain_is_refused(tmp_path):
+    write_case(tmp_path, "P1")
+    (entry,) = labeled_items(tmp_path)
+    for file in entry["image"]:
+        nib.save(nib.Nifti1Image(np.zeros((24, 20, 16), np.int16), LPS), file)
+    with pytest.raises(InputError, match="P1: its images are 0 everywhere"):
+        read_view(entry, None, CHANNEL_ORDER)
+
+
 def test_a_label_map_of_another_grid_is_refused(tmp_path):
     write_case(tmp_path, "P1")
     (entry,) = labeled_items(tmp_path)

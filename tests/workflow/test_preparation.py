@@ -4,6 +4,7 @@
 
 import logging
 import re
+from hashlib import sha256
 
 import pytest
 import torch
@@ -69,8 +70,17 @@ def test_an_evaluation_leaves_its_record(tmp_path, model, label, caplog):
         evaluate(items, data, model, tmp_path / "out", selection="all" if label else None)
     found = record(tmp_path / "out")
     assert (found["cases"], found["model_file"], found["phantoms"]) == (2, str(model), False)
+    assert found["weights"] == [sha256(model.read_bytes()).hexdigest()]
     assert f"{data}: {'labeled cases' if label else 'cases'} 2, checked" in caplog.messages
     assert "phantom" not in caplog.text
+
+
+@pytest.mark.parametrize("all_cases", [True, False])
+def test_the_record_says_where_the_weights_are_wherever_it_is_read(tmp_path, data, model, all_cases, monkeypatch):
+    monkeypatch.chdir(model.parent)
+    items = labeled_items(data)
+    evaluate(items, data, model.name, tmp_path / "out", **({"all_cases": items} if all_cases else {}))
+    assert record(tmp_path / "out")["model_file"] == str(model)
 
 
 def test_results_never_go_where_their_weights_are(tmp_path, data, model):

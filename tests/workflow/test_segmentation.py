@@ -22,6 +22,8 @@ from scripts.data.datalist import unlabeled_items
 from scripts.errors import InputError
 from scripts.files import BUNDLE_ROOT
 from scripts.machine import computes_in
+from scripts.reports.page import make_report
+from scripts.reports.runs import read_cases, read_run
 from scripts.workflow import segmentation
 from scripts.workflow.segmentation import Options, configuration_of, segment, weights_to_use
 from workflows import SIZE, bundle_run, voxels
@@ -286,6 +288,28 @@ def test_the_command_is_installed():
     assert Path(sys.executable).with_name("panet-segment").exists() or not Path(sys.executable).is_relative_to(
         BUNDLE_ROOT
     )
+
+
+@pytest.mark.slow
+def test_cases_of_several_folders_have_the_folder_above_them_in_the_record(patients, options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cases = []
+    for number, case in enumerate(sorted(patients.iterdir())):
+        cases.append(Path("hospital", f"ward {number}", case.name))
+        shutil.copytree(case, cases[-1])
+    segment(cases, tmp_path / "out", options=options)
+    above = tmp_path / "hospital"
+    run = read_run(tmp_path / "out")
+    assert run.dataset_dir == str(above)
+    found = read_cases(run)
+    assert [case.entry["image"][0] for case in found] == [str(images(tmp_path / case)["t1"]) for case in cases]
+    assert f"<dt>folder of the cases</dt><dd>{above}</dd>" in make_report(run)
+    # No results go into the folder of a case, whichever stands first.
+    for order in (cases, cases[::-1]):
+        for out in (cases[0], cases[1].parent):
+            with pytest.raises(InputError, match=f"{out}: holds the data"):
+                segment(order, out, options=options)
+            assert not (out / "run.json").exists()
 
 
 @pytest.mark.slow
