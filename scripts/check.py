@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check data before anything runs, and name all that is wrong with them: `python -m scripts.check DATASET_OR_CASE`.
 
-The status is 1 if there is an error, which would stop a workflow. Warnings leave it at 0. docs/troubleshooting.md
-explains every kind of finding.
+The status is 1 if there is an error, which would stop a workflow. Warnings leave it at 0, although
+``python -m scripts.segment`` refuses some of them, as the end of the list says. docs/troubleshooting.md explains every
+kind of finding.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from rich.markup import escape
 from rich.table import Table
 from scripts import command
 from scripts.brats import ET_LABELS
-from scripts.data.checks import examine
+from scripts.data.checks import PREPARATION_PAGE, examine
 from scripts.data.datalist import every_item, read_datalist, set_et_label
-from scripts.data.findings import Finding
+from scripts.data.findings import NOT_PREPARED, Finding
 from scripts.errors import InputError
 from scripts.files import save_json
 
@@ -64,9 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(table_of(findings))
         for kind, count in Counter(finding.kind for finding in findings).most_common():
             console.print(f"{count:6d}  {kind}", highlight=False)
+    kinds = {finding.kind for finding in findings}
+    if refused := ", ".join(kind for kind in NOT_PREPARED if kind in kinds):
+        console.print(f"python -m scripts.segment refuses: {refused}; see {PREPARATION_PAGE}.", highlight=False)
+    numbers = {"error": len(errors), "warning": len(findings) - len(errors)}
+    told = [f"{count} {word}{'s' * (count != 1)}" for word, count in {"case": len(items), **numbers}.items()]
     console.print(
-        f"{len(items)} cases: {len(errors)} errors, {len(findings) - len(errors)} warnings"
-        + ("; docs/troubleshooting.md explains each kind." if findings else "."),
+        f"{told[0]}: {', '.join(told[1:])}" + ("; docs/troubleshooting.md explains each kind." if findings else "."),
         highlight=False,
     )
     if args.json:

@@ -46,17 +46,26 @@ UNREADABLE_TENSORS = (
 
 
 # What an operating system says of a disk that takes no more, or nothing at all.
-TAKES_NOTHING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+TAKES_NOTHING = (*FULL, errno.EROFS)
 
 
-def cannot_write(path: str | Path, reason: object) -> WriteError:
+def cannot_write(path: str | Path, reason: OSError | str) -> WriteError:
     """The error for a file that cannot be written.
 
+    Args:
+        path: the file.
+        reason: what the operating system says, or words for a disk that is full.
+
     Example:
-        >>> str(cannot_write("p1.nii.gz", "No space left on device"))
+        >>> str(cannot_write("p1.nii.gz", OSError(errno.ENOSPC, "No space left on device")))
         'p1.nii.gz: cannot be written (No space left on device); make room there, or choose another folder.'
+        >>> str(cannot_write("p1.nii.gz", PermissionError(errno.EACCES, "Permission denied")))
+        'p1.nii.gz: cannot be written (Permission denied); choose another folder.'
     """
-    return WriteError(f"{path}: cannot be written ({reason}); make room there, or choose another folder.")
+    is_full = isinstance(reason, str) or reason.errno in FULL
+    said = reason if isinstance(reason, str) else reason.strerror
+    return WriteError(f"{path}: cannot be written ({said}); {'make room there, or ' * is_full}choose another folder.")
 
 
 @contextmanager
@@ -82,14 +91,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
-        raise cannot_write(path, error.strerror) from error
+        raise cannot_write(path, error) from error
     temporary = Path(folder) / path.name
     try:
         yield temporary
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno in TAKES_NOTHING:
-            raise cannot_write(path, error.strerror) from error
+            raise cannot_write(path, error) from error
         if "inline_container" in str(error):  # torch's writer of archives, when a disk is full
             raise cannot_write(path, "torch could not write all of it") from error
         raise
@@ -225,5 +234,5 @@ def keep_earlier(path: str | Path) -> Path | None:
     try:
         path.rename(kept)
     except OSError as error:
-        raise cannot_write(kept, error.strerror) from error
+        raise cannot_write(kept, error) from error
     return kept

@@ -64,7 +64,8 @@ SHOWN: tuple[tuple[Sequence[str], Sequence[str]], ...] = ((("t1ce", "t1"), ("ET"
 # Fluid is dark in these sequences, so the furrows of the brain's surface are.
 DARK_FLUID = ("t1", "t1ce", "flair")
 DPI = 110
-VIEW_PIXELS = 340  # width of each view of a rendering
+VIEW_PIXELS = 380  # width of each view of a rendering
+TITLE_SHARE = 0.97  # of a picture's width that a title may take
 NO_TUMOR = "no tumor found"
 PHANTOM = "synthetic phantom, not a patient"
 
@@ -305,7 +306,11 @@ def _title(figure: Figure, patient: Patient, note: str) -> None:
     none_found = patient.prediction is not None and not patient.prediction.any()
     notes = [text for text in (PHANTOM if patient.phantom else "", note, NO_TUMOR if none_found else "") if text]
     title = patient.name + (" - " + "; ".join(notes) if notes else "")
-    figure.suptitle(title, color="white", fontsize=11, y=1 - 0.12 / figure.get_figheight(), va="top")
+    text = figure.suptitle(title, color="white", fontsize=11, y=1 - 0.12 / figure.get_figheight(), va="top")
+    # A long name with many notes becomes smaller rather than cut.
+    share = text.get_window_extent().width / figure.bbox.width
+    if share > TITLE_SHARE:
+        text.set_fontsize(11 * TITLE_SHARE / share)
 
 
 def _scale_length(width: float) -> int:
@@ -349,12 +354,13 @@ def preview(patient: Patient, note: str = "") -> Figure:
     windows = {sequence: gray_window(patient.images[sequence], brain) for sequence, _, _ in columns}
     outline = patient.reference if patient.prediction is not None else None
 
-    # All slices have one scale, and each column is wide enough for the widest slice and its letters.
-    wide = 1.12 * max(size[0], size[1])
+    # All slices have one scale. Each column is wide enough for the widest slice, its letters, and a gap to the next
+    # column's letters.
+    widest = max(size[0], size[1])
+    wide, inches = 1.2 * widest, 2.45 / widest
     heights = [size[1], size[2], size[2]]
-    inches = 2.75 / wide
     top, bottom, left = 0.62, 0.5, 0.28
-    width, height = left + 2.76 * len(columns), top + bottom + inches * sum(heights) + 0.16
+    width, height = left + 2.95 * len(columns), top + bottom + inches * sum(heights) + 0.16
     figure = Figure(figsize=(max(width, 8.0), height), facecolor="black")
     axes = figure.subplots(
         len(PLANES),
@@ -384,8 +390,8 @@ def preview(patient: Patient, note: str = "") -> Figure:
             # Outlines may have moved the limits.
             ax.set_xlim((across - wide) / 2, (across + wide) / 2)
             ax.set_ylim(down, 0)
-            ax.text(0.01, 0.5, first, color="white", fontsize=9, ha="left", va="center", transform=ax.transAxes)
-            ax.text(0.99, 0.5, last, color="white", fontsize=9, ha="right", va="center", transform=ax.transAxes)
+            for x, letter, side in ((-0.01 * wide, first, "right"), (across + 0.01 * wide, last, "left")):
+                ax.text(x, down / 2, letter, color="white", fontsize=9, ha=side, va="center")
             if row == 0:
                 ax.set_title(SEQUENCE_TITLES[sequence], color="white", fontsize=10, pad=3)
         axes[row][0].set_ylabel(plane, color="white", fontsize=10)
@@ -473,8 +479,9 @@ def surface_view(patient: Patient, note: str = "") -> Figure:
     places = np.argwhere(patient.drawn[::4, ::4, ::4]) * 4 @ patient.affine[:3, :3].T + patient.affine[:3, 3]
     middle = (places.min(axis=0) + places.max(axis=0)) / 2
     views = _views(patient, middle)
-    reach = np.concatenate([np.abs((places - middle) @ camera.axes()[:2].T) for camera in views.values()]).max(axis=0)
-    wide, high = 2 * reach + 16  # a margin for the marks
+    reaches = [np.abs((places - middle) @ camera.axes()[:2].T).max(axis=0) for camera in views.values()]
+    # The margins hold the marks, and a gap to the marks of the next view.
+    wide, high = 2 * np.max(reaches, axis=0) + (36, 16)
     pixels = VIEW_PIXELS / wide
     surfaces = _surfaces(patient)
     with ThreadPoolExecutor(processors()) as pool:
@@ -490,11 +497,12 @@ def surface_view(patient: Patient, note: str = "") -> Figure:
 
     for number, (name, camera) in enumerate(views.items()):
         left, (right, up, _) = number * columns, camera.axes()
-        write(left + columns / 2, -12, f"from {'' if name == 'above' else 'the '}{name}", fontsize=10, ha="center")
-        write(left + 4, rows / 2, direction_letters(-right), ha="left", va="center")
-        write(left + columns - 4, rows / 2, direction_letters(right), ha="right", va="center")
-        write(left + columns / 2, 2, direction_letters(up), ha="center", va="top")
-        write(left + columns / 2, rows - 2, direction_letters(-up), ha="center", va="bottom")
+        middle_x, beside = left + columns / 2, reaches[number][0] * pixels + 4
+        write(middle_x, -12, f"from {'' if name == 'above' else 'the '}{name}", fontsize=10, ha="center")
+        write(middle_x - beside, rows / 2, direction_letters(-right), ha="right", va="center")
+        write(middle_x + beside, rows / 2, direction_letters(right), ha="left", va="center")
+        write(middle_x, 2, direction_letters(up), ha="center", va="top")
+        write(middle_x, rows - 2, direction_letters(-up), ha="center", va="bottom")
     length = _scale_length(wide)
     bar, level = length * pixels, (bottom + 8) / height
     figure.add_artist(Line2D([8 / width, (8 + bar) / width], [level] * 2, color="white", linewidth=2, gid="scale bar"))

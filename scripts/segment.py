@@ -25,15 +25,24 @@ from scripts.workflow.segmentation import Options, segment
 PROGRAM = "panet-segment"
 
 
+def _path(text: str) -> Path:
+    # An empty path, as of a variable that is not set, would mean the folder in which the command was started.
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty; name a file or a folder, or leave the option out")
+    return Path(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = command.parser("segment", __doc__)
     if Path(sys.argv[0]).name == PROGRAM:
         parser.prog = PROGRAM
-    parser.add_argument("cases", nargs="*", type=Path, metavar="CASE", help="folder of cases, of one case, or 4-D file")
+    parser.add_argument(
+        "cases", nargs="*", type=_path, metavar="CASE", help="folder of cases, of one case, or 4-D file"
+    )
     for name in SEQUENCES:
-        parser.add_argument(f"--{name}", type=Path, help=f"image file of {name}, instead of CASE")
+        parser.add_argument(f"--{name}", type=_path, help=f"image file of {name}, instead of CASE")
     parser.add_argument("--name", help="name of the case that --t1, --t1ce, --t2 and --flair are (default: case)")
-    parser.add_argument("-o", "--output_dir", type=Path, required=True, help="folder to write to")
+    parser.add_argument("-o", "--output_dir", type=_path, required=True, help="folder to write to")
     parser.add_argument(
         "--overwrite",
         nargs="?",
@@ -42,7 +51,9 @@ def _parser() -> argparse.ArgumentParser:
         default="False",
         help="begin anew; what an earlier call has left in the folder is kept under a dated name",
     )
-    parser.add_argument("--model", type=Path, help="weights with their record (default: models/model.pt, else starter)")
+    parser.add_argument(
+        "--model", type=_path, help="weights with their record (default: models/model.pt, else starter)"
+    )
     parser.add_argument("--et-label", type=int, choices=ET_LABELS, default=ET_LABELS[-1], help="value of ET to write")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     parser.add_argument("--fast", action="store_true", help="the whole brain in one forward, and no flips")

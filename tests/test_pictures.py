@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -168,6 +170,34 @@ def test_titles(draw):
     assert draw(patient()).get_suptitle() == "p1"
     without = draw(patient(prediction=None))
     assert without.get_suptitle() == "p1" and not without.legends
+
+
+@pytest.mark.parametrize("draw", [preview, surface_view])
+def test_a_long_title_becomes_smaller_and_is_not_cut(draw):
+    sizes = []
+    for name in ("p1", "a name of many words " * 8):
+        figure = draw(patient(name=name))
+        (title,) = [text for text in figure.texts if text.get_text() == name]
+        box = title.get_window_extent()
+        assert box.x0 > 0 and box.x1 < figure.bbox.x1
+        sizes.append(title.get_fontsize())
+    assert sizes[0] == 11 > sizes[1]
+
+
+def test_the_letters_stand_closer_to_their_own_slice_than_to_the_next():
+    figure = preview(patient())
+    figure.canvas.draw()
+    for row in planes(figure):
+        # The ends of each slice and of its letters, from left to right.
+        places = []
+        for ax in row:
+            first, last = (text.get_window_extent() for text in ax.texts[:2])
+            slice_ = ax.images[0].get_window_extent()
+            places.append((first.x0, first.x1, slice_.x0, slice_.x1, last.x0, last.x1))
+        for place, following in pairwise(places):
+            own, other = place[4] - place[3], following[0] - place[5]
+            assert 0 < own < 5 and other > 3 * own
+            assert 0 < following[2] - following[1] < 5
 
 
 def test_an_empty_prediction_shows_the_slices_of_the_reference():

@@ -144,7 +144,9 @@ class CaseFailures:
 
     def _record(self, failed: Mapping[str, str]) -> None:
         if rank() == 0:
-            save_json({**read_record(self.output_dir), "failed": failed}, self.output_dir / RECORD_FILE)
+            record = read_record(self.output_dir)
+            # Cases of an earlier run into the folder may have failed, too.
+            save_json({**record, "failed": {**record.get("failed", {}), **failed}}, self.output_dir / RECORD_FILE)
 
     @staticmethod
     def summary(failed: Mapping[str, str], count: int) -> str:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,21 @@ REGION_MAP_NAMES = ("enhance", "core", "whole")
 REGION_MAP_KINDS = ("prob", "unc")
 
 
-def map_files(case: str, folder: PathLike) -> list[Path]:
-    """All files that the writers below may make for a case in ``folder``: first its label map, then maps of regions.
+def map_files(case: str, folder: PathLike, kinds: Sequence[str] = REGION_MAP_KINDS) -> list[Path]:
+    """The files that the writers below make for a case in ``folder``: first its label map, then maps of regions.
+
+    Args:
+        case: name of the case.
+        folder: where the files lie.
+        kinds: the kinds of maps of regions; all of them, for the files that there may be.
 
     Example:
         >>> [path.name for path in map_files("case", "predictions")[:3]]
         ['case.nii.gz', 'case_prob_enhance.nii.gz', 'case_prob_core.nii.gz']
+        >>> [path.name for path in map_files("case", "predictions", kinds=())]
+        ['case.nii.gz']
     """
-    maps = [f"{case}_{kind}_{name}" for kind in REGION_MAP_KINDS for name in REGION_MAP_NAMES]
+    maps = [f"{case}_{kind}_{name}" for kind in kinds for name in REGION_MAP_NAMES]
     return [Path(folder) / f"{name}.nii.gz" for name in (case, *maps)]
 
 

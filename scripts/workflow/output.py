@@ -18,7 +18,7 @@ from scripts.data.cases import image_files
 from scripts.data.datalist import read_datalist
 from scripts.errors import InputError
 from scripts.files import keep_earlier, remove_unfinished
-from scripts.inference.writers import map_files
+from scripts.inference.writers import REGION_MAP_KINDS, map_files
 from scripts.run_record import CONFIG_FILE, RECORD_FILE, read_record
 from scripts.workflow.configuration import Configuration
 from scripts.workflow.recipe import NOT_OF_THE_MAPS, changed_recipe
@@ -124,10 +124,8 @@ class Output:
         if configuration.content and file.is_file():
             changed += changed_recipe(configuration.content, file, NOT_OF_THE_MAPS)
         if changed:
-            # A caller may have brought this list; a user knows it as the cases.
-            told = ["cases" if key == "all_cases" else key for key in changed]
             raise InputError(
-                f"{self.folder}: holds an earlier run with other settings ({', '.join(told)}); choose another "
+                f"{self.folder}: holds an earlier run with other settings ({', '.join(changed)}); choose another "
                 "--output_dir, or add --overwrite True (the earlier folder is then kept under a dated name)."
             )
 
@@ -148,34 +146,64 @@ class Output:
                 logger.info("Kept an earlier %s as %s", path, kept.name)
 
 
-def left_to_do(items: Items, output_dir: str, dataset_dir: str, overwrite: bool = False) -> list[Mapping[str, Any]]:
+def earlier_cases(output_dir: str, dataset_dir: str) -> dict[str, dict[str, Any]]:
+    """The entries of the cases that earlier inferences into ``output_dir`` were given, by name.
+
+    Args:
+        output_dir: folder of the label maps.
+        dataset_dir: folder of the cases, for a record that does not say it.
+
+    Raises:
+        InputError: the list of cases cannot be read.
+    """
+    listed = Path(output_dir) / DATALIST_FILE
+    if not listed.is_file() or not (Path(output_dir) / RECORD_FILE).is_file():
+        return {}
+    root = read_record(output_dir).get("dataset_dir", dataset_dir)
+    items = read_datalist(listed, root, with_labels=False).get("testing", [])
+    return {str(item["case"]): item for item in items}
+
+
+def same_images(item: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two entries have the same files, however their paths are written."""
+    first, second = (list(map(os.path.realpath, image_files(one["image"]))) for one in (item, other))
+    return first == second
+
+
+def left_to_do(
+    items: Items,
+    output_dir: str,
+    dataset_dir: str,
+    overwrite: bool = False,
+    probabilities: bool = False,
+    uncertainty: bool = False,
+) -> list[Mapping[str, Any]]:
     """The cases that an earlier run into ``output_dir`` has not segmented.
 
-    A case has been segmented if its label map is there, is newer than the images, and was made of the same images.
+    A case has been segmented if all its maps are there, are newer than the images, and were made of the same images.
 
     Args:
         items: entries of all cases.
         output_dir: folder of the label maps.
         dataset_dir: folder of the cases.
         overwrite: all cases are to be segmented again.
+        probabilities, uncertainty: the run also writes these maps of each region.
 
     Raises:
         InputError: the earlier run's list of cases cannot be read.
     """
-    listed = Path(output_dir) / DATALIST_FILE
-    if overwrite or not listed.is_file() or not (Path(output_dir) / RECORD_FILE).is_file():
+    if overwrite:
         return list(items)
-    root = read_record(output_dir).get("dataset_dir", dataset_dir)
-    earlier = read_datalist(listed, root, with_labels=False).get("testing", [])
-    images = {item["case"]: list(map(os.path.abspath, image_files(item["image"]))) for item in earlier}
+    earlier = earlier_cases(output_dir, dataset_dir)
+    kinds = [kind for kind, wanted in zip(REGION_MAP_KINDS, (probabilities, uncertainty), strict=True) if wanted]
 
     def is_done(item: Mapping[str, Any]) -> bool:
-        label_map = map_files(str(item["case"]), output_dir)[0]
-        files = list(map(os.path.abspath, image_files(item["image"])))
-        if not label_map.is_file() or images.get(item["case"]) != files:
+        case = str(item["case"])
+        images, maps = map(Path, image_files(item["image"])), map_files(case, output_dir, kinds)
+        if case not in earlier or not same_images(item, earlier[case]) or not all(path.is_file() for path in maps):
             return False
-        made = label_map.stat().st_mtime
-        return all(Path(file).is_file() and Path(file).stat().st_mtime <= made for file in files)
+        made = min(path.stat().st_mtime for path in maps)
+        return all(path.is_file() and path.stat().st_mtime <= made for path in images)
 
     return [item for item in items if not is_done(item)]
 

@@ -40,7 +40,7 @@ from scripts.weights.record import (
     trained_on,
 )
 from scripts.workflow.configuration import Configuration
-from scripts.workflow.output import DATALIST_FILE, Output
+from scripts.workflow.output import DATALIST_FILE, Output, earlier_cases
 from scripts.workflow.recipe import changed_recipe
 from scripts.workflow.settings import weights_readers
 
@@ -202,7 +202,7 @@ def prepare_evaluation(
     rank 0 alone checks and writes.
 
     An inference into the folder of an earlier one goes on with it: the list ``cases`` holds what is left of
-    ``all_cases``.
+    ``all_cases``. Cases of the earlier one that are not among them stay in the folder's datalist and record.
 
     Args:
         configuration: the configuration that is run.
@@ -251,7 +251,7 @@ def prepare_evaluation(
         if resume:
             output.refuse_other_run(configuration, facts)
             total, left = len(all_cases or ()), len(items)
-            logger.info("%s: %d of %d cases are done, %d are left.", output.folder, total - left, total, left)
+            logger.info("%s: %d of %d cases were done before; %d to do.", output.folder, total - left, total, left)
             if all_cases and not items:
                 return
         kind = "cases" if selection is None else "labeled cases"
@@ -265,19 +265,29 @@ def prepare_evaluation(
         for file, synthetic in zip(files, phantom_weights, strict=True):
             if synthetic:
                 logger.warning("%s was trained on phantoms alone; do not rely on its results for patients.", file)
+        root = listed_from = os.path.abspath(cohort.dataset_dir)
+        together = list(all_cases or items)
         if resume:
-            earlier = read_record(output.folder)
-            facts["resumed"] = [*earlier.get("resumed", []), {"started": earlier.get("started")}]
+            earlier, given = read_record(output.folder), {str(item["case"]) for item in all_cases or ()}
+            facts["resumed"] = [*earlier.get("resumed", []), {key: earlier.get(key) for key in ("started", "command")}]
             phantoms = phantoms or bool(earlier.get("phantoms"))
+            if failed := {case: why for case, why in earlier.get("failed", {}).items() if case not in given}:
+                facts["failed"] = failed
+            known = earlier_cases(output.folder, root)
+            together = [*(item for case, item in known.items() if case not in given), *together]
+            if (before := earlier.get("dataset_dir", root)) != root:
+                root = os.path.commonpath([before, root])
+                # The paths become absolute. So they keep their meaning if the process is killed before the record.
+                listed_from = output.folder
         output.claim(items, resume)
         paths = [os.path.abspath(file) for file in files]
-        facts |= {"model_file": paths[0] if len(paths) == 1 else paths, "cases": len(all_cases or items)}
-        facts |= recorded_order(all_cases or items, cohort.channel_order)
+        facts |= {"model_file": paths[0] if len(paths) == 1 else paths, "cases": len(together)}
+        facts |= recorded_order(together, cohort.channel_order)
         report_thresholds(settings["postprocessing"], records)
         facts["phantom_weights"] = any(phantom_weights)
-        facts["dataset_dir"] = str(Path(cohort.dataset_dir).absolute())
+        facts["dataset_dir"] = root
         if all_cases is not None:
-            write_datalist({"testing": all_cases}, cohort.dataset_dir, Path(output.folder) / DATALIST_FILE)
+            write_datalist({"testing": together}, listed_from, Path(output.folder) / DATALIST_FILE)
         write_record(output.folder, configuration.content, phantoms, **facts)
 
     on_rank_zero(check_and_claim)

@@ -46,9 +46,10 @@ NOT_OF_THE_RECIPE = {
     "tensorboard_validation",
 }
 
-# A second inference into a folder goes on with the first. These keys may differ, because they do not change a label
-# map, or because images and weights themselves are compared (``scripts.workflow.output``).
+# A second inference into a folder goes on with the first, and may bring other cases. These keys may differ, because
+# they do not change a label map, or because images and weights themselves are compared (``scripts.workflow.output``).
 NOT_OF_THE_MAPS = {
+    "all_cases",
     "bundle_root",
     "dataset_dir",
     "datalist_file",

@@ -18,7 +18,7 @@ from monai.bundle import ConfigWorkflow
 from rich.console import Console
 from rich.progress import track
 from scripts import networks
-from scripts.brats import ET_LABELS, SEQUENCES
+from scripts.brats import ET_LABELS, SEQUENCE_TITLES, SEQUENCES
 from scripts.data.cases import NO_FILE, image_files, missing_sequences
 from scripts.data.checks import check_files, nothing_found, refuse_errors
 from scripts.data.datalist import is_plain_name, unlabeled_items
@@ -33,12 +33,15 @@ from scripts.measures import measure
 from scripts.pictures import draw_preview, draw_surface, read_patient
 from scripts.run_record import bundle_version
 from scripts.weights.record import Record, knows_phantoms, read_weights_record
+from scripts.workflow.output import earlier_cases, same_images
 from scripts.workflow.settings import check_device
 
 logger = logging.getLogger(__name__)
 
 OWN_WEIGHTS = BUNDLE_ROOT / "models" / "model.pt"
 STARTER_WEIGHTS = BUNDLE_ROOT / "models" / "starter" / "model.pt"
+# A title of a picture has little room.
+SEQUENCE_NAMES = {**SEQUENCE_TITLES, "t1ce": "T1ce"}
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,14 @@ def weights_to_use(model: Path | None) -> tuple[Path, Record]:
         model: the weights that the user has chosen, or None.
 
     Raises:
-        InputError: the file is absent, or it has no record.
+        InputError: the file is absent or a folder, or it has no record.
     """
     found = model or next((path for path in (OWN_WEIGHTS, STARTER_WEIGHTS) if path.is_file()), OWN_WEIGHTS)
+    if model is not None and found.is_dir():
+        raise InputError(f"--model {found}: a folder; name the file of the weights (.pt).")
     if not found.is_file():
-        raise InputError(f"{found}: no such file; give weights by --model.")
+        remedy = "give weights by --model" if model is None else "correct --model, or leave it out for the default"
+        raise InputError(f"{found}: no such file; {remedy}.")
     record = read_weights_record(found, quiet=True)
     if record is None:
         raise InputError(
@@ -179,10 +185,12 @@ def given_case(files: Mapping[str, Path], name: str | None) -> dict[str, Any]:
 def find_items(cases: Sequence[Path], may_lack: int) -> list[dict[str, Any]]:
     """The entries of all cases in ``cases``. Their files are checked by their names, and by their content in the run.
 
+    A case that ``cases`` name several times is taken once.
+
     Raises:
-        InputError: there is no case, or a case has a missing or doubled file.
+        InputError: there is no case, a case has a missing or doubled file, or two cases have the same name.
     """
-    items: list[dict[str, Any]] = []
+    items: dict[str, dict[str, Any]] = {}
     for path in cases:
         found = unlabeled_items(path)
         findings = check_files(found, path, may_lack=may_lack)
@@ -193,8 +201,42 @@ def find_items(cases: Sequence[Path], may_lack: int) -> list[dict[str, Any]]:
                 logger.warning("%s", finding.message)
         if not found:
             raise InputError(nothing_found(path, "cases"))
-        items += found
-    return items
+        for item in found:
+            first = items.setdefault(item["case"], item)
+            if not same_images(first, item):
+                refuse_errors(check_files([first, item], None, may_lack=may_lack), path)
+            if first is not item:
+                logger.warning("%s: %s was named before; it is segmented once.", path, item["case"])
+    return list(items.values())
+
+
+def with_absolute_paths(item: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry of a case with absolute paths, for files and later calls that are read from another folder.
+
+    Example:
+        >>> Path(with_absolute_paths({"case": "ann", "image": "ann.nii.gz"})["image"]).is_absolute()
+        True
+    """
+    image = item["image"]
+    if isinstance(image, str):
+        return {**item, "image": str(Path(image).absolute())}
+    return {**item, "image": [file if file == NO_FILE else str(Path(file).absolute()) for file in image]}
+
+
+def refuse_other_images(items: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
+    """Check that no earlier call has given ``output_dir`` a case of the same name with other images.
+
+    Raises:
+        InputError: there is such a case.
+    """
+    earlier = earlier_cases(str(output_dir), ".")
+    for item in items:
+        other = earlier.get(item["case"])
+        if other is not None and not same_images(item, other):
+            raise InputError(
+                f"{output_dir}: holds a case {item['case']} of other images ({image_files(other['image'])[0]}); choose "
+                "another --output_dir, or add --overwrite (the earlier folder is then kept under a dated name)."
+            )
 
 
 def segment(
@@ -208,7 +250,8 @@ def segment(
 
     Args:
         cases: folders of cases, of one case, or four-dimensional files.
-        output_dir: folder to write to. Cases that an earlier call has done there are left out.
+        output_dir: folder to write to. Cases that an earlier call has done there are left out, and the others are
+            added to them. The settings must be those of the earlier call.
         files: images of one case by sequence, instead of ``cases``.
         name: name of this case.
         options: how to segment.
@@ -223,6 +266,7 @@ def segment(
     options = options or Options()
     check_device(options.device)
     model, record = weights_to_use(options.model)
+    model, output_dir = model.absolute(), Path(output_dir).resolve()
     names, settings = configuration_of(record, model, options)
     may_lack = int(record.get("missing_sequences", 0))
     if files is not None:
@@ -230,6 +274,9 @@ def segment(
         refuse_errors(check_files(items, None, may_lack=may_lack), "the given files")
     else:
         items = find_items([Path(case) for case in cases], may_lack)
+    items = [with_absolute_paths(item) for item in items]
+    if not options.overwrite:
+        refuse_other_images(items, output_dir)
     if options.dicom_seg:
         for item in items:
             check_source(image_files(item["image"])[0])
@@ -248,22 +295,27 @@ def segment(
         label_map = map_files(item["case"], output_dir)[0]
         if not label_map.is_file():  # the case failed
             continue
-        numbers = label_map.with_name(f"{item['case']}.json")
-        preview, surface = numbers.with_suffix(".png"), numbers.with_name(f"{item['case']}_3d.png")
+        numbers, dicom = (label_map.with_name(f"{item['case']}{ending}") for ending in (".json", ".dcm"))
+        preview, surface = (label_map.with_name(f"{item['case']}{ending}") for ending in (".png", "_3d.png"))
         wanted = [numbers, preview, surface] if options.pictures else [numbers]
-        if all(path.is_file() and path.stat().st_mtime >= label_map.stat().st_mtime for path in wanted):
-            results.append(read_json(numbers))
-            continue
+        made = label_map.stat().st_mtime
+        if all(path.is_file() and path.stat().st_mtime >= made for path in wanted):
+            earlier = read_json(numbers)
+            # There is no DICOM object of an empty segmentation.
+            with_object = options.dicom_seg and earlier["volumes_ml"]["WT"]
+            if not with_object or (dicom.is_file() and dicom.stat().st_mtime >= made):
+                results.append(earlier)
+                continue
         result = describe(item, label_map, options.et_label)
         result |= {"weights": {"file": str(model), **{key: record.get(key) for key in ("checksum", "trained_on")}}}
         result |= {"bundle_version": bundle_version(), "parameters": parameters}
         result["seconds_of_the_run"] = round(seconds, 2)
         if options.dicom_seg and result["volumes_ml"]["WT"]:
             image = image_files(item["image"])[0]
-            save_dicom_seg(label_map, image, options.et_label, label_map.with_name(f"{item['case']}.dcm"))
+            save_dicom_seg(label_map, image, options.et_label, dicom)
         if options.pictures:
             patient = read_patient(item, label_map)
-            note = "for research only" + "; weights trained on phantoms" * knows_phantoms(record, only=True)
+            note = note_of(record, result["missing_sequences"], options.fast)
             draw_preview(patient, preview, note)
             draw_surface(patient, surface, note)
         # The numbers come last: a case that has them is done.
@@ -272,6 +324,28 @@ def segment(
     if failure is not None:
         raise failure
     return results
+
+
+def note_of(record: Record, lacking: Sequence[str], fast: bool) -> str:
+    """What the pictures say of how a case was segmented.
+
+    Args:
+        record: the record of the weights.
+        lacking: sequences that the case lacked.
+        fast: whether the whole brain was taken at once.
+
+    Example:
+        >>> note_of({}, ["t1ce", "flair"], fast=True)
+        'for research only; without T1ce and FLAIR; fast'
+    """
+    notes = ["for research only"]
+    if knows_phantoms(record, only=True):
+        notes.append("weights trained on phantoms")
+    if lacking:
+        notes.append(f"without {' and '.join(SEQUENCE_NAMES[sequence] for sequence in lacking)}")
+    if fast:
+        notes.append("fast")
+    return "; ".join(notes)
 
 
 def describe(item: Mapping[str, Any], label_map: Path, et_label: int) -> dict[str, Any]:

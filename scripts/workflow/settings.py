@@ -184,7 +184,12 @@ def check_device(device: Any) -> None:
         raise InputError(f"--device {device}: no such device; write cpu, cuda, or cuda:<number>.") from error
     found = re.fullmatch(r"cuda(:(\d+))?", name)
     if found and int(found[2] or 0) >= (count := torch.cuda.device_count()):
-        raise InputError(f"--device {device}: this machine has {count} GPUs that torch can use; name one, or cpu.")
+        if not count:
+            raise InputError(f"--device {device}: this machine has no GPU that torch can use; write cpu.")
+        raise InputError(
+            f"--device {device}: this machine has {count} GPU{'s' * (count > 1)} that torch can use, numbered from 0; "
+            "name one, or cpu."
+        )
 
 
 def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:

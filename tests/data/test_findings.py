@@ -18,6 +18,7 @@ import pytest
 from conftest import shared_data
 from dicom_series import write_case
 from scripts import check
+from scripts.data.checks import PREPARATION_PAGE
 from scripts.data.findings import ERRORS, WARNINGS, Findings
 from workflows import ROOT
 
@@ -274,8 +275,18 @@ def test_every_kind_has_its_fault():
     assert list(FAULTS) == [*ERRORS, *WARNINGS]
 
 
-def test_a_sound_case_has_no_findings(tmp_path):
+def test_a_sound_case_has_no_findings(tmp_path, capsys):
     assert findings(write(tmp_path / "data")) == []
+    assert capsys.readouterr().out == "1 case: 0 errors, 0 warnings.\n"
+
+
+def test_the_end_says_that_the_segmentation_of_patients_refuses_scans_that_are_not_prepared(tmp_path, capsys):
+    root = write(tmp_path / "data")
+    full(root)
+    assert [one["kind"] for one in findings(root)] == ["skull not stripped"]
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"python -m scripts.segment refuses: skull not stripped; see {PREPARATION_PAGE}." in out
+    assert "1 case: 0 errors, 1 warning; " in out
 
 
 @pytest.mark.parametrize("kind", FAULTS)

@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 from hashlib import sha256
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -17,6 +18,7 @@ from scripts.errors import InputError, input_error_behind
 from scripts.inference.inferers import BrainWindowInferer
 from scripts.inference.writers import SaveImageByCased
 from scripts.networks import PriorAttentionNet
+from scripts.workflow.output import earlier_cases
 from tiny import record
 from workflows import CHANNELS, SIZE, TRAINING_SIZE, bundle_run, rows, voxels
 
@@ -138,7 +140,7 @@ def test_the_others_are_done_and_the_end_names_the_case(
     caplog.clear()
     with caplog.at_level(logging.INFO):
         assert run(*overlays, num_workers=workers) is None
-    assert f"{tmp_path / 'maps'}: 5 of 6 cases are done, 1 are left." in caplog.text
+    assert f"{tmp_path / 'maps'}: 5 of 6 cases were done before; 1 to do." in caplog.text
     assert checksums(tmp_path / "maps") == whole
     assert {name: (tmp_path / "maps" / name).stat().st_mtime_ns for name in before} == before
     again = record(tmp_path / "maps")
@@ -190,7 +192,7 @@ def test_a_second_run_with_nothing_left_says_so_and_changes_nothing(run, tmp_pat
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "maps").iterdir()}
     with caplog.at_level(logging.INFO):
         assert run() is None
-    assert "6 of 6 cases are done, 0 are left." in caplog.text
+    assert "6 of 6 cases were done before; 0 to do." in caplog.text
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "maps").iterdir()} == before
 
 
@@ -202,7 +204,7 @@ def test_a_new_case_is_added(run, cases, tmp_path, caplog):
     away.rename(cases / CASES[5])
     with caplog.at_level(logging.INFO):
         assert run() is None
-    assert "5 of 6 cases are done, 1 are left." in caplog.text
+    assert "5 of 6 cases were done before; 1 to do." in caplog.text
     assert len(checksums(tmp_path / "maps")) == 6
 
 
@@ -217,7 +219,7 @@ def test_a_case_whose_images_have_changed_is_done_again_and_its_map_is_kept(run,
         nib.save(flipped, file)
     with caplog.at_level(logging.INFO):
         assert run() is None
-    assert "5 of 6 cases are done, 1 are left." in caplog.text
+    assert "5 of 6 cases were done before; 1 to do." in caplog.text
     assert label_map.stat().st_mtime_ns > made
     (kept,) = (tmp_path / "maps").glob(f"{CASES[0]}_2*.nii.gz")
     assert kept.read_bytes() == first
@@ -233,6 +235,57 @@ def test_the_same_names_in_another_folder_are_other_cases(run, cases, tmp_path):
     assert run(dataset_dir=str(other)) is None
     assert len(list((tmp_path / "maps").glob("*.nii.gz"))) == 12
     assert all((tmp_path / "maps" / name).stat().st_mtime_ns > before[name] for name in before)
+    # They took the places of the first ones.
+    listed = earlier_cases(str(tmp_path / "maps"), ".")
+    assert {case: Path(item["image"][0]).parent for case, item in listed.items()} == {c: other / c for c in CASES}
+
+
+@pytest.mark.parametrize("kind", ["prob", "unc"])
+def test_a_case_that_lacks_a_map_of_a_region_is_done_again(kind, run, tmp_path, caplog):
+    options = {"save_probabilities": kind == "prob", "save_uncertainty": kind == "unc"}
+    assert run(**options) is None
+    whole = checksums(tmp_path / "maps")
+    assert len(whole) == 6 * 4
+    lost = tmp_path / "maps" / f"{CASES[1]}_{kind}_core.nii.gz"
+    lost.unlink()
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        assert run(**options) is None
+    assert "5 of 6 cases were done before; 1 to do." in caplog.text
+    found = checksums(tmp_path / "maps")
+    assert {name: found[name] for name in whole} == whole
+    # What was left of the case is kept.
+    assert len(found) == len(whole) + 3
+
+
+def test_other_cases_are_added_to_the_folders_list_and_record(run, cases, tmp_path, monkeypatch):
+    """The earlier ones need not be there any more, and one that failed stays named."""
+    with monkeypatch.context() as patch:
+        break_it("saving", patch, cases)
+        assert "1 of 6 cases failed" in run()
+    first = record(tmp_path / "maps")
+    more = tmp_path / "more"
+    more.mkdir()
+    name = "BraTS20_Training_099"
+    (more / name).mkdir()
+    for file in (cases / CASES[0]).glob("*.nii.gz"):
+        shutil.copy(file, more / name / file.name.replace(CASES[0], name))
+    cases.rename(tmp_path / "away")
+    maps = checksums(tmp_path / "maps")
+    assert run(dataset_dir=str(more)) is None
+    assert sorted(earlier_cases(str(tmp_path / "maps"), ".")) == [*CASES, name]
+    found = checksums(tmp_path / "maps")
+    assert set(found) - set(maps) == {f"{name}.nii.gz"}
+    assert {key: found[key] for key in maps} == maps
+    both = record(tmp_path / "maps")
+    assert both["cases"] == 7 and both["failed"] == first["failed"]
+    assert both["dataset_dir"] == os.path.commonpath([cases, more])
+    assert both["resumed"] == [{key: first[key] for key in ("started", "command")}]
+    # Back in their place, the first ones are known, and the one that failed is done.
+    (tmp_path / "away").rename(cases)
+    assert run() is None
+    assert "failed" not in record(tmp_path / "maps") and record(tmp_path / "maps")["cases"] == 7
+    assert len(checksums(tmp_path / "maps")) == 7
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from dataclasses import replace
@@ -24,8 +25,10 @@ from scripts.files import BUNDLE_ROOT
 from scripts.machine import computes_in
 from scripts.reports.page import make_report
 from scripts.reports.runs import read_cases, read_run
+from scripts.run_record import read_record
 from scripts.workflow import segmentation
-from scripts.workflow.segmentation import Options, configuration_of, segment, weights_to_use
+from scripts.workflow.output import earlier_cases
+from scripts.workflow.segmentation import Options, configuration_of, find_items, note_of, segment, weights_to_use
 from workflows import SIZE, bundle_run, voxels
 
 SCHEMA = json.loads((BUNDLE_ROOT / "docs" / "segmentation_schema.json").read_text())
@@ -206,7 +209,8 @@ def test_wrong_input_is_one_line_and_nothing_is_written(change, words, patients,
         (["--t1", "a.nii", "case"], "give a CASE or files"),
         (["case", "--name", "ann"], "--name: a CASE has its own name"),
         (["case", "--fast", "--tta"], "--fast and --tta contradict"),
-        (["case", "--model", "absent.pt"], "absent.pt: no such file"),
+        (["case", "--model", "absent.pt"], "absent.pt: no such file; correct --model, or leave it out"),
+        (["case", "--model", ".."], "--model ..: a folder; name the file of the weights"),
         (["case", "--device", "banana"], "--device banana: no such device"),
         (["--t1", "a.nii", "--name", "../ann"], "--name ../ann: results are named after the case"),
         (["--t1", "a.nii"], "a.nii: case lacks t2 and t1ce and flair"),
@@ -219,6 +223,16 @@ def test_a_wrong_command_is_one_line(arguments, words, tmp_path, monkeypatch):
         command.main([*arguments, "-o", "out"])
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [["case", "--model", ""], [""], ["--t1", ""], ["case", "-o", ""]])
+def test_an_empty_path_is_refused(arguments, tmp_path, monkeypatch, capsys):
+    """It would mean the folder in which the command was started."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        command.main(["-o", "out", *arguments])
+    assert caught.value.code == 2 and "the path is empty; name a file or a folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_weights_without_a_record_are_refused(training, tmp_path):
@@ -335,13 +349,118 @@ def test_a_second_call_draws_the_pictures_that_are_missing(patients, options, tm
 
 
 @pytest.mark.slow
-def test_another_patient_in_the_same_folder_is_refused_with_a_remedy_that_works(patients, options, tmp_path):
+def test_another_patient_is_added_to_the_same_folder(patients, segmented, options, tmp_path):
     first, second = sorted(patients.iterdir())[:2]
-    segment([first], tmp_path / "out", options=options)
-    with pytest.raises(InputError, match=r"other settings \(cases\); choose another --output_dir, or add --overwrite"):
-        segment([second], tmp_path / "out", options=options)
-    arguments = [str(second), "--output_dir", str(tmp_path / "out"), "--model", str(options.model), "--device", "cpu"]
-    assert command.main([*arguments, "--no-pictures", "--overwrite", "True"]) == 0
-    assert (tmp_path / "out" / f"{second.name}.nii.gz").is_file()
-    (kept,) = [path for path in tmp_path.iterdir() if path.name != "out"]
-    assert (kept / f"{first.name}.nii.gz").is_file()
+    out = tmp_path / "out"
+    (one,) = segment([first], out, options=options)
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.name.startswith(first.name)}
+    started = read_record(out)["started"]
+    (two,) = segment([second], out, options=options)
+    assert (one["case"], two["case"]) == (first.name, second.name)
+    assert {name: (out / name).read_bytes() for name in before} == before
+    for case in (first.name, second.name):
+        assert np.array_equal(voxels(out / f"{case}.nii.gz"), voxels(segmented[0] / f"{case}.nii.gz"))
+    record = read_record(out)
+    assert record["cases"] == 2 and [entry["started"] for entry in record["resumed"]] == [started]
+    listed = earlier_cases(str(out), "nowhere")
+    assert {case: item["image"][0] for case, item in listed.items()} == {
+        path.name: str(images(path)["t1"]) for path in (first, second)
+    }
+    # The report shows both, and both are known to a third call.
+    run = read_run(out)
+    assert [(case.name, case.prediction, case.entry is None) for case in read_cases(run)] == [
+        (path.name, out / f"{path.name}.nii.gz", False) for path in (first, second)
+    ]
+    assert segment([patients], out, options=options) == [one, two]
+    # Other settings are another matter.
+    with pytest.raises(InputError, match=r"other settings \(saved_et_label\); choose another --output_dir, or add"):
+        segment([second], out, options=replace(options, et_label=3))
+
+
+@pytest.mark.slow
+def test_other_images_of_the_same_name_are_refused_with_a_remedy_that_works(patients, options, tmp_path):
+    case = next(patients.iterdir())
+    other = shutil.copytree(case, tmp_path / "other" / case.name)
+    out = tmp_path / "out"
+    segment([case], out, options=options)
+    before = (out / f"{case.name}.nii.gz").stat().st_mtime_ns
+    with pytest.raises(InputError) as caught:
+        segment([other], out, options=options)
+    assert str(caught.value) == (
+        f"{out}: holds a case {case.name} of other images ({images(case)['t1']}); choose another --output_dir, or add "
+        "--overwrite (the earlier folder is then kept under a dated name)."
+    )
+    assert (out / f"{case.name}.nii.gz").stat().st_mtime_ns == before
+    arguments = [str(other), "--output_dir", str(out), "--model", str(options.model), "--device", "cpu"]
+    assert command.main([*arguments, "--no-pictures", "--overwrite"]) == 0
+    (kept,) = [path for path in tmp_path.iterdir() if path.name.startswith("out_")]
+    assert (kept / f"{case.name}.nii.gz").stat().st_mtime_ns == before
+
+
+def test_a_case_is_the_same_from_any_folder_and_by_any_path(segmented, patients, options, monkeypatch, tmp_path):
+    out, results = segmented
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    (tmp_path / "link").symlink_to(patients)
+    for folder, path in ((patients, "."), (tmp_path, Path(os.path.relpath(patients, tmp_path))), (tmp_path, "link")):
+        monkeypatch.chdir(folder)
+        assert segment([path], os.path.relpath(out), options=options) == results
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+
+
+@pytest.mark.slow
+def test_relative_paths_are_recorded_as_absolute_ones(patients, options, tmp_path, monkeypatch):
+    case = next(patients.iterdir())
+    shutil.copytree(case, tmp_path / case.name)
+    for name in ("model.pt", "model.json"):
+        shutil.copy(options.model.with_name(name), tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    (result,) = segment([case.name], "out", options=replace(options, model=Path("model.pt")))
+    assert result["label_map"] == str(tmp_path / "out" / f"{case.name}.nii.gz")
+    own = images(tmp_path / case.name)
+    assert {entry["sequence"]: entry["file"] for entry in result["inputs"]} == {s: str(own[s]) for s in own}
+    assert result["weights"]["file"] == str(tmp_path / "model.pt")
+    assert result["parameters"]["output_dir"] == str(tmp_path / "out")
+
+
+def test_a_case_that_is_named_twice_is_taken_once(patients, caplog):
+    case = sorted(patients.iterdir())[0]
+    items = find_items([case, patients, case.resolve()], 0)
+    assert [item["case"] for item in items] == sorted(path.name for path in patients.iterdir())
+    assert caplog.messages == [
+        f"{path}: {case.name} was named before; it is segmented once." for path in (patients, case.resolve())
+    ]
+
+
+def test_two_cases_of_one_name_are_refused(patients, tmp_path):
+    case = sorted(patients.iterdir())[0]
+    other = shutil.copytree(case, tmp_path / case.name)
+    with pytest.raises(InputError, match=rf"the case {case.name} is also in {case}; results are named after cases"):
+        find_items([case, other], 0)
+
+
+def test_the_pictures_say_what_a_result_lacks():
+    phantoms = {"trained_on": {"patients": 0, "phantoms": 3}}
+    assert note_of({}, [], fast=False) == "for research only"
+    assert note_of(phantoms, ["t1ce"], fast=True) == (
+        "for research only; weights trained on phantoms; without T1ce; fast"
+    )
+
+
+@pytest.mark.slow
+def test_a_second_call_writes_the_dicom_object_that_is_missing(patients, options, tmp_path, monkeypatch):
+    case, made = next(patients.iterdir()), []
+
+    def save(label_map, image, et_label, path):
+        made.append(path.name)
+        path.write_text("object")
+
+    monkeypatch.setattr(segmentation, "check_source", lambda file: None)
+    monkeypatch.setattr(segmentation, "save_dicom_seg", save)
+    chosen = replace(options, dicom_seg=True)
+    segment([case], tmp_path / "out", options=options)
+    for _ in range(2):
+        segment([case], tmp_path / "out", options=chosen)
+    assert made == [f"{case.name}.dcm"]
+    (tmp_path / "out" / f"{case.name}.dcm").unlink()
+    segment([case], tmp_path / "out", options=chosen)
+    assert made == [f"{case.name}.dcm"] * 2

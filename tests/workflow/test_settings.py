@@ -29,14 +29,20 @@ def test_a_setting_that_nothing_reads_is_warned_of_with_its_neighbor(caplog):
     assert caplog.messages == ["Nothing reads the setting min_et_voxel; did you mean min_et_voxels?"]
 
 
-@pytest.mark.parametrize(("device", "count"), [("cuda:0", 0), ("cuda", 0), ("cuda:2", 2)])
-def test_a_device_that_is_not_there_is_refused(device, count, monkeypatch):
+@pytest.mark.parametrize(
+    ("device", "count", "said"),
+    [
+        ("cuda:0", 0, "no GPU that torch can use; write cpu."),
+        ("cuda", 0, "no GPU that torch can use; write cpu."),
+        ("cuda:1", 1, "1 GPU that torch can use, numbered from 0; name one, or cpu."),
+        ("cuda:2", 2, "2 GPUs that torch can use, numbered from 0; name one, or cpu."),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(device, count, said, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     with pytest.raises(InputError) as caught:
         check_settings(configuration({"device": device}))
-    assert str(caught.value) == (
-        f"--device {device}: this machine has {count} GPUs that torch can use; name one, or cpu."
-    )
+    assert str(caught.value) == f"--device {device}: this machine has {said}"
 
 
 @pytest.mark.parametrize("device", ["gpu", 0, 1, "0", "cuda:", "CPU", True, 1.5, ["cpu"], ""])
