@@ -1,10 +1,14 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The commands that stand in the documentation."""
+"""The commands that stand in the documentation, and running them."""
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -51,6 +55,24 @@ def whole(lines: list[str]) -> list[str]:
         else:
             joined.append(line)
     return joined
+
+
+def run(line: str, folder: Path, *more: str, **settings: object) -> subprocess.CompletedProcess:
+    """Run a command in ``folder``, with more arguments and settings at its end. It must succeed."""
+    program, *arguments = shlex.split(line)
+    start = {
+        "python": [sys.executable],
+        "panet-segment": [sys.executable, "-m", "scripts.segment"],
+        "torchrun": [sys.executable, "-m", "torch.distributed.run"],
+        "make": ["make"],
+    }[program]
+    options = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*start, *arguments, *options, *more], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{line}\n{done.stdout[-1500:]}{done.stderr[-3000:]}"
+    return done
 
 
 # By page and line.

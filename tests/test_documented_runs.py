@@ -10,24 +10,23 @@ commands of docs/from_*.md run in ``test_walkthroughs.py``, and the blocks of do
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
-from pages import ALL, in_blocks
+from pages import ALL, in_blocks, run
 from scripts.networks import CascadedUNet, SwinUNETR
 from workflows import CHANNELS, ROOT, SIZE, TRAINING_SIZE
 
 # Commands that cannot run in a test, and the reason. As in all that follows, ``x`` is what the user fills in.
 GPU = "it needs a GPU"
 MINUTES = "it takes minutes; what it calls has tests"
+SAME = "it is `python -m scripts.benchmark training` with sizes alone, and a small size of that is run"
 SERVER = "it needs a server; test_package.py calls the function on what is here"
 NOT_RUN = {
     "make demo": MINUTES,
@@ -37,6 +36,9 @@ NOT_RUN = {
     "make gpu-wheels": "it needs a package index",
     "python -m scripts.gpu_check --device cpu --small": MINUTES,
     "python -m scripts.benchmark training --device cuda": GPU,
+    "python -m scripts.benchmark training --device cpu --size 64 --samples 0 --steps 5 --channels 8 16 24 32 40": SAME,
+    "python -m scripts.benchmark training --device cpu --size 64 --samples 0 --steps 5 "
+    "--channels 16 32 64 96 128": SAME,
     "python -m monai.bundle run --config_file \"['configs/inference.json','configs/inference_trt.json']\" "
     "--dataset_dir x": GPU,
     "torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint x:29500 -m monai.bundle run "
@@ -281,8 +283,6 @@ GROUPS = {
         timed("ranks --dataset_dir x --cases 4 --epochs 3", f"--cases 2 --epochs 2 --size 32 {WIDTHS}"),
         timed("scripts.benchmark scores --dataset_dir x"),
         timed("scripts.benchmark training", ONE_STEP),
-        timed("--samples 0 --steps 5 --channels 8 16 24 32 40", ONE_STEP),
-        timed("--samples 0 --steps 5 --channels 16 32 64 96 128", ONE_STEP),
         Step("scripts.benchmark plot", ("docs/images/performance.png",)),
     ],
 }
@@ -379,29 +379,6 @@ def listed(case: Path) -> list[dict[str, object]]:
     return [{"case": case.name, "image": images, "label": f"{case.name}/{case.name}_seg.nii.gz"}]
 
 
-def run(line: str, adds: str, root: Path) -> str:
-    """Run a command line in the bundle's root and return what it prints."""
-    program, *arguments = shlex.split(line)
-    start = {
-        "python": [sys.executable],
-        "panet-segment": [sys.executable, "-m", "scripts.segment"],
-        "torchrun": [sys.executable, "-m", "torch.distributed.run"],
-        "make": ["make"],
-    }[program]
-    settings = [text for key, value in small(line).items() for text in (f"--{key}", str(value))]
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(root)}
-    done = subprocess.run(
-        [*start, *arguments, *settings, *shlex.split(adds)],
-        cwd=root,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, f"{line}\n{done.stdout[-1500:]}{done.stderr[-3000:]}"
-    return done.stdout
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
 def test_the_commands_run_and_make_what_their_pages_promise(group, bundle, values, tmp_path):
@@ -421,7 +398,7 @@ def test_the_commands_run_and_make_what_their_pages_promise(group, bundle, value
             (root / copy).parent.mkdir(parents=True, exist_ok=True)
             (shutil.copytree if (root / path).is_dir() else shutil.copy)(root / path, root / copy)
         before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
-        said = run(line, step.adds, root)
+        said = run(line, root, *shlex.split(step.adds), **small(line)).stdout
         for pattern in step.makes:
             made = [path for path in root.glob(pattern) if before.get(path) != path.stat().st_mtime_ns]
             assert made, f"{line}\nmade no {pattern}"
