@@ -9,6 +9,7 @@ interval, and the p-value of a paired test.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from scripts import command
 from scripts.brats import REGIONS
 from scripts.comparison import Evaluation, Row, compare, csv_rows, read_evaluations
 from scripts.errors import InputError
-from scripts.files import keep_earlier, replacing, save_csv
+from scripts.files import cannot_write, keep_earlier, replacing, save_csv
 from scripts.reports.plots import draw_box, style_axes, title_of
 
 # Colors of the runs (Okabe and Ito). The order of the boxes tells the runs apart, too.
@@ -35,17 +36,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("evaluations", type=Path, nargs="+", help="files scores.csv, or their folders; two or more")
     parser.add_argument("--names", nargs="+", help="names of the runs (default: names of their folders)")
     parser.add_argument(
-        "--scores", nargs="+", dest="measures", help="scores to compare, such as dice hd95 (default: all)"
+        "--scores",
+        nargs="+",
+        dest="measures",
+        help="scores to compare, such as dice hd95 (default: all that the runs share)",
     )
     parser.add_argument("-o", "--output", type=Path, help="CSV file to write")
     parser.add_argument("--plot", type=Path, help="PNG file to write, with the scores of all cases as boxes")
     args = parser.parse_args(argv)
     for option, path in (("--output", args.output), ("--plot", args.plot)):
-        if path is not None and path.is_dir():
-            raise InputError(f"{path}: a folder; give {option} the name of a file.")
+        if path is not None:
+            _check_place(option, path)
+    if args.plot is not None and args.plot.suffix.lower() != ".png":
+        raise InputError(f"--plot {args.plot}: the picture is a PNG file; give a name that ends in .png.")
     evaluations = read_evaluations(args.evaluations, args.names)
     rows = compare(evaluations, args.measures)
+    measures = list(dict.fromkeys(row.measure for row in rows))
     print_table(rows, len(evaluations[0].scores))
+    every = dict.fromkeys(measure for evaluation in evaluations for measure in evaluation.measures)
+    left_out = [measure for measure in every if measure not in measures]
+    if left_out and args.measures is None:
+        print(f"left out, since not all runs have it: {', '.join(left_out)}")
     if args.output is not None:
         _keep(args.output)
         table = csv_rows(rows, len(evaluations[0].scores))
@@ -54,11 +65,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.plot is not None:
         _keep(args.plot)
         with replacing(args.plot) as temporary:
-            draw(evaluations, list(dict.fromkeys(row.measure for row in rows))).savefig(
-                temporary, dpi=110, format="png"
-            )
+            draw(evaluations, measures).savefig(temporary, dpi=110, format="png")
         print(args.plot)
     return 0
+
+
+def _check_place(option: str, path: Path) -> None:
+    """Refuse a file that cannot be written there, before anything is written. A missing folder is made later."""
+    if path.is_dir():
+        raise InputError(f"{path}: a folder; give {option} the name of a file.")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise cannot_write(path, f"{above} takes no files")
 
 
 def _keep(path: Path) -> None:

@@ -121,6 +121,10 @@ class Evaluation:
         """The measures that have a column for each region, without volumes."""
         return measures_of(self.columns)
 
+    def missing(self, measure: str) -> list[str]:
+        """The columns of a measure that the run lacks."""
+        return [f"{measure}_{region}" for region in REGIONS if f"{measure}_{region}" not in self.columns]
+
     def values(self, column: str) -> np.ndarray:
         """The scores of a column, of shape (cases,), in the order of the cases' names."""
         return np.array([self.scores[case][column] for case in sorted(self.scores)])
@@ -170,7 +174,8 @@ def read_evaluations(paths: Sequence[Path], names: Sequence[str] | None = None) 
     if len(paths) < 2:
         raise InputError(f"{paths[0] if paths else 'no file'}: give two evaluations or more.")
     if names is not None and len(names) != len(paths):
-        raise InputError(f"--names: {len(names)} names for {len(paths)} evaluations; give one for each.")
+        many = "s" * (len(names) != 1)
+        raise InputError(f"--names: {len(names)} name{many} for {len(paths)} evaluations; give one for each.")
     files = [path / "scores.csv" if path.is_dir() else path for path in paths]
     names = [run_name(file) for file in files] if names is None else names
     for name in names:
@@ -192,24 +197,53 @@ def run_name(file: Path) -> str:
     return folder.parent.name if folder.name.startswith("evaluation_") else folder.name
 
 
-def check_comparable(evaluations: Sequence[Evaluation], measures: Sequence[str]) -> None:
+def shared_measures(evaluations: Sequence[Evaluation]) -> list[str]:
+    """The measures that all evaluations have, without volumes.
+
+    Raises:
+        InputError: there is none.
+    """
+    first, *others = evaluations
+    shared = [measure for measure in first.measures if not any(other.missing(measure) for other in others)]
+    if not shared:
+        files = ", ".join(str(evaluation.path) for evaluation in evaluations)
+        raise InputError(f"{files}: share no score; evaluate all runs with the same settings.")
+    return shared
+
+
+def check_measures(evaluations: Sequence[Evaluation], measures: Sequence[str]) -> None:
+    """Refuse measures that are not in all evaluations.
+
+    Args:
+        evaluations: at least two.
+        measures: the measures that the user asks for, such as ``dice``.
+
+    Raises:
+        InputError: no evaluation has one of the measures, or only some have it.
+    """
+    for measure in measures:
+        lacking = [evaluation for evaluation in evaluations if evaluation.missing(measure)]
+        if len(lacking) == len(evaluations):
+            choice = ", ".join(shared_measures(evaluations))
+            raise InputError(f"--scores {measure}: no such score; choose among {choice}.")
+        if lacking:
+            raise InputError(
+                f"{lacking[0].path}: has no column {lacking[0].missing(measure)[0]}; evaluate all runs with the same "
+                f"settings, or leave {measure} out of --scores."
+            )
+
+
+def check_comparable(evaluations: Sequence[Evaluation]) -> None:
     """Refuse evaluations that cannot be compared case by case.
 
     Args:
         evaluations: at least two.
-        measures: the measures to compare, such as ``dice``.
 
     Raises:
-        InputError: cases or columns differ, or the references of a case do.
+        InputError: the cases differ, or the references of a case do.
     """
     first = evaluations[0]
     for other in evaluations:
-        missing = [f"{m}_{r}" for m in measures for r in REGIONS if f"{m}_{r}" not in other.columns]
-        if missing:
-            raise InputError(
-                f"{other.path}: has no column {missing[0]}; evaluate all runs with the same settings, or name the "
-                "scores to compare by --scores."
-            )
         for one, two in ((first, other), (other, first)):
             if lacking := sorted(one.scores.keys() - two.scores.keys()):
                 more = f" and {len(lacking) - MOST_NAMED} more" if len(lacking) > MOST_NAMED else ""
@@ -251,10 +285,10 @@ def compare(evaluations: Sequence[Evaluation], measures: Sequence[str] | None = 
 
     Args:
         evaluations: at least two, of the same cases.
-        measures: the measures to compare. By default, these are all of the first evaluation, without volumes.
+        measures: the measures to compare. By default, these are all that the evaluations share, without volumes.
 
     Raises:
-        InputError: the evaluations cannot be compared (``check_comparable``).
+        InputError: the evaluations cannot be compared (``check_comparable``), or one of them lacks a measure.
 
     Example:
         >>> scores = [{"P1": dict.fromkeys(["dice_ET", "dice_TC", "dice_WT"], dice)} for dice in (0.5, 0.75)]
@@ -263,10 +297,12 @@ def compare(evaluations: Sequence[Evaluation], measures: Sequence[str] | None = 
         [('ET', 'a', 0.5, None), ('ET', 'b', 0.75, 0.25)]
     """
     first = evaluations[0]
-    measures = first.measures if measures is None else measures
-    check_comparable(evaluations, measures)
+    check_comparable(evaluations)
+    if measures is None:
+        measures = shared_measures(evaluations)
+    check_measures(evaluations, measures)
     rows = []
-    for measure in measures:
+    for measure in dict.fromkeys(measures):
         for region in REGIONS:
             column = f"{measure}_{region}"
             for number, evaluation in enumerate(evaluations):

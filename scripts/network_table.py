@@ -10,24 +10,57 @@ table for windows of 128 x 128 x 128 voxels. ``scripts/networks/complexity.py`` 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from monai.bundle import ConfigParser
 from scripts import command
 from scripts.errors import InputError
 from scripts.files import CONFIGS
+from scripts.networks import PriorAttentionNet
 from scripts.networks.complexity import flops, parameters
 
 HEADER = ("| configuration | network | parameters | multiply-adds (10^9) | FLOPs (10^12) |", "|---|---|---:|---:|---:|")
 
 
+# What the class PriorAttentionNet is by its switches prior_attention and deep_supervision.
+NAMES = {
+    (True, True): "PANet",
+    (True, False): "PANet without deep supervision",
+    (False, True): "enhanced U-Net",
+    (False, False): "U-Net",
+}
+
+
 def overlays() -> list[str]:
     """Names of the overlays ``network_*.yaml`` that change the network, in alphabetic order."""
-    return [
-        file.name
-        for file in sorted(CONFIGS.glob("network_*.yaml"))
-        if any(key.split("#")[0] == "network_def" for key in ConfigParser.load_config_file(str(file)))
-    ]
+    return [file.name for file in sorted(CONFIGS.glob("network_*.yaml")) if changes_network(file)]
+
+
+def changes_network(file: Path) -> bool:
+    """Whether an overlay sets the network or one of its arguments.
+
+    Example:
+        >>> changes_network(CONFIGS / "network_unet.yaml"), changes_network(CONFIGS / "train_sgd.yaml")
+        (True, False)
+    """
+    return any(key.split("#")[0] == "network_def" for key in ConfigParser.load_config_file(str(file)))
+
+
+def name_of(definition: Mapping[str, Any]) -> str:
+    """Name of the network that a configuration's ``network_def`` makes.
+
+    Example:
+        >>> name_of({"_target_": "scripts.networks.DynUNet", "res_block": False})
+        'DynUNet'
+        >>> name_of({"_target_": "scripts.networks.PriorAttentionNet", "prior_attention": False})
+        'enhanced U-Net'
+    """
+    kind = str(definition["_target_"]).rpartition(".")[2]
+    if kind != PriorAttentionNet.__name__:
+        return kind
+    return NAMES[definition.get("prior_attention", True), definition.get("deep_supervision", True)]
 
 
 def rows(names: Iterable[str], size: Sequence[int]) -> Iterator[str]:
@@ -38,12 +71,15 @@ def rows(names: Iterable[str], size: Sequence[int]) -> Iterator[str]:
         size: spatial size of the image, in voxels.
 
     Raises:
-        InputError: an overlay does not exist, or its network cannot take an image of this size.
+        InputError: an overlay does not exist or sets nothing of the network, or the network cannot take an image of
+            this size.
     """
     for name in names:
         file = CONFIGS / name
         if name and not file.is_file():
             raise InputError(f"{file}: no such file; name an overlay of the folder configs.")
+        if name and not changes_network(file):
+            raise InputError(f"{file}: sets nothing of network_def; name an overlay that changes the network.")
         config = ConfigParser()
         config.read_config([str(CONFIGS / "train.json"), *([str(file)] if name else [])])
         network = config.get_parsed_content("network_def")
@@ -52,8 +88,8 @@ def rows(names: Iterable[str], size: Sequence[int]) -> Iterator[str]:
         except ValueError as error:
             raise InputError(f"--size {list(size)}: {name or 'train.json'}: {error}") from error
         yield (
-            f"| `{name or 'train.json'}` | {type(network).__name__} | {parameters(network):,} | {count / 2e9:.0f} | "
-            f"{count / 1e12:.2f} |"
+            f"| `{name or 'train.json'}` | {name_of(config['network_def'])} | {parameters(network):,} | "
+            f"{count / 2e9:.0f} | {count / 1e12:.2f} |"
         )
 
 
@@ -67,10 +103,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--size", type=int, nargs=3, default=[128, 128, 128], help="voxels of a window (default: %(default)s)"
     )
     args = parser.parse_args(argv)
-    for line in HEADER:
-        print(line)
-    for row in rows(args.overlays or ["", *overlays()], args.size):
-        print(row, flush=True)
+    # What is wrong is told before the table begins.
+    table = [*HEADER, *rows(args.overlays or ["", *overlays()], args.size)]
+    print("\n".join(table))
     return 0
 
 

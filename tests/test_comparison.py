@@ -106,7 +106,7 @@ def test_runs_are_named_after_their_folders(tmp_path):
     with pytest.raises(InputError, match="run: the name of 2 evaluations; give each one a name by --names"):
         read_evaluations(twice)
     assert [e.name for e in read_evaluations(twice, ["left", "right"])] == ["left", "right"]
-    with pytest.raises(InputError, match="--names: 1 names for 2 evaluations"):
+    with pytest.raises(InputError, match="--names: 1 name for 2 evaluations"):
         read_evaluations(twice, ["left"])
     with pytest.raises(InputError, match="give two evaluations or more"):
         read_evaluations(twice[:1])
@@ -117,7 +117,7 @@ def test_runs_are_named_after_their_folders(tmp_path):
     [
         ({"cases": CASES[:-5]}, r"b/scores.csv: lacks P10, P11, P7 and 2 more of .*a/scores.csv; compare"),
         ({"cases": [*CASES, "Q"]}, r"a/scores.csv: lacks Q of .*b/scores.csv; compare evaluations of the same cases"),
-        ({"measures": ["dice"]}, r"b/scores.csv: has no column hd95_ET; evaluate all runs with the same settings, or"),
+        ({"measures": ["iou"]}, r"a/scores.csv, .*b/scores.csv: share no score; evaluate all runs with the same"),
         ({"volumes": 2.0}, r"b/scores.csv: reference_volume_ET of P0 differs from that in .*a/scores.csv; compare"),
         ({"cases": ["P1", "P1"]}, r"b/scores.csv: holds a case twice"),
         ({"cases": []}, r"b/scores.csv: holds no scores by case"),
@@ -181,10 +181,37 @@ def test_one_case_or_equal_runs_are_said_to_allow_no_test(tmp_path, capsys):
     assert "No test is possible where no case differs." in shown and "HD95" not in shown
 
 
-def test_scores_that_only_some_runs_have_can_be_left_out(tmp_path):
-    files = [write(tmp_path / "a"), write(tmp_path / "b", measures=["dice"])]
-    assert command.main([*map(str, files), "--scores", "dice"]) == 0
-    with pytest.raises(InputError, match=r"a/scores\.csv: has no column iou_ET"):
-        command.main([*map(str, files), "--scores", "iou"])
-    with pytest.raises(InputError, match="a folder; give --plot the name of a file"):
-        command.main([*map(str, files), "--plot", str(tmp_path)])
+def test_scores_that_only_some_runs_have_are_left_out_by_default_and_refused_by_name(tmp_path, capsys):
+    files = [write(tmp_path / "a", measures=["dice", "iou"]), write(tmp_path / "b", measures=["hd95", "dice"])]
+    files = [str(file) for file in files]
+    output = tmp_path / "out.csv"
+    assert command.main([*files, "--output", str(output)]) == 0
+    shown = capsys.readouterr().out
+    assert "left out, since not all runs have it: iou, hd95\n" in shown
+    with output.open(newline="") as file:
+        assert [row["score"] for row in csv.DictReader(file)] == ["dice"] * 6
+    assert command.main([*files, "--scores", "dice", "dice"]) == 0
+    shown = capsys.readouterr().out
+    assert "left out" not in shown and shown.count("ET") == 1
+    with pytest.raises(InputError, match=r"b/scores\.csv: has no column iou_ET; .* or leave iou out of --scores\."):
+        command.main([*files, "--scores", "dice", "iou"])
+    with pytest.raises(InputError, match=r"^--scores foo: no such score; choose among dice\.$"):
+        command.main([*files, "--scores", "dice", "foo"])
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "told"),
+    [
+        ("--plot", ".", "a folder; give --plot the name of a file"),
+        ("--plot", "cmp.txt", r"--plot .*cmp\.txt: the picture is a PNG file; give a name that ends in \.png\."),
+        ("--plot", "file/cmp.png", r"file/cmp\.png: cannot be written \(.*file takes no files\)"),
+        ("--output", "file/new/cmp.csv", r"file/new/cmp\.csv: cannot be written"),
+    ],
+)
+def test_a_wrong_place_for_a_file_is_told_before_anything_is_written(tmp_path, option, name, told, capsys):
+    files = [str(write(tmp_path / run)) for run in "ab"]
+    (tmp_path / "file").touch()
+    other = {"--output": "--plot", "--plot": "--output"}[option]
+    with pytest.raises(InputError, match=told):
+        command.main([*files, option, str(tmp_path / name), other, str(tmp_path / "new" / "cmp.png")])
+    assert not (tmp_path / "new").exists() and capsys.readouterr().out == ""

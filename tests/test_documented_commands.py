@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every command of the documentation is one that the bundle understands: its programs, files, options and settings.
 
-``test_walkthroughs.py`` runs the commands of two pages as they stand there, and ``test_modes.py`` runs every overlay.
+``test_documented_runs.py`` runs them.
 """
 
 from __future__ import annotations
@@ -17,43 +17,15 @@ import monai.bundle
 import pytest
 import yaml
 from monai.bundle import ConfigParser
+from pages import ALL
 from workflows import ROOT, initialized
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-PAGES += sorted((ROOT / "models").rglob("README.md"))
-PROGRAMS = ("python ", "panet-segment ", "torchrun ", "make ")
-
-
-def commands(page: Path) -> list[str]:
-    """All commands of a page, in blocks and in the text, with ``x`` in the place of what the user fills in."""
-    text = page.read_text(encoding="utf-8")
-    blocks = re.findall(r"```[a-z]*\n(.*?)```", text, re.DOTALL)
-    lines = [line for block in blocks for line in whole(block.replace("\\\n", " ").splitlines())]
-    without_blocks = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-    # A command in the text may be broken into two lines. One without arguments is the name of a program.
-    codes = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", without_blocks)]
-    lines += [code for code in codes if code.startswith("make ") or len(code.split()) > 3]
-    found = [re.sub(r"<[^<>]*>", "x", line.split("   #")[0]).strip() for line in lines]
-    found = [re.sub(r'^/usr/bin/time( -f "[^"]*")? ', "", line) for line in found]
-    return [line for line in found if line.startswith(PROGRAMS) and "..." not in line]
-
-
-def whole(lines: list[str]) -> list[str]:
-    """The lines, joined where a text in quotes goes on in the next line."""
-    joined: list[str] = []
-    for line in lines:
-        if joined and joined[-1].count('"') % 2:
-            joined[-1] += " " + line.strip()
-        else:
-            joined.append(line)
-    return joined
-
-
-ALL = sorted({(str(page.relative_to(ROOT)), line) for page in PAGES for line in commands(page)})
+# By page and line, with ``x`` in the place of what the user fills in.
+COMMANDS = sorted({(page, re.sub(r"<[^<>]*>", "x", line)) for page, line in ALL})
 
 
 def of(*starts: str) -> list:
-    return [pytest.param(line, id=f"{page}: {line}") for page, line in ALL if re.match("|".join(starts), line)]
+    return [pytest.param(line, id=f"{page}: {line}") for page, line in COMMANDS if re.match("|".join(starts), line)]
 
 
 class UnderstoodError(Exception):

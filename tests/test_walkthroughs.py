@@ -7,39 +7,18 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import nibabel as nib
 import pytest
+from pages import in_blocks, run
 from workflows import ROOT, TRAINING_SIZE, rows
 
 DOCS = ROOT / "docs"
 # A training of full size takes days on a CPU, so these commands run at test size.
 SMALL = {key: value for key, value in TRAINING_SIZE.items() if key != "network_def#channels"}
-
-
-def commands(page: str) -> list[str]:
-    """The command lines of a page's code blocks."""
-    blocks = re.findall(r"```\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line.startswith(("python ", "panet-segment "))]
-
-
-def run(line: str, folder: Path, **settings: object) -> subprocess.CompletedProcess:
-    """Run a command line of a page in ``folder``, where ``configs`` leads to the bundle's."""
-    program, *arguments = shlex.split(line)
-    start = [sys.executable] if program == "python" else [sys.executable, "-m", "scripts.segment"]
-    more = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*start, *arguments, *more], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, f"{line}\n{done.stdout[-1500:]}{done.stderr[-3000:]}"
-    return done
 
 
 @pytest.fixture
@@ -54,7 +33,7 @@ def test_from_four_scans_to_a_segmentation(cohort, place):
     for letter, name in zip("abcd", ("t1", "t1ce", "t2", "flair"), strict=True):
         shutil.copy(case / f"{case.name}_{name}.nii.gz", place / "ann" / f"ann_{name}.nii.gz")
         shutil.copy(case / f"{case.name}_{name}.nii.gz", place / f"{letter}.nii.gz")
-    check, segment, named = commands("from_scans_to_segmentation.md")
+    check, segment, named = in_blocks(DOCS / "from_scans_to_segmentation.md")
     assert "0 errors" in run(check, place).stdout
     done = run(segment, place)
     assert re.search(r"out/ann\.nii\.gz: ET [\d.]+ ml, TC [\d.]+ ml, WT [\d.]+ ml", done.stdout)
@@ -86,7 +65,7 @@ def test_from_a_brats_download_to_scores(cohort, place):
         for file in case.glob("*.nii.gz"):
             if "_seg" not in file.name:
                 (place / "brats_validation" / case.name / file.name).symlink_to(file)
-    check, score, train, evaluate, hand_in = commands("from_brats_to_scores.md")
+    check, score, train, evaluate, hand_in = in_blocks(DOCS / "from_brats_to_scores.md")
     assert "0 errors" in run(check, place).stdout
     root = {"bundle_root": place}
     (place / "models").mkdir()
