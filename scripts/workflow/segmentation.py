@@ -23,6 +23,7 @@ from scripts.brats import ET_LABELS, SEQUENCE_TITLES, SEQUENCES
 from scripts.data.cases import NO_FILE, image_files, missing_sequences
 from scripts.data.checks import check_files, nothing_found, refuse_errors
 from scripts.data.datalist import is_plain_name, misnamed, unlabeled_items
+from scripts.data.dicom import series_file
 from scripts.data.findings import CHOICES
 from scripts.data.images import read_image, voxels_of
 from scripts.errors import InputError, input_error_behind
@@ -183,7 +184,7 @@ def given_case(files: Mapping[str, Path], name: str | None) -> dict[str, Any]:
     """
     if name is not None and not is_plain_name(name):
         raise InputError(f"--name {name}: results are named after the case; give a name without folders.")
-    image = [str(files[s]) if s in files else NO_FILE for s in SEQUENCES]
+    image = [series_file(files[s]) if s in files else NO_FILE for s in SEQUENCES]
     # A datalist with such names is refused, too, and the run writes one.
     for file, sequence, other in misnamed(image, SEQUENCES):
         raise InputError(f"--{sequence} {file}: its name says {other}; correct the option, or rename the file.")

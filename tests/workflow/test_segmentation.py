@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from dicom_series import write_case
 from scripts import segment as command
+from scripts.brats import SEQUENCES
 from scripts.data.cases import NO_FILE
 from scripts.data.checks import PREPARATION_PAGE
 from scripts.data.datalist import unlabeled_items, write_datalist
@@ -33,6 +34,7 @@ from scripts.workflow.segmentation import (
     Options,
     configuration_of,
     find_items,
+    given_case,
     note_of,
     refuse_other_images,
     segment,
@@ -520,6 +522,20 @@ def test_the_pictures_say_what_a_result_lacks():
     assert note_of(phantoms, ["t1ce"], fast=True) == (
         "for research only; weights trained on phantoms; without T1ce; fast"
     )
+
+
+def test_a_folder_of_one_dicom_series_is_taken_as_the_series(patients, tmp_path):
+    """The numbers name files, and a later call compares them."""
+    case = next(patients.iterdir())
+    scans = {name: nib.load(file) for name, file in images(case).items()}
+    whole = {
+        name: nib.Nifti1Image(np.asarray(image.dataobj).clip(0).astype(np.int16), image.affine)
+        for name, image in scans.items()
+    }
+    (found,) = unlabeled_items(write_case(tmp_path / "ann", whole))
+    folders = {name: Path(file).parent for name, file in zip(SEQUENCES, found["image"], strict=True)}
+    assert len(set(folders.values())) == 4
+    assert given_case(folders, "ann") == found
 
 
 @pytest.mark.slow
