@@ -220,7 +220,7 @@ def find_items(cases: Sequence[Path], may_lack: int) -> list[dict[str, Any]]:
 
 
 def with_absolute_paths(item: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry of a case with absolute paths, for files and later calls that are read from another folder.
+    """The entry of a case with absolute paths without "..", for later calls and readers in other folders.
 
     Example:
         >>> Path(with_absolute_paths({"case": "ann", "image": "ann.nii.gz"})["image"]).is_absolute()
@@ -228,8 +228,14 @@ def with_absolute_paths(item: Mapping[str, Any]) -> dict[str, Any]:
     """
     image = item["image"]
     if isinstance(image, str):
-        return {**item, "image": str(Path(image).absolute())}
-    return {**item, "image": [file if file == NO_FILE else str(Path(file).absolute()) for file in image]}
+        return {**item, "image": _absolute(image)}
+    return {**item, "image": [file if file == NO_FILE else _absolute(file) for file in image]}
+
+
+def _absolute(file: str) -> str:
+    path = Path(file)
+    # A path such as link/../ann leads elsewhere than ann if the link leads to another folder.
+    return str(path.resolve() if ".." in path.parts else path.absolute())
 
 
 def refuse_other_images(items: Sequence[Mapping[str, Any]], output_dir: Path) -> None:

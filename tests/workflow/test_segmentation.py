@@ -39,6 +39,7 @@ from scripts.workflow.segmentation import (
     refuse_other_images,
     segment,
     weights_to_use,
+    with_absolute_paths,
 )
 from workflows import SIZE, bundle_run, voxels
 
@@ -498,6 +499,19 @@ def test_relative_paths_are_recorded_as_absolute_ones(patients, options, tmp_pat
     assert {entry["sequence"]: entry["file"] for entry in result["inputs"]} == {s: str(own[s]) for s in own}
     assert result["weights"]["file"] == str(tmp_path / "model.pt")
     assert result["parameters"]["output_dir"] == str(tmp_path / "out")
+
+
+def test_paths_are_absolute_without_steps_up_and_links_keep_their_meaning(tmp_path, monkeypatch):
+    (tmp_path / "far" / "below").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "below")
+    monkeypatch.chdir(tmp_path / "far")
+    given = ["../a_t1.nii", NO_FILE, "../link/../a_t1ce.nii", "../link/a_flair.nii"]
+    real = ["a_t1.nii", NO_FILE, "far/a_t1ce.nii", "far/below/a_flair.nii"]
+    expected = [file if file == NO_FILE else str(tmp_path / file) for file in real]
+    assert with_absolute_paths({"case": "a", "image": given}) == {"case": "a", "image": expected}
+    monkeypatch.chdir(tmp_path)
+    # A link stays where nothing steps up.
+    assert with_absolute_paths({"image": "link/a.nii"}) == {"image": str(tmp_path / "link" / "a.nii")}
 
 
 def test_a_case_that_is_named_twice_is_taken_once(patients, caplog):
