@@ -168,7 +168,10 @@ def openvino_is_installed() -> bool:
 
 
 def given_case(files: Mapping[str, Path], name: str | None) -> dict[str, Any]:
-    """The entry of a case whose files have any name.
+    """The entry of a case whose files have any name. A folder of one DICOM series counts as its first file.
+
+    Raises:
+        InputError: the case's name is no plain name, or a file's name says another sequence.
 
     Example:
         >>> given_case({"flair": Path("a.nii"), "t1": Path("b.nii"), "t1ce": Path("c.nii"), "t2": Path("d.nii")}, "ann")
