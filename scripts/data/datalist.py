@@ -401,15 +401,24 @@ def _four_images(image: list[str], path: Path, sequences: list[str] | None) -> l
                 f'add "sequences": {json.dumps(list(SEQUENCES))}, in the order of the files, to {path.name}: {image}'
             )
         return in_network_order(image, told)
+    for file, sequence, name in misnamed(image, sequences):
+        raise InputError(
+            f"{path}: 'sequences' says that {file} is {sequence}, but its name says {name}; "
+            "correct 'sequences' or the name."
+        )
+    return in_network_order(image, sequences)
+
+
+def misnamed(image: Sequence[str], sequences: Sequence[str]) -> list[tuple[str, str, str | None]]:
+    """The files of ``image`` whose names say another sequence: file, its sequence, and the sequence of its name.
+
+    Example:
+        >>> misnamed(["p1_t2.nii", "b.nii", "missing", "d.nii"], ["t1", "t2", "t1ce", "flair"])
+        [('p1_t2.nii', 't1', 't2')]
+    """
     released = [released_file(file) for file in image]
     named: Sequence[str | None] = sequences_told(image) or [found.sequence if found else None for found in released]
-    for file, sequence, name in zip(image, sequences, named, strict=True):
-        if name not in (None, sequence):
-            raise InputError(
-                f"{path}: 'sequences' says that {file} is {sequence}, but its name says {name}; "
-                "correct 'sequences' or the name."
-            )
-    return in_network_order(image, sequences)
+    return [row for row in zip(image, sequences, named, strict=True) if row[2] not in (None, row[1])]
 
 
 def _resolve(

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.data.cases import image_files
+from monai.utils import ensure_tuple
+from scripts.data.cases import NO_FILE, image_files
 from scripts.data.datalist import read_datalist
 from scripts.errors import InputError
 from scripts.files import keep_earlier, remove_unfinished
@@ -165,8 +166,18 @@ def earlier_cases(output_dir: str, dataset_dir: str) -> dict[str, dict[str, Any]
 
 
 def same_images(item: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two entries have the same files, however their paths are written."""
-    first, second = (list(map(os.path.realpath, image_files(one["image"]))) for one in (item, other))
+    """Whether two entries have the same files for the same sequences, however their paths are written.
+
+    Example:
+        >>> same_images({"image": ["a.nii", "b.nii"]}, {"image": ["./a.nii", "b.nii"]})
+        True
+        >>> same_images({"image": ["a.nii", "b.nii", NO_FILE]}, {"image": ["a.nii", NO_FILE, "b.nii"]})
+        False
+    """
+    first, second = (
+        [file if file == NO_FILE else os.path.realpath(file) for file in ensure_tuple(one["image"])]
+        for one in (item, other)
+    )
     return first == second
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -21,11 +22,12 @@ from scripts import networks
 from scripts.brats import ET_LABELS, SEQUENCE_TITLES, SEQUENCES
 from scripts.data.cases import NO_FILE, image_files, missing_sequences
 from scripts.data.checks import check_files, nothing_found, refuse_errors
-from scripts.data.datalist import is_plain_name, unlabeled_items
+from scripts.data.datalist import is_plain_name, misnamed, unlabeled_items
+from scripts.data.dicom import series_file
 from scripts.data.findings import CHOICES
 from scripts.data.images import read_image, voxels_of
 from scripts.errors import InputError, input_error_behind
-from scripts.files import BUNDLE_ROOT, CONFIGS, file_checksum, read_json, save_json
+from scripts.files import BUNDLE_ROOT, CONFIGS, file_checksum, keep_earlier, read_json, save_json
 from scripts.inference.dicom_seg import check_source, save_dicom_seg
 from scripts.inference.writers import map_files
 from scripts.machine import computes_in
@@ -166,7 +168,10 @@ def openvino_is_installed() -> bool:
 
 
 def given_case(files: Mapping[str, Path], name: str | None) -> dict[str, Any]:
-    """The entry of a case whose files have any name.
+    """The entry of a case whose files have any name. A folder of one DICOM series counts as its first file.
+
+    Raises:
+        InputError: the case's name is no plain name, or a file's name says another sequence.
 
     Example:
         >>> given_case({"flair": Path("a.nii"), "t1": Path("b.nii"), "t1ce": Path("c.nii"), "t2": Path("d.nii")}, "ann")
@@ -176,10 +181,17 @@ def given_case(files: Mapping[str, Path], name: str | None) -> dict[str, Any]:
         >>> given_case({"t1": Path("b.nii")}, "../ann")
         Traceback (most recent call last):
         scripts.errors.InputError: --name ../ann: results are named after the case; give a name without folders.
+        >>> given_case({"t1": Path("ann_t2.nii")}, "ann")
+        Traceback (most recent call last):
+        scripts.errors.InputError: --t1 ann_t2.nii: its name says t2; correct the option, or rename the file.
     """
     if name is not None and not is_plain_name(name):
         raise InputError(f"--name {name}: results are named after the case; give a name without folders.")
-    return {"case": name or "case", "image": [str(files[s]) if s in files else NO_FILE for s in SEQUENCES]}
+    image = [series_file(files[s]) if s in files else NO_FILE for s in SEQUENCES]
+    # A datalist with such names is refused, too, and the run writes one.
+    for file, sequence, other in misnamed(image, SEQUENCES):
+        raise InputError(f"--{sequence} {file}: its name says {other}; correct the option, or rename the file.")
+    return {"case": name or "case", "image": image}
 
 
 def find_items(cases: Sequence[Path], may_lack: int) -> list[dict[str, Any]]:
@@ -211,7 +223,7 @@ def find_items(cases: Sequence[Path], may_lack: int) -> list[dict[str, Any]]:
 
 
 def with_absolute_paths(item: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry of a case with absolute paths, for files and later calls that are read from another folder.
+    """The entry of a case with absolute paths without "..", for later calls and readers in other folders.
 
     Example:
         >>> Path(with_absolute_paths({"case": "ann", "image": "ann.nii.gz"})["image"]).is_absolute()
@@ -219,8 +231,14 @@ def with_absolute_paths(item: Mapping[str, Any]) -> dict[str, Any]:
     """
     image = item["image"]
     if isinstance(image, str):
-        return {**item, "image": str(Path(image).absolute())}
-    return {**item, "image": [file if file == NO_FILE else str(Path(file).absolute()) for file in image]}
+        return {**item, "image": _absolute(image)}
+    return {**item, "image": [file if file == NO_FILE else _absolute(file) for file in image]}
+
+
+def _absolute(file: str) -> str:
+    path = Path(file)
+    # A path such as link/../ann leads elsewhere than ann if the link leads to another folder.
+    return str(path.resolve() if ".." in path.parts else path.absolute())
 
 
 def refuse_other_images(items: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
@@ -293,33 +311,32 @@ def segment(
     results = []
     for item in track(items, "Measuring and drawing", console=Console(stderr=True), transient=True):
         label_map = map_files(item["case"], output_dir)[0]
-        if not label_map.is_file():  # the case failed
-            continue
         numbers, dicom = (label_map.with_name(f"{item['case']}{ending}") for ending in (".json", ".dcm"))
         preview, surface = (label_map.with_name(f"{item['case']}{ending}") for ending in (".png", "_3d.png"))
-        wanted = [numbers, preview, surface] if options.pictures else [numbers]
-        made = label_map.stat().st_mtime
-        if all(path.is_file() and path.stat().st_mtime >= made for path in wanted):
-            earlier = read_json(numbers)
-            # There is no DICOM object of an empty segmentation.
-            with_object = options.dicom_seg and earlier["volumes_ml"]["WT"]
-            if not with_object or (dicom.is_file() and dicom.stat().st_mtime >= made):
-                results.append(earlier)
-                continue
-        result = describe(item, label_map, options.et_label)
-        result |= {"weights": {"file": str(model), **{key: record.get(key) for key in ("checksum", "trained_on")}}}
-        result |= {"bundle_version": bundle_version(), "parameters": parameters}
-        result["seconds_of_the_run"] = round(seconds, 2)
-        if options.dicom_seg and result["volumes_ml"]["WT"]:
+        # What belongs to an earlier label map must not stand beside a new one, or beside none.
+        made = label_map.stat().st_mtime if label_map.is_file() else math.inf
+        for path in (numbers, dicom, preview, surface):
+            if path.is_file() and path.stat().st_mtime < made:
+                logger.info("Kept an earlier %s as %s", path, keep_earlier(path))
+        if not label_map.is_file():  # the case failed
+            continue
+        if numbers.is_file():
+            result = read_json(numbers)
+        else:
+            result = describe(item, label_map, options.et_label)
+            result |= {"weights": {"file": str(model), **{key: record.get(key) for key in ("checksum", "trained_on")}}}
+            result |= {"bundle_version": bundle_version(), "parameters": parameters}
+            result["seconds_of_the_run"] = round(seconds, 2)
+            save_json(result, numbers)
+        # There is no DICOM object of an empty segmentation.
+        if options.dicom_seg and result["volumes_ml"]["WT"] and not dicom.is_file():
             image = image_files(item["image"])[0]
             save_dicom_seg(label_map, image, options.et_label, dicom)
-        if options.pictures:
+        if options.pictures and not (preview.is_file() and surface.is_file()):
             patient = read_patient(item, label_map)
             note = note_of(record, result["missing_sequences"], options.fast)
             draw_preview(patient, preview, note)
             draw_surface(patient, surface, note)
-        # The numbers come last: a case that has them is done.
-        save_json(result, numbers)
         results.append(result)
     if failure is not None:
         raise failure

@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 from dicom_series import write_case
 from scripts import segment as command
+from scripts.brats import SEQUENCES
+from scripts.data.cases import NO_FILE
 from scripts.data.checks import PREPARATION_PAGE
-from scripts.data.datalist import unlabeled_items
+from scripts.data.datalist import unlabeled_items, write_datalist
 from scripts.errors import InputError
 from scripts.files import BUNDLE_ROOT
 from scripts.machine import computes_in
@@ -27,8 +29,18 @@ from scripts.reports.page import make_report
 from scripts.reports.runs import read_cases, read_run
 from scripts.run_record import read_record
 from scripts.workflow import segmentation
-from scripts.workflow.output import earlier_cases
-from scripts.workflow.segmentation import Options, configuration_of, find_items, note_of, segment, weights_to_use
+from scripts.workflow.output import earlier_cases, left_to_do
+from scripts.workflow.segmentation import (
+    Options,
+    configuration_of,
+    find_items,
+    given_case,
+    note_of,
+    refuse_other_images,
+    segment,
+    weights_to_use,
+    with_absolute_paths,
+)
 from workflows import SIZE, bundle_run, voxels
 
 SCHEMA = json.loads((BUNDLE_ROOT / "docs" / "segmentation_schema.json").read_text())
@@ -213,6 +225,7 @@ def test_wrong_input_is_one_line_and_nothing_is_written(change, words, patients,
         (["case", "--model", ".."], "--model ..: a folder; name the file of the weights"),
         (["case", "--device", "banana"], "--device banana: no such device"),
         (["--t1", "a.nii", "--name", "../ann"], "--name ../ann: results are named after the case"),
+        (["--t1", "p_t2.nii"], "--t1 p_t2.nii: its name says t2; correct the option, or rename the file"),
         (["--t1", "a.nii"], "a.nii: case lacks t2 and t1ce and flair"),
         (["absent"], "absent: no such folder"),
     ],
@@ -345,7 +358,57 @@ def test_a_second_call_draws_the_pictures_that_are_missing(patients, options, tm
     (result,) = segment([case], tmp_path / "out", options=replace(options, pictures=True))
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
     assert (tmp_path / "out" / f"{case.name}.nii.gz").stat().st_mtime_ns == before
-    assert result["volumes_ml"] == without["volumes_ml"]
+    # The numbers tell of the run that made the label map.
+    assert result == without == json.loads((tmp_path / "out" / f"{case.name}.json").read_text())
+
+
+@pytest.mark.slow
+def test_results_of_an_earlier_label_map_do_not_stand_beside_a_new_one(patients, options, tmp_path):
+    case, out = next(patients.iterdir()), tmp_path / "out"
+    own = shutil.copytree(case, tmp_path / case.name)
+    segment([own], out, options=options)
+    label_map = out / f"{case.name}.nii.gz"
+    others = [out / f"{case.name}{end}" for end in (".json", ".png", "_3d.png", ".dcm")]
+    for path in others:
+        path.write_text(path.name)
+    made = label_map.stat().st_mtime
+    # The scan has changed after the results were made.
+    for path, seconds in ((label_map, -100), *((path, -90) for path in others), (images(own)["t1"], -50)):
+        os.utime(path, (made + seconds, made + seconds))
+    (result,) = segment([own], out, options=options)
+    assert json.loads(others[0].read_text()) == result and result["volumes_ml"]
+    assert label_map.is_file() and not any(path.exists() for path in others[1:])
+    kept = [path for path in out.iterdir() if path.name.startswith(f"{case.name}_20")]
+    kept += list(out.glob(f"{case.name}_3d_20*"))
+    assert len(kept) == 5
+    texts = [path.read_text() for path in kept if not path.name.endswith(".nii.gz")]
+    assert sorted(texts) == sorted(path.name for path in others)
+
+
+@pytest.mark.slow
+def test_no_results_of_an_earlier_label_map_stand_alone_if_the_case_fails(patients, options, tmp_path, monkeypatch):
+    case, out = next(patients.iterdir()), tmp_path / "out"
+    own = shutil.copytree(case, tmp_path / case.name)
+    segment([own], out, options=options)
+    made = (out / f"{case.name}.nii.gz").stat().st_mtime
+    os.utime(images(own)["t1"], (made + 1, made + 1))
+
+    def fail(*args, **kwargs):
+        raise OSError("the disk is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("scripts.inference.writers.save_map", fail)
+        with pytest.raises(InputError, match="1 of 1 case failed"):
+            segment([own], out, options=options)
+    assert not (out / f"{case.name}.nii.gz").exists() and not (out / f"{case.name}.json").exists()
+    assert len(list(out.glob(f"{case.name}_20*.nii.gz"))) == len(list(out.glob(f"{case.name}_20*.json"))) == 1
+    assert list(read_record(out)["failed"]) == [case.name]
+    # Another patient does not make the failure forgotten; the next success does.
+    second = next(path for path in sorted(patients.iterdir()) if path.name != case.name)
+    segment([second], out, options=options)
+    assert list(read_record(out)["failed"]) == [case.name]
+    segment([own], out, options=options)
+    assert "failed" not in read_record(out) and (out / f"{case.name}.json").is_file()
 
 
 @pytest.mark.slow
@@ -397,6 +460,22 @@ def test_other_images_of_the_same_name_are_refused_with_a_remedy_that_works(pati
     assert (kept / f"{case.name}.nii.gz").stat().st_mtime_ns == before
 
 
+def test_the_same_files_as_other_sequences_are_other_images(segmented, patients, tmp_path):
+    first = segmented[1][0]["case"]
+    t1, t2, flair = (str(images(patients / first)[name]) for name in ("t1", "t2", "flair"))
+    earlier, corrected = (
+        {"case": first, "image": image} for image in ([t1, t2, NO_FILE, flair], [t1, NO_FILE, t2, flair])
+    )
+    write_datalist({"testing": [earlier]}, patients, tmp_path / "datalist.json")
+    (tmp_path / "run.json").write_text(json.dumps({"dataset_dir": str(patients)}))
+    shutil.copy(segmented[0] / f"{first}.nii.gz", tmp_path)
+    assert left_to_do([earlier], str(tmp_path), str(patients)) == []
+    assert left_to_do([corrected], str(tmp_path), str(patients)) == [corrected]
+    refuse_other_images([earlier], tmp_path)
+    with pytest.raises(InputError, match=f"holds a case {first} of other images"):
+        refuse_other_images([corrected], tmp_path)
+
+
 def test_a_case_is_the_same_from_any_folder_and_by_any_path(segmented, patients, options, monkeypatch, tmp_path):
     out, results = segmented
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
@@ -422,6 +501,19 @@ def test_relative_paths_are_recorded_as_absolute_ones(patients, options, tmp_pat
     assert result["parameters"]["output_dir"] == str(tmp_path / "out")
 
 
+def test_paths_are_absolute_without_steps_up_and_links_keep_their_meaning(tmp_path, monkeypatch):
+    (tmp_path / "far" / "below").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "below")
+    monkeypatch.chdir(tmp_path / "far")
+    given = ["../a_t1.nii", NO_FILE, "../link/../a_t1ce.nii", "../link/a_flair.nii"]
+    real = ["a_t1.nii", NO_FILE, "far/a_t1ce.nii", "far/below/a_flair.nii"]
+    expected = [file if file == NO_FILE else str(tmp_path / file) for file in real]
+    assert with_absolute_paths({"case": "a", "image": given}) == {"case": "a", "image": expected}
+    monkeypatch.chdir(tmp_path)
+    # A link stays where nothing steps up.
+    assert with_absolute_paths({"image": "link/a.nii"}) == {"image": str(tmp_path / "link" / "a.nii")}
+
+
 def test_a_case_that_is_named_twice_is_taken_once(patients, caplog):
     case = sorted(patients.iterdir())[0]
     items = find_items([case, patients, case.resolve()], 0)
@@ -444,6 +536,20 @@ def test_the_pictures_say_what_a_result_lacks():
     assert note_of(phantoms, ["t1ce"], fast=True) == (
         "for research only; weights trained on phantoms; without T1ce; fast"
     )
+
+
+def test_a_folder_of_one_dicom_series_is_taken_as_the_series(patients, tmp_path):
+    """The numbers name files, and a later call compares them."""
+    case = next(patients.iterdir())
+    scans = {name: nib.load(file) for name, file in images(case).items()}
+    whole = {
+        name: nib.Nifti1Image(np.asarray(image.dataobj).clip(0).astype(np.int16), image.affine)
+        for name, image in scans.items()
+    }
+    (found,) = unlabeled_items(write_case(tmp_path / "ann", whole))
+    folders = {name: Path(file).parent for name, file in zip(SEQUENCES, found["image"], strict=True)}
+    assert len(set(folders.values())) == 4
+    assert given_case(folders, "ann") == found
 
 
 @pytest.mark.slow
