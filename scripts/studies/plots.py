@@ -23,6 +23,8 @@ COLORS = (
 MARKERS = "os^Dv<>Pph"
 # Least distance between two variants, as a share of the largest number of operations.
 STEP = 0.015
+# Least range of the Dice in a picture.
+LEAST_RANGE = 0.1
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,10 @@ def flops_figure(points: Sequence[Point]) -> Figure:
         title="Unseen cases",
     )
     axes.set_xlim(left=0)
+    # A difference that may be chance must not fill the picture.
+    low, high = axes.get_ylim()
+    if (more := LEAST_RANGE - (high - low)) > 0:
+        axes.set_ylim(low - more / 2, high + more / 2)
     figure.legend(loc="outside right center", frameon=False, fontsize=8)
     return figure
 

@@ -143,7 +143,7 @@ def write_results(study: Study, jobs: Sequence[Job], folder: Path) -> list[Path]
     for path, table in zip(paths, (runs, list(rows.values())), strict=False):
         save_csv(list(table[0]), [row.values() for row in table], path)
     titles = {variant.name: variant.title for variant in study.variants}
-    save_text(_markdown(rows, titles, results), paths[2])
+    save_text(markdown(rows, titles, results), paths[2])
     points = [
         Point(titles[name], rows[name]["flops"] / 1e9, [_mean_of(seed, "dice") for seed in by_seed(found).values()])
         for name, found in grouped.items()
@@ -201,11 +201,14 @@ def variant_row(results: Sequence[Result], first: Sequence[Result]) -> dict[str,
     return {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
 
 
-def _markdown(rows: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str], results: Sequence[Result]) -> str:
+def markdown(rows: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str], results: Sequence[Result]) -> str:
     """The table for readers, with a few sentences that explain it."""
     first = titles[next(iter(rows))]
     header = ["variant", "seeds", *(f"Dice {r}" for r in REGIONS), "mean Dice", f"difference from {first}"]
-    header += [*(f"HD95 {r} (mm)" for r in REGIONS), "mean of the curve", "million parameters", "GFLOP a window"]
+    # Without validation there is no curve.
+    curves = not all(math.isnan(row["curve"]) for row in rows.values())
+    header += [*(f"HD95 {r} (mm)" for r in REGIONS), *(["mean of the curve"] if curves else [])]
+    header += ["million parameters", "GFLOP a window"]
     table = [[*header, "s of training"], ["---"] * (len(header) + 1)]
     for name, row in rows.items():
         cells = [titles[name], str(row["seeds"]), *(f"{row[f'dice_{region}']:.3f}" for region in REGIONS)]
@@ -213,14 +216,20 @@ def _markdown(rows: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str], 
         compared = [row[f"dice_{end}"] for end in ("difference", "low", "high")]
         cells.append("" if math.isnan(compared[0]) else "{:+.3f} ({:+.3f} to {:+.3f})".format(*compared))
         cells += [f"{row[f'hd95_{region}']:.1f}" for region in REGIONS]
-        cells.append("" if math.isnan(row["curve"]) else f"{row['curve']:.3f}")
+        if curves:
+            cells.append("" if math.isnan(row["curve"]) else f"{row['curve']:.3f}")
         cells += [f"{row['parameters'] / 1e6:.3f}", f"{row['flops'] / 1e9:.2f}", str(row["training_seconds"])]
         table.append(cells)
     samples = " or ".join(map(str, sorted({result.job.run.samples for result in results})))
     unseen = len({case for result in results for case in result.scores})
-    return (
+    text = (
         f"Each run saw {samples} samples. Scores are means over {unseen} unseen cases and over the seeds, and ± is the "
         "standard deviation between the seeds. A difference is one of the mean Dice, between runs of the same seeds. "
-        "It is the mean over the cases, with its 95 % bootstrap interval over the cases. The mean of the curve is the "
-        "mean validation Dice over the whole training, which is higher if the Dice rises earlier.\n\n"
-    ) + "".join(f"| {' | '.join(cells)} |\n" for cells in table)
+        "It is the mean over the cases, with its 95 % bootstrap interval over the cases."
+    )
+    if curves:
+        text += (
+            " The mean of the curve is the mean validation Dice over the whole training, which is higher if the Dice "
+            "rises earlier."
+        )
+    return f"{text}\n\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in table)

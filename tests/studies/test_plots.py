@@ -30,3 +30,10 @@ def test_a_point_is_the_mean_of_its_runs_over_operations(tmp_path):
     assert list(unet.get_xdata()) == [10.3] and list(more.get_xdata()) == [20.0]
     save_figure(figure, tmp_path / "picture.png")
     assert Image.open(tmp_path / "picture.png").size[0] > 1000
+
+
+def test_small_differences_do_not_fill_the_picture():
+    low, high = flops_figure([Point("PANet", 10.0, [0.660]), Point("U-Net", 20.0, [0.664])]).axes[0].get_ylim()
+    assert np.allclose((low, high), (0.612, 0.712))
+    low, high = flops_figure([Point("PANet", 10.0, [0.2]), Point("U-Net", 20.0, [0.8])]).axes[0].get_ylim()
+    assert 0.1 < low < 0.2 and 0.8 < high < 0.9

@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 from scripts.networks import PriorAttentionNet
 from scripts.studies.execution import Job
 from scripts.studies.plan import Part, Run, Variant
-from scripts.studies.results import COLUMNS, Result, by_seed, complexity, differences
+from scripts.studies.results import COLUMNS, Result, by_seed, complexity, differences, markdown
 from workflows import CHANNELS
 
 PART = Part("", [{"case": "a"}], [], [{"case": "d"}, {"case": "e"}])
@@ -50,3 +51,16 @@ def test_complexity_is_that_of_the_variants_network():
     assert plain < parameters and fewer < flops
     # Twice the window has eight times the operations, but for the borders.
     assert complexity([], {**settings, "roi_size": [64, 64, 64]})[1] == pytest.approx(8 * flops, rel=0.01)
+
+
+def test_the_table_for_readers_has_the_curve_if_there_is_one(tmp_path):
+    numbers = {f"{column}{end}": 0.5 for column in ("dice", *COLUMNS) for end in ("", "_difference", "_low", "_high")}
+    row = {"seeds": 1, "parameters": 1500000, "flops": 2e9, "training_seconds": 7, "dice_sd": math.nan, **numbers}
+    runs = [result(tmp_path, "unet", 0, 0.5, 0.75)]
+    text, _, head, _, line = markdown({"unet": {**row, "curve": 0.25}}, {"unet": "U-Net"}, runs).splitlines()
+    assert "over 2 unseen cases" in text and "The mean of the curve is" in text
+    cells = ["U-Net", "1", *["0.500"] * 4, "+0.500 (+0.500 to +0.500)", *["0.5"] * 3]
+    assert line.strip("| ").split(" | ") == [*cells, "0.250", "1.500", "2.00", "7"]
+    text, _, less, _, line = markdown({"unet": {**row, "curve": math.nan}}, {"unet": "U-Net"}, runs).splitlines()
+    assert "curve" not in text + less and head.replace(" mean of the curve |", "") == less
+    assert line.strip("| ").split(" | ") == [*cells, "1.500", "2.00", "7"]
