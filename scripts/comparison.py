@@ -300,7 +300,8 @@ def compare(evaluations: Sequence[Evaluation], measures: Sequence[str] | None = 
     check_comparable(evaluations)
     if measures is None:
         measures = shared_measures(evaluations)
-    check_measures(evaluations, measures)
+    else:
+        check_measures(evaluations, measures)
     rows = []
     for measure in dict.fromkeys(measures):
         for region in REGIONS:

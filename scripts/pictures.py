@@ -209,6 +209,18 @@ def _lesion(patient: Patient) -> Volume:
     return patient.brain
 
 
+def affine_of_part(affine: npt.NDArray[np.float64], part: Sequence[slice]) -> npt.NDArray[np.float64]:
+    """The affine, (4, 4), of the part of a volume that three slices cut out.
+
+    Example:
+        >>> affine_of_part(np.diag([2.0, 2.0, 2.0, 1.0]), (slice(3, 5), slice(0, 5), slice(1, 5)))[:3, 3].tolist()
+        [6.0, 0.0, 2.0]
+    """
+    moved = affine.copy()
+    moved[:3, 3] += affine[:3, :3] @ [s.start for s in part]
+    return moved
+
+
 def slices_through(mask: Volume) -> list[int]:
     """For each axis, the index of the slice with the largest area of a mask.
 
@@ -460,8 +472,7 @@ def _texture(images: Mapping[str, Volume], brain: Volume, spacing: Volume) -> Vo
 def _surfaces(patient: Patient) -> list[Surface]:
     brain = patient.brain
     cut = box_of(brain)
-    affine = patient.affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ [s.start for s in cut]
+    affine = affine_of_part(patient.affine, cut)
     images = {name: image[cut] for name, image in patient.images.items()}
     texture = _texture(images, brain[cut], patient.spacing)
     surfaces = [Surface(brain[cut], affine, (1.0, 0.96, 0.94), 0.28, 0.8, blur_mm=2.0, texture=texture)]

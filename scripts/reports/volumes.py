@@ -25,6 +25,7 @@ from scripts.pictures import (
     PLANES,
     REGION_PARTS,
     SUB_REGIONS,
+    affine_of_part,
     box_of,
     gray_window,
     parts_of,
@@ -127,12 +128,10 @@ def read_view(
     brain = patient.brain
     cut = box_of(brain)
     maps = {"reference": patient.reference, "prediction": patient.prediction}
-    affine = patient.affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ [s.start for s in cut]
     return View(
         {name: gray_values(patient.images[name], brain)[cut] for name in sequences if name in patient.images},
         {name: parts[cut] for name, parts in maps.items() if parts is not None},
-        affine,
+        affine_of_part(patient.affine, cut),
     )
 
 

@@ -299,7 +299,7 @@ def segment(
         for item in items:
             check_source(image_files(item["image"])[0])
     settings |= {"all_cases": items, "output_dir": str(output_dir), "bundle_root": str(BUNDLE_ROOT)}
-    folders = [os.path.abspath(Path(file).parent) for item in items for file in image_files(item["image"])]
+    folders = [Path(file).parent for item in items for file in image_files(item["image"])]
     settings["dataset_dir"] = os.path.commonpath(folders)
     started = time.monotonic()
     failure = run_inference(names, settings)
