@@ -1,12 +1,12 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Average the weights of trainings that started from the same weights.
+"""Average the weights of trainings that go back to the same weights.
 
     python -m scripts.average_weights models/mean.pt runs/first/model.pt runs/second/model.pt
 
 The result is one network, which costs no more than each of them and often segments better (model soups; Wortsman et
-al., ICML 2022). This works only for trainings that went on from the same weights. The mean of networks that were
-trained anew is of no use; average their probabilities instead (ensemble.yaml).
+al., ICML 2022). This works only for trainings that went on from the same weights, whether in one step or in several.
+The mean of networks that were trained anew is of no use; average their probabilities instead (ensemble.yaml).
 """
 
 from __future__ import annotations
@@ -46,6 +46,46 @@ def mean_state(states: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.
     return mean
 
 
+def common_start(files: Sequence[Path], trained: Sequence[Record]) -> Record | None:
+    """The nearest weights that all trainings go back to.
+
+    Args:
+        files: the weights.
+        trained: what each was trained on (``trained_on`` of its record).
+
+    Returns:
+        The value of ``started_from`` for their mean; None if all started anew.
+
+    Raises:
+        InputError: the trainings go back to different weights; or one went on from weights that saw other numbers of
+            cases than it did itself, so that the mean has seen cases that nobody can count.
+    """
+    chains = []
+    for seen in trained:
+        chain, start = [], seen.get("started_from")
+        while start:
+            chain.append(start)
+            start = (start.get("trained_on") or {}).get("started_from")
+        chains.append(chain)
+    shared = next((start for start in chains[0] if all(start in chain for chain in chains)), None)
+    for file, seen, chain in zip(files, trained, chains, strict=True):
+        if seen.get("imported") != trained[0].get("imported") or (shared is None and chain != chains[0]):
+            raise InputError(
+                f"{record_file(file)}: started from other weights than {files[0]}; average trainings that go back to "
+                "the same weights."
+            )
+    for file, seen, chain in zip(files, trained, chains, strict=True):
+        for between in chain[: chain.index(shared)] if shared else []:
+            before = between.get("trained_on") or {}
+            if any(before.get(kind) != seen.get(kind) for kind in ("patients", "phantoms", "imported")):
+                raise InputError(
+                    f"{record_file(file)}: went on from weights that saw other numbers of cases than it did; average "
+                    "trainings that started from the same weights."
+                )
+            logger.warning("%s went on from weights that are taken to have seen the same cases.", file)
+    return shared
+
+
 def common_training(files: Sequence[Path], records: Sequence[Record]) -> Record:
     """What the mean of ``files`` was trained on.
 
@@ -60,16 +100,12 @@ def common_training(files: Sequence[Path], records: Sequence[Record]) -> Record:
         The value of ``trained_on``.
 
     Raises:
-        InputError: the trainings started from different weights; or their cases differ, and no split beside the weights
-            names them, or patients and phantoms are mixed, which the split does not tell apart.
+        InputError: as ``common_start``; or the cases of the trainings differ, and no split beside the weights names
+            them, or patients and phantoms are mixed, which the split does not tell apart.
     """
     trained = [record.get("trained_on") or {} for record in records]
-    for file, other in zip(files, trained, strict=True):
-        if any(other.get(key) != trained[0].get(key) for key in ("imported", "started_from")):
-            raise InputError(
-                f"{record_file(file)}: started from other weights than {files[0]}; average trainings that started from "
-                "the same weights."
-            )
+    start = common_start(files, trained)
+    trained = [{**other, "started_from": start} for other in trained]
     lists = [file.with_name("datalist.json") for file in files]
     absent = [path for path in lists if not path.is_file()]
     if absent and all(other == trained[0] for other in trained):
@@ -111,7 +147,7 @@ def common_record(files: Sequence[Path]) -> Record:
                     f"{record_file(file)}: {key} differs from that in {record_file(files[0])}; average trainings of "
                     "the same network on the same data from the same weights."
                 )
-    if not (first.get("trained_on") or {}).get("started_from"):
+    if not first["trained_on"]["started_from"]:
         raise InputError(
             f"{files[0]}: its training started anew, and the mean of such networks is of no use; average their "
             "probabilities with configs/ensemble.yaml."

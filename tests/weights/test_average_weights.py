@@ -81,6 +81,29 @@ def test_folds_have_seen_the_cases_of_all(tmp_path):
     assert read_weights_record(tmp_path / "phantoms.pt")["trained_on"] == trained_on(0, 5, START)
 
 
+def test_trainings_in_several_steps_go_back_to_the_nearest_common_weights(tmp_path, caplog):
+    """One went on twice from the start, and the other one once; the starting weights have a start of their own."""
+    between = {"checksum": "between", "trained_on": trained_on(3, 0, START)}
+    files = [fold(tmp_path / "abc", "abc", trained_on=trained_on(3, 0, between))]
+    files += [fold(tmp_path / "bcd", "bcd", trained_on=trained_on(3, 0, START))]
+    average_weights.main([str(tmp_path / "mean.pt"), *map(str, files)])
+    assert read_weights_record(tmp_path / "mean.pt")["trained_on"] == trained_on(4, 0, START)
+    assert f"{files[0]} went on from weights that are taken to have seen the same cases" in caplog.text
+    # Two that went on from the same later weights share these, and not only the first ones.
+    files = [fold(tmp_path / name, name, trained_on=trained_on(3, 0, between)) for name in ("cde", "def")]
+    average_weights.main([str(tmp_path / "later.pt"), *map(str, files)])
+    assert read_weights_record(tmp_path / "later.pt")["trained_on"] == trained_on(4, 0, between)
+
+
+@pytest.mark.parametrize("before", [trained_on(2, 0, START), trained_on(3, 1, START)])
+def test_weights_between_that_saw_other_cases_are_refused(tmp_path, before):
+    files = [fold(tmp_path / "abc", "abc", trained_on=trained_on(3, 0, START))]
+    between = {"checksum": "between", "trained_on": before}
+    files += [fold(tmp_path / "bcd", "bcd", trained_on=trained_on(3, 0, between))]
+    with pytest.raises(InputError, match=r"bcd.model\.json: went on from weights that saw other numbers of cases"):
+        average_weights.main([str(tmp_path / "mean.pt"), *map(str, files)])
+
+
 def test_different_cases_of_patients_and_phantoms_are_refused(tmp_path):
     files = [fold(tmp_path / name, name, trained_on=trained_on(1, 1, START)) for name in ("ab", "bc")]
     with pytest.raises(InputError, match="saw different cases, patients and phantoms"):
