@@ -56,6 +56,9 @@ def test_settings_of_use_and_of_training_are_the_same():
     record = read_weights_record(MODEL)
     assert used["network_def#channels"] == trained["network_def#channels"] == record["network"]["arguments"]["channels"]
     assert used["spacing"] == trained["spacing"] == record["spacing"]
+    window = overlay("train_starter_patients.yaml")["patch_size"]
+    assert used["roi_size"] == window == record["training"]["window"]
+    assert used["flips"] == overlay("tta.yaml")["flips"]
 
 
 def test_where_there_are_no_weights_the_overlay_is_named(cohort, tmp_path):
