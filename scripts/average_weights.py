@@ -46,6 +46,19 @@ def mean_state(states: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.
     return mean
 
 
+def starts(seen: Record) -> list[Record]:
+    """All weights that a training goes back to (``started_from`` of its ``trained_on``), the nearest first.
+
+    Example:
+        >>> first = {"checksum": "a", "trained_on": {"started_from": None}}
+        >>> second = {"checksum": "b", "trained_on": {"started_from": first}}
+        >>> [start["checksum"] for start in starts({"started_from": second})]
+        ['b', 'a']
+    """
+    start = seen.get("started_from")
+    return [start, *starts(start.get("trained_on") or {})] if start else []
+
+
 def common_start(files: Sequence[Path], trained: Sequence[Record]) -> Record | None:
     """The nearest weights that all trainings go back to.
 
@@ -60,13 +73,7 @@ def common_start(files: Sequence[Path], trained: Sequence[Record]) -> Record | N
         InputError: the trainings go back to different weights; or one went on from weights that saw other numbers of
             cases than it did itself, so that the mean has seen cases that nobody can count.
     """
-    chains = []
-    for seen in trained:
-        chain, start = [], seen.get("started_from")
-        while start:
-            chain.append(start)
-            start = (start.get("trained_on") or {}).get("started_from")
-        chains.append(chain)
+    chains = [starts(seen) for seen in trained]
     shared = next((start for start in chains[0] if all(start in chain for chain in chains)), None)
     for file, seen, chain in zip(files, trained, chains, strict=True):
         if seen.get("imported") != trained[0].get("imported") or (shared is None and chain != chains[0]):
