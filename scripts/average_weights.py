@@ -6,6 +6,8 @@
 
 The result is one network, which costs no more than each of them and often segments better (model soups; Wortsman et
 al., ICML 2022). This works only for trainings that went on from the same weights, whether in one step or in several.
+The weights that they went on from may be among them: then the mean keeps more of what it knew before (WiSE-FT; Wortsman
+et al., CVPR 2022).
 The mean of networks that were trained anew is of no use; average their probabilities instead (ensemble.yaml).
 """
 
@@ -93,11 +95,27 @@ def common_start(files: Sequence[Path], trained: Sequence[Record]) -> Record | N
     return shared
 
 
+def weights_before(records: Sequence[Record]) -> int | None:
+    """The place of the weights that all the others went on from; None if no weights are.
+
+    Example:
+        >>> before = {"checksum": "a", "trained_on": {"started_from": None}}
+        >>> weights_before([{"checksum": "b", "trained_on": {"started_from": before}}, before])
+        1
+    """
+    chains = [{start["checksum"] for start in starts(record.get("trained_on") or {})} for record in records]
+    for place, record in enumerate(records):
+        if all(record["checksum"] in chain for other, chain in enumerate(chains) if other != place):
+            return place
+    return None
+
+
 def common_training(files: Sequence[Path], records: Sequence[Record]) -> Record:
     """What the mean of ``files`` was trained on.
 
     Trainings on parts of a cohort, such as folds, have seen the cases of all parts together. The split that each
-    training wrote beside its weights (``datalist.json``) names its cases.
+    training wrote beside its weights (``datalist.json``) names its cases. What the weights saw that all the others went
+    on from stands in the record as for each training that goes on from weights.
 
     Args:
         files: the weights.
@@ -110,7 +128,9 @@ def common_training(files: Sequence[Path], records: Sequence[Record]) -> Record:
         InputError: as ``common_start``; or the cases of the trainings differ, and no split beside the weights names
             them, or patients and phantoms are mixed, which the split does not tell apart.
     """
-    trained = [record.get("trained_on") or {} for record in records]
+    before = weights_before(records)
+    files = [file for place, file in enumerate(files) if place != before]
+    trained = [record.get("trained_on") or {} for place, record in enumerate(records) if place != before]
     start = common_start(files, trained)
     trained = [{**other, "started_from": start} for other in trained]
     lists = [file.with_name("datalist.json") for file in files]

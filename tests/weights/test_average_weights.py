@@ -95,6 +95,28 @@ def test_trainings_in_several_steps_go_back_to_the_nearest_common_weights(tmp_pa
     assert read_weights_record(tmp_path / "later.pt")["trained_on"] == trained_on(4, 0, between)
 
 
+def test_weights_and_trainings_that_went_on_from_them(tmp_path):
+    """The trainings saw phantoms, too, so their numbers differ from those of the weights before."""
+    before = written(tmp_path / "before.pt", 1.0)
+    start = {key: read_weights_record(before)[key] for key in ("checksum", "trained_on")}
+    files = [written(tmp_path / f"{value}.pt", value, trained_on=trained_on(4, 3, start)) for value in (3.0, 5.0)]
+    for number, averaged in enumerate(([before, *files], [files[0], before], [*files, before])):
+        mean = tmp_path / f"mean{number}.pt"
+        average_weights.main([str(mean), *map(str, averaged)])
+        assert read_weights_record(mean)["trained_on"] == trained_on(4, 3, start)
+    assert torch.load(tmp_path / "mean1.pt", weights_only=True)["weight"].unique().tolist() == [2.0]
+    assert torch.load(tmp_path / "mean2.pt", weights_only=True)["weight"].unique().tolist() == [3.0]
+
+
+def test_weights_before_only_some_of_the_others_are_refused(tmp_path):
+    before = written(tmp_path / "before.pt", 1.0)
+    start = {key: read_weights_record(before)[key] for key in ("checksum", "trained_on")}
+    files = [before, written(tmp_path / "after.pt", 2.0, trained_on=trained_on(4, 3, start))]
+    files.append(written(tmp_path / "other.pt", 3.0))
+    with pytest.raises(InputError, match=r"after\.json: went on from weights that saw other numbers of cases"):
+        average_weights.main([str(tmp_path / "mean.pt"), *map(str, files)])
+
+
 @pytest.mark.parametrize("before", [trained_on(2, 0, START), trained_on(3, 1, START)])
 def test_weights_between_that_saw_other_cases_are_refused(tmp_path, before):
     files = [fold(tmp_path / "abc", "abc", trained_on=trained_on(3, 0, START))]
