@@ -26,7 +26,7 @@ from scripts.weights.record import Record, read_weights_record, record_file, sav
 logger = logging.getLogger(__name__)
 
 # Keys of a record that belong to one file of weights, and not to the mean.
-OF_ONE_FILE = ("bundle_version", "checksum", "scores")
+OF_ONE_FILE = ("bundle_version", "checksum", "scores", "average_of")
 # Keys in which the trainings may differ. ``common_training`` compares what they were trained on.
 MAY_DIFFER = (*OF_ONE_FILE, "training", "trained_on")
 

@@ -105,6 +105,12 @@ def test_weights_and_trainings_that_went_on_from_them(tmp_path):
         average_weights.main([str(mean), *map(str, averaged)])
         assert read_weights_record(mean)["trained_on"] == trained_on(4, 3, start)
     assert torch.load(tmp_path / "mean1.pt", weights_only=True)["weight"].unique().tolist() == [2.0]
+    # A mean is averaged as any other weights are.
+    averaged = [before, tmp_path / "mean1.pt"]
+    average_weights.main([str(tmp_path / "quarter.pt"), *map(str, averaged)])
+    record = read_weights_record(tmp_path / "quarter.pt")
+    assert record["average_of"] == [read_weights_record(file)["checksum"] for file in averaged]
+    assert record["trained_on"] == trained_on(4, 3, start)
     assert torch.load(tmp_path / "mean2.pt", weights_only=True)["weight"].unique().tolist() == [3.0]
 
 
