@@ -228,6 +228,11 @@ GROUPS = {
             ("runs/varied/*/*_002/*_seg.nii.gz",),
             "--cases 2",
         ),
+        Step(
+            "scripts.make_phantoms runs/demo_like --cases 5 --seed 31",
+            ("runs/demo_like/*/*_001/*_seg.nii.gz",),
+            "--cases 1",
+        ),
         Step("'configs/train_starter.yaml']\" --dataset_dir runs/varied", ("runs/train_starter/model.pt",)),
         Step('--data_license "x"', ("runs/train_starter_patients/model.pt",)),
         Step(
