@@ -6,9 +6,9 @@
 
 The result is one network, which costs no more than each of them and often segments better (model soups; Wortsman et
 al., ICML 2022). This works only for trainings that went on from the same weights, whether in one step or in several.
-The weights that they went on from may be among them: then the mean keeps more of what it knew before (WiSE-FT; Wortsman
-et al., CVPR 2022).
-The mean of networks that were trained anew is of no use; average their probabilities instead (ensemble.yaml).
+The weights that they went on from may be among them: then the mean keeps more of what these knew (WiSE-FT; Wortsman et
+al., CVPR 2022). The mean of networks that were trained anew is of no use; average their probabilities instead
+(ensemble.yaml).
 """
 
 from __future__ import annotations

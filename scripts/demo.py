@@ -10,19 +10,19 @@ repeat a step that an earlier run has finished, and it resumes a training that w
 
 from __future__ import annotations
 
-import csv
 import json
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from scripts import command
 from scripts.brats import REGIONS
+from scripts.comparison import Scores, read_scores
 from scripts.errors import InputError
 from scripts.files import BUNDLE_ROOT, CONFIGS
 from scripts.training.training_state import STATE_FILES, newest_state
@@ -59,22 +59,16 @@ def newer(result: Path, source: Path) -> bool:
     return result.is_file() and result.stat().st_mtime >= source.stat().st_mtime
 
 
-def read_scores(evaluation: Path) -> list[dict[str, str]]:
-    """The rows of the table of scores in the folder ``evaluation``."""
-    with (evaluation / "scores.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def typical_case(scores: Sequence[Mapping[str, str]]) -> str:
+def typical_case(scores: Scores) -> str:
     """The case in the middle by its mean Dice; the better one of two.
 
     Example:
-        >>> scores = {"a": 0.5, "b": 0.9, "c": 0.7, "d": 0.6}
-        >>> typical_case([{"case": case, **{f"dice_{r}": str(d) for r in REGIONS}} for case, d in scores.items()])
+        >>> dice = {"a": 0.5, "b": 0.9, "c": 0.7, "d": 0.6}
+        >>> typical_case({case: {f"dice_{region}": value for region in REGIONS} for case, value in dice.items()})
         'c'
     """
-    ranked = sorted(scores, key=lambda row: sum(float(row[f"dice_{region}"]) for region in REGIONS))
-    return ranked[len(ranked) // 2]["case"]
+    ranked = sorted(scores, key=lambda case: sum(scores[case][f"dice_{region}"] for region in REGIONS))
+    return ranked[len(ranked) // 2]
 
 
 def demo(run_dir: Path, cases: int, epochs: int, seed: int) -> None:
@@ -100,7 +94,8 @@ def demo(run_dir: Path, cases: int, epochs: int, seed: int) -> None:
         step("evaluation on unseen patients", *command.workflow_arguments(names, common))
 
     split = json.loads((training / "datalist.json").read_text(encoding="utf-8"))
-    case = typical_case(read_scores(evaluation))
+    scores = read_scores(evaluation / "scores.csv")
+    case = typical_case(scores)
     case_dir = next((cohort / entry["image"][0]).parent for entry in split["validation"] if entry["case"] == case)
     label_map = segmentation / f"{case}.nii.gz"
     if newer(label_map, model):
@@ -133,19 +128,19 @@ def demo(run_dir: Path, cases: int, epochs: int, seed: int) -> None:
     pictures = {run_dir / "picture_starter.png": starter_map, run_dir / "picture_demo.png": label_map}
     for picture, prediction in pictures.items():
         step("picture", "scripts.render_case", str(case_dir), str(picture), "--prediction", str(prediction))
-    print_scores(evaluation, [evaluation / "scores.csv", starter_map, label_map, exported, *pictures])
+    print_scores(scores, [evaluation / "scores.csv", starter_map, label_map, exported, *pictures])
 
 
-def print_scores(evaluation: Path, paths: Sequence[Path]) -> None:
+def print_scores(scores: Scores, paths: Sequence[Path]) -> None:
     """Print the mean scores and the paths of the results."""
-    rows = read_scores(evaluation)
+    rows = scores.values()
     table = Table(title=f"mean of {len(rows)} unseen phantoms")
     table.add_column("region")
     table.add_column("Dice", justify="right")
     table.add_column("HD95 (mm)", justify="right")
-    dice = {region: sum(float(row[f"dice_{region}"]) for row in rows) / len(rows) for region in REGIONS}
+    dice = {region: sum(row[f"dice_{region}"] for row in rows) / len(rows) for region in REGIONS}
     for region in REGIONS:
-        distance = sum(float(row[f"hd95_{region}"]) for row in rows) / len(rows)
+        distance = sum(row[f"hd95_{region}"] for row in rows) / len(rows)
         table.add_row(region, f"{dice[region]:.3f}", f"{distance:.1f}")
     table.add_row("mean", f"{sum(dice.values()) / len(dice):.3f}", "")
     console = Console()
