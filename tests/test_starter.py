@@ -76,7 +76,7 @@ def test_a_patient_is_segmented_and_a_cohort_scored(real_cases, tmp_path):
     scores = rows(tmp_path / "run" / "evaluation_all" / "scores.csv")
     assert set(scores) == {"TCGA-FG-6692", "TCGA-DU-7294"}
     mean = {region: np.mean([float(row[f"dice_{region}"]) for row in scores.values()]) for region in ("TC", "WT")}
-    assert mean["WT"] > 0.83 and mean["TC"] > 0.6
+    assert mean["WT"] > 0.83 and mean["TC"] > 0.66
     bundle_run("inference.json", "starter.yaml", **{**arguments, "output_dir": str(tmp_path / "maps")})
     for case in scores:
         found = voxels(tmp_path / "maps" / f"{case}.nii.gz")
