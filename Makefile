@@ -32,6 +32,7 @@ package-starter: .venv/.installed
 # Where a GPU is lent for a short while there may be no package index: `make gpu-wheels`, here, brings into wheels/ what a
 # Python with PyTorch, SciPy, TensorBoard, rich, matplotlib and pytest lacks; carry the folder along.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,python3)
+GPU_PYTHON_VERSION ?= 3.12
 GPU_RESULTS ?= runs/gpu_check
 gpu-check:
 	rm -rf .gpu
@@ -40,8 +41,10 @@ gpu-check:
 
 gpu-wheels: .venv/.installed
 	rm -rf wheels
-	grep -E '^(monai|pytorch-ignite|nibabel|fire)==' requirements.txt > .venv/gpu-wheels.txt
-	$(BIN)/pip wheel --quiet --no-deps --wheel-dir wheels -r .venv/gpu-wheels.txt termcolor
+	grep -E '^(monai|pytorch-ignite|nibabel|fire|jsonschema)==' requirements.txt > .venv/gpu-wheels.txt
+	$(BIN)/pip download --quiet --no-deps --only-binary=:all: --python-version $(GPU_PYTHON_VERSION) \
+		--platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --dest wheels -r .venv/gpu-wheels.txt \
+		termcolor attrs referencing rpds-py jsonschema-specifications typing_extensions
 
 # torch first and alone: beside other packages pip may take another build of it.
 .venv/.installed: requirements.txt pyproject.toml

@@ -95,7 +95,8 @@ class Release:
             {'case': 'BraTS-GLI-00005-101', 'sequence': 't1c'}
         """
         names = "|".join((*self.suffixes, "seg"))
-        return re.compile(rf"(?P<case>[^.].*){re.escape(self.separator)}(?P<sequence>{names}){IMAGE_SUFFIX}")
+        pattern = rf"(?P<case>[^.].*){re.escape(self.separator)}(?P<sequence>{names}){IMAGE_SUFFIX}"
+        return re.compile(pattern, re.DOTALL)  # a name may hold a line break
 
 
 BRATS_2020 = Release("BraTS 2017 to 2021", "_", ("t1", "t2", "t1ce", "flair"), et_label=4)

@@ -22,7 +22,7 @@ from scripts.brats import ET_LABELS
 from scripts.data.checks import PREPARATION_PAGE, examine
 from scripts.data.datalist import every_item, read_datalist, set_et_label
 from scripts.data.findings import NOT_PREPARED, Finding
-from scripts.errors import InputError
+from scripts.errors import InputError, printable
 from scripts.files import save_json
 
 
@@ -33,7 +33,8 @@ def table_of(findings: Sequence[Finding]) -> Table:
         table.add_column(column, overflow="fold")
     for finding in sorted(findings, key=lambda finding: not finding.is_error):
         color = "red" if finding.is_error else "yellow"
-        table.add_row(f"[{color}]{finding.severity}[/]", finding.kind, escape(finding.case), escape(finding.message))
+        case, message = (escape(printable(text)) for text in (finding.case, finding.message))
+        table.add_row(f"[{color}]{finding.severity}[/]", finding.kind, case, message)
     return table
 
 

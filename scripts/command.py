@@ -7,11 +7,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from scripts.brats import CHANNEL_ORDER, SEQUENCES
 from scripts.errors import show_input_errors
 from scripts.files import BUNDLE_ROOT, CONFIGS
+from scripts.literals import literal
 
 
 def parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -46,14 +48,16 @@ def workflow_arguments(names: Sequence[str], settings: Mapping[str, Any]) -> lis
 
     Args:
         names: names of configurations.
-        settings: values by key, which override the values of the configurations.
+        settings: values by key, which override the values of the configurations. MONAI evaluates texts, not paths.
 
     Example:
-        >>> workflow_arguments(["inference.json"], {"dataset_dir": "/data"})[-2:]
-        ['--dataset_dir', '/data']
+        >>> workflow_arguments(["inference.json"], {"dataset_dir": Path("/data")})[-2:]
+        ['--dataset_dir', "$'/data'"]
     """
-    options = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
-    return ["monai.bundle", "run", "--bundle_root", str(BUNDLE_ROOT), "--config_file", config_files(names), *options]
+    given = {"bundle_root": BUNDLE_ROOT, **settings}
+    texts = {key: literal(str(value)) if isinstance(value, Path) else str(value) for key, value in given.items()}
+    options = [text for key, value in texts.items() for text in (f"--{key}", value)]
+    return ["monai.bundle", "run", "--config_file", config_files(names), *options]
 
 
 def run(main: Callable[[], int]) -> NoReturn:
@@ -62,4 +66,6 @@ def run(main: Callable[[], int]) -> NoReturn:
     Wrong input (``InputError``) ends the process with one line and status 1.
     """
     show_input_errors()
+    # A name may hold what the terminal's encoding lacks.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(main())

@@ -16,11 +16,12 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from scripts import command
 from scripts.brats import REGIONS
 from scripts.comparison import Evaluation, Row, compare, csv_rows, read_evaluations
-from scripts.errors import InputError
+from scripts.errors import InputError, printable
 from scripts.files import cannot_write, keep_earlier, replacing, save_csv
 from scripts.reports.plots import draw_box, style_axes, title_of
 
@@ -112,7 +113,7 @@ def print_table(rows: Sequence[Row], cases: int) -> None:
         table.add_row(
             score,
             region,
-            row.run,
+            escape(printable(row.run)),
             f"{row.mean:.{digits}f}",
             *cells,
             end_section=number % runs == runs - 1 and row.region == REGIONS[-1],

@@ -146,7 +146,7 @@ def print_scores(scores: Scores, paths: Sequence[Path]) -> None:
     console = Console()
     console.print(table)
     for path in paths:
-        console.print(str(path), highlight=False, soft_wrap=True)
+        console.print(str(path), highlight=False, markup=False, soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,12 +18,12 @@ class InputError(ValueError):
     """Wrong input from the user. The message is one line that names the file or setting and the remedy.
 
     Args:
-        message: the line.
+        message: the line. Names in it may hold anything, and become ``printable``.
         kind: the kind of the fault, for faults of data (``scripts.data.findings``).
     """
 
     def __init__(self, message: str, kind: str = "") -> None:
-        super().__init__(message, kind)
+        super().__init__(printable(message), kind)
         self.kind = kind
 
     def __str__(self) -> str:
@@ -35,6 +35,18 @@ class InputError(ValueError):
 
 class WriteError(InputError):
     """A file cannot be written, because its disk is full or takes no files. Every further file would fail, too."""
+
+
+def printable(text: str) -> str:
+    """``text`` with escapes for what one line cannot show, such as line breaks or bytes that are no UTF-8.
+
+    Example:
+        >>> printable("p\\n1\\udcff")
+        'p\\\\n1\\\\udcff'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(error: BaseException) -> str:

@@ -120,9 +120,9 @@ def save_torch(value: Any, path: str | Path) -> None:
 
 
 def save_text(text: str, path: str | Path) -> None:
-    """Write UTF-8 text and move the file into place."""
+    """Write UTF-8 text and move the file into place. A byte of a name that is no UTF-8 is written as its escape."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def save_csv(header: Sequence[str], rows: Iterable[Iterable[Any]], path: str | Path) -> None:

@@ -39,7 +39,7 @@ from scripts.brats import (
 from scripts.data.cases import NO_FILE
 from scripts.data.checks import check_channel_order, check_grid, is_phantom
 from scripts.data.images import in_lps, read_image, voxels_of
-from scripts.errors import InputError
+from scripts.errors import InputError, printable
 from scripts.files import replacing
 from scripts.machine import processors
 from scripts.measures import connected_lesions, voxel_volume
@@ -317,8 +317,9 @@ def _legend(figure: Figure, patient: Patient, outlined: bool) -> None:
 def _title(figure: Figure, patient: Patient, note: str) -> None:
     none_found = patient.prediction is not None and not patient.prediction.any()
     notes = [text for text in (PHANTOM if patient.phantom else "", note, NO_TUMOR if none_found else "") if text]
-    title = patient.name + (" - " + "; ".join(notes) if notes else "")
-    text = figure.suptitle(title, color="white", fontsize=11, y=1 - 0.12 / figure.get_figheight(), va="top")
+    title = printable(patient.name) + (" - " + "; ".join(notes) if notes else "")
+    look = {"color": "white", "fontsize": 11, "va": "top", "parse_math": False}
+    text = figure.suptitle(title, y=1 - 0.12 / figure.get_figheight(), **look)
     # A long name with many notes becomes smaller rather than cut.
     share = text.get_window_extent().width / figure.bbox.width
     if share > TITLE_SHARE:
@@ -569,8 +570,8 @@ def overview(items: Sequence[Mapping[str, Any]], channel_order: Sequence[str] = 
                 title = SEQUENCE_TITLES[name] if column < len(SEQUENCES) else "reference"
                 ax.set_title(title, color="white", fontsize=10)
         # The end of a name tells cases apart.
-        label = patient.name[-16:] + ("\nsynthetic phantom" if patient.phantom else "")
-        axes[row][0].set_ylabel(label, color="white", fontsize=7)
+        label = printable(patient.name[-16:]) + ("\nsynthetic phantom" if patient.phantom else "")
+        axes[row][0].set_ylabel(label, color="white", fontsize=7, parse_math=False)
     height = figure.get_figheight()
     figure.subplots_adjust(
         left=0.035, right=0.995, top=1 - 0.3 / height, bottom=0.35 / height, wspace=0.02, hspace=0.02

@@ -19,7 +19,7 @@ from typing import Any
 
 from scripts import command
 from scripts.brats import ET_LABELS, SEQUENCES
-from scripts.errors import InputError
+from scripts.errors import InputError, printable
 from scripts.workflow.segmentation import Options, segment
 
 PROGRAM = "panet-segment"
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results: list[dict[str, Any]] = segment(args.cases, args.output_dir, files=files, name=args.name, options=options)
     for result in results:
         volumes = ", ".join(f"{region} {ml:.1f} ml" for region, ml in result["volumes_ml"].items())
-        print(f"{result['label_map']}: {volumes}")
+        print(f"{printable(result['label_map'])}: {volumes}")
     return 0
 
 

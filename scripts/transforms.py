@@ -128,24 +128,46 @@ def regions_to_labels(regions: torch.Tensor, et_label: int = 4, edema_last: bool
     return labels
 
 
-class KeySpacingd(Spacingd):
-    """MONAI's ``Spacingd`` with a view of its own keys alone.
+class BrainSpacingd(Spacingd):
+    """MONAI's ``Spacingd`` in which no background mixes into the brain.
+
+    Images are 0 outside the brain. At its border, plain interpolation gives a mixture of brain and 0, which depends on
+    the scanner's offset. So the brain's mask (``!= 0``, of each channel) is interpolated as well, and the value is
+    divided by it. Where less than half of a voxel is brain, the image is 0. Images that have the wanted spacing, and
+    keys of mode "nearest", are as ``Spacingd`` gives them.
 
     MONAI 1.6 treats every entry whose key begins with the image's key as metadata and updates it. MONAI Label stores
-    the text ``image_path`` in the item, and that update fails on a text.
+    the text ``image_path`` in the item, and that update fails on a text. So this class shows MONAI its own keys alone.
 
     Example:
         >>> from monai.data import MetaTensor
-        >>> item = {"image": MetaTensor(torch.zeros(1, 4, 4, 4)), "image_path": "/data/p1"}
-        >>> resampled = KeySpacingd("image", pixdim=(2.0, 2.0, 2.0))(item)
-        >>> resampled["image"].pixdim.tolist(), resampled["image_path"]
-        ([2.0, 2.0, 2.0], '/data/p1')
+        >>> item = {"image": MetaTensor(torch.tensor([0.0, 0.0, 0.0, 6, 6, 6, 6, 6]).view(1, 8, 1, 1))}
+        >>> BrainSpacingd("image", pixdim=(1.4, 1.0, 1.0), mode="bilinear")(item)["image"].flatten().tolist()
+        [0.0, 0.0, 6.0, 6.0, 6.0, 6.0]
     """
 
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
         """Resample the images of one case."""
-        own = {key: data[key] for key in self.key_iterator(dict(data))}
-        return {**data, **super().__call__(own, lazy)}
+        own: dict[Hashable, Any] = {key: data[key] for key in self.key_iterator(dict(data))}
+        resampled: dict[Hashable, Any] = super().__call__(own, lazy)
+        for key, mode, padding_mode, align_corners, dtype in self.key_iterator(
+            own, self.mode, self.padding_mode, self.align_corners, self.dtype
+        ):
+            if mode == "nearest" or torch.equal(resampled[key].affine, own[key].affine):
+                continue
+            brain: Any = self.spacing_transform(
+                (own[key] != 0).to(torch.float32),
+                mode=mode,
+                padding_mode=padding_mode,
+                align_corners=align_corners,
+                dtype=dtype,
+                output_spatial_shape=resampled[key].shape[1:],
+            )
+            # Rounding must not decide where exactly half of a voxel is brain.
+            inside = brain.as_tensor() > 0.499
+            values = resampled[key].as_tensor()
+            resampled[key].copy_(torch.where(inside, values / brain.as_tensor().clamp(min=0.499), 0))
+        return {**data, **resampled}
 
 
 class CheckLabelsd(MapTransform):

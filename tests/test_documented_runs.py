@@ -122,7 +122,10 @@ GROUPS = {
         Step("scripts.render_case x a.png --surface b.png", ("a.png", "b.png")),
         Step("scripts.render_case x picture.png", ("picture.png",)),
         Step("scripts.render_case x PICTURE.png", ("PICTURE.png",)),
-        Step("panet-segment x -o out", (f"out/{CASE}.nii.gz", f"out/{CASE}.json", f"out/{CASE}*.png")),
+        Step(
+            "panet-segment x -o out",
+            (f"out/{CASE}/{CASE}.nii.gz", f"out/{CASE}/{CASE}.json", f"out/{CASE}/{CASE}*.png"),
+        ),
         Step("['configs/inference.json','configs/starter.yaml']\" --dataset_dir x", (f"runs/starter/{CASE}.nii.gz",)),
         Step(
             "--datalist_file x --cases validation --dataset_dir x", ("runs/starter/evaluation_validation/scores.csv",)

@@ -18,21 +18,9 @@ from workflows import ROOT, command
 
 # These modules are installed there, or `make gpu-wheels` brings them. The bundle does not need scikit-image.
 ALLOWED = {"torch", "functorch", "monai", "ignite", "nibabel", "numpy", "scipy", "tensorboard", "rich", "matplotlib"}
-ALLOWED |= {"pytest", "_pytest", "yaml"}
+ALLOWED |= {"pytest", "_pytest", "yaml", "jsonschema"}
 # These modules are installed only for other tests or for a single overlay, so they may be missing there.
-OTHERS = {
-    "hypothesis",
-    "itk",
-    "openvino",
-    "pydicom",
-    "onnx",
-    "onnxscript",
-    "onnxruntime",
-    "skimage",
-    "mlflow",
-    "jsonschema",
-    "tqdm",
-}
+OTHERS = {"hypothesis", "itk", "openvino", "pydicom", "onnx", "onnxscript", "onnxruntime", "skimage", "mlflow", "tqdm"}
 SUPPORT = ("tests/conftest.py", "tests/tiny.py", "tests/workflows.py")
 
 

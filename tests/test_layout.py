@@ -16,7 +16,7 @@ SCRIPTS = ROOT / "scripts"
 # on top of all layers.
 LAYERS = (
     ("errors",),
-    ("files", "brats", "distributed", "machine"),
+    ("files", "brats", "distributed", "machine", "literals"),
     ("run_record", "transforms", "losses", "networks", "rendering"),
     ("data", "weights", "handlers", "measures", "metrics", "comparison"),
     ("inference", "training", "pictures", "lesion_wise"),

@@ -10,16 +10,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.metrics import DiceMetric
-from monai.transforms import Spacingd
+from monai.transforms import Compose, Spacingd
 from scipy import ndimage
 from scripts.brats import check_label_values
 from scripts.errors import InputError
 from scripts.metrics import BratsHausdorffDistance95
 from scripts.transforms import (
+    BrainSpacingd,
     CropToLesiond,
-    KeySpacingd,
     LabelsToRegionsd,
     ProbabilitiesToRegionsd,
     RegionsToLabelsd,
@@ -33,6 +34,7 @@ from scripts.transforms import (
     regions_to_labels,
     uncertainty,
 )
+from workflows import CONFIGS
 
 QUICK = settings(max_examples=40, deadline=None, derandomize=True)
 AFFINE = torch.tensor([[-1.0, 0, 0, 5], [0, -2.0, 0, 7], [0, 0, 3.0, -4], [0, 0, 0, 1]], dtype=torch.float64)
@@ -60,14 +62,82 @@ def box(size, start, shape=(20, 20, 20)):
 
 def test_resampling_touches_its_own_keys_only():
     """In MONAI Label, items also hold the text image_path, on which MONAI's own transform fails."""
-    image = meta(torch.rand(1, 6, 5, 4, generator=torch.manual_seed(0)), "case.nii.gz")
+    image = meta(torch.rand(1, 6, 5, 4, generator=torch.manual_seed(0)) + 1, "case.nii.gz")
     item = {"image": image, "image_path": "case.nii.gz", "label": 3}
     with pytest.raises(AttributeError):
         Spacingd("image", pixdim=(2.0, 2.0, 2.0))(item)
-    done = KeySpacingd("image", pixdim=(2.0, 2.0, 2.0))(item)
+    done = BrainSpacingd("image", pixdim=(2.0, 2.0, 2.0))(item)
     wanted = Spacingd("image", pixdim=(2.0, 2.0, 2.0))({"image": image})["image"]
-    assert wanted.shape != image.shape and torch.equal(done.pop("image"), wanted)
+    assert wanted.shape != image.shape and torch.allclose(done.pop("image"), wanted)
     assert done == {"image_path": "case.nii.gz", "label": 3}
+
+
+def cube(values):
+    """An image of 1 mm."""
+    return MetaTensor(
+        torch.as_tensor(values), affine=torch.eye(4, dtype=torch.float64), meta={"filename_or_obj": "case.nii.gz"}
+    )
+
+
+def brain_in_air(seed=0, size=(1, 12, 11, 10)):
+    """Values round 100 in a ball with a hole, and 0 elsewhere."""
+    grid = torch.stack(torch.meshgrid(*[torch.arange(n) - n / 2 + 0.5 for n in size[1:]], indexing="ij"))
+    radius = grid.square().sum(0).sqrt()
+    values = 100 + torch.randn(size, generator=torch.manual_seed(seed))
+    return values * ((radius < 4.6) & (radius > 1.2))
+
+
+@pytest.mark.parametrize("pixdim", [(1.7, 1.7, 1.7), (1.3, 0.7, 2.5), (0.5, 0.5, 0.5)])
+def test_resampling_keeps_a_brain_of_one_value(pixdim):
+    image = cube((brain_in_air() != 0) * 7.0)
+    plain = Spacingd("image", pixdim=pixdim)({"image": image})["image"]
+    done = BrainSpacingd("image", pixdim=pixdim)({"image": image})["image"]
+    assert ((plain > 0.01) & (plain < 6.99)).any(), "plain interpolation mixes"
+    inside = done != 0
+    assert torch.allclose(done[inside], torch.tensor(7.0)) and torch.equal(inside, plain > 7 * 0.499)
+    assert torch.equal(done.affine, plain.affine)
+
+
+def test_resampled_values_are_the_mean_of_the_brain_beside_them():
+    """The first new voxel is the first old one."""
+    values = torch.tensor([0.0, 0.0, 4.0, 6.0, 5.0, 7.0, 9.0, 0.0])
+    image = cube(values.view(1, 8, 1, 1))
+    done = BrainSpacingd("image", pixdim=(1.4, 1.0, 1.0))({"image": image})["image"].flatten()
+    where = np.interp(np.arange(len(done)) * 1.4, np.arange(8), np.arange(8))
+    total = np.interp(where, np.arange(8), values)
+    brain = np.interp(where, np.arange(8), values != 0)
+    wanted = np.where(brain >= 0.5, total / np.maximum(brain, 0.5), 0)
+    assert np.allclose(done, wanted, atol=1e-5)
+
+
+def test_resampling_to_the_images_own_spacing_changes_nothing():
+    image = cube(brain_in_air())
+    assert torch.equal(BrainSpacingd("image", pixdim=(1.0, 1.0, 1.0))({"image": image})["image"], image)
+
+
+def test_resampled_labels_and_the_way_back_are_those_of_monai():
+    image, label = cube(brain_in_air()), cube((brain_in_air() != 0) * 4.0)
+    options = {"keys": ["image", "label"], "pixdim": (2.0, 1.5, 2.0), "mode": ["bilinear", "nearest"]}
+    ours, theirs = (kind(**options) for kind in (BrainSpacingd, Spacingd))
+    done, wanted = ours({"image": image, "label": label}), theirs({"image": image, "label": label})
+    assert torch.equal(done["label"], wanted["label"])
+    done["image"].copy_(wanted["image"])
+    back = ours.inverse(done)
+    assert torch.equal(back["image"], theirs.inverse(wanted)["image"]) and back["image"].shape == image.shape
+
+
+@pytest.mark.parametrize("change", [lambda v: v + 1000, lambda v: v + 10000, lambda v: v * 1e6, lambda v: v - 300])
+@pytest.mark.parametrize("name", ["train.json", "inference.json"])
+def test_an_offset_or_a_factor_does_not_reach_the_network(name, change):
+    parser = ConfigParser(ConfigParser.load_config_file(str(CONFIGS / name)))
+    parser["spacing"] = [2.0, 2.0, 2.0]
+    steps = [t for t in parser["image_transforms"] if "Load" not in t["_target_"] and "Channel" not in t["_target_"]]
+    transform = Compose([ConfigParser({**parser.get(), "step": s}).get_parsed_content("step") for s in steps])
+    values = torch.cat([brain_in_air(seed) for seed in range(4)])
+    changed = torch.where(values != 0, change(values.double()).float(), 0)
+    plain, other = (transform({"image": cube(v)})["image"] for v in (values, changed))
+    assert torch.equal(plain != 0, other != 0) and plain.shape[1] < 7
+    assert torch.allclose(plain, other, atol=5e-3) and plain.abs().max() > 1
 
 
 # Predictions that are not finite.

@@ -36,7 +36,7 @@ def test_from_four_scans_to_a_segmentation(cohort, place):
     check, segment, named = in_blocks(DOCS / "from_scans_to_segmentation.md")
     assert "0 errors" in run(check, place).stdout
     done = run(segment, place)
-    assert re.search(r"out/ann\.nii\.gz: ET [\d.]+ ml, TC [\d.]+ ml, WT [\d.]+ ml", done.stdout)
+    assert re.search(r"out/ann/ann\.nii\.gz: ET [\d.]+ ml, TC [\d.]+ ml, WT [\d.]+ ml", done.stdout)
     made = {path.name for path in (place / "out").iterdir()}
     # The files are those of the page's table.
     text = (DOCS / "from_scans_to_segmentation.md").read_text(encoding="utf-8")

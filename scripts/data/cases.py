@@ -33,7 +33,7 @@ from scripts.errors import InputError
 
 # Folders of images in the Decathlon's layout, with the folders of their label maps.
 DECATHLON_IMAGES = {"imagesTr": "labelsTr", "imagesTs": None}
-_NIFTI = re.compile(r"[^.].*\.nii(\.gz)?")
+_NIFTI = re.compile(r"[^.].*\.nii(\.gz)?", re.DOTALL)
 # The segmentation of BraTS20_Training_355 still has its name from before the release: W39_1998.09.19_Segm.nii.
 _UNRELEASED_LABEL = re.compile(r"[^.].*_segm\.nii(\.gz)?", re.IGNORECASE)
 # It stands in an entry's ``image`` for a sequence that the case lacks. No image has such a name.

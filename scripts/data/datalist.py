@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,8 @@ from scripts.files import save_json
 logger = logging.getLogger(__name__)
 
 SELECTIONS = ("training", "validation", "all")
+# Bytes of a case's name.
+LONGEST_NAME = 200
 # The Decathlon has another name for cases without label maps.
 FORMER_LISTS = {"test": "testing"}
 # Key of the fold that an entry belongs to, in a split by folds. A later run knows by it which fold a folder has.
@@ -494,17 +497,20 @@ def _release_of(entry: Mapping[str, Any], image: str | Sequence[str], first: str
 def is_plain_name(name: str) -> bool:
     """Whether a case may have this name. Results are named after it, and a path would let them leave their folder.
 
+    A file's name has at most 255 bytes, and a result's name is longer than its case's.
+
     Example:
-        >>> is_plain_name("p.1"), is_plain_name("../p1"), is_plain_name("..")
-        (True, False, False)
+        >>> is_plain_name("p.1"), is_plain_name("../p1"), is_plain_name(".."), is_plain_name("p" * 201)
+        (True, False, False, False)
     """
-    return name not in ("", ".", "..") and name == Path(name).name
+    plain = name not in ("", ".", "..") and name == Path(name).name and "\0" not in name
+    return plain and len(os.fsencode(name)) <= LONGEST_NAME
 
 
 def _plain_name(entry: Mapping[str, Any], path: Path, default: str) -> str:
     name = entry.get("case", default)
     if not isinstance(name, str) or not is_plain_name(name):
-        raise InputError(f"{path}: 'case' must be a plain name: {entry}")
+        raise InputError(f"{path}: 'case' must be a name without folders, of at most {LONGEST_NAME} bytes: {entry}")
     return name
 
 

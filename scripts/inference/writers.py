@@ -20,22 +20,28 @@ REGION_MAP_NAMES = ("enhance", "core", "whole")
 REGION_MAP_KINDS = ("prob", "unc")
 
 
-def map_files(case: str, folder: PathLike, kinds: Sequence[str] = REGION_MAP_KINDS) -> list[Path]:
-    """The files that the writers below make for a case in ``folder``: first its label map, then maps of regions.
+def map_files(
+    case: str, folder: PathLike, kinds: Sequence[str] = REGION_MAP_KINDS, case_folders: bool = False
+) -> list[Path]:
+    """The files that the writers below make for a case: first its label map, then maps of regions.
 
     Args:
         case: name of the case.
-        folder: where the files lie.
+        folder: folder of the run.
         kinds: the kinds of maps of regions; all of them, for the files that there may be.
+        case_folders: the files of each case have a folder of their own, named after the case.
 
     Example:
         >>> [path.name for path in map_files("case", "predictions")[:3]]
         ['case.nii.gz', 'case_prob_enhance.nii.gz', 'case_prob_core.nii.gz']
         >>> [path.name for path in map_files("case", "predictions", kinds=())]
         ['case.nii.gz']
+        >>> map_files("case", "out", kinds=(), case_folders=True)[0].as_posix()
+        'out/case/case.nii.gz'
     """
     maps = [f"{case}_{kind}_{name}" for kind in kinds for name in REGION_MAP_NAMES]
-    return [Path(folder) / f"{name}.nii.gz" for name in (case, *maps)]
+    folder = Path(folder, case) if case_folders else Path(folder)
+    return [folder / f"{name}.nii.gz" for name in (case, *maps)]
 
 
 class MapWriter(NibabelWriter):
@@ -75,21 +81,28 @@ class SaveImageByCased(SaveImaged):
         keys: keys of label maps in the input's grid.
         output_dir: folder to write to.
         case_key: key of the case's name. An item without it is named after its image file.
+        case_folders: as in ``map_files``.
     """
 
     def __init__(
-        self, keys: KeysCollection, output_dir: PathLike, case_key: str = "case", allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        output_dir: PathLike,
+        case_key: str = "case",
+        allow_missing_keys: bool = False,
+        case_folders: bool = False,
     ) -> None:
         super().__init__(keys, output_dir=str(output_dir), allow_missing_keys=allow_missing_keys)
         self.output_dir = Path(output_dir)
         self.case_key = case_key
+        self.case_folders = case_folders
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Save the label maps of one case."""
         item = dict(data)
         for key in self.key_iterator(item):
             case = item.get(self.case_key) or case_name(item[key].meta["filename_or_obj"])
-            save_map(item[key], self.output_dir / f"{case}.nii.gz", np.uint8)
+            save_map(item[key], map_files(case, self.output_dir, case_folders=self.case_folders)[0], np.uint8)
         return item
 
 
@@ -102,6 +115,7 @@ class SaveRegionMapsd(MapTransform):
         kind: "prob" saves the probabilities (float32), "unc" saves their uncertainty (uint8, from 0 to 100).
         exclusive: the channels exclude each other (see ``ProbabilitiesToRegionsd``).
         case_key: key of the case's name.
+        case_folders: as in ``map_files``.
 
     Raises:
         ValueError: ``kind`` is neither "prob" nor "unc".
@@ -115,6 +129,7 @@ class SaveRegionMapsd(MapTransform):
         exclusive: bool = False,
         case_key: str = "case",
         allow_missing_keys: bool = False,
+        case_folders: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         if kind not in REGION_MAP_KINDS:
@@ -123,6 +138,7 @@ class SaveRegionMapsd(MapTransform):
         self.kind = kind
         self.exclusive = exclusive
         self.case_key = case_key
+        self.case_folders = case_folders
         self.dtype: DtypeLike = np.float32 if kind == "prob" else np.uint8
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -132,6 +148,7 @@ class SaveRegionMapsd(MapTransform):
             maps = region_probabilities(item[key], self.exclusive)
             if self.kind == "unc":
                 maps = uncertainty(maps).round()
-            for name, region in zip(REGION_MAP_NAMES, maps, strict=True):
-                save_map(region[None], self.output_dir / f"{item[self.case_key]}_{self.kind}_{name}.nii.gz", self.dtype)
+            files = map_files(item[self.case_key], self.output_dir, [self.kind], self.case_folders)[1:]
+            for path, region in zip(files, maps, strict=True):
+                save_map(region[None], path, self.dtype)
         return item

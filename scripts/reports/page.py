@@ -77,7 +77,7 @@ def make_report(run: Run, most_bytes: int = MOST_BYTES) -> str:
     longest = max(BUTTON, NO_ROOM, NOT_FOUND, UNREADABLE, key=len)
     bare = [_card(number, case, "", longest) for number, case in enumerate(cases, 1)]
     frame = _page(run, {name: content, "Cases": _case_order(run, len(cases)) + "".join(bare)}, [])
-    images = Images(run.channel_order, most_bytes - len(frame.encode("utf-8")), len(cases))
+    images = Images(run.channel_order, most_bytes - len(frame.encode("utf-8", "backslashreplace")), len(cases))
     cards = [_card(number, case, *images.add(number, case)) for number, case in enumerate(cases, 1)]
     return _page(run, {name: content, "Cases": _case_order(run, len(images.volumes)) + "".join(cards)}, images.volumes)
 

@@ -176,7 +176,7 @@ def _segmented_cases(run: Run) -> list[Case]:
         names = {path.name.removesuffix(".nii.gz") for path in files if path not in maps}
     cases = []
     for name in sorted(names - set(run.failed)):
-        prediction = _existing(map_files(name, run.folder)[0])
+        prediction = _existing(map_files(name, run.folder, case_folders=bool(run.config.get("case_folders")))[0])
         volumes = {} if prediction is None else region_volumes(prediction)
         cases.append(Case(name, {f"volume_{region}": v for region, v in volumes.items()}, prediction=prediction))
     return cases

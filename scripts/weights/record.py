@@ -20,13 +20,22 @@ from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
-from monai.transforms import Compose, CropForeground, CropForegroundd, NormalizeIntensity, NormalizeIntensityd
+from monai.transforms import (
+    Compose,
+    CropForeground,
+    CropForegroundd,
+    NormalizeIntensity,
+    NormalizeIntensityd,
+    Spacing,
+    Spacingd,
+)
 from monai.utils import ensure_tuple
 from scripts.brats import SEQUENCES
 from scripts.errors import InputError
 from scripts.files import CONFIGS, file_checksum, read_json, replacing
 from scripts.run_record import RECORD_FILE, bundle_version
 from scripts.transforms import RandDropSequenced
+from scripts.weights.schema import RECORD_SCHEMA
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +138,8 @@ def normalization(preprocessing: Compose) -> str:
 
     Returns:
         ``brain`` (the voxels that are not 0), ``volume`` (the whole volume), ``box`` (the brain's bounding box) or
-        ``none`` (no normalization). Other ways are described by the names of their arguments.
+        ``none`` (no normalization). Other ways are described by the names of their arguments. "after resampling" is
+        added to ``brain`` if the brain's border was resampled together with the background before.
 
     Example:
         >>> normalization(Compose([NormalizeIntensityd("image", nonzero=True, channel_wise=True)]))
@@ -147,9 +157,10 @@ def normalization(preprocessing: Compose) -> str:
     given = [name for name in ("subtrahend", "divisor") if getattr(normalizer, name) is not None]
     if given:
         return f"by {' and '.join(given)}"
-    where = "brain"
-    if not normalizer.nonzero:
-        before = steps[: steps.index(found[0])]
+    before = steps[: steps.index(found[0])]
+    if normalizer.nonzero:
+        where = "brain after resampling" if any(isinstance(step, (Spacing, Spacingd)) for step in before) else "brain"
+    else:
         where = "box" if any(isinstance(step, (CropForeground, CropForegroundd)) for step in before) else "volume"
     return where if normalizer.channel_wise else f"{where}, all sequences together"
 
@@ -280,25 +291,20 @@ def read_weights_record(model_file: str | Path, quiet: bool = False) -> Record |
                 model_file,
             )
         return None
-    if faulty := [key for key, good in _faults(record).items() if not good]:
-        raise InputError(f"{path}: a damaged record of weights ({faulty[0]}); restore or remove it.")
+    if (fault := _fault(record)) is not None:
+        raise InputError(f"{path}: a damaged record of weights ({fault}); restore or remove it.")
     return record
 
 
-def _faults(record: Record) -> dict[str, bool]:
-    """For each key of a record that is read, whether its value has the right type."""
-    network, after = record.get("network"), record.get("postprocessing")
-    described = isinstance(network, Mapping) and isinstance(network.get("arguments"), Mapping) and "class" in network
-    return {
-        "network": described,
-        "sequences": isinstance(record.get("sequences"), list),
-        "spacing": isinstance(record.get("spacing"), list),
-        "exclusive": isinstance(record.get("exclusive"), bool),
-        "normalization": isinstance(record.get("normalization"), str),
-        "postprocessing": after is None or (isinstance(after, Mapping) and set(THRESHOLDS) <= set(after)),
-        "trained_on": isinstance(record.get("trained_on", ""), (Mapping, type(None))),
-        "missing_sequences": isinstance(record.get("missing_sequences", 0), int),
-    }
+def _fault(record: Record) -> str | None:
+    """The first entry of a record that its schema does not allow; None if the record is sound."""
+    # Only what reads a record needs this package.
+    import jsonschema
+
+    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(RECORD_SCHEMA).iter_errors(record))
+    if error is None:
+        return None
+    return ".".join(map(str, error.absolute_path)) or str(error.message)
 
 
 def refuse_former_version(model_file: str | Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 from scripts.errors import InputError
+from scripts.literals import shown
 
 # MONAI adds these keys for --tracking mlflow.
 TRACKING = {"experiment_name", "is_not_rank0", "run_name", "save_execute_config", "tracking_uri"}
@@ -36,11 +37,19 @@ class Configuration:
         self.parser = parser
 
     @property
-    def content(self) -> dict[str, Any]:
-        """All keys with their values as given, including overrides; empty outside a bundle's run."""
+    def source(self) -> dict[str, Any]:
+        """All keys with their values as MONAI's parser has them; empty outside a bundle's run."""
         if self.parser is None:
             return {}
         return {key: value for key, value in self.parser.get().items() if key != ConfigParser.meta_key}
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """All keys with their values as given, including overrides; empty outside a bundle's run.
+
+        Paths and names from a command (``scripts.literals``) are plain text.
+        """
+        return dict(shown(self.source))
 
     def arguments(self, name: str) -> dict[str, Any]:
         """Arguments of the component ``name``, with references resolved; empty outside a bundle's run.

@@ -16,7 +16,8 @@ from typing import Any
 
 from monai.utils import ensure_tuple
 from scripts.data.cases import NO_FILE, image_files
-from scripts.data.datalist import read_datalist
+from scripts.data.datalist import LONGEST_NAME, is_plain_name, read_datalist
+from scripts.distributed import on_rank_zero
 from scripts.errors import InputError
 from scripts.files import keep_earlier, remove_unfinished
 from scripts.inference.writers import REGION_MAP_KINDS, map_files
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 Items = Sequence[Mapping[str, Any]]
 # The cases of a run, in the run's folder.
 DATALIST_FILE = "datalist.json"
+RUN_FILES = (RECORD_FILE, CONFIG_FILE, DATALIST_FILE)
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Output:
         folder: folder of the run.
         map_dir: folder for label maps and maps of regions; None if none are saved.
         overwrite: keep an earlier run's folder under a dated name instead of refusing it.
+        case_folders: the maps of each case have a folder of their own in ``map_dir``.
 
     Example:
         >>> import tempfile
@@ -52,6 +55,15 @@ class Output:
     folder: str
     map_dir: str | None = None
     overwrite: bool = False
+    case_folders: bool = False
+
+    def maps_of(self, items: Items) -> list[Path]:
+        """All files that the maps of these cases may have; none if no maps are saved."""
+        if self.map_dir is None:
+            return []
+        return [
+            path for item in items for path in map_files(item["case"], self.map_dir, case_folders=self.case_folders)
+        ]
 
     @property
     def holds_run(self) -> bool:
@@ -79,6 +91,35 @@ class Output:
                 "(the earlier folder is then kept under a dated name)."
             )
 
+    def refuse_meeting(self, items: Items) -> None:
+        """Check that no two results have one name.
+
+        Raises:
+            InputError: a map of one case would have the name of another case's map, a case is named as the run's own
+                files are, or a name is too long for a file's.
+        """
+        if self.map_dir is None:
+            return
+        for item in items:
+            if not is_plain_name(item["case"]):
+                raise InputError(
+                    f"{item['case']}: longer than {LONGEST_NAME} bytes, so a result could not be named after it; give "
+                    "the case a name in a --datalist_file."
+                )
+            if item["case"] in RUN_FILES or (not self.case_folders and f"{item['case']}.json" in RUN_FILES):
+                raise InputError(
+                    f"{item['case']}: the run has a file of this name; rename the case, or give it a name in a "
+                    "--datalist_file."
+                )
+        owners: dict[Path, str] = {}
+        for item in items:
+            for path in self.maps_of([item]):
+                if (owner := owners.setdefault(path, item["case"])) != item["case"]:
+                    raise InputError(
+                        f"{path.name}: {owner} and {item['case']} would both have a map of this name; rename one of "
+                        "them, or segment them into two folders."
+                    )
+
     def refuse_replacing(self, items: Items, datalist_file: str | None = None, resume: bool = False) -> None:
         """Check, before any volume is read, that no result replaces a file that the run reads.
 
@@ -92,9 +133,7 @@ class Output:
                 a folder that would be moved away.
         """
         read = [file for item in items for file in (*image_files(item["image"]), item.get("label")) if file]
-        written: list[Path] = []
-        if self.map_dir is not None:
-            written = [path for item in items for path in map_files(str(item["case"]), self.map_dir)]
+        written = self.maps_of(items)
         if not resume and self.holds_run:
             folder = os.path.realpath(self.folder)
             for file in read:
@@ -139,9 +178,7 @@ class Output:
         """
         if self.holds_run and not resume:
             logger.info("Kept the earlier run as %s", keep_earlier(self.folder))
-        if self.map_dir is None:
-            return
-        for path in [path for item in items for path in map_files(str(item["case"]), self.map_dir)]:
+        for path in self.maps_of(items):
             remove_unfinished(path)
             if (kept := keep_earlier(path)) is not None:
                 logger.info("Kept an earlier %s as %s", path, kept.name)
@@ -188,6 +225,7 @@ def left_to_do(
     overwrite: bool = False,
     probabilities: bool = False,
     uncertainty: bool = False,
+    case_folders: bool = False,
 ) -> list[Mapping[str, Any]]:
     """The cases that an earlier run into ``output_dir`` has not segmented.
 
@@ -199,6 +237,7 @@ def left_to_do(
         dataset_dir: folder of the cases.
         overwrite: all cases are to be segmented again.
         probabilities, uncertainty: the run also writes these maps of each region.
+        case_folders: the maps of each case have a folder of their own.
 
     Raises:
         InputError: the earlier run's list of cases cannot be read.
@@ -210,13 +249,29 @@ def left_to_do(
 
     def is_done(item: Mapping[str, Any]) -> bool:
         case = str(item["case"])
-        images, maps = map(Path, image_files(item["image"])), map_files(case, output_dir, kinds)
+        images, maps = map(Path, image_files(item["image"])), map_files(case, output_dir, kinds, case_folders)
         if case not in earlier or not same_images(item, earlier[case]) or not all(path.is_file() for path in maps):
             return False
         made = min(path.stat().st_mtime for path in maps)
         return all(path.is_file() and path.stat().st_mtime <= made for path in images)
 
     return [item for item in items if not is_done(item)]
+
+
+def refuse_missing_maps(items: Items, output_dir: str, case_folders: bool = False) -> None:
+    """Check, at the end of a run, that each case has a label map. Rank 0 alone checks.
+
+    Raises:
+        InputError: a case has none.
+    """
+
+    def check() -> None:
+        for item in items:
+            label_map = map_files(item["case"], output_dir, case_folders=case_folders)[0]
+            if not label_map.is_file():
+                raise InputError(f"{item['case']}: no label map was written ({label_map}); segment the case again.")
+
+    on_rank_zero(check)
 
 
 def _identity(path: str | Path) -> tuple[int, int] | None:

@@ -233,12 +233,13 @@ def prepare_evaluation(
                 raise InputError(f"{output.folder}: holds the weights ({file}); choose another --output_dir.")
         resume = all_cases is not None and output.holds_run and not output.overwrite
         # A caller may bring its own list, and then nothing else in the folder matters.
-        brought = isinstance(configuration.content.get("all_cases"), list)
+        brought = isinstance(configuration.source.get("all_cases"), (list, tuple))
         # The cases of such a list may lie in several folders.
         folders = {str(Path(image_files(item["image"])[0]).parent) for item in all_cases or ()} if brought else set()
         for folder in (cohort.dataset_dir, *sorted(folders)):
             output.refuse_used(folder, resume)
         items = cohort.completed()["cases"]
+        output.refuse_meeting(all_cases or items)
         output.refuse_replacing(items, resume=resume)
         if not files or len(set(files)) != len(files):
             raise InputError(f"--model_file {list(files)}: name at least one model file, and each once.")

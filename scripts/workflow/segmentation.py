@@ -22,7 +22,7 @@ from scripts import networks
 from scripts.brats import ET_LABELS, SEQUENCE_TITLES, SEQUENCES
 from scripts.data.cases import NO_FILE, image_files, missing_sequences
 from scripts.data.checks import check_files, nothing_found, refuse_errors
-from scripts.data.datalist import is_plain_name, misnamed, unlabeled_items
+from scripts.data.datalist import LONGEST_NAME, is_plain_name, misnamed, unlabeled_items
 from scripts.data.dicom import series_file
 from scripts.data.findings import CHOICES
 from scripts.data.images import read_image, voxels_of
@@ -30,6 +30,7 @@ from scripts.errors import InputError, input_error_behind
 from scripts.files import BUNDLE_ROOT, CONFIGS, file_checksum, keep_earlier, read_json, save_json
 from scripts.inference.dicom_seg import check_source, save_dicom_seg
 from scripts.inference.writers import map_files
+from scripts.literals import literal, shown
 from scripts.machine import computes_in
 from scripts.measures import measure
 from scripts.pictures import draw_preview, draw_surface, read_patient
@@ -132,10 +133,14 @@ def configuration_of(record: Record, model: Path, options: Options) -> tuple[lis
     elif record["normalization"] != "brain":
         raise InputError(f"{model}: normalized over: {record['normalization']}; no configuration here does that.")
     settings: dict[str, Any] = {
-        "network_def": {"_target_": f"scripts.networks.{network['class']}", **network["arguments"]},
+        "network_def": {
+            "_target_": f"scripts.networks.{network['class']}",
+            **{name: literal(value) for name, value in network["arguments"].items()},
+        },
         "spacing": record["spacing"],
         "exclusive": record["exclusive"],
-        "model_file": str(model),
+        "model_file": literal(str(model)),
+        "case_folders": True,
         "saved_et_label": options.et_label,
         "save_probabilities": options.probabilities,
         "save_uncertainty": options.uncertainty,
@@ -180,13 +185,13 @@ def given_case(files: Mapping[str, Path], name: str | None) -> dict[str, Any]:
         ['b.nii', 'missing', 'missing', 'missing']
         >>> given_case({"t1": Path("b.nii")}, "../ann")
         Traceback (most recent call last):
-        scripts.errors.InputError: --name ../ann: results are named after the case; give a name without folders.
+        scripts.errors.InputError: --name ../ann: results are named after it; use at most 200 bytes and no slash.
         >>> given_case({"t1": Path("ann_t2.nii")}, "ann")
         Traceback (most recent call last):
         scripts.errors.InputError: --t1 ann_t2.nii: its name says t2; correct the option, or rename the file.
     """
     if name is not None and not is_plain_name(name):
-        raise InputError(f"--name {name}: results are named after the case; give a name without folders.")
+        raise InputError(f"--name {name}: results are named after it; use at most {LONGEST_NAME} bytes and no slash.")
     image = [series_file(files[s]) if s in files else NO_FILE for s in SEQUENCES]
     # A datalist with such names is refused, too, and the run writes one.
     for file, sequence, other in misnamed(image, SEQUENCES):
@@ -298,19 +303,20 @@ def segment(
     if options.dicom_seg:
         for item in items:
             check_source(image_files(item["image"])[0])
-    settings |= {"all_cases": items, "output_dir": str(output_dir), "bundle_root": str(BUNDLE_ROOT)}
     folders = [Path(file).parent for item in items for file in image_files(item["image"])]
-    settings["dataset_dir"] = os.path.commonpath(folders)
+    paths = {"output_dir": output_dir, "bundle_root": BUNDLE_ROOT, "dataset_dir": os.path.commonpath(folders)}
+    # MONAI's parser looks into lists, but not into tuples.
+    settings |= {"all_cases": tuple(items), **{key: literal(str(path)) for key, path in paths.items()}}
     started = time.monotonic()
     failure = run_inference(names, settings)
     seconds = time.monotonic() - started
     parameters = {
         "configurations": names,
-        **{k: v for k, v in settings.items() if k not in ("all_cases", "bundle_root")},
+        **{k: shown(v) for k, v in settings.items() if k not in ("all_cases", "bundle_root")},
     }
     results = []
     for item in track(items, "Measuring and drawing", console=Console(stderr=True), transient=True):
-        label_map = map_files(item["case"], output_dir)[0]
+        label_map = map_files(item["case"], output_dir, case_folders=True)[0]
         numbers, dicom = (label_map.with_name(f"{item['case']}{ending}") for ending in (".json", ".dcm"))
         preview, surface = (label_map.with_name(f"{item['case']}{ending}") for ending in (".png", "_3d.png"))
         # What belongs to an earlier label map must not stand beside a new one, or beside none.

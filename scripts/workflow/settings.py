@@ -11,14 +11,17 @@ import json
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from monai.inferers import Inferer
+from monai.utils import ensure_tuple
 from scripts.distributed import launched_rank, on_rank_zero, unwrap
 from scripts.errors import InputError, show_input_errors
 from scripts.files import CONFIGS
+from scripts.literals import shown
 from scripts.workflow.configuration import MLFLOW, TRACKING, Configuration, without_tracking
 
 logger = logging.getLogger(__name__)
@@ -32,6 +35,8 @@ SECTIONS = ("train", "validate")
 # Former names of settings, which would have no effect.
 RENAMED = {"oedema_last": "edema_last", "validate#activation": "activation"}
 AMP_DTYPES = ("bfloat16", "float16")
+# Settings with these endings are paths.
+PATH_ENDINGS = ("_dir", "_file", "_root")
 
 
 def check_settings(configuration: Configuration) -> None:
@@ -56,7 +61,7 @@ def check_settings(configuration: Configuration) -> None:
         scripts.errors.InputError: --amp false: write False, with a capital.
     """
     show_input_errors()
-    config = configuration.content
+    config = configuration.source
     settings = _settings(config)
     for former, name in RENAMED.items():
         if former in settings:
@@ -68,6 +73,9 @@ def check_settings(configuration: Configuration) -> None:
             check_installed(name, value)
         if isinstance(value, str) and value.startswith(("$", "@")):
             check_references(name, value, config)
+    for name in config:
+        if name.endswith(PATH_ENDINGS):
+            check_path(name, config[name], configuration)
     check_device(config.get("device"))
     precision = config.get("amp_dtype", AMP_DTYPES[0])
     if not left_to_evaluation(precision) and precision not in AMP_DTYPES:
@@ -89,6 +97,46 @@ def check_settings(configuration: Configuration) -> None:
             others = [other for other in settings if other != name and other.rpartition("#")[0] == section]
             close = difflib.get_close_matches(name, others, 1)
             logger.warning("Nothing reads the setting %s%s", name, f"; did you mean {close[0]}?" if close else ".")
+
+
+def check_path(name: str, given: Any, configuration: Configuration) -> None:
+    """Refuse a path that is not the one that was typed.
+
+    MONAI's command line takes ``2024`` for a number and ``p,q`` for a pair, and cuts ``a #1`` at the blank. Its parser
+    replaces ``#`` by ``::``.
+
+    Args:
+        name: name of the setting.
+        given: its value as MONAI's parser has it.
+        configuration: the configuration, which evaluates references and expressions.
+
+    Raises:
+        InputError: the path is no text, holds ``::``, or differs from what was typed.
+    """
+    if isinstance(given, str) and shown(given) != given:
+        return  # written by a command of the bundle
+    typed = _typed(name)
+    told = f"--{name} {given if typed is None else typed}"
+    remedy = "segment with panet-segment, which takes every name, or give a link with a plain name"
+    plain = not left_to_evaluation(given)
+    if plain and any("::" in str(path) for path in ensure_tuple(given)):
+        raise InputError(f"{told}: MONAI cannot keep a path that holds # or ::; {remedy}.")
+    value = given if configuration.parser is None else configuration.parser.get_parsed_content(name)
+    paths = value if isinstance(value, list) else [value]
+    if not all(path is None or isinstance(path, (str, os.PathLike)) for path in paths):
+        raise InputError(f"{told}: MONAI reads {value!r} here, which is no path; {remedy}.")
+    if plain and isinstance(given, str) and typed not in (None, given):
+        raise InputError(f"{told}: MONAI reads {given!r} here; {remedy}.")
+
+
+def _typed(name: str) -> str | None:
+    """The text of an option on the command line of this process; None if it is not there."""
+    found = None
+    for argument, following in zip(sys.argv[1:], [*sys.argv[2:], None], strict=True):
+        option, equals, value = argument.partition("=")
+        if option.startswith("-") and option.lstrip("-").replace("-", "_") == name:
+            found = value if equals else following
+    return found
 
 
 def _workflow(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -86,7 +86,7 @@ def test_label_maps_are_those_of_the_configuration_with_the_same_settings(segmen
     cases = sorted(path.name for path in patients.iterdir())
     assert [result["case"] for result in results] == cases
     for case in cases:
-        ours, theirs = out / f"{case}.nii.gz", tmp_path / "o" / f"{case}.nii.gz"
+        ours, theirs = out / case / f"{case}.nii.gz", tmp_path / "o" / f"{case}.nii.gz"
         assert np.array_equal(voxels(ours), voxels(theirs))
         assert np.array_equal(nib.load(ours).affine, nib.load(patients / case / f"{case}_t1.nii.gz").affine)
 
@@ -96,8 +96,8 @@ def test_numbers_are_those_of_the_label_map_and_of_the_files(segmented, patients
     for result in results:
         jsonschema.validate(result, SCHEMA)
         case = result["case"]
-        assert json.loads((out / f"{case}.json").read_text()) == result
-        labels = voxels(out / f"{case}.nii.gz")
+        assert json.loads((out / case / f"{case}.json").read_text()) == result
+        labels = voxels(out / case / f"{case}.nii.gz")
         counts = {"ET": labels == 4, "TC": np.isin(labels, (1, 4)), "WT": labels > 0}
         assert result["volumes_ml"] == {name: pytest.approx(mask.sum() / 1000) for name, mask in counts.items()}
         assert sum(lesion["volume_ml"]["WT"] for lesion in result["lesions"]) == pytest.approx(
@@ -116,9 +116,9 @@ def test_numbers_are_those_of_the_label_map_and_of_the_files(segmented, patients
 
 def test_a_second_call_does_nothing_anew_and_gives_the_same_numbers(segmented, patients, options):
     out, results = segmented
-    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     assert segment([patients], out, options=options) == results
-    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
 def test_files_of_any_name_give_the_same_label_map(segmented, patients, options, tmp_path):
@@ -130,7 +130,7 @@ def test_files_of_any_name_give_the_same_label_map(segmented, patients, options,
     arguments = [text for name, file in files.items() for text in (f"--{name}", str(file))]
     arguments += ["--name", "ann", "--model", str(options.model), "--device", "cpu", "--no-pictures"]
     assert command.main([*arguments, "-o", str(tmp_path / "out")]) == 0
-    assert np.array_equal(voxels(tmp_path / "out" / "ann.nii.gz"), voxels(out / f"{case}.nii.gz"))
+    assert np.array_equal(voxels(tmp_path / "out" / "ann" / "ann.nii.gz"), voxels(out / case / f"{case}.nii.gz"))
 
 
 def test_the_options_reach_the_configuration(training, monkeypatch):
@@ -224,7 +224,7 @@ def test_wrong_input_is_one_line_and_nothing_is_written(change, words, patients,
         (["case", "--model", "absent.pt"], "absent.pt: no such file; correct --model, or leave it out"),
         (["case", "--model", ".."], "--model ..: a folder; name the file of the weights"),
         (["case", "--device", "banana"], "--device banana: no such device"),
-        (["--t1", "a.nii", "--name", "../ann"], "--name ../ann: results are named after the case"),
+        (["--t1", "a.nii", "--name", "../ann"], "--name ../ann: results are named after it"),
         (["--t1", "p_t2.nii"], "--t1 p_t2.nii: its name says t2; correct the option, or rename the file"),
         (["--t1", "a.nii"], "a.nii: case lacks t2 and t1ce and flair"),
         (["absent"], "absent: no such folder"),
@@ -286,9 +286,9 @@ def test_a_dicom_case_gives_a_segmentation_object_of_the_same_voxels(patients, t
         data.FrameOfReferenceUID = "1.2.3.4.5"
         data.save_as(file)
     (result,) = segment([folder], tmp_path / "out", options=chosen)
-    labels = voxels(tmp_path / "out" / f"{result['case']}.nii.gz")
+    labels = voxels(tmp_path / "out" / result["case"] / f"{result['case']}.nii.gz")
     assert labels.any()
-    found = highdicom.seg.segread(tmp_path / "out" / f"{result['case']}.dcm")
+    found = highdicom.seg.segread(tmp_path / "out" / result["case"] / f"{result['case']}.dcm")
     series = unlabeled_items(folder)[0]["image"][0]
     source = pydicom.dcmread(series)
     assert found.FrameOfReferenceUID == source.FrameOfReferenceUID
@@ -301,7 +301,8 @@ def test_a_dicom_case_gives_a_segmentation_object_of_the_same_voxels(patients, t
         assert mask.sum() == (labels == values[name]).sum()
         # The same voxels lie at the same millimeters.
         own = nib.affines.apply_affine(
-            nib.load(tmp_path / "out" / f"{result['case']}.nii.gz").affine, np.argwhere(labels == values[name])
+            nib.load(tmp_path / "out" / result["case"] / f"{result['case']}.nii.gz").affine,
+            np.argwhere(labels == values[name]),
         )
         theirs = nib.affines.apply_affine(np.diag([-1, -1, 1, 1]) @ volume.affine, np.argwhere(mask))
         assert np.allclose(np.sort(own, axis=0), np.sort(theirs, axis=0), atol=1e-3)
@@ -355,14 +356,14 @@ def test_one_file_for_two_sequences_is_refused(patients, options, tmp_path):
 def test_a_second_call_draws_the_pictures_that_are_missing(patients, options, tmp_path):
     case = next(patients.iterdir())
     (without,) = segment([case], tmp_path / "out", options=options)
-    pictures = [tmp_path / "out" / f"{case.name}{end}.png" for end in ("", "_3d")]
+    pictures = [tmp_path / "out" / case.name / f"{case.name}{end}.png" for end in ("", "_3d")]
     assert not any(path.exists() for path in pictures)
-    before = (tmp_path / "out" / f"{case.name}.nii.gz").stat().st_mtime_ns
+    before = (tmp_path / "out" / case.name / f"{case.name}.nii.gz").stat().st_mtime_ns
     (result,) = segment([case], tmp_path / "out", options=replace(options, pictures=True))
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
-    assert (tmp_path / "out" / f"{case.name}.nii.gz").stat().st_mtime_ns == before
+    assert (tmp_path / "out" / case.name / f"{case.name}.nii.gz").stat().st_mtime_ns == before
     # The numbers tell of the run that made the label map.
-    assert result == without == json.loads((tmp_path / "out" / f"{case.name}.json").read_text())
+    assert result == without == json.loads((tmp_path / "out" / case.name / f"{case.name}.json").read_text())
 
 
 @pytest.mark.slow
@@ -370,8 +371,8 @@ def test_results_of_an_earlier_label_map_do_not_stand_beside_a_new_one(patients,
     case, out = next(patients.iterdir()), tmp_path / "out"
     own = shutil.copytree(case, tmp_path / case.name)
     segment([own], out, options=options)
-    label_map = out / f"{case.name}.nii.gz"
-    others = [out / f"{case.name}{end}" for end in (".json", ".png", "_3d.png", ".dcm")]
+    label_map = out / case.name / f"{case.name}.nii.gz"
+    others = [out / case.name / f"{case.name}{end}" for end in (".json", ".png", "_3d.png", ".dcm")]
     for path in others:
         path.write_text(path.name)
     made = label_map.stat().st_mtime
@@ -381,8 +382,8 @@ def test_results_of_an_earlier_label_map_do_not_stand_beside_a_new_one(patients,
     (result,) = segment([own], out, options=options)
     assert json.loads(others[0].read_text()) == result and result["volumes_ml"]
     assert label_map.is_file() and not any(path.exists() for path in others[1:])
-    kept = [path for path in out.iterdir() if path.name.startswith(f"{case.name}_20")]
-    kept += list(out.glob(f"{case.name}_3d_20*"))
+    kept = [path for path in (out / case.name).iterdir() if path.name.startswith(f"{case.name}_20")]
+    kept += list((out / case.name).glob(f"{case.name}_3d_20*"))
     assert len(kept) == 5
     texts = [path.read_text() for path in kept if not path.name.endswith(".nii.gz")]
     assert sorted(texts) == sorted(path.name for path in others)
@@ -393,7 +394,7 @@ def test_no_results_of_an_earlier_label_map_stand_alone_if_the_case_fails(patien
     case, out = next(patients.iterdir()), tmp_path / "out"
     own = shutil.copytree(case, tmp_path / case.name)
     segment([own], out, options=options)
-    made = (out / f"{case.name}.nii.gz").stat().st_mtime
+    made = (out / case.name / f"{case.name}.nii.gz").stat().st_mtime
     os.utime(images(own)["t1"], (made + 1, made + 1))
 
     def fail(*args, **kwargs):
@@ -403,15 +404,21 @@ def test_no_results_of_an_earlier_label_map_stand_alone_if_the_case_fails(patien
         patch.setattr("scripts.inference.writers.save_map", fail)
         with pytest.raises(InputError, match="1 of 1 case failed"):
             segment([own], out, options=options)
-    assert not (out / f"{case.name}.nii.gz").exists() and not (out / f"{case.name}.json").exists()
-    assert len(list(out.glob(f"{case.name}_20*.nii.gz"))) == len(list(out.glob(f"{case.name}_20*.json"))) == 1
+    assert (
+        not (out / case.name / f"{case.name}.nii.gz").exists() and not (out / case.name / f"{case.name}.json").exists()
+    )
+    assert (
+        len(list((out / case.name).glob(f"{case.name}_20*.nii.gz")))
+        == len(list((out / case.name).glob(f"{case.name}_20*.json")))
+        == 1
+    )
     assert list(read_record(out)["failed"]) == [case.name]
     # Another patient does not make the failure forgotten; the next success does.
     second = next(path for path in sorted(patients.iterdir()) if path.name != case.name)
     segment([second], out, options=options)
     assert list(read_record(out)["failed"]) == [case.name]
     segment([own], out, options=options)
-    assert "failed" not in read_record(out) and (out / f"{case.name}.json").is_file()
+    assert "failed" not in read_record(out) and (out / case.name / f"{case.name}.json").is_file()
 
 
 @pytest.mark.slow
@@ -419,13 +426,13 @@ def test_another_patient_is_added_to_the_same_folder(patients, segmented, option
     first, second = sorted(patients.iterdir())[:2]
     out = tmp_path / "out"
     (one,) = segment([first], out, options=options)
-    before = {path.name: path.read_bytes() for path in out.iterdir() if path.name.startswith(first.name)}
+    before = {path.name: path.read_bytes() for path in (out / first.name).iterdir()}
     started = read_record(out)["started"]
     (two,) = segment([second], out, options=options)
     assert (one["case"], two["case"]) == (first.name, second.name)
-    assert {name: (out / name).read_bytes() for name in before} == before
+    assert {name: (out / first.name / name).read_bytes() for name in before} == before
     for case in (first.name, second.name):
-        assert np.array_equal(voxels(out / f"{case}.nii.gz"), voxels(segmented[0] / f"{case}.nii.gz"))
+        assert np.array_equal(voxels(out / case / f"{case}.nii.gz"), voxels(segmented[0] / case / f"{case}.nii.gz"))
     record = read_record(out)
     assert record["cases"] == 2 and [entry["started"] for entry in record["resumed"]] == [started]
     listed = earlier_cases(str(out), "nowhere")
@@ -435,7 +442,7 @@ def test_another_patient_is_added_to_the_same_folder(patients, segmented, option
     # The report shows both, and both are known to a third call.
     run = read_run(out)
     assert [(case.name, case.prediction, case.entry is None) for case in read_cases(run)] == [
-        (path.name, out / f"{path.name}.nii.gz", False) for path in (first, second)
+        (path.name, out / path.name / f"{path.name}.nii.gz", False) for path in (first, second)
     ]
     assert segment([patients], out, options=options) == [one, two]
     # Other settings are another matter.
@@ -449,18 +456,18 @@ def test_other_images_of_the_same_name_are_refused_with_a_remedy_that_works(pati
     other = shutil.copytree(case, tmp_path / "other" / case.name)
     out = tmp_path / "out"
     segment([case], out, options=options)
-    before = (out / f"{case.name}.nii.gz").stat().st_mtime_ns
+    before = (out / case.name / f"{case.name}.nii.gz").stat().st_mtime_ns
     with pytest.raises(InputError) as caught:
         segment([other], out, options=options)
     assert str(caught.value) == (
         f"{out}: holds a case {case.name} of other images ({images(case)['t1']}); choose another --output_dir, or add "
         "--overwrite (the earlier folder is then kept under a dated name)."
     )
-    assert (out / f"{case.name}.nii.gz").stat().st_mtime_ns == before
+    assert (out / case.name / f"{case.name}.nii.gz").stat().st_mtime_ns == before
     arguments = [str(other), "--output_dir", str(out), "--model", str(options.model), "--device", "cpu"]
     assert command.main([*arguments, "--no-pictures", "--overwrite"]) == 0
     (kept,) = [path for path in tmp_path.iterdir() if path.name.startswith("out_")]
-    assert (kept / f"{case.name}.nii.gz").stat().st_mtime_ns == before
+    assert (kept / case.name / f"{case.name}.nii.gz").stat().st_mtime_ns == before
 
 
 def test_the_same_files_as_other_sequences_are_other_images(segmented, patients, tmp_path):
@@ -471,7 +478,7 @@ def test_the_same_files_as_other_sequences_are_other_images(segmented, patients,
     )
     write_datalist({"testing": [earlier]}, patients, tmp_path / "datalist.json")
     (tmp_path / "run.json").write_text(json.dumps({"dataset_dir": str(patients)}))
-    shutil.copy(segmented[0] / f"{first}.nii.gz", tmp_path)
+    shutil.copy(segmented[0] / first / f"{first}.nii.gz", tmp_path)
     assert left_to_do([earlier], str(tmp_path), str(patients)) == []
     assert left_to_do([corrected], str(tmp_path), str(patients)) == [corrected]
     refuse_other_images([earlier], tmp_path)
@@ -481,12 +488,12 @@ def test_the_same_files_as_other_sequences_are_other_images(segmented, patients,
 
 def test_a_case_is_the_same_from_any_folder_and_by_any_path(segmented, patients, options, monkeypatch, tmp_path):
     out, results = segmented
-    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     (tmp_path / "link").symlink_to(patients)
     for folder, path in ((patients, "."), (tmp_path, Path(os.path.relpath(patients, tmp_path))), (tmp_path, "link")):
         monkeypatch.chdir(folder)
         assert segment([path], os.path.relpath(out), options=options) == results
-    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
 @pytest.mark.slow
@@ -497,7 +504,7 @@ def test_relative_paths_are_recorded_as_absolute_ones(patients, options, tmp_pat
         shutil.copy(options.model.with_name(name), tmp_path / name)
     monkeypatch.chdir(tmp_path)
     (result,) = segment([case.name], "out", options=replace(options, model=Path("model.pt")))
-    assert result["label_map"] == str(tmp_path / "out" / f"{case.name}.nii.gz")
+    assert result["label_map"] == str(tmp_path / "out" / case.name / f"{case.name}.nii.gz")
     own = images(tmp_path / case.name)
     assert {entry["sequence"]: entry["file"] for entry in result["inputs"]} == {s: str(own[s]) for s in own}
     assert result["weights"]["file"] == str(tmp_path / "model.pt")
@@ -570,6 +577,6 @@ def test_a_second_call_writes_the_dicom_object_that_is_missing(patients, options
     for _ in range(2):
         segment([case], tmp_path / "out", options=chosen)
     assert made == [f"{case.name}.dcm"]
-    (tmp_path / "out" / f"{case.name}.dcm").unlink()
+    (tmp_path / "out" / case.name / f"{case.name}.dcm").unlink()
     segment([case], tmp_path / "out", options=chosen)
     assert made == [f"{case.name}.dcm"] * 2

@@ -105,7 +105,7 @@ def test_a_setting_in_a_section_that_nothing_reads_is_warned_of(section, caplog)
     ],
 )
 def test_a_setting_of_another_workflow_alone_is_warned_of(marker, key, read, caplog):
-    check_settings(configuration({**marker, key: False, "run": []}))
+    check_settings(configuration({**marker, key: None, "run": []}))
     assert (f"Nothing reads the setting {key}." in caplog.messages) is not read
 
 
