@@ -16,8 +16,7 @@ The rules are those of the challenge's own program (https://github.com/rachitsal
 - A missed or invented lesion has a Dice of 0 and an HD95 of 374 mm.
 - The score of a case is the mean over the lesions that count and the invented ones. If there are none, the Dice is 1
   and the HD95 is 0.
-
-The HD95 differs from the challenge's in its definition (``scripts.metrics.hausdorff95``).
+- The HD95 of a lesion counts surfaces by their area (``scripts.metrics.surface_hausdorff95``).
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from math import prod
 import numpy as np
 import torch
 from scipy import ndimage
-from scripts.metrics import Grid, RegionMetric, hausdorff95
+from scripts.metrics import Grid, RegionMetric, surface_hausdorff95
 from scripts.transforms import lesion_box
 
 # BraTS 2023 gives this distance to a missed or invented lesion.
@@ -113,7 +112,7 @@ def _reference_lesions(
         box = _joint_box([box, *(component_boxes[component - 1] for component in own)])
         lesion, found = merged[box] == number, np.isin(components[box], own)
         dice = 2 * int((lesion & found).sum()) / (int(lesion.sum()) + int(found.sum()))
-        yield Lesion(dice, hausdorff95(torch.as_tensor(found), torch.as_tensor(lesion), spacing))
+        yield Lesion(dice, surface_hausdorff95(torch.as_tensor(found), torch.as_tensor(lesion), spacing))
 
 
 def _joint_box(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...]:

@@ -10,9 +10,17 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.metrics import DiceMetric, compute_hausdorff_distance, compute_surface_dice
+from monai.metrics.utils import get_edge_surface_distance
 from scipy import ndimage
 from scipy.spatial import cKDTree
-from scripts.metrics import WORST_HD95_MM, BratsHausdorffDistance95, SensitivitySpecificity, SurfaceDice, hausdorff95
+from scripts.metrics import (
+    WORST_HD95_MM,
+    BratsHausdorffDistance95,
+    SensitivitySpecificity,
+    SurfaceDice,
+    hausdorff95,
+    surface_hausdorff95,
+)
 from scripts.transforms import CropToLesiond
 
 SIZE = (22, 18, 20)
@@ -365,3 +373,84 @@ def test_two_scores_of_a_metric_have_names_of_their_own():
     metric(regions(SOME, EMPTY), regions(SOME, SOME))
     metric(regions(EMPTY, EMPTY), regions(SOME, EMPTY))
     assert metric.aggregate() == {"near_ET": 0.5, "near_TC": 0.5, "far_ET": 0.5, "far_TC": 0.5}
+
+
+# The Hausdorff distance of surfaces.
+
+
+def surface_hd95(pred, label, spacing=None):
+    return surface_hausdorff95(torch.as_tensor(pred), torch.as_tensor(label), spacing)
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize(("voxels", "length", "wanted"), [(6, 1.0, 1.0), (7, 1.0, 0.0), (7, 0.5, 0.5), (6, 4.0, 0.0)])
+def test_the_end_of_a_line_counts_by_its_area(axis, voxels, length, wanted):
+    """The prediction lacks the first voxel of a line, whose voxels are ``length`` mm long and 1 mm thick.
+
+    At each end of the line lie 4 triangles that cut half a millimeter off each of the two thin axes and half a length
+    off the long one. They have an area of sqrt(2 length^2 + 1) / 8 each. Between two voxels lie 4 oblique rectangles of
+    length * sqrt(1/2). The end has 5.5%, 4.6%, 6.3% and 4.6% of the area in the four cases. It always has more than 5%
+    of the points and of the voxels.
+    """
+    end = 4 * np.sqrt(2 * length**2 + 1) / 8
+    share = end / (2 * end + (voxels - 1) * 4 * length * np.sqrt(1 / 2))
+    assert (share > 0.05) == (wanted > 0)
+    line, missing_one = box((2, 3, 3), (voxels, 1, 1)), box((3, 3, 3), (voxels - 1, 1, 1))
+    spacing = np.roll([length, 1.0, 1.0], axis).tolist()
+    label, pred = (np.transpose(mask, np.roll(range(3), axis)) for mask in (line, missing_one))
+    assert surface_hd95(pred, label, spacing) == surface_hd95(label, pred, spacing) == wanted
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 2.0, 2.0)])
+def test_a_cube_inside_another_counts_edges_and_corners_by_their_area(spacing):
+    """A cube of 12 voxels holds one of 6 in its middle, so the faces are 3 voxels apart.
+
+    The surface of the large cube has 8 corners of sqrt(3) / 8, 12 edges with 11 points of sqrt(1/2), and 6 faces with
+    121 points of 1, in all 821.1. The farthest points are the corners and, on each edge, the two pairs of points that
+    lie 2 and 1 voxels outside the small cube's faces. These have 1.7 + 4 * 12 * sqrt(1/2) = 35.7, or 4.3%, so the next
+    ones count, which are sqrt(3^2 + 3^2) away. By number of points, the farthest have 56 of 866, or 6.5%.
+    """
+    large, small = box((3, 3, 3), (12, 12, 12)), box((6, 6, 6), (6, 6, 6))
+    wanted = pytest.approx(spacing[0] * np.sqrt(18))
+    assert surface_hd95(small, large, spacing) == surface_hd95(large, small, spacing) == wanted
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_surfaces_of_single_voxels_are_apart_by_their_distance_in_mm(spacing):
+    pred, label = box((4, 5, 6), (1, 1, 1)), box((6, 8, 7), (1, 1, 1))
+    # One of the eight corners, which are alike, has this distance.
+    assert surface_hd95(pred, label, spacing) == pytest.approx(np.linalg.norm(np.multiply((2, 3, 1), spacing)))
+    assert surface_hd95(pred, pred, spacing) == 0
+
+
+def test_surfaces_at_the_border_of_the_grid_are_closed():
+    """A mask that fills the grid has a surface, and a wider grid changes nothing."""
+    full, half = np.ones((6, 6, 6), bool), np.zeros((6, 6, 6), bool)
+    half[:3] = True
+    assert surface_hd95(half, full) == surface_hd95(np.pad(half, 2), np.pad(full, 2)) == 3
+
+
+@pytest.mark.parametrize(("pixels", "wanted"), [(13, 1.0), (14, 0.0)])
+def test_surfaces_in_two_dimensions(pixels, wanted):
+    """The end of a line of pixels has 2 corners of sqrt(1/2), and between two pixels lie 2 pieces of 1 mm."""
+    end = 2 * np.sqrt(1 / 2)
+    assert (end / (2 * end + (pixels - 1) * 2) > 0.05) == (wanted > 0)
+    pred, label = np.zeros((2, 20, 5), bool)
+    label[2 : 2 + pixels, 2] = pred[3 : 2 + pixels, 2] = True
+    assert surface_hd95(pred, label) == wanted
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_surface_hd95_of_random_regions_is_that_of_monais_surfaces(spacing):
+    """MONAI's surfaces are those of DeepMind's package surface-distance, by which the challenge scores."""
+    for seed in range(6):
+        pred, label = (torch.as_tensor(blob(s)) for s in (seed, seed + 100))
+        edges, distances, areas = get_edge_surface_distance(
+            pred, label, spacing=spacing, use_subvoxels=True, symmetric=True
+        )
+        directed = []
+        for edge, nearest, area in zip(edges, distances, areas, strict=True):
+            order = nearest.argsort()
+            within = area[edge][order].double().cumsum(0)
+            directed.append(float(nearest[order][within >= 0.95 * within[-1]][0]))
+        assert surface_hd95(pred, label, spacing) == pytest.approx(max(directed), rel=1e-5)
