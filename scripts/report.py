@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scripts import command
-from scripts.errors import InputError
+from scripts.errors import InputError, printable
 from scripts.files import keep_earlier, save_text
 from scripts.reports.page import make_report
 from scripts.reports.runs import read_run
@@ -30,11 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = read_run(args.run_dir)
     page = make_report(run)
     for note in run.notes:
-        print(note)
+        print(printable(note))
     if (kept := keep_earlier(output)) is not None:
-        print(f"kept the earlier file as {kept.name}")
+        print(f"kept the earlier file as {printable(kept.name)}")
     save_text(page, output)
-    print(output)
+    print(printable(str(output)))
     return 0
 
 

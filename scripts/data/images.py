@@ -165,9 +165,19 @@ def _as_nifti(opening: Callable[[Any], nib.MGHImage], source: Path | bytes) -> n
     return nib.Nifti1Image(image.dataobj, image.affine)
 
 
+def _refuse_for_itk(file: str | Path) -> None:
+    try:
+        str(file).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{file}: ITK reads no path that is not UTF-8; rename it, or give a link.", "unreadable file"
+        ) from error
+
+
 def _opened_by_itk(file: Path) -> nib.Nifti1Image:
     if not itk_is_installed():
         raise InputError(f"{file}: this format needs the package itk; install it (pip install itk).")
+    _refuse_for_itk(file)
     # It gives affines in nibabel's convention, in which axes run to the right, to the front and up.
     reader = ITKReader(affine_lps_to_ras=True)
     try:
@@ -186,6 +196,7 @@ def _opened_by_itk(file: Path) -> nib.Nifti1Image:
 def _opened_series(file: Path) -> nib.Nifti1Image:
     series = series_of(file)
     files, affine = arranged(series)
+    _refuse_for_itk(files[0])
     columns, rows = series.first.size
     # The first import takes seconds, and most cases need none.
     import itk

@@ -133,7 +133,7 @@ class Images:
         return read_view(entry, prediction, self.channel_order, SEQUENCES if lacking else (FIRST_SEQUENCE,))
 
     def _take(self, text: str, spare: int) -> bool:
-        size = len(text.encode("utf-8"))
+        size = len(text.encode("utf-8", "backslashreplace"))
         if size + spare > self.room:
             return False
         self.room -= size

@@ -26,7 +26,7 @@ from scripts.data.datalist import LONGEST_NAME, is_plain_name, misnamed, unlabel
 from scripts.data.dicom import series_file
 from scripts.data.findings import CHOICES
 from scripts.data.images import read_image, voxels_of
-from scripts.errors import InputError, input_error_behind
+from scripts.errors import InputError, input_error_behind, one_line
 from scripts.files import BUNDLE_ROOT, CONFIGS, file_checksum, keep_earlier, read_json, save_json
 from scripts.inference.dicom_seg import check_source, save_dicom_seg
 from scripts.inference.writers import map_files
@@ -35,7 +35,7 @@ from scripts.machine import computes_in
 from scripts.measures import measure
 from scripts.pictures import draw_preview, draw_surface, read_patient
 from scripts.run_record import bundle_version
-from scripts.weights.record import Record, knows_phantoms, read_weights_record
+from scripts.weights.record import Record, knows_phantoms, read_weights_record, record_file
 from scripts.workflow.output import earlier_cases, same_images
 from scripts.workflow.settings import check_device
 
@@ -125,6 +125,12 @@ def configuration_of(record: Record, model: Path, options: Options) -> tuple[lis
     network = record["network"]
     if not hasattr(networks, network["class"]):
         raise InputError(f"{model}: its network {network['class']} is not in this bundle; use the bundle it came with.")
+    try:
+        # Without memory for its weights.
+        with torch.device("meta"):
+            getattr(networks, network["class"])(**network["arguments"])
+    except (TypeError, ValueError, RuntimeError, LookupError) as error:
+        raise InputError(f"{record_file(model)}: no network has these arguments ({one_line(error)}).") from error
     device = options.device or ("cuda:0" if torch.cuda.is_available() else "cpu")
     starter = model.resolve() == STARTER_WEIGHTS.resolve() and (CONFIGS / "starter.yaml").is_file()
     names = ["inference.json", *(["starter.yaml"] if starter else [])]
