@@ -8,6 +8,7 @@ import pytest
 import torch
 from scripts import average_weights
 from scripts.errors import InputError
+from scripts.transforms import THRESHOLDS
 from scripts.weights.record import read_weights_record, save_weights, trained_on
 
 START = {"checksum": "start", "trained_on": trained_on(0, 8)}
@@ -23,6 +24,7 @@ def written(file, value: float, **changes):
         "spacing": [2.0],
         "exclusive": False,
         "normalization": "brain",
+        "thresholds": THRESHOLDS,
         "training": {"seed": value},
         "scores": {"epoch": value},
     }

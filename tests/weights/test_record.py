@@ -361,6 +361,12 @@ def test_what_is_set_beats_the_record_which_beats_the_authors_values(names, chan
     assert parser.get_parsed_content("weights_settings")["thresholds"] == wanted
 
 
+def test_an_overlay_over_an_evaluation_beats_the_record(model, tmp_path):
+    place = {"model_file": str(model), "dataset_dir": str(tmp_path), "output_dir": str(tmp_path / "out")}
+    parser = initialized("train.json", "evaluate.json", "train_sgd.yaml", kind="train", **place).parser
+    assert parser.get_parsed_content("thresholds") == {**THRESHOLDS, "min_et_mm3": 500}
+
+
 def test_a_record_of_other_weights_gives_no_thresholds(model, tmp_path):
     saved(tmp_path / "sgd.pt", 1, thresholds=SGD)
     shutil.copy(tmp_path / "sgd.json", tmp_path / "model.json")
