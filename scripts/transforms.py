@@ -29,6 +29,9 @@ from scripts.errors import InputError
 
 # Key in the metadata of a map that was cut: the number of voxels of the grid from which it was cut.
 GRID_VOXELS = "grid_voxels"
+# Thresholds of the post-processing, with the authors' values: volumes in mm^3, and whether each component of ET counts
+# for itself. docs/configuration.md explains them.
+THRESHOLDS: dict[str, Any] = {"min_component_mm3": 10, "min_tumor_mm3": 0, "min_et_mm3": 300, "et_per_component": False}
 
 
 def lesion_box(masks: Iterable[torch.Tensor], margin: int = 0) -> tuple[slice, ...]:
@@ -305,39 +308,26 @@ class RequireFinited(MapTransform):
         return item
 
 
-class ProbabilitiesToRegionsd(MapTransform):
-    """Turn probabilities, (4, *size), into regions, uint8 of the same shape.
+def probabilities_to_regions(probabilities: torch.Tensor, exclusive: bool = False) -> torch.Tensor:
+    """Regions, uint8 of shape (4, *size), from probabilities of the same shape.
 
     Args:
-        keys: keys of probabilities.
+        probabilities: probabilities of the four channels.
         exclusive: the channels are classes that exclude each other (background, ET, the rest of TC, the rest of WT),
             and each voxel takes the most probable class. Otherwise the channels are regions, and a voxel is in each
             region whose probability is at least 0.5.
 
     Example:
-        >>> item = {"pred": torch.tensor([[0.1], [0.4], [0.6], [0.7]])}
-        >>> ProbabilitiesToRegionsd("pred")(item)["pred"].flatten().tolist()
+        >>> probabilities_to_regions(torch.tensor([[0.1], [0.4], [0.6], [0.7]])).flatten().tolist()
         [0, 0, 1, 1]
-        >>> item = {"pred": torch.tensor([[0.1], [0.5], [0.3], [0.1]])}
-        >>> ProbabilitiesToRegionsd("pred", exclusive=True)(item)["pred"].flatten().tolist()
+        >>> probabilities_to_regions(torch.tensor([[0.1], [0.5], [0.3], [0.1]]), exclusive=True).flatten().tolist()
         [0, 1, 1, 1]
     """
-
-    def __init__(self, keys: KeysCollection, exclusive: bool = False, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.exclusive = exclusive
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Convert the probabilities of one case."""
-        item = dict(data)
-        for key in self.key_iterator(item):
-            if self.exclusive:
-                likeliest = item[key].argmax(dim=0)
-                tumor = [(likeliest > 0) & (likeliest <= region) for region in (ET_CHANNEL, TC_CHANNEL, WT_CHANNEL)]
-                item[key] = torch.stack([likeliest == 0, *tumor]).to(torch.uint8)
-            else:
-                item[key] = (item[key] >= 0.5).to(torch.uint8)
-        return item
+    if not exclusive:
+        return (probabilities >= 0.5).to(torch.uint8)
+    likeliest = probabilities.argmax(dim=0)
+    tumor = [(likeliest > 0) & (likeliest <= region) for region in (ET_CHANNEL, TC_CHANNEL, WT_CHANNEL)]
+    return torch.stack([likeliest == 0, *tumor]).to(torch.uint8)
 
 
 def region_probabilities(probabilities: torch.Tensor, exclusive: bool = False) -> torch.Tensor:
@@ -345,7 +335,7 @@ def region_probabilities(probabilities: torch.Tensor, exclusive: bool = False) -
 
     Args:
         probabilities: probabilities of the four channels.
-        exclusive: the channels are classes that exclude each other, as in ``ProbabilitiesToRegionsd``.
+        exclusive: the channels are classes that exclude each other, as in ``probabilities_to_regions``.
 
     Example:
         >>> region_probabilities(torch.tensor([0.25, 0.25, 0.125, 0.375]), exclusive=True).tolist()
@@ -370,7 +360,45 @@ def uncertainty(probabilities: torch.Tensor) -> torch.Tensor:
     return -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)) * (100 / math.log(2))
 
 
-def small_components(mask: np.ndarray, min_voxels: int) -> np.ndarray:
+def threshold_fault(thresholds: Any) -> str:
+    """What is wrong with thresholds of the post-processing, in the words of the command line; empty if nothing is.
+
+    Args:
+        thresholds: a value for each name in ``THRESHOLDS``.
+
+    Example:
+        >>> threshold_fault(THRESHOLDS)
+        ''
+        >>> threshold_fault({**THRESHOLDS, "min_et_mm3": -1})
+        '--thresholds#min_et_mm3 -1: write a volume in mm^3, 0 or more.'
+    """
+    if not isinstance(thresholds, Mapping):
+        return f"--thresholds {thresholds}: set single ones, such as --thresholds#min_et_mm3 100."
+    for name, value in {**dict.fromkeys(THRESHOLDS), **thresholds}.items():
+        given = f"--thresholds#{name} {value}"
+        if name not in THRESHOLDS:
+            return f"{given}: no such threshold; choose one of {', '.join(THRESHOLDS)}."
+        if name == "et_per_component":
+            if not isinstance(value, bool):
+                return f"{given}: write True or False."
+        elif isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            return f"{given}: write a volume in mm^3, 0 or more."
+    return ""
+
+
+def voxel_mm3(volume: torch.Tensor) -> float:
+    """Volume of a voxel of ``volume`` in mm^3, by its affine; 1 if it has none.
+
+    Example:
+        >>> voxel_mm3(MetaTensor(torch.zeros(1, 2, 2, 2), affine=torch.diag(torch.tensor([-2.0, 2.0, 3.0, 1.0]))))
+        12.0
+    """
+    if not isinstance(volume, MetaTensor):
+        return 1.0
+    return abs(float(torch.linalg.det(torch.as_tensor(volume.affine)[:3, :3].double())))
+
+
+def small_components(mask: np.ndarray, min_voxels: float) -> np.ndarray:
     """Mark the voxels of ``mask`` that belong to components of fewer than ``min_voxels`` voxels.
 
     Neighbors share a face (6-connectivity), as in the authors' testing.
@@ -390,162 +418,140 @@ def small_components(mask: np.ndarray, min_voxels: int) -> np.ndarray:
     return mask & (np.bincount(components.ravel())[components] < min_voxels)
 
 
-class RemoveSmallComponentsd(MapTransform):
-    """Clear connected components of fewer than ``min_voxels`` voxels, in each channel on its own.
+def without_small_components(regions: torch.Tensor, min_voxels: float) -> torch.Tensor:
+    """A copy of ``regions`` without components of fewer than ``min_voxels`` voxels, in each region on its own.
 
     MONAI's ``RemoveSmallObjects`` labels all channels together. There a speck of ET inside TC would count as part of
     TC.
 
     Args:
-        keys: keys of regions, non-zero inside, of shape (channel, *size).
+        regions: regions, non-zero inside, of shape (4, *size). The background channel is left alone.
         min_voxels: size of the smallest component that stays.
-        channels: channels to clean. The default leaves the background channel alone.
 
     Example:
         The single voxel of ET is cleared, and the larger TC and WT stay:
 
         >>> regions = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 1], [0, 1, 1, 1]])
-        >>> RemoveSmallComponentsd("pred", min_voxels=2)({"pred": regions})["pred"].tolist()
+        >>> without_small_components(regions, min_voxels=2).tolist()
         [[1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 1, 1], [0, 1, 1, 1]]
     """
-
-    def __init__(
-        self,
-        keys: KeysCollection,
-        min_voxels: int = 10,
-        channels: tuple[int, ...] = (ET_CHANNEL, TC_CHANNEL, WT_CHANNEL),
-        allow_missing_keys: bool = False,
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.min_voxels = min_voxels
-        self.channels = channels
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Clean the regions of one case."""
-        item = dict(data)
-        for key in self.key_iterator(item):
-            regions = item[key].clone()
-            box = lesion_box([regions[channel] for channel in self.channels])
-            for channel in self.channels:
-                inside = regions[channel][box]
-                mask = np.asarray(inside.cpu()) > 0
-                if mask.any():
-                    inside[torch.as_tensor(small_components(mask, self.min_voxels), device=inside.device)] = 0
-            item[key] = regions
-        return item
+    regions = regions.clone()
+    for inside in regions[(slice(ET_CHANNEL, None), *lesion_box(regions[ET_CHANNEL:]))]:
+        mask = np.asarray(inside.cpu()) > 0
+        if mask.any():
+            inside[torch.as_tensor(small_components(mask, min_voxels), device=inside.device)] = 0
+    return regions
 
 
-class RemoveSmallTumorsd(MapTransform):
-    """Clear tumors of fewer than ``min_voxels`` voxels beside a larger one, with all regions inside them.
+def without_small_tumors(regions: torch.Tensor, min_voxels: float) -> torch.Tensor:
+    """A copy of ``regions`` without tumors of fewer than ``min_voxels`` voxels beside a larger one.
 
-    A tumor is a connected component of all regions together. The largest one always stays. A network that has seen few
-    patients often takes bright spots far from the tumor for edema.
+    A tumor is a connected component of all regions together, and it goes with all of them. The largest one always
+    stays. A network that has seen few patients often takes bright spots far from the tumor for edema.
 
     Args:
-        keys: keys of regions, non-zero inside, of shape (4, *size).
+        regions: regions, non-zero inside, of shape (4, *size).
         min_voxels: size of the smallest tumor that stays beside the largest one.
 
     Example:
         >>> regions = torch.tensor([[0, 0, 1, 0, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 1], [1, 1, 0, 1, 1]])
-        >>> RemoveSmallTumorsd("pred", min_voxels=9)({"pred": regions})["pred"].tolist()
+        >>> without_small_tumors(regions, min_voxels=9).tolist()
         [[0, 0, 1, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [1, 1, 0, 0, 0]]
     """
-
-    def __init__(self, keys: KeysCollection, min_voxels: int = 0, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.min_voxels = min_voxels
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Clear the small tumors of one case."""
-        item = dict(data)
-        for key in self.key_iterator(item) if self.min_voxels else ():
-            regions = item[key].clone()
-            inside = regions[(slice(ET_CHANNEL, None), *lesion_box(regions[ET_CHANNEL:]))]
-            components, _ = ndimage.label(np.asarray(inside.cpu()).any(0))
-            sizes = np.bincount(components.ravel())
-            sizes[0] = 0
-            small = (components > 0) & (sizes < self.min_voxels)[components] & (components != sizes.argmax())
-            inside[:, torch.as_tensor(small, device=inside.device)] = 0
-            item[key] = regions
-        return item
+    regions = regions.clone()
+    if min_voxels > 0:
+        inside = regions[(slice(ET_CHANNEL, None), *lesion_box(regions[ET_CHANNEL:]))]
+        components, _ = ndimage.label(np.asarray(inside.cpu()).any(0))
+        sizes = np.bincount(components.ravel())
+        sizes[0] = 0
+        small = (components > 0) & (sizes < min_voxels)[components] & (components != sizes.argmax())
+        inside[:, torch.as_tensor(small, device=inside.device)] = 0
+    return regions
 
 
-class SuppressSmallEnhancingTumord(MapTransform):
-    """Clear an enhancing tumor that is too small to be plausible. Its voxels are set in TC and WT.
+def without_small_et(regions: torch.Tensor, min_voxels: float, per_component: bool = False) -> torch.Tensor:
+    """A copy of ``regions`` in which an enhancing tumor that is too small to be plausible is core.
 
     If a patient has no ET, a single voxel of predicted ET gives a Dice of 0 (BraTS 2020 rules). This is why the authors
     use a threshold.
 
     Args:
-        keys: keys of regions, non-zero inside, of shape (4, *size).
-        min_voxels: size of the smallest ET that stays.
+        regions: regions, non-zero inside, of shape (4, *size).
+        min_voxels: size of the smallest ET that stays. The voxels of a smaller one are set in TC and WT.
         per_component: compare the size of each 6-connected component instead of the size of the whole ET.
 
     Example:
         >>> regions = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 1], [0, 1, 1, 1]])
-        >>> SuppressSmallEnhancingTumord("pred", min_voxels=2)({"pred": regions})["pred"].tolist()
+        >>> without_small_et(regions, min_voxels=2).tolist()
         [[1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 1, 1], [0, 1, 1, 1]]
     """
-
-    def __init__(
-        self, keys: KeysCollection, min_voxels: int = 300, per_component: bool = False, allow_missing_keys: bool = False
-    ) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.min_voxels = min_voxels
-        self.per_component = per_component
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Clear the small enhancing tumor of one case."""
-        item = dict(data)
-        for key in self.key_iterator(item):
-            regions = item[key].clone()
-            inside = regions[(slice(None), *lesion_box([regions[ET_CHANNEL]]))]
-            et = np.asarray(inside[ET_CHANNEL].cpu()) > 0
-            if self.per_component:
-                small = small_components(et, self.min_voxels)
-            else:
-                small = et if et.sum() < self.min_voxels else np.zeros_like(et)
-            if small.any():
-                cleared = torch.as_tensor(small, device=regions.device)
-                inside[ET_CHANNEL][cleared] = 0
-                inside[TC_CHANNEL][cleared] = 1
-                inside[WT_CHANNEL][cleared] = 1
-            item[key] = regions
-        return item
+    regions = regions.clone()
+    inside = regions[(slice(None), *lesion_box([regions[ET_CHANNEL]]))]
+    et = np.asarray(inside[ET_CHANNEL].cpu()) > 0
+    small = small_components(et, min_voxels) if per_component else et & (et.sum() < min_voxels)
+    cleared = torch.as_tensor(small, device=regions.device)
+    inside[ET_CHANNEL][cleared] = 0
+    inside[TC_CHANNEL][cleared] = 1
+    inside[WT_CHANNEL][cleared] = 1
+    return regions
 
 
-class RegionsToLabelsd(MapTransform):
-    """Turn regions, (4, *size), into a BraTS label map, uint8 of shape (1, *size).
+class ProbabilitiesToLabelMapd(MapTransform):
+    """Turn probabilities, (4, *size), into a BraTS label map, uint8 of shape (1, *size): the post-processing.
 
-    A voxel in ET gets ``et_label``. Of the other voxels, a voxel in TC gets 1, a voxel in WT but not in TC gets 2, and
-    a voxel in no region gets 0.
+    The steps are ``probabilities_to_regions``, ``without_small_components``, ``without_small_tumors``,
+    ``without_small_et`` and ``regions_to_labels``.
 
     Args:
-        keys: keys of regions, non-zero inside.
+        keys: keys of probabilities. Their affines give the volume of a voxel; without an affine it is 1 mm^3.
+        thresholds: a value for each name in ``THRESHOLDS``. A volume counts as reached from 0.01 % below it on, since
+            headers round the sizes of voxels.
+        exclusive: the channels are classes that exclude each other.
         et_label: value of the enhancing tumor, 4 or 3.
         edema_last: use the authors' order, in which a voxel in ET and WT but not in TC becomes edema.
 
     Raises:
-        InputError: ``et_label`` has another value.
+        InputError: a threshold is missing, unknown or no volume, or ``et_label`` has another value.
 
     Example:
-        >>> regions = torch.tensor([[1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 1], [0, 1, 1, 1]])
-        >>> RegionsToLabelsd("pred", et_label=3)({"pred": regions})["pred"].tolist()
-        [[0, 2, 1, 3]]
+        >>> regions = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 1], [0, 1, 1, 1]])
+        >>> for mm3 in (1, 2):
+        ...     step = ProbabilitiesToLabelMapd("pred", {**THRESHOLDS, "min_component_mm3": 0, "min_et_mm3": mm3})
+        ...     step({"pred": regions})["pred"].tolist()
+        [[0, 2, 1, 4]]
+        [[0, 2, 1, 1]]
     """
 
     def __init__(
-        self, keys: KeysCollection, et_label: int = 4, edema_last: bool = False, allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        thresholds: Mapping[str, Any],
+        exclusive: bool = False,
+        et_label: int = 4,
+        edema_last: bool = False,
+        allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        if fault := threshold_fault(thresholds):
+            raise InputError(fault)
+        self.thresholds = dict(thresholds)
+        self.exclusive = exclusive
         self.et_label = check_et_label(et_label)
         self.edema_last = edema_last
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Convert the regions of one case."""
+        """Convert the probabilities of one case."""
         item = dict(data)
         for key in self.key_iterator(item):
-            item[key] = regions_to_labels(item[key], self.et_label, self.edema_last)
+            component, tumor, et = (
+                self.thresholds[name] * (1 - 1e-4) / voxel_mm3(item[key])
+                for name in ("min_component_mm3", "min_tumor_mm3", "min_et_mm3")
+            )
+            regions = probabilities_to_regions(item[key], self.exclusive)
+            regions = without_small_components(regions, component)
+            regions = without_small_tumors(regions, tumor)
+            regions = without_small_et(regions, et, self.thresholds["et_per_component"])
+            item[key] = regions_to_labels(regions, self.et_label, self.edema_last)
         return item
 
 

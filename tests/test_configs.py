@@ -142,8 +142,7 @@ def test_the_table_of_keys_is_complete():
 
 # In what the two differ that have a name in common: where results go, where windows and thresholds come from, and what
 # one of them has besides.
-OWN = {"output_dir", "num_workers", "roi_size", "weights_settings", "run"}
-OWN |= {"min_component_voxels", "min_tumor_voxels", "min_et_voxels", "et_per_component"}
+OWN = {"output_dir", "num_workers", "roi_size", "thresholds", "weights_settings", "run"}
 
 
 def without_reasons(node):

@@ -63,9 +63,8 @@ def test_weights_have_their_record_beside_them(training):
         network.load_state_dict(torch.load(training / f"{name}.pt", weights_only=True))
         assert record["sequences"] == ["t1", "t2", "t1ce", "flair"]
         assert (record["spacing"], record["exclusive"], record["normalization"]) == ([4.0] * 3, False, "brain")
-        thresholds = {"min_component_voxels": 10, "min_tumor_voxels": 0, "min_et_voxels": 300}
-        thresholds["et_per_component"] = False
-        assert record["postprocessing"] == thresholds
+        thresholds = {"min_component_mm3": 10, "min_tumor_mm3": 0, "min_et_mm3": 300, "et_per_component": False}
+        assert record["thresholds"] == thresholds
         how = {"window": [32] * 3, "overlap": 0.5, "inferer": "BrainWindowInferer", "precision": "float32"}
         assert record["training"] == how
         assert record["trained_on"] == {"patients": 0, "phantoms": 2, "imported": None, "started_from": None}
@@ -222,19 +221,12 @@ def test_enhancing_tumor_as_3(training, cohort, segmentation, tmp_path):
     case = next(cohort.rglob("BraTS20_Training_001"))
     model = str(training / "model.pt")
     output = tmp_path / "maps"
+    all_et = {**SIZE, "thresholds#min_et_mm3": 0}
     bundle_run(
-        "inference.json",
-        dataset_dir=str(case),
-        output_dir=str(output),
-        model_file=model,
-        saved_et_label=3,
-        min_et_voxels=0,
-        **SIZE,
+        "inference.json", dataset_dir=str(case), output_dir=str(output), model_file=model, saved_et_label=3, **all_et
     )
     fours = tmp_path / "fours"
-    bundle_run(
-        "inference.json", dataset_dir=str(case), output_dir=str(fours), model_file=model, min_et_voxels=0, **SIZE
-    )
+    bundle_run("inference.json", dataset_dir=str(case), output_dir=str(fours), model_file=model, **all_et)
     three, four = voxels(output / f"{case.name}.nii.gz"), voxels(fours / f"{case.name}.nii.gz")
     assert (three == 3).any()
     assert np.array_equal(np.where(three == 3, 4, three), four)

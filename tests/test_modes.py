@@ -165,7 +165,7 @@ def test_sgd_recipe(small_cohort, tmp_path):
     assert group["initial_lr"] == 1e-2
     assert all(set(kept) == {"momentum_buffer"} for kept in state["optimizer"]["state"].values())
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["min_et_voxels"] == 500
+    assert config["thresholds"]["min_et_mm3"] == 500
 
 
 def test_half_precision(small_cohort, tmp_path):
@@ -336,7 +336,7 @@ def test_exclusive_classes(small_cohort, tmp_path):
     place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run")}
     bundle_run("train.json", overlay, "evaluate.json", **place, **EVALUATION)
     model = str(tmp_path / "run" / "model.pt")
-    plain = {"min_et_voxels": 0, "min_component_voxels": 0}
+    plain = {"thresholds#min_et_mm3": 0, "thresholds#min_component_mm3": 0}
     maps = infer(
         small_cohort, tmp_path / "maps", overlay, model_file=model, overlap=0.0, save_probabilities=True, **plain
     )
@@ -571,13 +571,14 @@ def test_a_member_that_cannot_be_is_refused(kind, small_cohort, members, tmp_pat
 def test_enhancing_tumor_by_component(small_cohort, members, tmp_path):
     """With a threshold above the size of every component, no component is left; by total volume, all of ET is kept."""
     case = small_cohort / FIRST
-    free = {"model_file": members[0], "min_component_voxels": 0}
-    kept = voxels(infer(case, tmp_path / "all", min_et_voxels=0, **free) / f"{FIRST}.nii.gz")
+    free = {"model_file": members[0], "thresholds#min_component_mm3": 0}
+    kept = voxels(infer(case, tmp_path / "all", **{"thresholds#min_et_mm3": 0}, **free) / f"{FIRST}.nii.gz")
     volume = int((kept == 4).sum())
     assert volume > 1
-    by_volume = infer(case, tmp_path / "volume", min_et_voxels=volume, **free)
+    free["thresholds#min_et_mm3"] = volume
+    by_volume = infer(case, tmp_path / "volume", **free)
     assert np.array_equal(voxels(by_volume / f"{FIRST}.nii.gz"), kept)
-    by_component = infer(case, tmp_path / "component", min_et_voxels=volume, et_per_component=True, **free)
+    by_component = infer(case, tmp_path / "component", **{"thresholds#et_per_component": True}, **free)
     labels = voxels(by_component / f"{FIRST}.nii.gz")
     assert not (labels == 4).any()
     assert (labels[kept == 4] == 1).all()
@@ -586,7 +587,8 @@ def test_enhancing_tumor_by_component(small_cohort, members, tmp_path):
 def test_the_authors_path_step_by_step(cohort, members, tmp_path):
     """The path equals the same steps by hand, in one window to save time; a whole case takes fifty windows."""
     case = next(cohort.rglob(FIRST))
-    whole = {"spacing": [1.0] * 3, "roi_size": [240, 240, 160], "min_component_voxels": 0, "min_et_voxels": 0}
+    whole = {"spacing": [1.0] * 3, "roi_size": [240, 240, 160]}
+    whole |= {"thresholds#min_component_mm3": 0, "thresholds#min_et_mm3": 0}
     folder = infer(case, tmp_path / "maps", "authors.yaml", model_file=members[0], **whole)
     raw = np.stack([nib.load(case / f"{FIRST}_{s}.nii.gz").get_fdata() for s in ("t1", "t2", "t1ce", "flair")])
     padded = np.pad(raw, [(0, 0), (0, 0), (0, 0), (2, 3)])

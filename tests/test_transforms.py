@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Label maps and regions, small components, small enhancing tumors: the values, and the keys that stay untouched."""
+"""Label maps and regions, the post-processing and its volumes: the values, and the keys that stay untouched."""
 
 import itertools
 
@@ -19,20 +19,23 @@ from scripts.brats import check_label_values
 from scripts.errors import InputError
 from scripts.metrics import BratsHausdorffDistance95
 from scripts.transforms import (
+    THRESHOLDS,
     BrainSpacingd,
     CropToLesiond,
     LabelsToRegionsd,
-    ProbabilitiesToRegionsd,
-    RegionsToLabelsd,
-    RemoveSmallComponentsd,
-    RemoveSmallTumorsd,
+    ProbabilitiesToLabelMapd,
     RequireFinited,
-    SuppressSmallEnhancingTumord,
     labels_to_regions,
     lesion_box,
+    probabilities_to_regions,
     region_probabilities,
     regions_to_labels,
+    threshold_fault,
     uncertainty,
+    voxel_mm3,
+    without_small_components,
+    without_small_et,
+    without_small_tumors,
 )
 from workflows import CONFIGS
 
@@ -168,7 +171,7 @@ def test_one_value_that_is_not_finite_is_refused_with_the_cases_name(bad, dtype)
 
 def test_overlapping_regions_begin_at_one_half():
     probabilities = torch.tensor([0.2, 0.4999999, 0.5, 0.9]).reshape(4, 1, 1, 1)
-    regions = ProbabilitiesToRegionsd("pred")({"pred": probabilities})["pred"]
+    regions = probabilities_to_regions(probabilities)
     assert regions.dtype == torch.uint8 and regions.flatten().tolist() == [0, 0, 1, 1]
 
 
@@ -183,8 +186,8 @@ def test_overlapping_regions_begin_at_one_half():
     ],
 )
 def test_exclusive_classes_give_the_regions_around_the_likeliest(probabilities, regions):
-    item = {"pred": torch.tensor(probabilities).reshape(4, 1, 1, 1)}
-    assert ProbabilitiesToRegionsd("pred", exclusive=True)(item)["pred"].flatten().tolist() == regions
+    found = probabilities_to_regions(torch.tensor(probabilities).reshape(4, 1, 1, 1), exclusive=True)
+    assert found.flatten().tolist() == regions
 
 
 def test_probabilities_of_regions_are_channels_or_sums_of_classes():
@@ -282,7 +285,7 @@ def test_label_maps_survive_the_way_to_regions_and_back(data, et_label, edema_la
     labels = data.draw(hnp.arrays(np.uint8, SHAPES, elements=values))
     item = {"label": meta(labels[None]), "et_label": et_label, "resection_cavity": 0}
     there = LabelsToRegionsd("label")(item)
-    back = RegionsToLabelsd("label", et_label, edema_last)(there)["label"]
+    back = regions_to_labels(there["label"], et_label, edema_last)
     np.testing.assert_array_equal(np.asarray(back), labels[None])
     et, tc, wt = np.asarray(there["label"][1:], bool)
     assert not (et & ~tc).any() and not (tc & ~wt).any()
@@ -294,7 +297,7 @@ def test_other_et_labels_are_refused(et_label):
     for call in (
         lambda: labels_to_regions(torch.zeros(2, 2), et_label),
         lambda: regions_to_labels(torch.zeros(4, 2, 2), et_label),
-        lambda: RegionsToLabelsd("pred", et_label),
+        lambda: ProbabilitiesToLabelMapd("pred", THRESHOLDS, et_label=et_label),
     ):
         with pytest.raises(InputError, match=f"ET label {et_label}: the enhancing tumor is 4 .* or 3"):
             call()
@@ -351,7 +354,7 @@ def test_a_fixed_et_label_overrules_the_items():
 def test_a_speck_of_et_inside_tc_goes_and_tc_stays():
     tc = box((6, 6, 6), (4, 4, 4))
     et = box((1, 1, 3), (6, 6, 6))
-    out = RemoveSmallComponentsd("pred", 10)({"pred": regions_of(et, tc, tc)})["pred"]
+    out = without_small_components(regions_of(et, tc, tc), 10)
     assert int(out[ET].sum()) == 0
     np.testing.assert_array_equal(np.asarray(out[TC]), tc)
     np.testing.assert_array_equal(np.asarray(out[WT]), tc)
@@ -363,7 +366,7 @@ def test_a_component_of_exactly_the_minimum_stays(channel, voxels, stays):
     regions = torch.zeros(4, 20, 20, 20, dtype=torch.uint8)
     regions[channel, 3, 3, 4 : 4 + voxels] = 1
     regions[channel, 10:15, 10:15, 10:15] = 1
-    out = RemoveSmallComponentsd("pred", 10)({"pred": regions})["pred"]
+    out = without_small_components(regions, 10)
     assert int(out[channel].sum()) == 125 + voxels * stays
     assert int(out.sum()) == 125 + voxels * stays
 
@@ -379,21 +382,21 @@ def test_only_voxels_that_share_a_face_are_one_component(step, together):
     i, j, k = (n + s for n, s in zip((5, 5, 10), step, strict=True))
     regions[WT, i, j, k : k + 6] = 1
     assert int(regions[WT].sum()) == 12
-    out = RemoveSmallComponentsd("pred", 10)({"pred": regions})["pred"]
+    out = without_small_components(regions, 10)
     assert int(out[WT].sum()) == (12 if together else 0)
 
 
-def test_background_and_channels_not_chosen_are_left_alone():
+def test_the_background_is_left_alone():
     regions = torch.zeros(4, 8, 8, 8)
     regions[:, 2, 2, 2] = 1
-    out = RemoveSmallComponentsd("pred", 10, channels=(ET, WT))({"pred": regions})["pred"]
-    assert out.sum(dim=(1, 2, 3)).tolist() == [1, 0, 1, 0]
+    out = without_small_components(regions, 10)
+    assert out.sum(dim=(1, 2, 3)).tolist() == [1, 0, 0, 0]
 
 
 @QUICK
 @given(regions=hnp.arrays(np.uint8, (4, 5, 6, 4), elements=st.integers(0, 1)), min_voxels=st.integers(1, 12))
 def test_small_components_equal_brute_force(regions, min_voxels):
-    out = RemoveSmallComponentsd("pred", min_voxels)({"pred": torch.as_tensor(regions)})["pred"].numpy()
+    out = without_small_components(torch.as_tensor(regions), min_voxels).numpy()
     wanted = regions.copy()
     for channel in (ET, TC, WT):
         parts, count = ndimage.label(regions[channel], ndimage.generate_binary_structure(3, 1))
@@ -411,23 +414,22 @@ def test_a_small_tumor_goes_with_its_core_and_the_largest_stays_however_small():
     far, far_core = box((3, 3, 3), (14, 14, 14)), box((1, 1, 2), (15, 15, 15))
     regions = regions_of(core | far_core, core | far_core, tumor | far)
     before = regions.clone()
-    out = RemoveSmallTumorsd("pred", 28)({"pred": regions})["pred"]
+    out = without_small_tumors(regions, 28)
     for channel, wanted in ((ET, core), (TC, core), (WT, tumor)):
         np.testing.assert_array_equal(np.asarray(out[channel], bool), wanted)
     assert torch.equal(regions, before)
     assert torch.equal(out.affine, before.affine)
     # At the limit both stay. If both are below it, the larger one stays.
-    assert torch.equal(RemoveSmallTumorsd("pred", 27)({"pred": regions})["pred"], regions)
-    assert torch.equal(RemoveSmallTumorsd("pred", 10**6)({"pred": regions})["pred"], out)
-    # By default nothing is removed.
-    assert torch.equal(RemoveSmallTumorsd("pred")({"pred": regions})["pred"], regions)
+    assert torch.equal(without_small_tumors(regions, 27), regions)
+    assert torch.equal(without_small_tumors(regions, 10**6), out)
+    assert torch.equal(without_small_tumors(regions, 0), regions)
 
 
 def test_a_core_outside_the_whole_tumor_counts_as_a_part_of_it():
     wt, tc = box((4, 4, 4), (2, 2, 2)), box((4, 4, 4), (6, 2, 2))
     lone = box((2, 2, 2), (14, 14, 14))
     regions = regions_of(np.zeros_like(wt), tc | lone, wt)
-    out = RemoveSmallTumorsd("pred", 100)({"pred": regions})["pred"]
+    out = without_small_tumors(regions, 100)
     np.testing.assert_array_equal(np.asarray(out[TC], bool), tc)
     np.testing.assert_array_equal(np.asarray(out[WT], bool), wt)
 
@@ -440,7 +442,7 @@ def test_et_below_the_minimum_becomes_core_wherever_it_lies(voxels, stays):
     et = np.zeros((20, 20, 20), bool)
     et.flat[np.arange(voxels) * 3] = True
     tc, wt = box((4, 4, 4), (8, 8, 8)), box((8, 8, 8), (6, 6, 6))
-    out = SuppressSmallEnhancingTumord("pred", 300)({"pred": regions_of(et, tc, wt)})["pred"]
+    out = without_small_et(regions_of(et, tc, wt), 300)
     np.testing.assert_array_equal(np.asarray(out[ET], bool), et if stays else np.zeros_like(et))
     np.testing.assert_array_equal(np.asarray(out[TC], bool), tc if stays else tc | et)
     np.testing.assert_array_equal(np.asarray(out[WT], bool), wt if stays else wt | et)
@@ -449,13 +451,13 @@ def test_et_below_the_minimum_becomes_core_wherever_it_lies(voxels, stays):
 def test_by_component_each_part_of_et_is_judged_for_itself():
     large, small, diagonal = box((5, 5, 4), (1, 1, 1)), box((3, 3, 3), (12, 12, 12)), box((2, 1, 1), (6, 6, 5))
     et = large | small | diagonal
-    item = {"pred": regions_of(et, np.zeros_like(et), np.zeros_like(et))}
-    out = SuppressSmallEnhancingTumord("pred", 100, per_component=True)(item)["pred"]
+    regions = regions_of(et, np.zeros_like(et), np.zeros_like(et))
+    out = without_small_et(regions, 100, per_component=True)
     np.testing.assert_array_equal(np.asarray(out[ET], bool), large)
     np.testing.assert_array_equal(np.asarray(out[TC], bool), small | diagonal)
     np.testing.assert_array_equal(np.asarray(out[WT], bool), small | diagonal)
     # By total volume, all of ET is large enough.
-    whole = SuppressSmallEnhancingTumord("pred", 100)(item)["pred"]
+    whole = without_small_et(regions, 100)
     np.testing.assert_array_equal(np.asarray(whole[ET], bool), et)
     assert not whole[TC].any() and not whole[WT].any()
 
@@ -467,7 +469,7 @@ def test_by_component_each_part_of_et_is_judged_for_itself():
     per_component=st.booleans(),
 )
 def test_suppression_equals_brute_force(regions, min_voxels, per_component):
-    out = SuppressSmallEnhancingTumord("pred", min_voxels, per_component)({"pred": torch.as_tensor(regions)})["pred"]
+    out = without_small_et(torch.as_tensor(regions), min_voxels, per_component)
     wanted = regions.copy()
     parts, count = ndimage.label(regions[ET]) if per_component else (regions[ET], 1)
     for part in range(1, count + 1):
@@ -477,14 +479,169 @@ def test_suppression_equals_brute_force(regions, min_voxels, per_component):
     np.testing.assert_array_equal(out.numpy(), wanted)
 
 
+# The whole post-processing, by volumes.
+
+# A voxel of the sheared grid has 12 mm^3. The product of the lengths of its edges is larger.
+SHEARED = [[2.0, 1.0, 0.5, 0], [0, 2.0, -1.0, 0], [0, 0, 3.0, 0], [0, 0, 0, 1]]
+GRIDS = {
+    "0.5 mm": (np.diag([-0.5, -0.5, 0.5, 1]), 0.125),
+    "1 mm": (np.diag([-1.0, -1, 1, 1]), 1),
+    "2 x 2 x 3 mm": (np.diag([-2.0, -2, 3, 1]), 12),
+    "sheared": (np.array(SHEARED), 12),
+    "no affine": (None, 1),
+}
+NONE = {**dict.fromkeys(THRESHOLDS, 0), "et_per_component": False}
+
+
+def label_map(et, tc, wt, affine, **thresholds):
+    """The label map of sure predictions of regions."""
+    probabilities = torch.as_tensor(np.stack([~wt, et, tc, wt]), dtype=torch.float32)
+    probabilities = probabilities if affine is None else MetaTensor(probabilities, affine=torch.as_tensor(affine))
+    return np.asarray(ProbabilitiesToLabelMapd("x", {**NONE, **thresholds})({"x": probabilities})["x"][0])
+
+
+def component(voxels, shape=(4, 60, 60)):
+    """A component of this many voxels, in the first slices."""
+    mask = np.zeros(shape, bool)
+    mask.reshape(-1)[:voxels] = True
+    return mask
+
+
+NOTHING, LAST_SLICE = np.zeros((4, 60, 60), bool), component(4 * 3600) & ~component(3 * 3600)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("mm3", [10, 24, 300])
+def test_a_volume_is_the_same_on_every_grid(grid, mm3):
+    affine, voxel = GRIDS[grid]
+    assert voxel_mm3(torch.ones(1) if affine is None else MetaTensor(torch.ones(1, 2, 2, 2), affine=affine)) == voxel
+    least = int(np.ceil(mm3 / voxel))
+    for voxels, stays in ((least, True), (least - 1, False)):
+        part = component(voxels)
+        kept = part if stays else NOTHING
+        found = label_map(NOTHING, NOTHING, part, affine, min_component_mm3=mm3)
+        np.testing.assert_array_equal(found, 2 * kept)
+        found = label_map(NOTHING, NOTHING, part | LAST_SLICE, affine, min_tumor_mm3=mm3)
+        np.testing.assert_array_equal(found, 2 * (kept | LAST_SLICE))
+        for by_component in (False, True):
+            found = label_map(part, part, part, affine, min_et_mm3=mm3, et_per_component=by_component)
+            np.testing.assert_array_equal(found, (4 if stays else 1) * part)
+
+
+def test_a_tumor_of_17_ml_on_thick_slices_stays_beside_a_larger_one():
+    """It has fewer voxels than the 2000 mm^3 that the starter weights ask for."""
+    tumors = component(1417) | LAST_SLICE
+    found = label_map(NOTHING, NOTHING, tumors, GRIDS["2 x 2 x 3 mm"][0], min_tumor_mm3=2000)
+    np.testing.assert_array_equal(found, 2 * tumors)
+
+
+@pytest.mark.parametrize(("edge", "stays"), [(0.99999, True), (1 - 1e-6, True), (0.999, False), (1.00001, True)])
+def test_what_a_header_rounds_does_not_count(edge, stays):
+    """Ten voxels of 9.9999 mm^3 together count as 10 mm^3; ten of 9.99 do not."""
+    part = component(10)
+    found = label_map(part, part, part, np.diag([1, 1, edge, 1]), min_component_mm3=10)
+    np.testing.assert_array_equal(found, 4 * part * stays)
+
+
+def by_hand(probabilities, voxel, limits, et_label, edema_last):
+    """The label map by loops over single components, in mm^3."""
+    regions = {name: probabilities[name] >= 0.5 for name in (ET, TC, WT)}
+    for name, region in regions.items():
+        for part in parts(region):
+            if part.sum() * voxel < limits["min_component_mm3"]:
+                regions[name] = regions[name] & ~part
+    tumors = parts(regions[ET] | regions[TC] | regions[WT])
+    largest = max((int(tumor.sum()) for tumor in tumors), default=0)
+    first = next((n for n, tumor in enumerate(tumors) if tumor.sum() == largest), None)
+    for number, tumor in enumerate(tumors):
+        if number != first and tumor.sum() * voxel < limits["min_tumor_mm3"]:
+            regions = {name: region & ~tumor for name, region in regions.items()}
+    for part in parts(regions[ET]) if limits["et_per_component"] else [regions[ET]]:
+        if part.sum() * voxel < limits["min_et_mm3"]:
+            regions = {ET: regions[ET] & ~part, TC: regions[TC] | part, WT: regions[WT] | part}
+    labels = np.zeros(probabilities.shape[1:], np.uint8)
+    for place in np.ndindex(labels.shape):
+        et, tc, wt = (bool(regions[name][place]) for name in (ET, TC, WT))
+        if et and not (edema_last and wt and not tc):
+            labels[place] = et_label
+        elif tc or wt:
+            labels[place] = 1 if tc else 2
+    return labels
+
+
+def parts(mask):
+    """The components of a mask, by spreading from voxel to voxel."""
+    left, found = {tuple(place) for place in np.argwhere(mask).tolist()}, []
+    while left:
+        part, edge = np.zeros_like(mask), [min(left)]
+        left.remove(edge[0])
+        while edge:
+            place = edge.pop()
+            part[place] = True
+            for axis, step in itertools.product(range(mask.ndim), (-1, 1)):
+                other = (*place[:axis], place[axis] + step, *place[axis + 1 :])
+                if other in left:
+                    left.remove(other)
+                    edge.append(other)
+        found.append(part)
+    return found
+
+
+@QUICK
+@given(
+    seed=st.integers(0, 10**6),
+    voxel=st.sampled_from([0.125, 1, 12]),
+    limits=st.tuples(*[st.integers(0, 30)] * 3, st.booleans()),
+    et_label=st.sampled_from([3, 4]),
+    edema_last=st.booleans(),
+)
+def test_the_label_map_is_the_one_by_hand(seed, voxel, limits, et_label, edema_last):
+    rng = np.random.default_rng(seed)
+    noise = ndimage.gaussian_filter(rng.normal(size=(4, 7, 6, 8)), (0, 0.6, 0.6, 0.6))
+    probabilities = 1 / (1 + np.exp(-8 * (noise - rng.uniform(-0.2, 0.4))))
+    limits = dict(zip(THRESHOLDS, limits, strict=True))
+    affine = torch.diag(torch.tensor([-1.0, 1, voxel, 1], dtype=torch.float64))
+    step = ProbabilitiesToLabelMapd("x", limits, et_label=et_label, edema_last=edema_last)
+    found = step({"x": MetaTensor(torch.as_tensor(probabilities), affine=affine)})["x"]
+    np.testing.assert_array_equal(np.asarray(found[0]), by_hand(probabilities, voxel, limits, et_label, edema_last))
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "said"),
+    [
+        (
+            {**THRESHOLDS, "min_et_mm": 5},
+            "--thresholds#min_et_mm 5: no such threshold; choose one of min_component_mm3",
+        ),
+        ({**THRESHOLDS, "min_et_mm3": -1}, "--thresholds#min_et_mm3 -1: write a volume in mm^3, 0 or more."),
+        ({**THRESHOLDS, "min_et_mm3": "many"}, "--thresholds#min_et_mm3 many: write a volume in mm^3"),
+        ({**THRESHOLDS, "min_et_mm3": True}, "--thresholds#min_et_mm3 True: write a volume in mm^3"),
+        ({**THRESHOLDS, "min_tumor_mm3": float("nan")}, "--thresholds#min_tumor_mm3 nan: write a volume in mm^3"),
+        ({**THRESHOLDS, "min_tumor_mm3": float("inf")}, "--thresholds#min_tumor_mm3 inf: write a volume in mm^3"),
+        ({**THRESHOLDS, "et_per_component": 1}, "--thresholds#et_per_component 1: write True or False."),
+        ({"min_et_mm3": 5}, "--thresholds#min_component_mm3 None: write a volume in mm^3"),
+        (300, "--thresholds 300: set single ones, such as --thresholds#min_et_mm3 100."),
+    ],
+)
+def test_thresholds_that_are_none_are_refused_in_one_line(thresholds, said):
+    with pytest.raises(InputError) as caught:
+        ProbabilitiesToLabelMapd("x", thresholds)
+    assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
+    assert threshold_fault(thresholds) == str(caught.value)
+
+
 # What all transforms keep.
 
 TRANSFORMS = {
     "labels to regions": lambda: LabelsToRegionsd("x", et_label=4),
-    "regions to labels": lambda: RegionsToLabelsd("x"),
-    "small components": lambda: RemoveSmallComponentsd("x", 1000),
-    "small ET": lambda: SuppressSmallEnhancingTumord("x", 1000),
-    "small ET by component": lambda: SuppressSmallEnhancingTumord("x", 1000, True),
+    "probabilities to label map": lambda: ProbabilitiesToLabelMapd("x", {**THRESHOLDS, "min_et_mm3": 1000}),
+}
+STEPS = {
+    "regions to labels": regions_to_labels,
+    "small components": lambda regions: without_small_components(regions, 1000),
+    "small tumors": lambda regions: without_small_tumors(regions, 1000),
+    "small ET": lambda regions: without_small_et(regions, 1000),
+    "small ET by component": lambda regions: without_small_et(regions, 1000, per_component=True),
 }
 
 
@@ -510,22 +667,26 @@ def test_geometry_and_other_keys_are_kept_and_the_input_is_not_modified(name, dt
 def test_a_missing_key_is_an_error_unless_allowed(name):
     with pytest.raises(KeyError, match="x"):
         TRANSFORMS[name]()({"y": 1})
-    transform = type(TRANSFORMS[name]())("x", allow_missing_keys=True)
+    transform = TRANSFORMS[name]()
+    transform.allow_missing_keys = True
     assert transform({"y": 1}) == {"y": 1}
 
 
-@pytest.mark.parametrize("name", [n for n in TRANSFORMS if n != "labels to regions"])
+@pytest.mark.parametrize("name", STEPS)
 def test_logical_and_probability_like_values_count_as_inside_above_zero(name):
     tc, et = box((4, 4, 4), (2, 2, 2)), box((2, 2, 2), (2, 2, 2))
     whole = regions_of(et, tc, tc)
-    wanted = np.asarray(TRANSFORMS[name]()({"x": whole})["x"]) > 0
+    wanted = np.asarray(STEPS[name](whole)) > 0
     for values in (whole.bool(), whole.float() * 0.25):
-        assert np.array_equal(np.asarray(TRANSFORMS[name]()({"x": values})["x"]) > 0, wanted)
+        before = values.clone()
+        found = STEPS[name](values)
+        assert np.array_equal(np.asarray(found) > 0, wanted)
+        assert torch.equal(values, before) and torch.equal(found.affine, AFFINE)
 
 
 def test_two_dimensional_regions_are_cleaned_too():
     regions = torch.zeros(4, 12, 12)
     for channel, (i, j) in itertools.product((ET, WT), ((2, 2), (8, 3))):
         regions[channel, i, j : j + (2 if channel == ET else 4)] = 1
-    out = RemoveSmallComponentsd("pred", 3)({"pred": regions})["pred"]
+    out = without_small_components(regions, 3)
     assert out.sum(dim=(1, 2)).tolist() == [0, 0, 0, 8]

@@ -13,6 +13,7 @@ from monai.inferers import SimpleInferer
 from monai.transforms import Compose
 from scripts.data.datalist import Cohort
 from scripts.networks import PriorAttentionNet
+from scripts.transforms import THRESHOLDS
 from scripts.weights.record import weights_settings
 from scripts.workflow.configuration import Configuration
 from scripts.workflow.output import Output
@@ -66,8 +67,7 @@ def contents(root: Path) -> dict[Path, bytes]:
 
 def settings() -> dict:
     """What stands in the record of the small network's weights, outside a running configuration."""
-    thresholds = {"min_component_voxels": 10, "min_tumor_voxels": 0, "min_et_voxels": 300, "et_per_component": False}
-    return weights_settings(small_network(), {}, [1, 1, 1], False, Compose([]), thresholds)
+    return weights_settings(small_network(), {}, [1, 1, 1], False, Compose([]), THRESHOLDS)
 
 
 def prepare(datalist, dataset_dir, output_dir, datalist_file=None, overwrite=False, **changes):

@@ -24,17 +24,15 @@ from scripts.data.images import read_image, voxels_of
 from scripts.errors import InputError
 from scripts.metrics import BratsHausdorffDistance95
 from scripts.transforms import (
+    THRESHOLDS,
     CropToLesiond,
     LabelsToRegionsd,
-    ProbabilitiesToRegionsd,
-    RegionsToLabelsd,
-    RemoveSmallComponentsd,
-    SuppressSmallEnhancingTumord,
+    ProbabilitiesToLabelMapd,
     labels_to_regions,
+    voxel_mm3,
 )
 
 BASELINE = "whole grid"
-MIN_COMPONENT, MIN_ET = 10, 300
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,10 +78,7 @@ def scores(predicted: torch.Tensor, reference: torch.Tensor) -> list[float]:
 def in_the_box(item: dict[Hashable, Any]) -> list[float]:
     """Return the scores in the way of train.json's validation."""
     for step in (
-        ProbabilitiesToRegionsd("pred"),
-        RemoveSmallComponentsd("pred", MIN_COMPONENT),
-        SuppressSmallEnhancingTumord("pred", MIN_ET),
-        RegionsToLabelsd("pred"),
+        ProbabilitiesToLabelMapd("pred", THRESHOLDS),
         CropToLesiond(["pred", "label"]),
         LabelsToRegionsd("pred", et_label=4),
     ):
@@ -94,11 +89,12 @@ def in_the_box(item: dict[Hashable, Any]) -> list[float]:
 def whole_grid(item: dict[Hashable, Any]) -> list[float]:
     """Return the scores by the same rules, each applied to all voxels."""
     regions = np.asarray(item["pred"]) >= 0.5
+    voxel = voxel_mm3(item["pred"])
     for region in regions[ET_CHANNEL:]:
         components, _ = ndimage.label(region)
-        region &= np.bincount(components.ravel())[components] >= MIN_COMPONENT
+        region &= np.bincount(components.ravel())[components] * voxel >= THRESHOLDS["min_component_mm3"]
     et, tc, wt = regions[ET_CHANNEL:]
-    if et.sum() < MIN_ET:
+    if et.sum() * voxel < THRESHOLDS["min_et_mm3"]:
         tc |= et
         wt |= et
         et[:] = False

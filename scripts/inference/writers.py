@@ -113,7 +113,7 @@ class SaveRegionMapsd(MapTransform):
         keys: keys of probabilities in the input's grid, (4, *size).
         output_dir: folder to write to.
         kind: "prob" saves the probabilities (float32), "unc" saves their uncertainty (uint8, from 0 to 100).
-        exclusive: the channels exclude each other (see ``ProbabilitiesToRegionsd``).
+        exclusive: the channels exclude each other (see ``probabilities_to_regions``).
         case_key: key of the case's name.
         case_folders: as in ``map_files``.
 

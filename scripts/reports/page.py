@@ -50,7 +50,7 @@ FACTS = {
     "weights": "SHA-256 of the weights",
     "trained_on": "trained on",
     "recipe_changed": "settings changed on resuming",
-    "postprocessing": "post-processing",
+    "thresholds": "thresholds",
     "channel_order": "order of channels",
     "bundle_version": "version of the bundle",
     "versions": "versions",

@@ -19,6 +19,7 @@ import torch
 from scripts.brats import SEQUENCES
 from scripts.errors import InputError
 from scripts.networks import AttentionUNet, CascadedUNet, PriorAttentionNet
+from scripts.transforms import THRESHOLDS
 from scripts.weights.record import Record, imported, network_definition
 
 # Index of each of this bundle's outputs among the authors' exclusive classes: background, necrotic core, edema, ET.
@@ -249,19 +250,14 @@ def imported_record(
     optimizer = checkpoint.get("optimizer") if isinstance(checkpoint, Mapping) else None
     groups = optimizer.get("param_groups") if isinstance(optimizer, Mapping) else None
     # The authors have two recipes; the recipe with SGD has another ET threshold.
-    min_et_voxels = 500 if groups and "nesterov" in groups[0] else 300
+    sgd = {"min_et_mm3": 500} if groups and "nesterov" in groups[0] else {}
     return {
         "network": network_definition(network, arguments),
         "sequences": list(SEQUENCES),
         "spacing": [1.0] * network.spatial_dims,
         "exclusive": exclusive,
         "normalization": "volume",
-        "postprocessing": {
-            "min_component_voxels": 10,
-            "min_tumor_voxels": 0,
-            "min_et_voxels": min_et_voxels,
-            "et_per_component": False,
-        },
+        "thresholds": {**THRESHOLDS, **sgd},
         "training": {"window": [128] * network.spatial_dims, "overlap": 0.75, "inferer": "SlidingWindowInferer"},
         "license": None,
         "trained_on": imported("checkpoint of the PANet authors' program"),

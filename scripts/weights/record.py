@@ -15,6 +15,7 @@ import inspect
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from scripts.brats import SEQUENCES
 from scripts.errors import InputError
 from scripts.files import CONFIGS, file_checksum, read_json, replacing
 from scripts.run_record import RECORD_FILE, bundle_version
-from scripts.transforms import RandDropSequenced
+from scripts.transforms import THRESHOLDS, RandDropSequenced, threshold_fault
 from scripts.weights.schema import RECORD_SCHEMA
 
 logger = logging.getLogger(__name__)
@@ -43,8 +44,6 @@ Record = dict[str, Any]
 
 # The class of the network that train.json and inference.json name.
 PLAIN_NETWORK = "PriorAttentionNet"
-# Records of before 0.3.0 hold these thresholds alone. Later ones also hold min_tumor_voxels.
-THRESHOLDS = ("min_component_voxels", "min_et_voxels", "et_per_component")
 
 
 def record_file(model_file: str | Path) -> Path:
@@ -63,7 +62,7 @@ def weights_settings(
     spacing: Sequence[float],
     exclusive: bool,
     preprocessing: Compose,
-    thresholds: Mapping[str, Any] | None = None,
+    thresholds: Mapping[str, Any],
     training: Mapping[str, Any] | None = None,
     data_license: str | None = None,
     augmentation: Compose | None = None,
@@ -77,21 +76,25 @@ def weights_settings(
         spacing: resolution at which the network works, mm.
         exclusive: the outputs exclude each other (softmax) instead of overlapping (sigmoid).
         preprocessing: preprocessing of images to be segmented. It gives the normalization.
-        thresholds: thresholds of the post-processing, by the names of their settings.
+        thresholds: thresholds of the post-processing, a value for each name in ``scripts.transforms.THRESHOLDS``.
         training: other facts of the training, which are noted but never compared: window, overlap, inferer (an object,
             whose class name is noted), precision.
         data_license: terms of the training data, or whom to credit.
         augmentation: transforms of the training's samples. They tell how many sequences the weights may lack.
+
+    Raises:
+        InputError: a threshold is missing, unknown or no volume.
     """
+    if fault := threshold_fault(thresholds):
+        raise InputError(fault)
     settings: Record = {
         "network": network_definition(network, arguments),
         "sequences": list(SEQUENCES),
         "spacing": [float(mm) for mm in spacing],
         "exclusive": bool(exclusive),
         "normalization": normalization(preprocessing),
+        "thresholds": dict(thresholds),
     }
-    if thresholds is not None:
-        settings["postprocessing"] = dict(thresholds)
     if training is not None:
         settings["training"] = _plain(training)
         settings["license"] = data_license
@@ -322,52 +325,36 @@ def refuse_former_version(model_file: str | Path) -> None:
             )
 
 
-class RecordedThresholds(dict[str, Any]):
-    """Thresholds by name. A threshold on which the records of an ensemble differ raises an error when it is read.
-
-    Attributes:
-        disputed: for each threshold on which the records differ, the difference in words.
-
-    Example:
-        >>> thresholds = RecordedThresholds({"min_et_voxels": 300})
-        >>> thresholds.disputed["min_et_voxels"] = "b.json: min_et_voxels is 500, but 300 in a.json"
-        >>> thresholds["min_et_voxels"]
-        Traceback (most recent call last):
-        scripts.errors.InputError: b.json: min_et_voxels is 500, but 300 in a.json; set --min_et_voxels.
-    """
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        super().__init__(values)
-        self.disputed: dict[str, str] = {}
-
-    def __getitem__(self, name: str) -> Any:
-        """Return the threshold ``name``.
-
-        Raises:
-            InputError: the records differ on it.
-        """
-        if name in self.disputed:
-            raise InputError(f"{self.disputed[name]}; set --{name}.")
-        return super().__getitem__(name)
-
-
-def recorded_thresholds(model_file: str | Sequence[str], **defaults: Any) -> RecordedThresholds:
-    """Thresholds of the post-processing as the record of the weights gives them, or else as ``defaults`` give them.
+def thresholds_in_use(model_file: str | Sequence[str], **given: Any) -> dict[str, Any]:
+    """Thresholds of the post-processing: as given, or else as in the record of the weights, or else the authors'.
 
     So the thresholds of a recipe stay with its weights: the authors' SGD recipe, for example, has an ET threshold of
-    500. If the records of an ensemble differ, the user must decide.
+    500 mm^3.
+
+    Args:
+        model_file: one file of weights or, for an ensemble, several.
+        given: thresholds by name. None leaves a threshold to the record.
+
+    Raises:
+        InputError: the records of an ensemble differ in a threshold that is not given.
+
+    Example:
+        >>> thresholds_in_use("absent.pt", min_et_mm3=100, min_tumor_mm3=None)
+        {'min_component_mm3': 10, 'min_tumor_mm3': 0, 'min_et_mm3': 100, 'et_per_component': False}
     """
-    found = RecordedThresholds(defaults)
-    sources: dict[str, str] = {}
-    for file in map(str, ensure_tuple(model_file)):
-        record = read_weights_record(file, quiet=True) if Path(file).is_file() else None
-        for name, value in ((record or {}).get("postprocessing") or {}).items():
-            if name in sources and dict.__getitem__(found, name) != value:
-                other = f"{dict.__getitem__(found, name)} in {record_file(sources[name])}"
-                found.disputed[name] = f"{record_file(file)}: {name} is {value}, but {other}"
-            elif name in defaults:
-                found[name], sources[name] = value, file
-    return found
+    given = {name: value for name, value in given.items() if value is not None}
+    recorded = [
+        (record_file(file), record["thresholds"])
+        for file in ensure_tuple(model_file)
+        if Path(file).is_file() and (record := read_weights_record(file, quiet=True))
+    ] or [(Path(), THRESHOLDS)]
+    for (before, theirs), (file, own) in pairwise(recorded):
+        for name in own:
+            if name not in given and own[name] != theirs[name]:
+                raise InputError(
+                    f"{file}: {name} is {own[name]}, but {theirs[name]} in {before}; set --thresholds#{name}."
+                )
+    return {**recorded[0][1], **given}
 
 
 def differences(record: Record, settings: Record) -> list[str]:

@@ -9,6 +9,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from scripts.transforms import THRESHOLDS
+
+
+def _switch_or_volume(default: Any) -> dict[str, Any]:
+    return {"type": "boolean"} if isinstance(default, bool) else {"type": "number", "minimum": 0}
+
+
 _COUNT = {"type": ["integer", "null"], "minimum": 0}
 _SIZES = {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 2, "maxItems": 3}
 _TRAINED_ON = {
@@ -30,7 +37,7 @@ _ARGUMENT = {
 RECORD_SCHEMA: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "type": "object",
-    "required": ["checksum", "network", "sequences", "spacing", "exclusive", "normalization"],
+    "required": ["checksum", "network", "sequences", "spacing", "exclusive", "normalization", "thresholds"],
     "properties": {
         "checksum": {"type": "string"},
         "network": {
@@ -46,14 +53,10 @@ RECORD_SCHEMA: dict[str, Any] = {
         "exclusive": {"type": "boolean"},
         "normalization": {"type": "string"},
         "thresholds": {
-            "type": ["object", "null"],
-            "required": ["min_component_mm3", "min_tumor_mm3", "min_et_mm3", "et_per_component"],
-            "properties": {
-                "min_component_mm3": {"type": "number", "minimum": 0},
-                "min_tumor_mm3": {"type": "number", "minimum": 0},
-                "min_et_mm3": {"type": "number", "minimum": 0},
-                "et_per_component": {"type": "boolean"},
-            },
+            "type": "object",
+            "required": list(THRESHOLDS),
+            "properties": {name: _switch_or_volume(value) for name, value in THRESHOLDS.items()},
+            "additionalProperties": False,
         },
         "training": {"type": ["object", "null"], "properties": {"window": _SIZES}},
         "trained_on": {"$ref": "#/$defs/trained_on"},

@@ -247,7 +247,7 @@ def prepare_evaluation(
         if not items and selection not in (None, "all") and labeled_items(cohort.dataset_dir):
             source = cohort.datalist_file or cohort.dataset_dir
             raise InputError(f"{source}: no case for {selection}; choose --cases all.")
-        facts: dict[str, Any] = {"postprocessing": settings["postprocessing"]}
+        facts: dict[str, Any] = {"thresholds": settings["thresholds"]}
         facts["weights"] = [file_checksum(file) for file in files]
         if resume:
             output.refuse_other_run(configuration, facts)
@@ -284,7 +284,7 @@ def prepare_evaluation(
         paths = [os.path.abspath(file) for file in files]
         facts |= {"model_file": paths[0] if len(paths) == 1 else paths, "cases": len(together)}
         facts |= recorded_order(together, cohort.channel_order)
-        report_thresholds(settings["postprocessing"], records)
+        report_thresholds(settings["thresholds"], records)
         facts["phantom_weights"] = any(phantom_weights)
         facts["dataset_dir"] = root
         if all_cases is not None:
@@ -319,9 +319,10 @@ def check_who_reads_weights(
 def report_thresholds(used: Mapping[str, Any], records: Sequence[Record | None]) -> None:
     """Log each threshold of the post-processing that differs from the one in the weights' records."""
     for name, value in used.items():
-        theirs = {r["postprocessing"][name] for r in records if r and name in (r.get("postprocessing") or {})}
+        theirs = {record["thresholds"][name] for record in records if record}
         if theirs - {value}:
-            logger.info("--%s %s, where the weights' record says %s", name, value, ", ".join(map(str, sorted(theirs))))
+            said = ", ".join(map(str, sorted(theirs)))
+            logger.info("--thresholds#%s %s, where the weights' record says %s", name, value, said)
 
 
 def recorded_order(items: Iterable[Mapping[str, Any]], channel_order: Sequence[str]) -> dict[str, list[str]]:

@@ -47,7 +47,8 @@ NOT_OF_THE_RECIPE = {
 }
 
 # A second inference into a folder goes on with the first, and may bring other cases. These keys may differ, because
-# they do not change a label map, or because images and weights themselves are compared (``scripts.workflow.output``).
+# they do not change a label map, or because images, weights and the thresholds in use are compared
+# (``scripts.workflow.output``).
 NOT_OF_THE_MAPS = {
     "all_cases",
     "bundle_root",
@@ -55,6 +56,7 @@ NOT_OF_THE_MAPS = {
     "datalist_file",
     "output_dir",
     "model_file",
+    "thresholds",
     "overwrite",
     "prepared_only",
     "num_workers",

@@ -121,7 +121,8 @@ def check_path(name: str, given: Any, configuration: Configuration) -> None:
     if not left_to_evaluation(given) and any("::" in str(path) for path in ensure_tuple(given)):
         raise InputError(f"{told}: MONAI cannot keep a path that holds # or ::; {remedy}.")
     value = given if configuration.parser is None else configuration.parser.get_parsed_content(name)
-    paths = value if isinstance(value, list) else [value]
+    # An ensemble has several files of weights.
+    paths = value if name == "model_file" and isinstance(value, list) else [value]
     if not all(path is None or isinstance(path, (str, os.PathLike)) for path in paths):
         raise InputError(f"{told}: MONAI reads {value!r} here, which is no path; {remedy}.")
     # MONAI's parser writes # as ::, and its command line leaves out what it takes for None.

@@ -341,7 +341,8 @@ def test_training_on_the_decathlon_is_training_on_brats(small_cohort, tmp_path):
     assert (record["channel_order"], record["phantoms"]) == (["flair", "t1", "t1ce", "t2"], True)
     size = {key: value for key, value in TRAINING_SIZE.items() if key != "max_epochs"}
     for name, data in (("brats", small_cohort), ("decathlon", task01)):
-        place = {"dataset_dir": str(data), "output_dir": str(tmp_path / name), "cases": "all", "min_et_voxels": 0}
+        place = {"dataset_dir": str(data), "output_dir": str(tmp_path / name), "cases": "all"}
+        place["thresholds#min_et_mm3"] = 0
         bundle_run("train.json", "evaluate.json", **place, **size)
     scores = [(tmp_path / name / "evaluation_all" / "scores.csv").read_text() for name in ("brats", "decathlon")]
     assert scores[0] == scores[1]

@@ -545,7 +545,7 @@ def test_the_segmentation_is_that_of_the_same_case_in_nifti(tmp_path, together):
     torch.manual_seed(0)
     network = PriorAttentionNet(spatial_dims=3, channels=SIZE["network_def#channels"])
     torch.save(network.state_dict(), tmp_path / "model.pt")
-    thresholds = {"min_component_voxels": 1, "min_et_voxels": 1, "et_per_component": False}
+    thresholds = {"thresholds#min_component_mm3": 1, "thresholds#min_et_mm3": 1}
     results = []
     for kind in ("dicom", "nifti"):
         bundle_run(

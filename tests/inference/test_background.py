@@ -19,7 +19,8 @@ from scripts.inference.failures import CaseFailures
 from scripts.inference.inferers import BrainWindowInferer
 from workflows import SIZE, bundle_run, initialized
 
-WINDOWS = {**SIZE, "roi_size": [32, 32, 32], "num_workers": 1, "min_et_voxels": 0, "min_component_voxels": 0}
+WINDOWS = {**SIZE, "roi_size": [32, 32, 32], "num_workers": 1}
+WINDOWS |= {"thresholds#min_et_mm3": 0, "thresholds#min_component_mm3": 0}
 
 
 @pytest.mark.parametrize("overlays", [(), ("whole_brain.yaml",), ("tta.yaml",)])

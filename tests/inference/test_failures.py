@@ -22,7 +22,7 @@ from scripts.workflow.output import earlier_cases
 from tiny import record
 from workflows import CHANNELS, SIZE, TRAINING_SIZE, bundle_run, rows, voxels
 
-WINDOWS = {**SIZE, "min_et_voxels": 0, "min_component_voxels": 0}
+WINDOWS = {**SIZE, "thresholds#min_et_mm3": 0, "thresholds#min_component_mm3": 0}
 CASES = [f"BraTS20_Training_{number:03d}" for number in range(1, 7)]
 FAILING = CASES[2]
 
@@ -293,7 +293,7 @@ def test_other_cases_are_added_to_the_folders_list_and_record(run, cases, tmp_pa
     [
         ({"overlap": 0.25}, "overlap"),
         ({"saved_et_label": 3}, "saved_et_label"),
-        ({"min_et_voxels": 7, "save_probabilities": True}, "postprocessing, min_et_voxels, save_probabilities"),
+        ({"thresholds#min_et_mm3": 7, "save_probabilities": True}, "thresholds, save_probabilities"),
     ],
 )
 def test_another_run_may_not_go_on_in_the_folder(run, tmp_path, changes, named):

@@ -98,10 +98,12 @@ GRIDS = [
     Grid("BraTS2021_00016", **THICK),
     Grid("BraTS2021_00017", **THICK, axes="PIR"),
     Grid("BraTS2021_00018", shape=(100, 88, 42), spacing=(0.9, 1.1, 2.0), rotation=OBLIQUE, axes="ASR"),
+    # Its ET has 2.1 ml, which are fewer voxels than the 300 mm^3 of the post-processing.
+    Grid("BraTS2021_00019", shape=(36, 42, 22), spacing=(2.0, 2.0, 3.0)),
 ]
 # Here the network moves the lesions by whole voxels, and every third of its slices is one of the thick ones.
 EXACT = [grid for grid in GRIDS if grid.spacing in ((1, 1, 1), (1, 1, 3))]
-(SKEW,) = [grid for grid in GRIDS if grid not in EXACT]
+OTHERS = [grid for grid in GRIDS if grid not in EXACT]
 
 
 @pytest.fixture(scope="module")
@@ -145,15 +147,16 @@ def test_every_voxel_is_the_known_answer(folders, grid):
     assert set(np.unique(found)) == {0, 1, 2, 4}
 
 
-def test_resampled_and_back_the_label_map_is_close_to_the_known_answer(folders):
+@pytest.mark.parametrize("grid", OTHERS, ids=lambda grid: grid.name)
+def test_resampled_and_back_the_label_map_is_close_to_the_known_answer(folders, grid):
     """The surface of a region is off by a quarter of the longest edge of a voxel at most, on average.
 
     A surface that is off by d on average spoils a volume of d times its area. Of a ball that is the share 3 d / r, and
     the Dice is lower than 1 by half of this share.
     """
-    found = voxels(folders[1] / f"{SKEW.name}.nii.gz")
-    wanted = np.asanyarray(SKEW.in_order(SKEW.labels(moved=True)).dataobj)
-    off = max(SKEW.spacing) / 4
+    found = voxels(folders[1] / f"{grid.name}.nii.gz")
+    wanted = np.asanyarray(grid.in_order(grid.labels(moved=True)).dataobj)
+    off = max(grid.spacing) / 4
     for region, radius in (((4,), RADII[4]), ((1, 4), RADII[1]), ((1, 2, 4), RADII[2])):
         score = dice(np.isin(found, region), np.isin(wanted, region))
         # 0.91, 0.94 and 0.95 are asked for; 0.96, 0.97 and 0.97 were measured.

@@ -40,7 +40,7 @@ def start():
 def client(bundle, sites, site, root):
     place = {"dataset_dir": str(sites / site / "data"), "output_dir": str(root / site)}
     algorithm = MonaiAlgo(
-        str(bundle), train_kwargs=dict(place), eval_kwargs={**place, "min_et_voxels": 0}, send_weight_diff=True
+        str(bundle), train_kwargs=dict(place), eval_kwargs={**place, "thresholds#min_et_mm3": 0}, send_weight_diff=True
     )
     algorithm.initialize(extra={ExtraItems.CLIENT_NAME: site})
     return algorithm
@@ -80,9 +80,8 @@ def test_two_clients_train_a_round_and_evaluate_the_mean(bundle, sites, start, t
     size = {key: value for key, value in TRAINING_SIZE.items() if key != "max_epochs"}
     for site in CASES:
         place = {"dataset_dir": str(sites / site / "data"), "output_dir": str(tmp_path / f"{site}_again")}
-        bundle_run(
-            "train.json", "evaluate.json", **place, model_file=str(tmp_path / "mean.pt"), min_et_voxels=0, **size
-        )
+        place |= {"model_file": str(tmp_path / "mean.pt"), "thresholds#min_et_mm3": 0}
+        bundle_run("train.json", "evaluate.json", **place, **size)
         (row,) = rows(tmp_path / f"{site}_again" / "evaluation_validation" / "scores.csv").values()
         dice = {region: float(row[f"dice_{region}"]) for region in ("ET", "TC", "WT")}
         assert metrics[site]["val_mean_dice"] == pytest.approx(np.mean(list(dice.values())), abs=1e-4)

@@ -148,7 +148,7 @@ def test_texts_of_files_stay_texts(tmp_path):
     write_case(tmp_path / "data", name)
     folder = write_evaluation(tmp_path / EVIL / "evaluation_all", tmp_path / "data", {name: (0.1, 0.2, 0.3)})
     record = json.loads((folder / "run.json").read_text())
-    record |= {"failed": {EVIL: EVIL}, "command": EVIL, "model_file": f"</dd>{EVIL}", "postprocessing": {EVIL: EVIL}}
+    record |= {"failed": {EVIL: EVIL}, "command": EVIL, "model_file": f"</dd>{EVIL}", "thresholds": {EVIL: EVIL}}
     (folder / "run.json").write_text(json.dumps(record))
     (folder / "config.json").write_text(json.dumps({"evaluation_dir": f"</pre>{EVIL}"}))
     for file in ("scores.csv", "summary.csv"):

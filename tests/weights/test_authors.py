@@ -135,8 +135,12 @@ def test_the_record_says_how_the_authors_weights_are_used_and_the_command_does_s
     record = read_weights_record(target)
     assert record["sequences"] == ["t1", "t2", "t1ce", "flair"]
     assert (record["normalization"], record["exclusive"], record["spacing"]) == ("volume", False, [1.0] * 3)
-    thresholds = {"min_component_voxels": 10, "min_tumor_voxels": 0, "min_et_voxels": 300, "et_per_component": False}
-    assert record["postprocessing"] == thresholds
+    assert record["thresholds"] == {
+        "min_component_mm3": 10,
+        "min_tumor_mm3": 0,
+        "min_et_mm3": 300,
+        "et_per_component": False,
+    }
     assert record["training"]["window"] == [128] * 3
     assert record["trained_on"]["imported"] and record["trained_on"]["patients"] is None
     shown = shlex.split(capsys.readouterr().out.splitlines()[-1])
@@ -165,14 +169,14 @@ def test_the_record_says_how_the_authors_weights_are_used_and_the_command_does_s
 def test_the_threshold_of_the_authors_recipe_with_sgd_comes_along(tmp_path):
     checkpoint = golden_checkpoint()
     network = PriorAttentionNet(channels=SMALL)
-    for optimizer, voxels in (
+    for optimizer, mm3 in (
         (torch.optim.Adam(network.parameters()), 300),
         (torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.99, nesterov=True), 500),
     ):
         source = saved({**checkpoint, "optimizer": optimizer.state_dict()}, tmp_path / "a.pkl")
-        target = tmp_path / f"{voxels}.pt"
+        target = tmp_path / f"{mm3}.pt"
         assert main([str(source), str(target)]) == 0
-        assert read_weights_record(target)["postprocessing"]["min_et_voxels"] == voxels
+        assert read_weights_record(target)["thresholds"]["min_et_mm3"] == mm3
 
 
 def test_exclusive_classes_come_in_this_bundles_order(tmp_path, capsys):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from scripts import average_weights
 from scripts.errors import InputError
+from scripts.transforms import THRESHOLDS
 from scripts.weights.record import read_weights_record, save_weights, trained_on
 
 START = {"checksum": "start", "trained_on": trained_on(0, 8)}
@@ -20,9 +21,10 @@ def written(file, value: float, **changes):
         "trained_on": trained_on(4, 0, START),
         "network": NETWORK,
         "sequences": ["t1"],
-        "spacing": [2.0],
+        "spacing": [2.0] * 3,
         "exclusive": False,
         "normalization": "brain",
+        "thresholds": THRESHOLDS,
         "training": {"seed": value},
         "scores": {"epoch": value},
     }
@@ -49,7 +51,7 @@ def test_the_mean_of_float16_does_not_overflow_or_change_its_type():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"spacing": [1.0]}, "b.json: spacing differs from that in"),
+        ({"spacing": [1.0] * 3}, "b.json: spacing differs from that in"),
         ({"trained_on": trained_on(5, 0, START)}, "datalist.json: absent, and the trainings saw different numbers"),
         ({"trained_on": trained_on(4, 0, {**START, "checksum": "b"})}, "b.json: started from other weights than"),
         ({"network": {**NETWORK, "arguments": {"in_features": 3}}}, "network differs"),

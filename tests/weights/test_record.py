@@ -16,6 +16,7 @@ from monai.networks.nets import SegResNet
 from monai.transforms import Compose, CropForegroundd, NormalizeIntensity, NormalizeIntensityd, SpatialPadd
 from scripts.errors import InputError, input_error_behind
 from scripts.networks import PriorAttentionNet
+from scripts.transforms import THRESHOLDS
 from scripts.weights.loading import check_weights
 from scripts.weights.record import (
     check_start,
@@ -27,15 +28,14 @@ from scripts.weights.record import (
     parent,
     read_weights_record,
     record_file,
-    recorded_thresholds,
     save_weights,
+    thresholds_in_use,
     trained_on,
     weights_settings,
 )
 from workflows import CONFIGS, ROOT, SIZE, bundle_run, command, files, initialized
 
 CHANNELS = [4, 4, 4, 4, 8]
-THRESHOLDS = {"min_component_voxels": 10, "min_tumor_voxels": 0, "min_et_voxels": 300, "et_per_component": False}
 BRAIN = NormalizeIntensityd("image", nonzero=True, channel_wise=True)
 
 
@@ -95,7 +95,8 @@ def test_the_normalization_is_read_off_the_preprocessing(steps, found):
 )
 def test_settings_are_those_of_the_configuration(names, kind, found, tmp_path):
     place = {"dataset_dir": str(tmp_path), "output_dir": str(tmp_path / "out")}
-    changes = {"network_def#head": "parallel", "spacing": [1, 1, 2], "exclusive": True, "min_et_voxels": 7}
+    changes = {"network_def#head": "parallel", "spacing": [1, 1, 2], "exclusive": True}
+    changes["thresholds#min_et_mm3"] = 7
     made = initialized(*names, kind=kind, **place, **changes).parser.get_parsed_content("weights_settings")
     assert made["normalization"] == found
     assert made["network"]["class"] == "PriorAttentionNet"
@@ -104,7 +105,7 @@ def test_settings_are_those_of_the_configuration(names, kind, found, tmp_path):
     # The record also holds defaults that no configuration states.
     assert arguments["bottleneck"] is None and arguments["channels"] == [32, 64, 128, 256, 320]
     assert (made["spacing"], made["exclusive"]) == ([1.0, 1.0, 2.0], True)
-    assert made["postprocessing"] == {**THRESHOLDS, "min_et_voxels": 7}
+    assert made["thresholds"] == {**THRESHOLDS, "min_et_mm3": 7}
 
 
 def test_a_network_of_monais_is_defined_by_its_name_and_arguments():
@@ -195,7 +196,7 @@ def test_settings_that_the_weights_do_not_know_are_to_be_left_out(model, key, va
 
 def test_window_precision_and_thresholds_are_never_refused(tmp_path):
     other = {"window": [64] * 3, "overlap": 0.75, "inferer": "FlipInferer", "precision": "bfloat16"}
-    path = saved(tmp_path / "model.pt", training=other, postprocessing={**THRESHOLDS, "min_et_voxels": 500})
+    path = saved(tmp_path / "model.pt", training=other, thresholds={**THRESHOLDS, "min_et_mm3": 500})
     assert check_weights(network(), str(path), settings())["training"] == other
 
 
@@ -242,16 +243,24 @@ def test_what_is_no_json_object_beside_weights_is_named(model, content):
         ("spacing", None),
         ("exclusive", "yes"),
         ("normalization", 1),
-        ("postprocessing", {"min_et_voxels": 3}),
+        ("thresholds", None),
+        ("thresholds", {"min_et_mm3": 3}),
+        ("thresholds", {**THRESHOLDS, "min_et_mm3": "300"}),
+        ("thresholds", {**THRESHOLDS, "min_et_voxels": 300}),
         ("trained_on", 4),
+        ("network", {"class": "a-b", "arguments": {}}),
+        ("network", {"class": "PriorAttentionNet", "arguments": {"head": "$1"}}),
+        ("training", {"window": ["$1"] * 3}),
+        ("spacing", [1, 1, 0]),
+        ("missing_sequences", 2),
     ],
 )
 def test_a_damaged_record_is_named_with_what_is_damaged(model, key, value):
     record = json.loads(record_file(model).read_text())
     record_file(model).write_text(json.dumps({**record, key: value}))
-    for check in (lambda: check_weights(network(), str(model), settings()), lambda: recorded_thresholds(str(model))):
+    for check in (lambda: check_weights(network(), str(model), settings()), lambda: thresholds_in_use(str(model))):
         with pytest.raises(
-            InputError, match=rf"model\.json: a damaged record of weights \({key}\); restore or remove it"
+            InputError, match=rf"model\.json: a damaged record of weights \({key}[.\w]*\); restore or remove it"
         ):
             check()
 
@@ -328,55 +337,80 @@ def test_a_training_starts_from_other_weights_with_a_word_but_not_from_another_o
 # Settings that go with the weights.
 
 
-def test_thresholds_come_from_the_record_unless_they_are_set(tmp_path):
-    plain = saved(tmp_path / "model.pt")
-    sgd = saved(tmp_path / "sgd.pt", postprocessing={**THRESHOLDS, "min_et_voxels": 500, "et_per_component": True})
-    defaults = {"min_component_voxels": 1, "min_tumor_voxels": 3, "min_et_voxels": 2, "et_per_component": False}
-    assert recorded_thresholds(str(plain), **defaults) == THRESHOLDS
-    assert recorded_thresholds(str(sgd), **defaults) == {**THRESHOLDS, "min_et_voxels": 500, "et_per_component": True}
-    assert recorded_thresholds(str(tmp_path / "absent.pt"), **defaults) == defaults
-    for names in (("inference.json",), ("train.json", "evaluate.json")):
-        kind = "infer" if len(names) == 1 else "train"
-        for changes, wanted in (({}, 500), ({"min_et_voxels": 300}, 300)):
-            place = {"model_file": str(sgd), "dataset_dir": str(tmp_path), "output_dir": str(tmp_path / "out")}
-            parser = initialized(*names, kind=kind, **place, **changes).parser
-            assert parser.get_parsed_content("min_et_voxels") == wanted
-            steps = parser.get_parsed_content("label_map").transforms
-            (step,) = [s for s in steps if type(s).__name__ == "SuppressSmallEnhancingTumord"]
-            assert (step.min_voxels, step.per_component) == (wanted, True)
-    # A record of other weights gives no thresholds.
+SGD = {**THRESHOLDS, "min_et_mm3": 500, "et_per_component": True}
+WORKFLOWS = {
+    ("inference.json",): "infer",
+    ("train.json", "evaluate.json"): "train",
+    ("train.json", "train_starter.yaml", "evaluate.json"): "train",
+}
+
+
+@pytest.mark.parametrize("names", WORKFLOWS)
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({}, SGD),
+        ({"thresholds#min_et_mm3": 300}, {**SGD, "min_et_mm3": 300}),
+        ({"thresholds#min_et_mm3": 0, "thresholds#et_per_component": False}, {**THRESHOLDS, "min_et_mm3": 0}),
+        ({"thresholds": THRESHOLDS}, THRESHOLDS),
+        ({"model_file": "absent.pt"}, THRESHOLDS),
+        ({"model_file": "absent.pt", "thresholds#min_tumor_mm3": 5}, {**THRESHOLDS, "min_tumor_mm3": 5}),
+    ],
+)
+def test_what_is_set_beats_the_record_which_beats_the_authors_values(names, changes, wanted, tmp_path):
+    sgd = saved(tmp_path / "sgd.pt", thresholds=SGD)
+    place = {"model_file": str(sgd), "dataset_dir": str(tmp_path), "output_dir": str(tmp_path / "out"), **changes}
+    parser = initialized(*names, kind=WORKFLOWS[names], **place).parser
+    assert parser.get_parsed_content("thresholds") == wanted
+    assert parser.get_parsed_content("label_map").thresholds == wanted
+    assert parser.get_parsed_content("weights_settings")["thresholds"] == wanted
+
+
+def test_an_overlay_over_an_evaluation_beats_the_record(model, tmp_path):
+    place = {"model_file": str(model), "dataset_dir": str(tmp_path), "output_dir": str(tmp_path / "out")}
+    parser = initialized("train.json", "evaluate.json", "train_sgd.yaml", kind="train", **place).parser
+    assert parser.get_parsed_content("thresholds") == {**THRESHOLDS, "min_et_mm3": 500}
+
+
+def test_a_record_of_other_weights_gives_no_thresholds(model, tmp_path):
+    saved(tmp_path / "sgd.pt", 1, thresholds=SGD)
     shutil.copy(tmp_path / "sgd.json", tmp_path / "model.json")
-    assert recorded_thresholds(str(plain), **defaults) == defaults
+    assert thresholds_in_use(str(model)) == THRESHOLDS
 
 
 def test_thresholds_of_an_ensemble_must_agree(tmp_path):
     members = [str(saved(tmp_path / f"{seed}.pt", seed)) for seed in (0, 1)]
-    assert recorded_thresholds(members, min_et_voxels=2) == {"min_et_voxels": 300}
-    saved(Path(members[1]), 1, postprocessing={**THRESHOLDS, "min_et_voxels": 500})
-    said = r"1\.json: min_et_voxels is 500, but 300 in .*0\.json; set --min_et_voxels\.$"
-    with pytest.raises(InputError, match=said):
-        recorded_thresholds(members, min_et_voxels=2)["min_et_voxels"]
-    # Setting it, as the message says, is enough, because the members agree in the other two thresholds.
+    assert thresholds_in_use([*members, "absent.pt"]) == THRESHOLDS
+    saved(Path(members[1]), 1, thresholds={**THRESHOLDS, "min_et_mm3": 500})
+    said = r"1\.json: min_et_mm3 is 500, but 300 in .*0\.json; set --thresholds#min_et_mm3\.$"
+    # Setting it, as the message says, is enough, because the members agree in the other thresholds.
     place = {"model_file": members, "dataset_dir": str(tmp_path), "network_def#channels": CHANNELS}
     names = ("inference.json", "ensemble.yaml")
-    parser = initialized(*names, kind="infer", **place, min_et_voxels=400).parser
-    steps = {type(step).__name__: step for step in parser.get_parsed_content("label_map").transforms}
-    assert steps["SuppressSmallEnhancingTumord"].min_voxels == 400
-    assert steps["RemoveSmallComponentsd"].min_voxels == 10
+    parser = initialized(*names, kind="infer", **place, **{"thresholds#min_et_mm3": 400}).parser
+    assert parser.get_parsed_content("label_map").thresholds == {**THRESHOLDS, "min_et_mm3": 400}
     with pytest.raises(RuntimeError) as caught:
         initialized(*names, kind="infer", **place).parser.get_parsed_content("postprocessing")
     assert re.search(said, str(input_error_behind(caught.value)))
 
 
-def test_main_configurations_fall_back_to_one_set_of_thresholds():
+@pytest.mark.parametrize("names", WORKFLOWS)
+def test_a_threshold_that_is_none_is_refused_before_a_case_is_read(names, tmp_path):
+    place = {"dataset_dir": str(tmp_path / "absent"), "output_dir": str(tmp_path / "out"), "thresholds#min_et_mm": 5}
+    with pytest.raises(RuntimeError) as caught:
+        bundle_run(*names, **place, **{"network_def#channels": CHANNELS})
+    said = "--thresholds#min_et_mm 5: no such threshold; choose one of min_component_mm3, min_tumor_mm3, min_et_mm3, "
+    assert str(input_error_behind(caught.value)) == f"{said}et_per_component."
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_configurations_state_one_set_of_thresholds():
     """Three files state the thresholds, because MONAI's consumers read each of them alone."""
     train, evaluate, inference = (
         json.loads((CONFIGS / f"{name}.json").read_text()) for name in ("train", "evaluate", "inference")
     )
-    assert evaluate["recorded"] == inference["recorded"]
-    for name, value in THRESHOLDS.items():
-        assert evaluate["recorded"][name] == train[name] == value
-        assert evaluate[name] == inference[name] == f"$@recorded['{name}']"
+    assert train["thresholds"] == THRESHOLDS
+    assert evaluate["thresholds"] == inference["thresholds"]
+    assert all(evaluate["thresholds"][name] is None for name in THRESHOLDS)
 
 
 # The commands.
@@ -414,8 +448,8 @@ def test_a_run_says_what_it_used_and_that_it_departs_from_the_record(training, c
     caplog.set_level(logging.INFO)
     case = next(cohort.rglob("BraTS20_Training_001"))
     place = {"dataset_dir": str(case), "output_dir": str(tmp_path / "out"), "model_file": str(training / "model.pt")}
-    bundle_run("inference.json", **place, **SIZE, min_et_voxels=50)
-    assert "--min_et_voxels 50, where the weights' record says 300" in caplog.messages
-    used = json.loads((tmp_path / "out" / "run.json").read_text())["postprocessing"]
-    assert used == {**THRESHOLDS, "min_et_voxels": 50}
+    bundle_run("inference.json", **place, **SIZE, **{"thresholds#min_et_mm3": 50})
+    assert "--thresholds#min_et_mm3 50, where the weights' record says 300" in caplog.messages
+    used = json.loads((tmp_path / "out" / "run.json").read_text())["thresholds"]
+    assert used == {**THRESHOLDS, "min_et_mm3": 50}
     assert not [message for message in caplog.messages if re.search("no record|record of other", message)]

@@ -25,8 +25,8 @@ def test_switches_as_they_should_be_pass(caplog):
 
 
 def test_a_setting_that_nothing_reads_is_warned_of_with_its_neighbor(caplog):
-    check_settings(configuration({"min_et_voxels": 300, "min_et_voxel": 0, "run": ["$print(@min_et_voxels)"]}))
-    assert caplog.messages == ["Nothing reads the setting min_et_voxel; did you mean min_et_voxels?"]
+    check_settings(configuration({"overlap": 0.5, "overlaps": 0, "run": ["$print(@overlap)"]}))
+    assert caplog.messages == ["Nothing reads the setting overlaps; did you mean overlap?"]
 
 
 @pytest.mark.parametrize(
