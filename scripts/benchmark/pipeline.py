@@ -21,6 +21,7 @@ from scripts.benchmark.measure import report, summary, time_side_by_side
 from scripts.data.datalist import labeled_items
 from scripts.data.phantom import write_cohort
 from scripts.files import BUNDLE_ROOT, CONFIGS
+from scripts.literals import literal
 from scripts.training.augmentation import RandFastElasticd
 from scripts.training.disk_cache import DiskCacheDataset
 
@@ -63,9 +64,9 @@ def _run(args: argparse.Namespace, folder: Path) -> None:
     datasets = {
         BASELINE: dataset([PLAIN], items, **{"train#random_transforms": authors_transforms()}),
         PLAIN: dataset([PLAIN], items),
-        CACHED: dataset([PLAIN, CACHED], items, cache_dir=str(cache)),
+        CACHED: dataset([PLAIN, CACHED], items, cache_dir=literal(str(cache))),
         f"{CACHED}, loader's part on a GPU": dataset(
-            [PLAIN, CACHED], items, cache_dir=str(cache), augment_in_loader=False
+            [PLAIN, CACHED], items, cache_dir=literal(str(cache)), augment_in_loader=False
         ),
     }
     candidates = {name: samples(made, args.samples) for name, made in datasets.items()}
@@ -110,7 +111,8 @@ def dataset(names: list[str], items: list[dict[str, Any]], **settings: Any) -> A
     """Return the training dataset over ``items`` that the configurations define."""
     parser = ConfigParser()
     parser.read_config([str(CONFIGS / name) for name in names])
-    parser.update({"bundle_root": str(BUNDLE_ROOT), "datalist": {"training": items, "validation": []}, **settings})
+    lists = {"training": tuple(items), "validation": ()}
+    parser.update({"bundle_root": literal(str(BUNDLE_ROOT)), "datalist": lists, **settings})
     # The datalist is set, so the dataset is made without a search for cases.
     return parser.get_parsed_content("train#dataset")
 

@@ -28,6 +28,7 @@ from scripts.benchmark.measure import (
 from scripts.benchmark.pipeline import authors_transforms
 from scripts.data.datalist import labeled_items
 from scripts.files import BUNDLE_ROOT, CONFIGS
+from scripts.literals import literal
 from scripts.machine import computes_in, keep_freed_memory
 from scripts.networks import PriorAttentionNet
 from scripts.training.reproducibility import choose_algorithms
@@ -147,8 +148,8 @@ def trainer_of(names: tuple[str, ...], settings: Mapping[str, Any], training: An
     """Return the trainer that configurations and settings define, without the handlers that write to the disk."""
     parser = ConfigParser()
     parser.read_config([str(CONFIGS / name) for name in names])
-    parser.update(dict(settings) | {"bundle_root": str(BUNDLE_ROOT)})
-    parser["datalist"] = {"training": training, "validation": []}
+    parser.update(dict(settings) | {"bundle_root": literal(str(BUNDLE_ROOT))})
+    parser["datalist"] = {"training": tuple(training), "validation": ()}
     kept = ("AsynchronousSteps", "EpochSeeds", "LrScheduleHandler")
     parser["train#handlers"] = [h for h in parser["train#handlers"] if h["_target_"].split(".")[-1] in kept]
     if loader is not None:
@@ -225,7 +226,7 @@ def epochs(
         common(args) | STEPS[BASELINE] | {"train#random_transforms": authors_transforms(), "max_epochs": 1},
         (items * args.authors_samples)[: args.authors_samples],
     )
-    settings = common(args) | fast | {"cache_dir": str(folder / "cache"), "max_epochs": 1}
+    settings = common(args) | fast | {"cache_dir": literal(str(folder / "cache")), "max_epochs": 1}
     cached = trainer_of(CACHED, settings, (items * args.samples)[: args.samples])
     choose_algorithms(True)
     theirs = epoch_seconds(authors) / args.authors_samples

@@ -16,6 +16,7 @@ from scripts.brats import REGIONS
 from scripts.comparison import Paired, Scores, paired, read_scores
 from scripts.errors import InputError
 from scripts.files import BUNDLE_ROOT, CONFIGS, save_csv, save_text
+from scripts.literals import literal
 from scripts.networks.complexity import flops, parameters
 from scripts.reports.runs import SCORES_FILE, Curve, read_curves, read_run
 from scripts.studies.execution import Job
@@ -81,7 +82,7 @@ def complexity(overlays: Sequence[str], settings: Mapping[str, Any]) -> tuple[in
     """
     parser = ConfigParser()
     parser.read_config([str(CONFIGS / name) for name in ("train.json", *overlays)])
-    parser.update({"bundle_root": str(BUNDLE_ROOT), **settings})
+    parser.update({"bundle_root": literal(str(BUNDLE_ROOT)), **settings})
     network = parser.get_parsed_content("network_def")
     return parameters(network), flops(network, parser.get_parsed_content("roi_size"))
 
