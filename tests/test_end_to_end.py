@@ -167,6 +167,31 @@ def test_inference_gives_what_evaluation_scored(segmentation, evaluation):
         assert voxels(path).any(), "an empty map would prove nothing"
 
 
+@pytest.mark.slow
+def test_an_offset_or_a_factor_of_the_intensities_leaves_the_label_map(small_cohort, training, tmp_path):
+    """A voxel of 4 mm becomes one of 3, so the brain's border is interpolated."""
+    case = sorted(path for path in small_cohort.rglob("BraTS20_*") if path.is_dir())[0]
+    changes = {"plain": (1, 0), "offset": (1, 1000), "far": (1, 10000), "scaled": (1e6, 0)}
+    maps = {}
+    for name, (factor, offset) in changes.items():
+        for file in case.glob("*.nii.gz"):
+            image = nib.load(file)
+            data = np.asanyarray(image.dataobj).astype(np.float32)
+            (tmp_path / name / case.name).mkdir(parents=True, exist_ok=True)
+            changed = nib.Nifti1Image(np.where(data != 0, data * np.float32(factor) + offset, 0), image.affine)
+            nib.save(changed, tmp_path / name / case.name / file.name)
+        place = {"dataset_dir": str(tmp_path / name), "output_dir": str(tmp_path / f"{name}_maps")}
+        # Weights of 4 mm; their record is left behind, so that another spacing is no contradiction.
+        shutil.copy(training / "model.pt", tmp_path / "model.pt")
+        size = {**SIZE, "spacing": [3.0] * 3, "thresholds#min_et_mm3": 0}
+        bundle_run("inference.json", **place, model_file=str(tmp_path / "model.pt"), **size)
+        maps[name] = voxels(tmp_path / f"{name}_maps" / f"{case.name}.nii.gz")
+    assert (maps["plain"] > 0).sum() > 100
+    for name, other in maps.items():
+        same = 2 * ((other == maps["plain"]) & (other > 0)).sum() / ((other > 0).sum() + (maps["plain"] > 0).sum())
+        assert same > 0.99, name
+
+
 def test_training_and_validation_preprocess_alike(cohort):
     made = ConfigWorkflow(
         files("train.json"), workflow_type="train", logging_file=False, bundle_root=str(ROOT), dataset_dir=str(cohort)

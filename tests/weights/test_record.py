@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from monai.networks.nets import SegResNet
-from monai.transforms import Compose, CropForegroundd, NormalizeIntensity, NormalizeIntensityd, SpatialPadd
+from monai.transforms import Compose, CropForegroundd, NormalizeIntensity, NormalizeIntensityd, Spacingd, SpatialPadd
 from scripts.errors import InputError, input_error_behind
 from scripts.networks import PriorAttentionNet
-from scripts.transforms import THRESHOLDS
+from scripts.transforms import THRESHOLDS, BrainSpacingd
 from scripts.weights.loading import check_weights
 from scripts.weights.record import (
     check_start,
@@ -76,6 +76,8 @@ def model(tmp_path) -> Path:
         ([NormalizeIntensityd("image", subtrahend=1.0, channel_wise=True)], "by subtrahend"),
         ([NormalizeIntensityd("image", divisor=2.0, channel_wise=True)], "by divisor"),
         ([BRAIN, BRAIN], "2 times"),
+        ([BRAIN, BrainSpacingd("image", [2.0] * 3)], "brain"),
+        ([Spacingd("image", [2.0] * 3), BRAIN], "brain after resampling"),
         ([], "none"),
     ],
 )
@@ -158,6 +160,10 @@ OTHER = [
     ({"spacing": [2.0, 2.0, 2.0]}, 'voxels of 2 x 2 x 2 mm, not 1 x 1 x 1; add --spacing "[2.0, 2.0, 2.0]"'),
     ({"exclusive": True}, SOFTMAX),
     ({"normalization": "volume"}, "normalized over: volume, not: brain; add configs/authors.yaml"),
+    (
+        {"normalization": "brain after resampling"},
+        "normalized over: brain after resampling, not: brain; add the overlay",
+    ),
     ({"normalization": "none"}, "normalized over: none, not: brain; add the overlay of their preprocessing"),
     ({"network": {"class": "SegResNet", "arguments": {}}}, "the network SegResNet, not PriorAttentionNet; add"),
     (
