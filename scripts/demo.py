@@ -162,6 +162,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, default=16, help="training epochs (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the cohort (default: %(default)s)")
     args = parser.parse_args(argv)
+    if "#" in str(args.run_dir.resolve()):
+        raise InputError(f"--run_dir {args.run_dir}: MONAI's export takes no path that holds #; choose another.")
     if args.cases < 2 or args.epochs < 1:
         raise InputError("--cases must be 2 or more (training and validation), and --epochs must be 1 or more.")
     start = time.monotonic()

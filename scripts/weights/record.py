@@ -306,6 +306,10 @@ def _fault(record: Record) -> str | None:
 
     error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(RECORD_SCHEMA).iter_errors(record))
     if error is None:
+        try:
+            json.dumps([record[key] for key in ("network", "spacing", "thresholds")], allow_nan=False)
+        except ValueError:
+            return "a number is not finite"
         return None
     return ".".join(map(str, error.absolute_path)) or str(error.message)
 

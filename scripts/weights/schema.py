@@ -30,7 +30,7 @@ _TRAINED_ON = {
 # An argument of a network: numbers, names, and lists of them.
 _ARGUMENT = {
     "type": ["number", "boolean", "null", "string", "array", "object"],
-    "pattern": r"^[\w.-]*$",
+    "pattern": r"^[\w.-]*\Z",
     "items": {"$ref": "#/$defs/argument"},
     "additionalProperties": {"$ref": "#/$defs/argument"},
 }
@@ -44,7 +44,7 @@ RECORD_SCHEMA: dict[str, Any] = {
             "type": "object",
             "required": ["class", "arguments"],
             "properties": {
-                "class": {"type": "string", "pattern": r"^[A-Za-z_]\w*$"},
+                "class": {"type": "string", "pattern": r"^[A-Za-z_]\w*\Z"},
                 "arguments": {"type": "object", "additionalProperties": {"$ref": "#/$defs/argument"}},
             },
         },

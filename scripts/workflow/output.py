@@ -62,7 +62,9 @@ class Output:
         if self.map_dir is None:
             return []
         return [
-            path for item in items for path in map_files(item["case"], self.map_dir, case_folders=self.case_folders)
+            path
+            for item in items
+            for path in map_files(str(item["case"]), self.map_dir, case_folders=self.case_folders)
         ]
 
     @property
@@ -100,24 +102,23 @@ class Output:
         """
         if self.map_dir is None:
             return
-        for item in items:
-            if not is_plain_name(item["case"]):
-                raise InputError(
-                    f"{item['case']}: longer than {LONGEST_NAME} bytes, so a result could not be named after it; give "
-                    "the case a name in a --datalist_file."
-                )
-            if item["case"] in RUN_FILES or (not self.case_folders and f"{item['case']}.json" in RUN_FILES):
-                raise InputError(
-                    f"{item['case']}: the run has a file of this name; rename the case, or give it a name in a "
-                    "--datalist_file."
-                )
         owners: dict[Path, str] = {}
         for item in items:
+            case = str(item["case"])
+            if not is_plain_name(case):
+                raise InputError(
+                    f"{case}: longer than {LONGEST_NAME} bytes, so a result could not be named after it; give the case "
+                    "a name in a --datalist_file."
+                )
+            if case in RUN_FILES or (not self.case_folders and f"{case}.json" in RUN_FILES):
+                raise InputError(
+                    f"{case}: the run has a file of this name; rename the case, or give it a name in a --datalist_file."
+                )
             for path in self.maps_of([item]):
-                if (owner := owners.setdefault(path, item["case"])) != item["case"]:
+                if (owner := owners.setdefault(path, case)) != case:
                     raise InputError(
-                        f"{path.name}: {owner} and {item['case']} would both have a map of this name; rename one of "
-                        "them, or segment them into two folders."
+                        f"{path.name}: {owner} and {case} would both have a map of this name; rename one of them, or "
+                        "segment them into two folders."
                     )
 
     def refuse_replacing(self, items: Items, datalist_file: str | None = None, resume: bool = False) -> None:
@@ -267,7 +268,7 @@ def refuse_missing_maps(items: Items, output_dir: str, case_folders: bool = Fals
 
     def check() -> None:
         for item in items:
-            label_map = map_files(item["case"], output_dir, case_folders=case_folders)[0]
+            label_map = map_files(str(item["case"]), output_dir, case_folders=case_folders)[0]
             if not label_map.is_file():
                 raise InputError(f"{item['case']}: no label map was written ({label_map}); segment the case again.")
 

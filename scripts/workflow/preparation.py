@@ -233,7 +233,7 @@ def prepare_evaluation(
                 raise InputError(f"{output.folder}: holds the weights ({file}); choose another --output_dir.")
         resume = all_cases is not None and output.holds_run and not output.overwrite
         # A caller may bring its own list, and then nothing else in the folder matters.
-        brought = isinstance(configuration.source.get("all_cases"), (list, tuple))
+        brought = isinstance(configuration.content.get("all_cases"), list)
         # The cases of such a list may lie in several folders.
         folders = {str(Path(image_files(item["image"])[0]).parent) for item in all_cases or ()} if brought else set()
         for folder in (cohort.dataset_dir, *sorted(folders)):

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import functools
 import importlib.util
@@ -13,6 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -113,31 +115,47 @@ def check_path(name: str, given: Any, configuration: Configuration) -> None:
     Raises:
         InputError: the path is no text, holds ``::``, or differs from what was typed.
     """
-    if isinstance(given, str) and shown(given) != given:
+    if isinstance(given, str) and given.startswith("$") and isinstance(shown(given), str) and shown(given) != given:
         return  # written by a command of the bundle
     typed = _typed(name)
     told = f"--{name} {given if typed is None else typed}"
-    remedy = "segment with panet-segment, which takes every name, or give a link with a plain name"
+    remedy = "quote it twice ('\"a\"'), or give a link with a plain name; panet-segment takes every name"
     if not left_to_evaluation(given) and any("::" in str(path) for path in ensure_tuple(given)):
         raise InputError(f"{told}: MONAI cannot keep a path that holds # or ::; {remedy}.")
     value = given if configuration.parser is None else configuration.parser.get_parsed_content(name)
     # An ensemble has several files of weights.
-    paths = value if name == "model_file" and isinstance(value, list) else [value]
+    several = name == "model_file" and (typed or "[").startswith(("[", "(", "$", "@"))
+    paths = value if several and isinstance(value, (list, tuple)) else [value]
     if not all(path is None or isinstance(path, (str, os.PathLike)) for path in paths):
         raise InputError(f"{told}: MONAI reads {value!r} here, which is no path; {remedy}.")
     # MONAI's parser writes # as ::, and its command line leaves out what it takes for None.
-    if isinstance(given, str) and typed is not None and typed.replace("#", "::") != given:
+    if isinstance(given, str) and typed is not None and given not in (typed.replace("#", "::"), _unquoted(typed)):
         raise InputError(f"{told}: MONAI reads {given!r} here; {remedy}.")
 
 
 def _typed(name: str) -> str | None:
-    """The text of an option on the command line of this process; None if it is not there."""
+    """The text of an option of ``python -m monai.bundle run``; None if it is not there, or another program runs.
+
+    A text that begins with % names a part of a configuration, so it counts as absent.
+    """
+    if Path(sys.argv[0]).parts[-3:] != ("monai", "bundle", "__main__.py"):
+        return None
     found = None
-    for argument, following in zip(sys.argv[1:], [*sys.argv[2:], None], strict=True):
+    arguments = sys.argv[1:]
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=False):
         option, equals, value = argument.partition("=")
         if option.startswith("-") and option.lstrip("-").replace("-", "_") == name:
             found = value if equals else following
-    return found
+    return None if found is None or found.startswith("%") else found
+
+
+def _unquoted(text: str) -> Any:
+    # MONAI's command line takes the second pair of quotes off.
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    try:
+        return ast.literal_eval(text) if quoted else text
+    except (ValueError, SyntaxError):
+        return text
 
 
 def _workflow(config: Mapping[str, Any]) -> tuple[str, ...]:

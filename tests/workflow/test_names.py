@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import os
@@ -30,6 +31,7 @@ from scripts.networks import PriorAttentionNet
 from scripts.report import main as report
 from scripts.run_record import read_record
 from scripts.segment import main as segment_command
+from scripts.transforms import THRESHOLDS
 from scripts.weights.record import read_weights_record, save_weights, weights_settings
 from scripts.workflow import segmentation
 from scripts.workflow.configuration import Configuration
@@ -41,6 +43,8 @@ from workflows import bundle_run
 CHANNELS = [4, 4, 4, 4, 8]
 # It makes a folder in the current one, if anything evaluates it.
 PROGRAM = '__import__("os").mkdir("ran")'
+# As ``python -m monai.bundle`` has it.
+MONAI = "/packages/monai/bundle/__main__.py"
 PARTS = ["$", "@", "%", "#", "::", "'", '"', "{", "}", "[b]", "[/]", " ", "\n", "\r", "\t", "\\", "\udcff", "é", "שלום"]
 PARTS += ["-", "--", "~", "*", "?", "=", ",", ";", "&", "|", "a", "1", "None", "True", "device", "network", PROGRAM]
 
@@ -70,9 +74,8 @@ def place(tmp_path_factory):
     torch.manual_seed(0)
     network = PriorAttentionNet(channels=CHANNELS)
     preprocessing = Compose([NormalizeIntensityd("image", nonzero=True, channel_wise=True)])
-    thresholds = {"min_component_mm3": 10, "min_tumor_mm3": 0, "min_et_mm3": 300, "et_per_component": False}
     made = {"channels": CHANNELS, "head": "fcn"}
-    record = weights_settings(network, made, [1] * 3, False, preprocessing, thresholds, {"window": [32, 32, 32]})
+    record = weights_settings(network, made, [1] * 3, False, preprocessing, THRESHOLDS, {"window": [32, 32, 32]})
     save_weights(network.state_dict(), folder / "model.pt", record)
     with pytest.MonkeyPatch.context() as patch:
         # A process that has run OpenVINO may crash when it forks, and other tests of this process fork.
@@ -179,6 +182,19 @@ def test_a_table_of_any_name(place, name):
     assert not list(place.rglob("ran"))
 
 
+@pytest.mark.parametrize("key", ["spacing", "thresholds", "network"])
+def test_a_record_holds_finite_numbers(place, key):
+    work = fresh(place)
+    work.mkdir()
+    shutil.copy(place / "model.pt", work)
+    text = (place / "model.json").read_text()
+    content = {"spacing": [float("nan")] * 3, "thresholds": {**THRESHOLDS, "min_et_mm3": float("inf")}}
+    content["network"] = {"class": "PriorAttentionNet", "arguments": {"head": float("inf")}}
+    (work / "model.json").write_text(json.dumps({**json.loads(text), key: content[key]}))
+    with pytest.raises(InputError, match="a number is not finite"):
+        read_weights_record(work / "model.pt")
+
+
 RECORDED = [("network", "class"), ("network", "arguments", "head"), ("network", "arguments", "channels", 0)]
 RECORDED += [("network", "arguments", "act", 1, "init"), ("spacing", 0), ("training", "window", 0), ("thresholds",)]
 RECORDED += [("thresholds", "min_et_mm3"), ("missing_sequences",), ("trained_on",), ("exclusive",)]
@@ -234,7 +250,7 @@ def test_a_path_in_a_commands_arguments_is_what_it_was(name):
     parser.parse()
     assert (option, parser.get_parsed_content("output_dir")) == ("--output_dir", str(path))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["monai", option, value])
+        patch.setattr(sys, "argv", [MONAI, option, value])
         check_path("output_dir", parser["output_dir"], Configuration(parser))
 
 
@@ -247,17 +263,19 @@ def test_a_path_in_a_commands_arguments_is_what_it_was(name):
 @example("a::b")
 @example("None")
 @example("'q'")
+@example('"2024"')
 @example("@device")
 def test_a_path_that_was_typed_is_kept_or_refused(name):
     """As ``bundle run --output_dir <name>`` reads it."""
-    assume(not name.startswith(("$", "%")))  # a program by MONAI's rules, and a part of another configuration
+    # A program by MONAI's rules, and a part of another configuration.
+    assume(not name.lstrip("'\"").startswith(("$", "%")))
     try:
         value = fire.parser.DefaultParseValue(name)
     except (MemoryError, RecursionError):
         assume(False)
     parser = ConfigParser({"output_dir": "out" if value is None else value, "device": torch.device("cpu")})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["monai", "run", "--output_dir", name])
+        patch.setattr(sys, "argv", [MONAI, "run", f"--output_dir={name}"])
         try:
             parser.parse()
             check_path("output_dir", parser["output_dir"], Configuration(parser))
@@ -266,7 +284,55 @@ def test_a_path_that_was_typed_is_kept_or_refused(name):
         except (KeyError, ValueError):
             assert "@" in name  # MONAI's own refusal of a reference
         else:
-            assert parser.get_parsed_content("output_dir") == name
+            kept = parser.get_parsed_content("output_dir")
+            assert kept == name or (name[0] in "'\"" and kept == ast.literal_eval(name))
+
+
+@pytest.mark.parametrize(
+    ("argv", "refused"),
+    [
+        (["script.py"], False),
+        (["script.py", "--output_dir", "other"], False),  # another program's option
+        ([MONAI], False),
+        ([MONAI, "run", "--output_dir"], False),
+        ([MONAI, "run", "--output_dir", "out"], False),
+        ([MONAI, "run", "--output-dir='out'"], False),
+        ([MONAI, "run", "--output_dir", "%settings.json#output_dir"], False),
+        ([MONAI, "run", "--output_dir", "out #1"], True),
+        ([MONAI, "run", "--output_dir", "None"], True),
+    ],
+)
+def test_only_what_monais_command_line_has_changed_is_refused(argv, refused, monkeypatch):
+    monkeypatch.setattr(sys, "argv", argv)
+    parser = ConfigParser({"output_dir": "out"})
+    parser.parse()
+    if refused:
+        with pytest.raises(InputError, match="MONAI reads 'out' here"):
+            check_path("output_dir", "out", Configuration(parser))
+    else:
+        check_path("output_dir", "out", Configuration(parser))
+
+
+@pytest.mark.parametrize(
+    ("value", "typed", "refused"),
+    [
+        (["a.pt", "b.pt"], "['a.pt','b.pt']", False),
+        (("a.pt", "b.pt"), None, False),
+        (("p", "q"), "p,q", True),
+        ("$2024", None, True),
+        (["a.pt", "b::c.pt"], None, True),
+        (None, None, False),
+    ],
+)
+def test_weights_of_an_ensemble_are_several_paths(value, typed, refused, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [MONAI, "run", *([f"--model_file={typed}"] if typed else [])])
+    parser = ConfigParser({"model_file": value})
+    parser.parse()
+    if refused:
+        with pytest.raises(InputError):
+            check_path("model_file", value, Configuration(parser))
+    else:
+        check_path("model_file", value, Configuration(parser))
 
 
 @pytest.mark.slow
@@ -298,6 +364,7 @@ def items(*names: str) -> list[dict]:
         (["datalist"], False, "datalist: the run has a file of this name"),
         (["run.json"], True, "run.json: the run has a file of this name"),
         (["a", "a_prob_whole"], False, "a_prob_whole.nii.gz: a and a_prob_whole would both have a map of this name"),
+        (["run.json"], False, "run.json: the run has a file of this name"),
         (["n" * 201], True, "longer than 200 bytes"),
         (["é" * 101], False, "longer than 200 bytes"),
     ],
