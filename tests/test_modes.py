@@ -573,8 +573,8 @@ def test_enhancing_tumor_by_component(small_cohort, members, tmp_path):
     case = small_cohort / FIRST
     free = {"model_file": members[0], "thresholds#min_component_mm3": 0}
     kept = voxels(infer(case, tmp_path / "all", **{"thresholds#min_et_mm3": 0}, **free) / f"{FIRST}.nii.gz")
-    volume = int((kept == 4).sum())
-    assert volume > 1
+    volume = int((kept == 4).sum()) * 64  # voxels of 4 mm
+    assert volume > 64
     free["thresholds#min_et_mm3"] = volume
     by_volume = infer(case, tmp_path / "volume", **free)
     assert np.array_equal(voxels(by_volume / f"{FIRST}.nii.gz"), kept)
