@@ -97,6 +97,7 @@ def test_overlays_change_what_exists_and_only_that(overlay):
             for part in parents:
                 assert part in node, f"{overlay}: {flat} is not in the configuration below it"
                 node = node[part]
+                node = dict(zip(map(str, range(len(node))), node, strict=True)) if isinstance(node, list) else node
             # New are only arguments that the target takes, and what this overlay itself reads or MONAI does.
             other_target = "#".join([*parents, "_target_"]) in content
             new = (

@@ -105,7 +105,10 @@ def test_the_package_has_the_starters_settings_as_its_own(packed):
             *parents, last = key.split("#")
             place, before = config, plain
             for parent in parents:
-                place, before = place[parent], before[parent]
+                place, before = (
+                    dict(zip(map(str, range(len(node))), node, strict=True)) if isinstance(node, list) else node
+                    for node in (place[parent], before[parent])
+                )
             assert place.get(last) == (before.get(last) if key in package.NOT_IN_STARTER_PACKAGE else value)
     metadata = json.loads((packed / "configs" / "metadata.json").read_text())
     assert package.bundle_name_and_version(packed)[0] == NAME

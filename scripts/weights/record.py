@@ -141,8 +141,8 @@ def normalization(preprocessing: Compose) -> str:
 
     Returns:
         ``brain`` (the voxels that are not 0), ``volume`` (the whole volume), ``box`` (the brain's bounding box) or
-        ``none`` (no normalization). Other ways are described by the names of their arguments. "after resampling" is
-        added to ``brain`` if the brain's border was resampled together with the background before.
+        ``none`` (no normalization). Other ways are described by the names of their arguments. In ``brain after
+        resampling`` the images were resampled before.
 
     Example:
         >>> normalization(Compose([NormalizeIntensityd("image", nonzero=True, channel_wise=True)]))
@@ -385,6 +385,7 @@ def differences(record: Record, settings: Record) -> list[str]:
     if (theirs := record["normalization"]) != (ours := settings["normalization"]):
         remedy = {
             "volume": "add configs/authors.yaml",
+            "brain after resampling": "add configs/starter.yaml",
             "brain": "leave out the overlay that changes the preprocessing, such as configs/authors.yaml",
         }
         how = remedy.get(theirs, "add the overlay of their preprocessing")

@@ -117,8 +117,7 @@ def configuration_of(record: Record, model: Path, options: Options) -> tuple[lis
         Names of files in ``configs``, and settings over them.
 
     Raises:
-        InputError: the weights need a network or a normalization that no configuration here has, or two options
-            contradict each other.
+        InputError: the weights need a network that is not here, or two options contradict each other.
     """
     if options.fast and options.tta:
         raise InputError("--fast and --tta contradict each other; leave one out.")
@@ -136,8 +135,6 @@ def configuration_of(record: Record, model: Path, options: Options) -> tuple[lis
     names = ["inference.json", *(["starter.yaml"] if starter else [])]
     if record["normalization"] == "volume":
         names.append("authors.yaml")
-    elif record["normalization"] != "brain":
-        raise InputError(f"{model}: normalized over: {record['normalization']}; no configuration here does that.")
     settings: dict[str, Any] = {
         "network_def": {
             "_target_": f"scripts.networks.{network['class']}",
