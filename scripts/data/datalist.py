@@ -510,7 +510,7 @@ def is_plain_name(name: str) -> bool:
 def _plain_name(entry: Mapping[str, Any], path: Path, default: str) -> str:
     name = entry.get("case", default)
     if not isinstance(name, str) or not is_plain_name(name):
-        raise InputError(f"{path}: 'case' must be a name without folders, of at most {LONGEST_NAME} bytes: {entry}")
+        raise InputError(f"{path}: 'case' must be a plain name of at most {LONGEST_NAME} bytes: {entry}")
     return name
 
 

@@ -107,13 +107,10 @@ class Output:
             case = str(item["case"])
             if not is_plain_name(case):
                 raise InputError(
-                    f"{case}: longer than {LONGEST_NAME} bytes, so a result could not be named after it; give the case "
-                    "a name in a --datalist_file."
+                    f"{case}: longer than {LONGEST_NAME} bytes; results are named after it, so shorten it."
                 )
             if case in RUN_FILES or (not self.case_folders and f"{case}.json" in RUN_FILES):
-                raise InputError(
-                    f"{case}: the run has a file of this name; rename the case, or give it a name in a --datalist_file."
-                )
+                raise InputError(f"{case}: the run has a file of this name; rename the case.")
             for path in self.maps_of([item]):
                 if (owner := owners.setdefault(path, case)) != case:
                     raise InputError(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from scripts.errors import InputError
+from scripts.literals import shown
 from scripts.studies.execution import Job, locked, seconds_left
 from scripts.studies.plan import Part, Run, Variant
 
@@ -29,7 +30,7 @@ def finish(one: Job, training: float, evaluation: float) -> Job:
 
 
 def options(arguments: list[str]) -> dict[str, str]:
-    return dict(zip(arguments[2::2], arguments[3::2], strict=True))
+    return {option: shown(text) for option, text in zip(arguments[2::2], arguments[3::2], strict=True)}
 
 
 def test_the_commands_of_a_run(tmp_path):
@@ -43,7 +44,7 @@ def test_the_commands_of_a_run(tmp_path):
     # What lies in the folder of the training is gone on with.
     one.folder.mkdir(parents=True)
     (one.folder / "trainer_state.pt").touch()
-    assert "'train_resume.yaml'" not in one.arguments("evaluation")[4]
+    assert "train_resume.yaml" not in options(one.arguments("evaluation"))["--config_file"]
     assert "train_resume.yaml']" in options(one.arguments("training"))["--config_file"]
     said = options(one.arguments("evaluation"))
     assert "evaluate.json" in said["--config_file"] and "resume" not in said["--config_file"]
