@@ -37,14 +37,14 @@ def test_from_four_scans_to_a_segmentation(cohort, place):
     assert "0 errors" in run(check, place).stdout
     done = run(segment, place)
     assert re.search(r"out/ann/ann\.nii\.gz: ET [\d.]+ ml, TC [\d.]+ ml, WT [\d.]+ ml", done.stdout)
-    made = {path.name for path in (place / "out").iterdir()}
+    made = {str(path.relative_to(place)) for path in (place / "out").rglob("*") if path.is_file()}
     # The files are those of the page's table.
     text = (DOCS / "from_scans_to_segmentation.md").read_text(encoding="utf-8")
-    assert made == {name.removeprefix("out/") for name in re.findall(r"`(out/[^`]+)`", text)}
-    first = (place / "out" / "ann.nii.gz").read_bytes()
+    assert made == set(re.findall(r"`(out/[^`]+)`", text))
+    first = (place / "out" / "ann" / "ann.nii.gz").read_bytes()
     shutil.move(place / "out", place / "first")
     run(named, place)
-    assert (place / "out" / "ann.nii.gz").read_bytes() == first
+    assert (place / "out" / "ann" / "ann.nii.gz").read_bytes() == first
     # The code for Python is right, too.
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     shutil.rmtree(place / "out")
@@ -53,7 +53,7 @@ def test_from_four_scans_to_a_segmentation(cohort, place):
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=place, env=environment, capture_output=True, text=True, check=False
     )
-    numbers = json.loads((place / "out" / "ann.json").read_text())["volumes_ml"]
+    numbers = json.loads((place / "out" / "ann" / "ann.json").read_text())["volumes_ml"]
     assert str(numbers) in done.stdout, done.stderr[-2000:]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import csv
 import json
+import logging
 import os
 import shutil
 import sys
@@ -81,7 +82,10 @@ def place(tmp_path_factory):
         # A process that has run OpenVINO may crash when it forks, and other tests of this process fork.
         patch.setattr(segmentation, "openvino_is_installed", lambda: False)
         patch.chdir(folder)
+        # The workers of these tests cannot hand on a log with bytes that are no UTF-8.
+        logging.disable(logging.CRITICAL)
         yield folder
+        logging.disable(logging.NOTSET)
 
 
 def options(place: Path, **changes) -> Options:
