@@ -24,6 +24,7 @@ from scripts.data.checks import PREPARATION_PAGE
 from scripts.data.datalist import unlabeled_items, write_datalist
 from scripts.errors import InputError
 from scripts.files import BUNDLE_ROOT
+from scripts.literals import shown
 from scripts.machine import computes_in
 from scripts.reports.page import make_report
 from scripts.reports.runs import read_cases, read_run
@@ -137,7 +138,7 @@ def test_the_options_reach_the_configuration(training, monkeypatch):
     model, record = weights_to_use(training / "model.pt")
     names, settings = configuration_of(record, model, Options(device="cuda:0"))
     assert names == ["inference.json"]
-    assert settings["network_def"]["channels"] == SIZE["network_def#channels"]
+    assert shown(settings["network_def"]["channels"]) == SIZE["network_def#channels"]
     assert (settings["spacing"], settings["roi_size"], settings["exclusive"]) == ([4.0] * 3, [32, 32, 32], False)
     assert configuration_of(record, model, Options(device="cuda:0", fast=True))[0] == [
         "inference.json",
