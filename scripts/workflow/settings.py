@@ -115,7 +115,8 @@ def check_path(name: str, given: Any, configuration: Configuration) -> None:
     Raises:
         InputError: the path is no text, holds ``::``, or differs from what was typed.
     """
-    if isinstance(given, str) and given.startswith("$") and isinstance(shown(given), str) and shown(given) != given:
+    plain = shown(given)
+    if isinstance(given, str) and isinstance(plain, str) and plain != given:
         return  # written by a command of the bundle
     typed = _typed(name)
     told = f"--{name} {given if typed is None else typed}"
