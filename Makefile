@@ -6,7 +6,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: demo test check lint package package-starter gpu-check gpu-wheels clean
 
 demo: .venv/.installed
-	$(BIN)/python -m scripts.demo
+	$(BIN)/python -m scripts.lab.demo
 
 # Two processes, one for each of two cores. A file's tests stay together and in order: conftest.py says why the order counts.
 PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
@@ -24,10 +24,10 @@ lint: .venv/.dev
 	$(BIN)/mypy
 
 package: .venv/.installed
-	$(BIN)/python -m scripts.package dist
+	$(BIN)/python -m scripts.lab.package dist
 
 package-starter: .venv/.installed
-	$(BIN)/python -m scripts.package dist --starter
+	$(BIN)/python -m scripts.lab.package dist --starter
 
 # Where a GPU is lent for a short while there may be no package index: `make gpu-wheels`, here, brings into wheels/ what a
 # Python with PyTorch, SciPy, TensorBoard, rich, matplotlib and pytest lacks; carry the folder along.
@@ -37,7 +37,7 @@ GPU_RESULTS ?= runs/gpu_check
 gpu-check:
 	rm -rf .gpu
 	test ! -d wheels || $(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --target .gpu wheels/*.whl
-	PYTHONPATH="$(CURDIR)/.gpu:$$PYTHONPATH" $(GPU_PYTHON) -m scripts.gpu_check --output_dir $(GPU_RESULTS)
+	PYTHONPATH="$(CURDIR)/.gpu:$$PYTHONPATH" $(GPU_PYTHON) -m scripts.lab.gpu_check --output_dir $(GPU_RESULTS)
 
 gpu-wheels: .venv/.installed
 	rm -rf wheels

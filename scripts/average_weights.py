@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 from scripts import command
-from scripts.errors import InputError
-from scripts.files import load_torch, read_json
+from scripts.utils.errors import InputError
+from scripts.utils.files import load_torch, read_json
 from scripts.weights.record import Record, read_weights_record, record_file, save_weights
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scripts.errors import InputError
+from scripts.utils.errors import InputError
 
 # The input channels. Their order is the order in the PANet authors' program, so the authors' weights fit as they are.
 SEQUENCES = ("t1", "t2", "t1ce", "flair")
@@ -268,7 +268,7 @@ def check_et_label(et_label: int) -> int:
         3
         >>> check_et_label(1)
         Traceback (most recent call last):
-        scripts.errors.InputError: ET label 1: the enhancing tumor is 4 (BraTS 2017 to 2021) or 3 (from 2023 on).
+        scripts.utils.errors.InputError: ET label 1: the enhancing tumor is 4 (BraTS 2017 to 2021) or 3 (from 2023 on).
     """
     if et_label not in ET_LABELS:
         raise InputError(f"ET label {et_label!r}: the enhancing tumor is 4 (BraTS 2017 to 2021) or 3 (from 2023 on).")
@@ -291,7 +291,7 @@ def check_label_values(values: np.ndarray, et_label: int, name: str, cavity: boo
         >>> check_label_values(np.array([0, 1, 2, 4]), et_label=4, name="seg.nii.gz")
         >>> check_label_values(np.array([0, 1, 7]), et_label=4, name="seg.nii.gz")
         Traceback (most recent call last):
-        scripts.errors.InputError: seg.nii.gz: unexpected label 7 beside 0, 1, 2, 4; check the file.
+        scripts.utils.errors.InputError: seg.nii.gz: unexpected label 7 beside 0, 1, 2, 4; check the file.
     """
     used = {0.0, float(CORE_LABEL), float(EDEMA_LABEL), float(et_label)}
     unknown = sorted({float(v) for v in values} - used - ({4.0} if cavity else set()))

@@ -19,11 +19,11 @@ from rich.markup import escape
 from rich.table import Table
 from scripts import command
 from scripts.brats import ET_LABELS
-from scripts.data.checks import PREPARATION_PAGE, examine
 from scripts.data.datalist import every_item, read_datalist, set_et_label
 from scripts.data.findings import NOT_PREPARED, Finding
-from scripts.errors import InputError, printable
-from scripts.files import save_json
+from scripts.data.inspection import PREPARATION_PAGE, examine
+from scripts.utils.errors import InputError, printable
+from scripts.utils.files import save_json
 
 
 def table_of(findings: Sequence[Finding]) -> Table:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from scripts.brats import CHANNEL_ORDER, SEQUENCES
-from scripts.errors import show_input_errors
-from scripts.files import BUNDLE_ROOT, CONFIGS
-from scripts.literals import literal
+from scripts.utils.errors import show_input_errors
+from scripts.utils.files import BUNDLE_ROOT, CONFIGS
+from scripts.utils.literals import literal
 
 
 def parser(name: str, description: str | None) -> argparse.ArgumentParser:

@@ -20,10 +20,10 @@ from rich.markup import escape
 from rich.table import Table
 from scripts import command
 from scripts.brats import REGIONS
-from scripts.comparison import Evaluation, Row, compare, csv_rows, read_evaluations
-from scripts.errors import InputError, printable
-from scripts.files import cannot_write, keep_earlier, replacing, save_csv
-from scripts.reports.plots import draw_box, style_axes, title_of
+from scripts.pages.plots import draw_box, style_axes, title_of
+from scripts.scores.paired import Evaluation, Row, compare, csv_rows, read_evaluations
+from scripts.utils.errors import InputError, printable
+from scripts.utils.files import cannot_write, keep_earlier, replacing, save_csv
 
 # Colors of the runs (Okabe and Ito). The order of the boxes tells the runs apart, too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#999999")

@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from monai.bundle import ConfigParser
 from scripts import command
-from scripts.errors import InputError
-from scripts.files import load_torch, replacing
 from scripts.networks.protocol import SegmentationNetwork, refuse_one_size
+from scripts.utils.errors import InputError
+from scripts.utils.files import load_torch, replacing
 from scripts.weights.loading import check_weights
 from scripts.weights.record import record_file
 

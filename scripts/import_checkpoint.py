@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from monai.bundle import ConfigParser
 from scripts import command
-from scripts.errors import InputError
-from scripts.files import CONFIGS, load_torch
 from scripts.networks.prior_attention_net import BOTTLENECK_ABOVE
-from scripts.run_record import CONFIG_FILE, RECORD_FILE
+from scripts.utils.errors import InputError
+from scripts.utils.files import CONFIGS, load_torch
+from scripts.utils.run_json import CONFIG_FILE, RECORD_FILE
 from scripts.weights.authors import convert, exclusive_outputs, imported_record, network_arguments, read_state_dict
 from scripts.weights.record import (
     Record,

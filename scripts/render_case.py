@@ -12,9 +12,11 @@ from pathlib import Path
 
 from scripts import command
 from scripts.data.datalist import every_item
-from scripts.errors import InputError
-from scripts.pictures import draw_cases, draw_preview, draw_surface, read_patient
-from scripts.run_record import read_record
+from scripts.pictures.patient import read_patient
+from scripts.pictures.preview import draw_cases, draw_preview
+from scripts.pictures.surface import draw_surface
+from scripts.utils.errors import InputError
+from scripts.utils.run_json import read_record
 
 MOST_CASES = 12  # in one picture
 

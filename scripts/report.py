@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scripts import command
-from scripts.errors import InputError, printable
-from scripts.files import keep_earlier, save_text
-from scripts.reports.page import make_report
-from scripts.reports.runs import read_run
+from scripts.pages.page import make_report
+from scripts.pages.runs import read_run
+from scripts.utils.errors import InputError, printable
+from scripts.utils.files import keep_earlier, save_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:

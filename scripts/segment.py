@@ -19,8 +19,8 @@ from typing import Any
 
 from scripts import command
 from scripts.brats import ET_LABELS, SEQUENCES
-from scripts.errors import InputError, printable
-from scripts.workflow.segmentation import Options, segment
+from scripts.patients.segmentation import Options, segment
+from scripts.utils.errors import InputError, printable
 
 PROGRAM = "panet-segment"
 

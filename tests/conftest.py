@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from scripts import make_phantoms
+from scripts.lab.phantoms import __main__ as make_phantoms
 from scripts.networks import PriorAttentionNet
 from tiny import make_cases, small_network
 from workflows import CHANNELS, SIZE, TRAINING_SIZE, bundle_run, models

@@ -63,7 +63,7 @@ BASES = {
         )
     },
 }
-# The file of a study lists variants and overlays, and is none itself; tests/studies/test_plan.py reads it.
+# The file of a study lists variants and overlays, and is none itself; tests/lab/studies/test_plan.py reads it.
 OVERLAYS = sorted(
     path.name
     for path in CONFIGS.iterdir()
@@ -219,10 +219,10 @@ def test_every_image_is_read_in_the_networks_order_and_every_label_by_one_conven
     assert all(step["reader"] == "@reader" for _, step in loaders)
     assert not [name for name in names if list(steps(read(name), "LoadImaged"))], "MONAI's falls back to other readers"
     for name in names:
-        for step in steps(read(name), "scripts.transforms.LabelsToRegionsd"):
+        for step in steps(read(name), "scripts.data.transforms.LabelsToRegionsd"):
             assert step["keys"] == "pred" or step["default_et_label"] == "@saved_et_label", name
             # Values are checked at this step, or at another before it by the same convention.
-            checks = steps(read(name), "scripts.transforms.CheckLabelsd")
+            checks = steps(read(name), "scripts.data.transforms.CheckLabelsd")
             assert step.get("check", True) or [check["default_et_label"] for check in checks] == ["@saved_et_label"]
 
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor, list_data_collate
-from scripts.benchmark.training import trainer_of
 from scripts.data.datalist import labeled_items
-from scripts.errors import InputError
-from scripts.losses import PriorAttentionLoss
+from scripts.data.transforms import CheckLabelsd, LabelsToRegionsd
+from scripts.lab.benchmark.training import trainer_of
 from scripts.networks import PriorAttentionNet
 from scripts.networks.resize import linear_weights, resize_by_matrices, resize_like
 from scripts.training.augmentation import device_step
+from scripts.training.losses import PriorAttentionLoss
 from scripts.training.reproducibility import choose_algorithms
-from scripts.transforms import CheckLabelsd, LabelsToRegionsd
+from scripts.utils.errors import InputError
 from torch.utils._python_dispatch import TorchDispatchMode
 from workflows import CHANNELS, CONFIGS
 

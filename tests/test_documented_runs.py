@@ -26,7 +26,7 @@ from workflows import CHANNELS, ROOT, SIZE, TRAINING_SIZE
 # Commands that cannot run in a test, and the reason. As in all that follows, ``x`` is what the user fills in.
 GPU = "it needs a GPU"
 MINUTES = "it takes minutes; what it calls has tests"
-SAME = "it is `python -m scripts.benchmark training` with sizes alone, and a small size of that is run"
+SAME = "it is `python -m scripts.lab.benchmark training` with sizes alone, and a small size of that is run"
 SERVER = "it needs a server; test_package.py calls the function on what is here"
 NOT_RUN = {
     "make demo": MINUTES,
@@ -34,10 +34,11 @@ NOT_RUN = {
     "make check": "it runs the tests",
     "make gpu-check": GPU,
     "make gpu-wheels": "it needs a package index",
-    "python -m scripts.gpu_check --device cpu --small": MINUTES,
-    "python -m scripts.benchmark training --device cuda": GPU,
-    "python -m scripts.benchmark training --device cpu --size 64 --samples 0 --steps 5 --channels 8 16 24 32 40": SAME,
-    "python -m scripts.benchmark training --device cpu --size 64 --samples 0 --steps 5 "
+    "python -m scripts.lab.gpu_check --device cpu --small": MINUTES,
+    "python -m scripts.lab.benchmark training --device cuda": GPU,
+    "python -m scripts.lab.benchmark training --device cpu --size 64 --samples 0 --steps 5 "
+    "--channels 8 16 24 32 40": SAME,
+    "python -m scripts.lab.benchmark training --device cpu --size 64 --samples 0 --steps 5 "
     "--channels 16 32 64 96 128": SAME,
     "python -m monai.bundle run --config_file \"['configs/inference.json','configs/inference_trt.json']\" "
     "--dataset_dir x": GPU,
@@ -227,12 +228,12 @@ GROUPS = {
     ],
     "phantoms and the starter weights": [
         Step(
-            "scripts.make_phantoms runs/varied --cases 160 --seed 7 --difficulty varied",
+            "scripts.lab.phantoms runs/varied --cases 160 --seed 7 --difficulty varied",
             ("runs/varied/*/*_002/*_seg.nii.gz",),
             "--cases 2",
         ),
         Step(
-            "scripts.make_phantoms runs/demo_like --cases 5 --seed 31",
+            "scripts.lab.phantoms runs/demo_like --cases 5 --seed 31",
             ("runs/demo_like/*/*_001/*_seg.nii.gz",),
             "--cases 1",
         ),
@@ -243,16 +244,16 @@ GROUPS = {
             ("models/mean.pt", "models/mean.json"),
         ),
         Step(
-            "scripts.make_phantoms OUT --cases 16 --seed 0 --difficulty demo",
+            "scripts.lab.phantoms OUT --cases 16 --seed 0 --difficulty demo",
             ("OUT/*/*_002/*_seg.nii.gz",),
             "--cases 2",
         ),
-        Step("scripts.threshold_baseline OUT --limit 0.5", says=r"Dice"),
-        Step("scripts.threshold_baseline OUT --voxelwise --limit 0.7", says=r"Dice"),
+        Step("scripts.lab.threshold_baseline OUT --limit 0.5", says=r"Dice"),
+        Step("scripts.lab.threshold_baseline OUT --voxelwise --limit 0.7", says=r"Dice"),
     ],
-    # A study takes hours. tests/studies runs small ones.
+    # A study takes hours. tests/lab/studies runs small ones.
     "plan studies": [
-        Step("scripts.study configs/study.yaml --jobs 2", adds="--dry_run", says="17 runs"),
+        Step("scripts.lab.studies scripts/lab/plans/study.yaml --jobs 2", adds="--dry_run", says="17 runs"),
         Step(
             "--output_dir runs/study_patients --jobs 2",
             adds="--dry_run",
@@ -275,7 +276,10 @@ GROUPS = {
             ("models/model.ts",),
             "--network_def#feature_size 12 --ckpt_file swin.pt --input_shape [1,4,64,32,32]",
         ),
-        Step("scripts.package dist --starter", (f"dist/{NAME}_starter/models/model.pt", f"dist/{NAME}_starter_v*.zip")),
+        Step(
+            "scripts.lab.package dist --starter",
+            (f"dist/{NAME}_starter/models/model.pt", f"dist/{NAME}_starter_v*.zip"),
+        ),
         Step("python -m json.tool --indent 4 x x", ("written.json",)),
     ],
     "package by make": [
@@ -283,16 +287,16 @@ GROUPS = {
         Step("make package-starter", (f"dist/{NAME}_starter/models/model.pt", f"dist/{NAME}_starter_v*.zip"), MAKE),
     ],
     "time": [
-        timed("scripts.benchmark case --dataset_dir x --runs 2", f"--runs 1 {ONE_WINDOW}"),
+        timed("scripts.lab.benchmark case --dataset_dir x --runs 2", f"--runs 1 {ONE_WINDOW}"),
         timed("--runs 2 --agreement", f"--runs 1 {ONE_WINDOW}"),
-        timed("scripts.benchmark cohort --device cpu --dataset_dir x", f"--cases 1 {ONE_WINDOW}"),
-        timed("scripts.benchmark network --runs 2", "--runs 1 --size 32"),
-        timed("scripts.benchmark pipeline --runs 3 --samples 8", "--runs 1 --samples 1 --cases 1"),
-        timed("scripts.benchmark postprocessing --dataset_dir x", "--runs 1"),
+        timed("scripts.lab.benchmark cohort --device cpu --dataset_dir x", f"--cases 1 {ONE_WINDOW}"),
+        timed("scripts.lab.benchmark network --runs 2", "--runs 1 --size 32"),
+        timed("scripts.lab.benchmark pipeline --runs 3 --samples 8", "--runs 1 --samples 1 --cases 1"),
+        timed("scripts.lab.benchmark postprocessing --dataset_dir x", "--runs 1"),
         timed("ranks --dataset_dir x --cases 4 --epochs 3", f"--cases 2 --epochs 2 --size 32 {WIDTHS}"),
-        timed("scripts.benchmark scores --dataset_dir x"),
-        timed("scripts.benchmark training", ONE_STEP),
-        Step("scripts.benchmark plot", ("docs/images/performance.png",)),
+        timed("scripts.lab.benchmark scores --dataset_dir x"),
+        timed("scripts.lab.benchmark training", ONE_STEP),
+        Step("scripts.lab.benchmark plot", ("docs/images/performance.png",)),
     ],
 }
 

@@ -19,7 +19,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 from monai.data import load_net_with_metadata
 from scripts.networks import PriorAttentionNet
-from scripts.run_record import bundle_version
+from scripts.utils.run_json import bundle_version
 from scripts.workflow.recipe import changed_recipe
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from workflows import CHANNELS, CONFIGS, ROOT, SIZE, TRAINING_SIZE, bundle_run, command, files, models, rows, voxels
@@ -380,7 +380,7 @@ def test_demo_command_end_to_end(models_before, cohort, tmp_path):
     arguments = ("--run_dir", str(tmp_path / "demo"), "--cases", "2", "--epochs", "1", "--seed", "2")
     # The demo would make the same phantoms as the fixture, so they are copied.
     shutil.copytree(cohort, tmp_path / "demo" / "phantoms")
-    done = command("scripts.demo", *arguments, cwd=tmp_path)
+    done = command("scripts.lab.demo", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     for name in ("picture_starter.png", "picture_demo.png"):
         assert (tmp_path / "demo" / name).read_bytes().startswith(b"\x89PNG")
@@ -388,7 +388,7 @@ def test_demo_command_end_to_end(models_before, cohort, tmp_path):
     assert models() == models_before
     assert "mean" in done.stdout
     model = (tmp_path / "demo" / "train" / "model.pt").stat().st_mtime_ns
-    again = command("scripts.demo", *arguments, cwd=tmp_path)
+    again = command("scripts.lab.demo", *arguments, cwd=tmp_path)
     assert again.returncode == 0
     assert again.stdout.count("done already") == 5
     assert (tmp_path / "demo" / "train" / "model.pt").stat().st_mtime_ns == model

@@ -29,6 +29,8 @@ def test_the_examples_of_a_module(name, tmp_path, monkeypatch):
 
 def test_what_a_user_of_the_library_calls_has_examples():
     text = {name: (ROOT / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8") for name in WITH_EXAMPLES}
-    assert {"scripts.brats", "scripts.transforms", "scripts.losses", "scripts.metrics"} <= set(text)
+    assert {"scripts.brats", "scripts.data.transforms", "scripts.training.losses", "scripts.scores.metrics"} <= set(
+        text
+    )
     assert {"scripts.networks.prior_attention_net", "scripts.inference.inferers"} <= set(text)
     assert sum(source.count(">>> ") for source in text.values()) > 100

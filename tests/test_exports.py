@@ -18,9 +18,9 @@ import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export
 from monai.data import load_net_with_metadata
 from scripts import export_program
-from scripts.errors import InputError, input_error_behind
 from scripts.inference import tensorrt
 from scripts.networks import PriorAttentionNet
+from scripts.utils.errors import InputError, input_error_behind
 from scripts.weights.record import save_weights, trained_on
 from workflows import CHANNELS, CONFIGS, ROOT, files, initialized
 

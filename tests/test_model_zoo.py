@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
-from scripts import package
+from scripts.lab import package
 from scripts.networks import PriorAttentionNet
 from workflows import CONFIGS, ROOT, SIZE, TRAINING_SIZE
 

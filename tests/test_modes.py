@@ -17,9 +17,9 @@ import torch
 import torch.nn as nn
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export
 from monai.data.utils import dense_patch_slices
-from scripts.errors import input_error_behind
 from scripts.networks import AttentionUNet, CascadedUNet, DynUNet, PriorAttentionNet, SegResNet, SwinUNETR
 from scripts.networks.blocks import InstanceNorm3d
+from scripts.utils.errors import input_error_behind
 from workflows import CHANNELS, CONFIGS, ROOT, SIZE, TRAINING_SIZE, bundle_run, files, initialized, rows, voxels
 
 TRAINING = {**TRAINING_SIZE, "max_epochs": 2, "val_interval": 1, "flat_epochs": 1}

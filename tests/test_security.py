@@ -20,8 +20,8 @@ import yaml
 from monai.bundle import ConfigWorkflow, ckpt_export, onnx_export
 from monai.handlers import CheckpointLoader
 from scripts import export_program, import_checkpoint
-from scripts.errors import InputError, input_error_behind
-from scripts.files import load_torch
+from scripts.utils.errors import InputError, input_error_behind
+from scripts.utils.files import load_torch
 from workflows import CHANNELS, CONFIGS, ROOT, SIZE, TRAINING_SIZE, bundle_run
 
 CONFIG_FILES = sorted(path for path in CONFIGS.iterdir() if path.suffix in (".json", ".yaml"))
@@ -85,8 +85,15 @@ FORBIDDEN_IMPORTS = {
 }
 # These files have a reason for their import: files.py names pickle's error, machine.py sets two thresholds of the C
 # library, and the others start this bundle's own commands.
-STARTING = ("demo", "gpu_check", "study", "studies/execution", "benchmark/cohort", "benchmark/ranks")
-ALLOWED = {("scripts/files.py", "pickle"), ("scripts/machine.py", "ctypes")}
+STARTING = (
+    "lab/demo",
+    "lab/gpu_check",
+    "lab/studies/__main__",
+    "lab/studies/execution",
+    "lab/benchmark/cohort",
+    "lab/benchmark/ranks",
+)
+ALLOWED = {("scripts/utils/files.py", "pickle"), ("scripts/utils/machine.py", "ctypes")}
 ALLOWED |= {*((f"scripts/{name}.py", "subprocess") for name in STARTING)}
 
 

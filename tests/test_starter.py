@@ -16,9 +16,9 @@ import pytest
 import torch
 import yaml
 from monai.bundle import verify_metadata, verify_net_in_out
-from scripts import package
-from scripts.errors import InputError, input_error_behind
-from scripts.files import file_checksum
+from scripts.lab import package
+from scripts.utils.errors import InputError, input_error_behind
+from scripts.utils.files import file_checksum
 from scripts.weights.record import knows_phantoms, read_weights_record
 from workflows import CONFIGS, ROOT, TRAINING_SIZE, bundle_run, rows, voxels
 

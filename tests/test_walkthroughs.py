@@ -89,6 +89,7 @@ def test_from_a_brats_download_to_scores(cohort, place):
 
 def test_other_commands_of_the_docs_name_modules_that_exist():
     for page in (ROOT / "README.md", *DOCS.glob("*.md")):
-        for module in re.findall(r"python -m scripts\.(\w+)", page.read_text(encoding="utf-8")):
-            places = (ROOT / "scripts" / f"{module}.py", ROOT / "scripts" / module / "__main__.py")
+        for module in re.findall(r"python -m scripts\.([\w.]*\w)", page.read_text(encoding="utf-8")):
+            place = ROOT / "scripts" / module.replace(".", "/")
+            places = (place.with_suffix(".py"), place / "__main__.py")
             assert any(place.is_file() for place in places), (page, module)

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
-from scripts import distributed
-from scripts.errors import InputError
+from scripts.utils import distributed
+from scripts.utils.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"

@@ -29,7 +29,7 @@ from scripts.brats import (
     sequences_told,
 )
 from scripts.data.dicom import Choice, Series, choose, is_dicom, series_file, series_in
-from scripts.errors import InputError
+from scripts.utils.errors import InputError
 
 # Folders of images in the Decathlon's layout, with the folders of their label maps.
 DECATHLON_IMAGES = {"imagesTr": "labelsTr", "imagesTs": None}

@@ -37,8 +37,8 @@ from scripts.data.cases import DECATHLON_IMAGES, NO_FILE, Case, find_cases, imag
 from scripts.data.dicom import series_file
 from scripts.data.splits import make_folds, patient_of, random_split
 from scripts.data.tables import DESCRIPTIONS, LISTS, read_table
-from scripts.errors import InputError
-from scripts.files import save_json
+from scripts.utils.errors import InputError
+from scripts.utils.files import save_json
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ def labeled_items(
     """Datalist for training and evaluation: the entries for inference, plus ``label`` and the values of the label map.
 
     The keys of the values are ``et_label``, ``edema_label`` and ``resection_cavity``. They are explained in
-    ``scripts.transforms.LabelsToRegionsd``.
+    ``scripts.data.transforms.LabelsToRegionsd``.
 
     Args:
         dataset_dir: folder of case folders. Cases without a segmentation are left out.
@@ -322,7 +322,7 @@ def select(datalist: dict[str, list[dict[str, Any]]], cases: str) -> list[dict[s
         [{'case': 'a'}]
         >>> select({}, "test")
         Traceback (most recent call last):
-        scripts.errors.InputError: --cases test: unknown; choose one of training, validation, all.
+        scripts.utils.errors.InputError: --cases test: unknown; choose one of training, validation, all.
     """
     if cases not in SELECTIONS:
         raise InputError(f"--cases {cases}: unknown; choose one of {', '.join(SELECTIONS)}.")

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from scripts.brats import IMAGE_SUFFIXES, SEQUENCE_TITLES, SEQUENCES
-from scripts.errors import InputError, one_line
+from scripts.utils.errors import InputError, one_line
 
 # A DICOM file has these bytes after 128 others.
 MAGIC = b"DICM"

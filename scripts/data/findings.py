@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from scripts.errors import InputError
+from scripts.utils.errors import InputError
 
 # Findings that stop a run, because its result would be absent or wrong.
 ERRORS = (

@@ -30,7 +30,7 @@ from nibabel.wrapstruct import WrapStructError
 from scripts.brats import CHANNEL_ORDER, IMAGE_SUFFIXES, ITK_SUFFIXES, NIFTI_SUFFIXES, SEQUENCES, sequences_told
 from scripts.data.cases import NO_FILE, image_files, resolve_image
 from scripts.data.dicom import arranged, is_dicom, series_of
-from scripts.errors import InputError, one_line
+from scripts.utils.errors import InputError, one_line
 
 # Errors that nibabel and ITK (RuntimeError) raise for a file that is no image, or only a part of one.
 UNREADABLE_IMAGE = (
@@ -48,6 +48,8 @@ UNREADABLE_IMAGE = (
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
 NOT_READABLE = "not a readable image"
+# How the header of a synthetic phantom describes it.
+PHANTOM_DESCRIPTION = "synthetic brain tumor phantom, not a patient"
 # The first bytes of a gzip file.
 GZIP_MAGIC = b"\x1f\x8b"
 
@@ -68,6 +70,11 @@ def _refusing(path: PathLike, fault: str) -> Iterator[None]:
         raise InputError(f"{path}: {fault} ({one_line(error)}); copy it again.", kind) from error
 
 
+def is_phantom(image: nib.Nifti1Image) -> bool:
+    """Whether the header of an image says that it shows a synthetic phantom."""
+    return bytes(image.header["descrip"].item()).decode("latin-1").startswith(PHANTOM_DESCRIPTION)
+
+
 def check_suffix(path: PathLike) -> None:
     """Refuse a file whose name does not end as that of an image in a format that is read. DICOM files have any name.
 
@@ -78,7 +85,7 @@ def check_suffix(path: PathLike) -> None:
         >>> check_suffix("p1_t1.nii.gz")
         >>> check_suffix("p1_t1.png")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        scripts.errors.InputError: p1_t1.png: not in a format that is read (.nii, .nii.gz, .mgh, ...); convert it ...
+        scripts.utils.errors.InputError: p1_t1.png: not in a format that is read (.nii, .nii.gz, .mgh, ...
     """
     if not str(path).lower().endswith(IMAGE_SUFFIXES) and not is_dicom(path):
         raise InputError(
@@ -102,7 +109,7 @@ def check_dimensions(path: PathLike, image: nib.Nifti1Image, channels: int = 0) 
     Example:
         >>> check_dimensions("a.nii", nib.Nifti1Image(np.zeros((2, 2, 2, 4), np.uint8), np.eye(4)))
         Traceback (most recent call last):
-        scripts.errors.InputError: a.nii: 4 dimensions instead of 3; give one file per sequence.
+        scripts.utils.errors.InputError: a.nii: 4 dimensions instead of 3; give one file per sequence.
     """
     if channels and image.shape[3:] != (channels,):
         raise InputError(
@@ -255,7 +262,7 @@ def voxels_of(image: nib.Nifti1Image, path: PathLike) -> np.ndarray:
     Example:
         >>> voxels_of(nib.Nifti1Image(np.ones((1, 1, 1), np.complex64), np.eye(4)), "p1_t1.nii")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        scripts.errors.InputError: p1_t1.nii: its voxels are complex numbers, not plain numbers; ...
+        scripts.utils.errors.InputError: p1_t1.nii: its voxels are complex numbers, not plain numbers; ...
     """
     with _refusing(path, "damaged"):
         voxels = np.asanyarray(image.dataobj)

@@ -18,8 +18,8 @@ from scripts.brats import case_name, patient_name, site_named
 from scripts.data.cases import image_files
 from scripts.data.images import read_image, voxels_of
 from scripts.data.tables import NAME_TABLES, Described, check_grades, read_name_table
-from scripts.errors import InputError
-from scripts.machine import processors
+from scripts.utils.errors import InputError
+from scripts.utils.machine import processors
 
 logger = logging.getLogger(__name__)
 

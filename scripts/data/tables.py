@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.brats import SEQUENCES, sequence_named, site_named
-from scripts.errors import InputError
+from scripts.utils.errors import InputError
 
 LISTS = ("training", "validation", "testing")
 DESCRIPTIONS = ("grade", "site")
@@ -159,7 +159,7 @@ def check_grades(case: str, first: Described, second: Described) -> None:
         >>> check_grades("p1", Described("HGG", "", "HGG/p1"), Described("", "CBICA", "name_mapping.csv"))
         >>> check_grades("p1", Described("HGG", "", "HGG/p1"), Described("LGG", "", "name_mapping.csv"))
         Traceback (most recent call last):
-        scripts.errors.InputError: name_mapping.csv: p1 is LGG here, but HGG by HGG/p1; correct one of them.
+        scripts.utils.errors.InputError: name_mapping.csv: p1 is LGG here, but HGG by HGG/p1; correct one of them.
     """
     if first.grade and second.grade and first.grade.lower() != second.grade.lower():
         raise InputError(

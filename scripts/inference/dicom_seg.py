@@ -11,9 +11,9 @@ import numpy as np
 from scripts.brats import CORE, CORE_LABEL, EDEMA, EDEMA_LABEL, ENHANCING
 from scripts.data.dicom import arranged, is_dicom, series_of
 from scripts.data.images import read_image, voxels_of
-from scripts.errors import InputError
-from scripts.files import replacing
-from scripts.run_record import bundle_version
+from scripts.utils.errors import InputError
+from scripts.utils.files import replacing
+from scripts.utils.run_json import bundle_version
 
 NAME = "brats_mri_panet_segmentation"
 SERIES_NUMBER = 9000  # far from the numbers that scanners give

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from monai.inferers import Inferer
 from monai.utils import ensure_tuple
-from scripts.distributed import unwrap
-from scripts.errors import InputError
-from scripts.files import load_torch
 from scripts.inference.inferers import MeanProbability
 from scripts.inference.openvino import OpenVINONetwork
+from scripts.utils.distributed import unwrap
+from scripts.utils.errors import InputError
+from scripts.utils.files import load_torch
 
 logger = logging.getLogger(__name__)
 

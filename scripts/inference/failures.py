@@ -16,10 +16,10 @@ from monai.engines import SupervisedEvaluator
 from monai.engines.workflow import Workflow
 from monai.handlers import from_engine
 from scripts.brats import case_name
-from scripts.distributed import rank, world_size
-from scripts.errors import InputError, WriteError, input_error_behind, one_line
-from scripts.files import save_json
-from scripts.run_record import RECORD_FILE, read_record
+from scripts.utils.distributed import rank, world_size
+from scripts.utils.errors import InputError, WriteError, input_error_behind, one_line
+from scripts.utils.files import save_json
+from scripts.utils.run_json import RECORD_FILE, read_record
 
 logger = logging.getLogger(__name__)
 

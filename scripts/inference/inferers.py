@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
 from monai.utils import convert_to_dst_type
-from scripts.errors import InputError
-from scripts.machine import computes_in
+from scripts.utils.errors import InputError
+from scripts.utils.machine import computes_in
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn as nn
 from monai.utils import ensure_tuple
-from scripts.errors import InputError
-from scripts.files import load_torch, replacing
 from scripts.networks.protocol import SegmentationNetwork, refuse_one_size
+from scripts.utils.errors import InputError
+from scripts.utils.files import load_torch, replacing
 from scripts.weights.record import weights_checksum
 
 if TYPE_CHECKING:

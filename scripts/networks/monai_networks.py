@@ -14,8 +14,8 @@ import monai.networks.nets as nets
 import torch
 import torch.nn as nn
 from monai.networks.nets.dynunet import DynUNetSkipLayer
-from scripts.errors import InputError
 from scripts.networks.blocks import LayerSpec
+from scripts.utils.errors import InputError
 
 # The loss knows the maps of these levels.
 LEVELS = ("level1", "level2", "level3")

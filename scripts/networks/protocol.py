@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from scripts.errors import InputError
+from scripts.utils.errors import InputError
 
 
 @runtime_checkable
@@ -70,7 +70,7 @@ def refuse_one_size(network: object, form: str) -> None:
         >>> network.exports_every_size = False
         >>> refuse_one_size(network, "torch.export")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        scripts.errors.InputError: Identity: torch.export would fix one size of images; trace it ... (docs/networks.md).
+        scripts.utils.errors.InputError: Identity: torch.export would fix one size of images; trace it ...
     """
     if not getattr(network, "exports_every_size", True):
         raise InputError(

@@ -35,8 +35,8 @@ from monai.transforms.traits import RandomizableTrait
 from scripts.data.cases import image_files, resolve_image
 from scripts.data.dicom import series_files
 from scripts.data.images import open_image
-from scripts.files import file_checksum
 from scripts.training.augmentation import device_step
+from scripts.utils.files import file_checksum
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ import torch
 from ignite.engine import Events
 from monai.engines.workflow import Workflow
 from scripts.brats import SEQUENCES
-from scripts.distributed import rank, unwrap
-from scripts.errors import InputError
-from scripts.files import load_torch, remove_unfinished, replacing
+from scripts.utils.distributed import rank, unwrap
+from scripts.utils.errors import InputError
+from scripts.utils.files import load_torch, remove_unfinished, replacing
 from scripts.weights.loading import weights_difference
 from scripts.weights.record import Record, record_file, save_weights
 from torch.optim.lr_scheduler import LRScheduler

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 from scripts.brats import SEQUENCES
-from scripts.errors import InputError
+from scripts.data.transforms import THRESHOLDS
 from scripts.networks import AttentionUNet, CascadedUNet, PriorAttentionNet
-from scripts.transforms import THRESHOLDS
+from scripts.utils.errors import InputError
 from scripts.weights.record import Record, imported, network_definition
 
 # Index of each of this bundle's outputs among the authors' exclusive classes: background, necrotic core, edema, ET.

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from monai.networks.utils import copy_model_state
 from monai.utils import ensure_tuple
-from scripts.distributed import launched_rank, rank, unwrap
-from scripts.errors import InputError
-from scripts.files import CONFIGS, load_torch
+from scripts.utils.distributed import launched_rank, rank, unwrap
+from scripts.utils.errors import InputError
+from scripts.utils.files import CONFIGS, load_torch
 from scripts.weights.record import Record, read_weights_record, refuse_other_use
 
 logger = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
-from scripts.errors import InputError
-from scripts.literals import shown
+from scripts.utils.errors import InputError
+from scripts.utils.literals import shown
 
 # MONAI adds these keys for --tracking mlflow.
 TRACKING = {"experiment_name", "is_not_rank0", "run_name", "save_execute_config", "tracking_uri"}
@@ -47,7 +47,7 @@ class Configuration:
     def content(self) -> dict[str, Any]:
         """All keys with their values as given, including overrides; empty outside a bundle's run.
 
-        Paths and names from a command (``scripts.literals``) are plain text.
+        Paths and names from a command (``scripts.utils.literals``) are plain text.
         """
         return dict(shown(self.source))
 

@@ -17,11 +17,11 @@ from typing import Any
 from monai.utils import ensure_tuple
 from scripts.data.cases import NO_FILE, image_files
 from scripts.data.datalist import LONGEST_NAME, is_plain_name, read_datalist
-from scripts.distributed import on_rank_zero
-from scripts.errors import InputError
-from scripts.files import keep_earlier, remove_unfinished
 from scripts.inference.writers import REGION_MAP_KINDS, map_files
-from scripts.run_record import CONFIG_FILE, RECORD_FILE, read_record
+from scripts.utils.distributed import on_rank_zero
+from scripts.utils.errors import InputError
+from scripts.utils.files import keep_earlier, remove_unfinished
+from scripts.utils.run_json import CONFIG_FILE, RECORD_FILE, read_record
 from scripts.workflow.configuration import Configuration
 from scripts.workflow.recipe import NOT_OF_THE_MAPS, changed_recipe
 
@@ -49,7 +49,7 @@ class Output:
         ...     _ = Path(folder, RECORD_FILE).write_text("{}")
         ...     Output(folder).refuse_used(dataset_dir="data")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        scripts.errors.InputError: ...: holds an earlier run; choose another --output_dir, or add --overwrite True ...
+        scripts.utils.errors.InputError: ...: holds an earlier run; choose another --output_dir, or add --overwrite ...
     """
 
     folder: str

@@ -21,13 +21,13 @@ from monai.transforms import Compose
 from monai.utils import ensure_tuple
 from scripts.brats import check_et_label
 from scripts.data.cases import image_files
-from scripts.data.checks import check_cases
 from scripts.data.datalist import Cohort, labeled_items, warn_of_shared_patients, write_datalist
-from scripts.distributed import on_rank_zero, rank, unwrap, world_size
-from scripts.errors import InputError
-from scripts.files import file_checksum, keep_earlier
-from scripts.run_record import CONFIG_FILE, read_record, write_record
+from scripts.data.inspection import check_cases
 from scripts.training.training_state import check_resumable, newest_state, remove_unfinished_state
+from scripts.utils.distributed import on_rank_zero, rank, unwrap, world_size
+from scripts.utils.errors import InputError
+from scripts.utils.files import file_checksum, keep_earlier
+from scripts.utils.run_json import CONFIG_FILE, read_record, write_record
 from scripts.weights.loading import check_weights, load_pretrained
 from scripts.weights.record import (
     Record,

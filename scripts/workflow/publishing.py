@@ -9,9 +9,9 @@ import logging
 import shutil
 from pathlib import Path
 
-from scripts.distributed import rank
-from scripts.files import keep_earlier, replacing
-from scripts.run_record import RECORD_FILE, read_record
+from scripts.utils.distributed import rank
+from scripts.utils.files import keep_earlier, replacing
+from scripts.utils.run_json import RECORD_FILE, read_record
 from scripts.weights.record import record_file
 from scripts.workflow.configuration import Configuration
 from scripts.workflow.recipe import changed_recipe

@@ -75,7 +75,7 @@ def changed_recipe(config: Mapping[str, Any], plain: Path, free: Collection[str]
     trains the network of inference.json and expects the weights in ``models``.
 
     Example:
-        >>> from scripts.files import CONFIGS, read_json
+        >>> from scripts.utils.files import CONFIGS, read_json
         >>> config = read_json(CONFIGS / "train.json")
         >>> changed_recipe(config | {"dataset_dir": "/data", "learning_rate": 0.1}, CONFIGS / "train.json")
         ['learning_rate']

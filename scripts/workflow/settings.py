@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from monai.inferers import Inferer
 from monai.utils import ensure_tuple
-from scripts.distributed import launched_rank, on_rank_zero, unwrap
-from scripts.errors import InputError, show_input_errors
-from scripts.files import CONFIGS
-from scripts.literals import shown
+from scripts.utils.distributed import launched_rank, on_rank_zero, unwrap
+from scripts.utils.errors import InputError, show_input_errors
+from scripts.utils.files import CONFIGS
+from scripts.utils.literals import shown
 from scripts.workflow.configuration import MLFLOW, TRACKING, Configuration, without_tracking
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def check_settings(configuration: Configuration) -> None:
         >>> parser = ConfigParser({"device": "cpu", "amp": "false"})
         >>> check_settings(Configuration(parser))
         Traceback (most recent call last):
-        scripts.errors.InputError: --amp false: write False, with a capital.
+        scripts.utils.errors.InputError: --amp false: write False, with a capital.
     """
     show_input_errors()
     config = configuration.source
@@ -193,9 +193,9 @@ def check_installed(name: str, target: str) -> None:
         InputError: a package is not installed; the message names it.
 
     Example:
-        >>> check_installed("loss#_target_", "lost.Loss")
+        >>> check_installed("loss#_target_", "lost.L")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        scripts.errors.InputError: loss#_target_ lost.Loss: needs the package lost, which is absent; pip install lost.
+        scripts.utils.errors.InputError: loss#_target_ lost.L: needs the package lost, which is absent; ...
     """
     if not re.match(r"[A-Za-z_]", target):
         # An expression or a reference has a value only after evaluation.
@@ -241,7 +241,7 @@ def check_device(device: Any) -> None:
     Example:
         >>> check_device("gpu")
         Traceback (most recent call last):
-        scripts.errors.InputError: --device gpu: no such device; write cpu, cuda, or cuda:<number>.
+        scripts.utils.errors.InputError: --device gpu: no such device; write cpu, cuda, or cuda:<number>.
     """
     if device is None or left_to_evaluation(device):
         return
@@ -328,9 +328,9 @@ def check_windows(network: torch.nn.Module, sizes: Mapping[str, Sequence[int]]) 
     Example:
         >>> network = torch.nn.Identity()
         >>> network.size_multiple = 16
-        >>> check_windows(network, {"patch_size": [100, 96]})
+        >>> check_windows(network, {"patch_size": [100, 96]})  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        scripts.errors.InputError: --patch_size [100, 96]: each must be a multiple of 16, and one of them at least 32.
+        scripts.utils.errors.InputError: --patch_size [100, 96]: each must be a multiple of 16, ...
     """
     multiple = int(getattr(unwrap(network), "size_multiple", 1))
 

@@ -24,7 +24,7 @@ from scripts.data.datalist import (
     warn_of_shared_patients,
     write_datalist,
 )
-from scripts.errors import InputError
+from scripts.utils.errors import InputError
 
 OLD = ("t1", "t2", "t1ce", "flair")
 NEW = ("t1n", "t2w", "t1c", "t2f")

@@ -18,7 +18,6 @@ import torch
 from monai.transforms import LoadImaged
 from scripts.brats import SEQUENCES
 from scripts.data.cases import find_cases, resolve_image
-from scripts.data.checks import check_case, check_cases
 from scripts.data.datalist import (
     complete_item,
     labeled_items,
@@ -28,8 +27,9 @@ from scripts.data.datalist import (
     write_datalist,
 )
 from scripts.data.images import LoadImageByReaderd, SequenceReader
-from scripts.errors import InputError, input_error_behind
-from scripts.transforms import LabelsToRegionsd, labels_to_regions
+from scripts.data.inspection import check_case, check_cases
+from scripts.data.transforms import LabelsToRegionsd, labels_to_regions
+from scripts.utils.errors import InputError, input_error_behind
 from workflows import SIZE, TRAINING_SIZE, bundle_run, voxels, write_decathlon
 
 SHAPE = (5, 6, 7)

@@ -19,16 +19,16 @@ from monai.data import ITKReader, PydicomReader
 from monai.transforms import Compose
 from pydicom.uid import RLELossless, generate_uid
 from scripts import check
-from scripts.benchmark.cohort import subset
 from scripts.brats import SEQUENCES
 from scripts.data.cases import find_cases, resolve_image
-from scripts.data.checks import check_case, check_cases
 from scripts.data.datalist import complete_item, every_item, labeled_items, split_datalist, unlabeled_items
 from scripts.data.dicom import Header, Series, choose, described, series_files, weighting_by_times
 from scripts.data.images import LoadImageByReaderd, SequenceReader, open_image, read_image, voxels_of
-from scripts.errors import InputError
+from scripts.data.inspection import check_case, check_cases
+from scripts.lab.benchmark.cohort import subset
 from scripts.networks import PriorAttentionNet
 from scripts.training.disk_cache import DiskCacheDataset
+from scripts.utils.errors import InputError
 from workflows import SIZE, TRAINING_SIZE, bundle_run
 
 SHAPE = (12, 10, 7)

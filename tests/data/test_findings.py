@@ -18,8 +18,8 @@ import pytest
 from conftest import shared_data
 from dicom_series import write_case
 from scripts import check
-from scripts.data.checks import PREPARATION_PAGE
 from scripts.data.findings import ERRORS, WARNINGS, Findings
+from scripts.data.inspection import PREPARATION_PAGE
 from workflows import ROOT
 
 SHAPE = (40, 48, 40)

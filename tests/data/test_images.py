@@ -9,10 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 from monai.transforms import LoadImaged
-from scripts.data.checks import check_case, check_cases
 from scripts.data.datalist import labeled_items
 from scripts.data.images import LoadImageByReaderd, SequenceReader, in_lps, open_image, read_image, voxels_of
-from scripts.errors import InputError
+from scripts.data.inspection import check_case, check_cases
+from scripts.utils.errors import InputError
 
 SHAPE = (7, 9, 5)
 FORMATS = (".nii", ".nii.gz", ".mgh", ".mgz", ".nrrd", ".mha", ".mhd")

@@ -11,8 +11,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from scripts.data.checks import check_cases
 from scripts.data.datalist import labeled_items
+from scripts.data.inspection import check_cases
 from workflows import TRAINING_SIZE, bundle_run, initialized, rows, voxels
 
 # The shifts are not whole voxels, and binary numbers cannot express them exactly.

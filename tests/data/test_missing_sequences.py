@@ -10,10 +10,10 @@ import pytest
 import torch
 from scripts.brats import SEQUENCES
 from scripts.data.cases import NO_FILE
-from scripts.data.checks import check_cases
 from scripts.data.datalist import labeled_items, unlabeled_items
 from scripts.data.images import LoadImageByReaderd, SequenceReader
-from scripts.errors import InputError, input_error_behind
+from scripts.data.inspection import check_cases
+from scripts.utils.errors import InputError, input_error_behind
 from workflows import SIZE, bundle_run, rows, voxels
 
 

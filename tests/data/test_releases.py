@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from monai.transforms import Compose
 from scripts.brats import CHANNEL_ORDER, SEQUENCES
-from scripts.data.checks import check_cases
 from scripts.data.datalist import labeled_items, unlabeled_items
 from scripts.data.images import LoadImageByReaderd, SequenceReader
-from scripts.errors import InputError
-from scripts.transforms import LabelsToRegionsd
+from scripts.data.inspection import check_cases
+from scripts.data.transforms import LabelsToRegionsd
+from scripts.utils.errors import InputError
 
 OLD = dict(zip(SEQUENCES, ("_t1", "_t2", "_t1ce", "_flair"), strict=True))
 NEW = dict(zip(SEQUENCES, ("-t1n", "-t2w", "-t1c", "-t2f"), strict=True))

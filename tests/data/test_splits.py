@@ -17,7 +17,7 @@ from scripts.data import splits
 from scripts.data.datalist import labeled_items, read_datalist, split_datalist, write_datalist
 from scripts.data.splits import et_size, make_folds, patient_of
 from scripts.data.tables import read_name_table
-from scripts.errors import InputError
+from scripts.utils.errors import InputError
 
 QUICK = settings(max_examples=60, deadline=None, derandomize=True)
 PATIENT = st.tuples(

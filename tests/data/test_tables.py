@@ -8,10 +8,10 @@ import re
 import numpy as np
 import pytest
 from scripts.data.cases import NO_FILE
-from scripts.data.checks import check_files
 from scripts.data.datalist import labeled_items, read_datalist, split_datalist, unlabeled_items, write_datalist
+from scripts.data.inspection import check_files
 from scripts.data.tables import read_table
-from scripts.errors import InputError
+from scripts.utils.errors import InputError
 from workflows import SIZE, bundle_run, voxels
 
 HEADER = "case,t1,t1ce,t2,flair,label,et_label,edema_label"

@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from ignite.engine import Engine
-from scripts.errors import InputError, WriteError, input_error_behind
 from scripts.inference.background import BackgroundCompose
 from scripts.inference.failures import CaseFailures
 from scripts.inference.inferers import BrainWindowInferer
+from scripts.utils.errors import InputError, WriteError, input_error_behind
 from workflows import SIZE, bundle_run, initialized
 
 WINDOWS = {**SIZE, "roi_size": [32, 32, 32], "num_workers": 1}

@@ -8,9 +8,9 @@ import pytest
 import torch
 from monai.inferers import SimpleInferer, SlidingWindowInferer
 from monai.transforms import Activationsd, MeanEnsembled
-from scripts.errors import InputError
 from scripts.inference import ensembles
 from scripts.inference.ensembles import EnsembleInferer
+from scripts.utils.errors import InputError
 from tiny import ARGUMENTS, PriorAttentionNet, small_network
 
 

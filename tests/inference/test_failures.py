@@ -14,10 +14,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from scripts.errors import InputError, input_error_behind
 from scripts.inference.inferers import BrainWindowInferer
 from scripts.inference.writers import SaveImageByCased
 from scripts.networks import PriorAttentionNet
+from scripts.utils.errors import InputError, input_error_behind
 from scripts.workflow.output import earlier_cases
 from tiny import record
 from workflows import CHANNELS, SIZE, TRAINING_SIZE, bundle_run, rows, voxels

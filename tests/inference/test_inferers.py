@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.inferers import SimpleInferer, SlidingWindowInferer
-from scripts.errors import InputError
 from scripts.inference.inferers import (
     BACKGROUND_LOGIT,
     BrainWindowInferer,
@@ -21,6 +20,7 @@ from scripts.inference.inferers import (
     FlipInferer,
     WholeVolumeInferer,
 )
+from scripts.utils.errors import InputError
 from torch._dynamo.backends.common import aot_autograd
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 

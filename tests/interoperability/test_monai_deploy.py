@@ -82,7 +82,7 @@ def test_torchscript_with_its_scripts_beside_gives_what_the_bundles_own_run_give
         monkeypatch.delitem(sys.modules, name)
     name, image = patient(cohort, deploy.Image)
     result = compute(deploy, model, image, loaded_by_the_application)
-    assert Path(sys.modules["scripts.transforms"].__file__).is_relative_to(tmp_path / "app")
+    assert Path(sys.modules["scripts.data.transforms"].__file__).is_relative_to(tmp_path / "app")
     assert np.array_equal(result, voxels(segmentation / f"{name}.nii.gz"))
     assert result.any()
 
@@ -100,7 +100,7 @@ def test_the_bundles_folder_gives_what_its_own_run_gives(
     name, image = patient(cohort, deploy.Image)
     result = compute(deploy, fresh_bundle, image, False)
     # The operator finds the scripts of the folder by itself.
-    assert Path(sys.modules["scripts.transforms"].__file__).is_relative_to(fresh_bundle)
+    assert Path(sys.modules["scripts.data.transforms"].__file__).is_relative_to(fresh_bundle)
     assert np.array_equal(result, voxels(segmentation / f"{name}.nii.gz"))
 
 

@@ -39,7 +39,7 @@ def test_inference_gives_what_the_bundles_own_run_gives(inference_task, bundle, 
     request = {"image": str(image), "device": "cpu", "result_extension": ".nii.gz", "result_dtype": "uint8"}
     file, answer = task(request)
     # The scripts come from this bundle and from no other place.
-    assert Path(sys.modules["scripts.transforms"].__file__).is_relative_to(bundle)
+    assert Path(sys.modules["scripts.data.transforms"].__file__).is_relative_to(bundle)
     result, wanted = nib.load(file), nib.load(segmentation / f"{case.name}.nii.gz")
     assert np.array_equal(voxels(Path(file)), voxels(segmentation / f"{case.name}.nii.gz"))
     assert np.allclose(result.affine, wanted.affine)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scripts.errors import InputError
 from scripts.export_program import export_network
-from scripts.losses import PriorAttentionLoss
+from scripts.lab.complexity import parameters
 from scripts.networks import AttentionUNet, CascadedUNet, DynUNet, PriorAttentionNet, SegResNet, SwinUNETR
-from scripts.networks.complexity import parameters
 from scripts.networks.protocol import SegmentationNetwork, refuse_one_size
+from scripts.training.losses import PriorAttentionLoss
+from scripts.utils.errors import InputError
 from scripts.weights.authors import convert
 from tiny import GOLDEN, golden_input
 

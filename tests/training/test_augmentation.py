@@ -22,9 +22,9 @@ from monai.transforms import (
     RandSpatialCropd,
     ToDeviced,
 )
+from scripts.data.transforms import RandDropSequenced
 from scripts.training.augmentation import AugmentBatch, EachSequenced, RandFastElasticd, device_step, gaussian_basis
 from scripts.training.reproducibility import SeededCompose
-from scripts.transforms import RandDropSequenced
 
 AUTHORS = {
     "sigma_range": (1, 20),

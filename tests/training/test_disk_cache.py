@@ -32,9 +32,9 @@ from monai.transforms import (
     SpatialPadd,
     ToDeviced,
 )
-from scripts.benchmark import pipeline
 from scripts.data.datalist import labeled_items
 from scripts.data.images import LoadImageByReaderd, SequenceReader
+from scripts.lab.benchmark import pipeline
 from scripts.training import disk_cache
 from scripts.training.disk_cache import GB, ArrayCache, CacheEstimate, DiskCacheDataset, describe, loader_bytes
 from scripts.training.reproducibility import SeededCompose
@@ -226,7 +226,8 @@ def test_keys_do_not_depend_on_the_readers_that_monai_finds(items, tmp_path, mon
 
 def test_keys_are_the_same_in_every_process(small_cohort, tmp_path):
     code = (
-        "import json; from scripts.benchmark.pipeline import dataset; from scripts.data.datalist import labeled_items; "
+        "import json; from scripts.lab.benchmark.pipeline import dataset; "
+        "from scripts.data.datalist import labeled_items; "
         f"items = labeled_items({str(small_cohort)!r}); "
         f"made = dataset(['train.json', 'train_cached.yaml'], items, cache_dir={str(tmp_path)!r}); "
         "print(json.dumps([made.recipe, made.key(items[0])]))"
@@ -419,9 +420,9 @@ def test_the_overlay_caches_what_train_json_does_before_its_patches():
         for config in (plain, cached)
     )
     # The cached part checks the labels once, so the step that makes regions of them need not check.
-    check = next(step for step in after if step["_target_"] == "scripts.transforms.CheckLabelsd")
+    check = next(step for step in after if step["_target_"] == "scripts.data.transforms.CheckLabelsd")
     after.remove(check)
-    regions = next(step for step in after if step["_target_"] == "scripts.transforms.LabelsToRegionsd")
+    regions = next(step for step in after if step["_target_"] == "scripts.data.transforms.LabelsToRegionsd")
     assert regions.pop("check") is False and check == {**regions, "_target_": check["_target_"]}
     crop = [step["_target_"] for step in before].index("RandSpatialCropd")
     assert after[: crop + 1] == before[: crop + 1]

@@ -13,14 +13,14 @@ import pytest
 import torch
 import torch.nn as nn
 from monai.inferers import SimpleInferer
-from scripts.errors import InputError
 from scripts.inference.inferers import CompiledInferer, FlipInferer, MixedPrecisionInferer
-from scripts.losses import PriorAttentionLoss
-from scripts.machine import computes_in
 from scripts.networks import PriorAttentionNet
 from scripts.networks.blocks import ConvNorm, InstanceNorm3d
 from scripts.networks.resize import resize_like
+from scripts.training.losses import PriorAttentionLoss
 from scripts.training.reproducibility import choose_algorithms
+from scripts.utils.errors import InputError
+from scripts.utils.machine import computes_in
 
 CHANNELS = (4, 8, 8, 12, 16)
 SIZE = 64

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from scripts.errors import input_error_behind
 from scripts.networks import PriorAttentionNet
+from scripts.utils.errors import input_error_behind
 from workflows import CHANNELS, SIZE, bundle_run
 
 NAME = "BraTS20_Training_001"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from scripts.errors import input_error_behind
+from scripts.utils.errors import input_error_behind
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from workflows import CONFIGS, ROOT, TRAINING_SIZE, bundle_run, command, files
 

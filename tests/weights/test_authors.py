@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from scripts.errors import InputError
 from scripts.import_checkpoint import main
 from scripts.networks import AttentionUNet, CascadedUNet, PriorAttentionNet
+from scripts.utils.errors import InputError
 from scripts.weights.authors import convert, read_state_dict
 from scripts.weights.loading import check_weights
 from scripts.weights.record import read_weights_record

@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 from scripts import average_weights
-from scripts.errors import InputError
-from scripts.transforms import THRESHOLDS
+from scripts.data.transforms import THRESHOLDS
+from scripts.utils.errors import InputError
 from scripts.weights.record import read_weights_record, save_weights, trained_on
 
 START = {"checksum": "start", "trained_on": trained_on(0, 8)}

@@ -8,7 +8,7 @@ import re
 
 import pytest
 import torch
-from scripts.errors import InputError
+from scripts.utils.errors import InputError
 from scripts.weights.loading import check_weights, find_model_file, weights_difference
 from tiny import small_network
 

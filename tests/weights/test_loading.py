@@ -8,8 +8,8 @@ import logging
 
 import pytest
 import torch
-from scripts.errors import InputError
 from scripts.networks import PriorAttentionNet
+from scripts.utils.errors import InputError
 from scripts.weights.loading import load_pretrained
 
 CHANNELS = [4, 4, 4, 4, 8]

@@ -14,9 +14,9 @@ import pytest
 import torch
 from monai.networks.nets import SegResNet
 from monai.transforms import Compose, CropForegroundd, NormalizeIntensity, NormalizeIntensityd, Spacingd, SpatialPadd
-from scripts.errors import InputError, input_error_behind
+from scripts.data.transforms import THRESHOLDS, BrainSpacingd
 from scripts.networks import PriorAttentionNet
-from scripts.transforms import THRESHOLDS, BrainSpacingd
+from scripts.utils.errors import InputError, input_error_behind
 from scripts.weights.loading import check_weights
 from scripts.weights.record import (
     check_start,

@@ -4,7 +4,7 @@
 
 import pytest
 from monai.bundle import ConfigParser
-from scripts.errors import InputError
+from scripts.utils.errors import InputError
 from scripts.workflow.configuration import Configuration, running_configuration, without_tracking
 from workflows import initialized
 

@@ -26,18 +26,18 @@ from monai.transforms import Compose, NormalizeIntensityd
 from scripts import command
 from scripts.brats import SEQUENCES
 from scripts.data.datalist import LONGEST_NAME, read_datalist
-from scripts.errors import InputError, input_error_behind, printable
-from scripts.literals import literal, shown
+from scripts.data.transforms import THRESHOLDS
 from scripts.networks import PriorAttentionNet
+from scripts.patients import segmentation
+from scripts.patients.segmentation import Options, segment
 from scripts.report import main as report
-from scripts.run_record import read_record
 from scripts.segment import main as segment_command
-from scripts.transforms import THRESHOLDS
+from scripts.utils.errors import InputError, input_error_behind, printable
+from scripts.utils.literals import literal, shown
+from scripts.utils.run_json import read_record
 from scripts.weights.record import read_weights_record, save_weights, weights_settings
-from scripts.workflow import segmentation
 from scripts.workflow.configuration import Configuration
 from scripts.workflow.output import Output, refuse_missing_maps
-from scripts.workflow.segmentation import Options, segment
 from scripts.workflow.settings import check_path
 from workflows import bundle_run
 

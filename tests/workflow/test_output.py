@@ -6,7 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from scripts.data.datalist import labeled_items, split_datalist, unlabeled_items
-from scripts.errors import InputError
+from scripts.utils.errors import InputError
 from scripts.workflow.output import Output
 from tiny import contents, evaluate, prepare
 

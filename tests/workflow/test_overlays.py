@@ -9,9 +9,9 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.inferers import SlidingWindowInferer
-from scripts.errors import InputError, input_error_behind
 from scripts.inference.ensembles import EnsembleInferer
 from scripts.inference.inferers import BrainWindowInferer, FlipInferer, MixedPrecisionInferer, WholeVolumeInferer
+from scripts.utils.errors import InputError, input_error_behind
 from scripts.workflow.settings import weights_readers
 from tiny import small_network
 from workflows import CHANNELS, TRAINING_SIZE, bundle_run, files, initialized

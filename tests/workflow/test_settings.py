@@ -6,7 +6,7 @@ import importlib.util
 
 import pytest
 import torch
-from scripts.errors import InputError
+from scripts.utils.errors import InputError
 from scripts.workflow.settings import check_settings, check_windows
 from tiny import configuration, small_network
 
@@ -129,7 +129,9 @@ def test_a_part_whose_package_is_absent_is_refused(target, package, monkeypatch)
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "mlflow" else found(name))
     with pytest.raises(InputError) as caught:
-        check_settings(configuration({"train": {"handlers": [{"_target_": "scripts.losses"}, {"_target_": target}]}}))
+        check_settings(
+            configuration({"train": {"handlers": [{"_target_": "scripts.training.losses"}, {"_target_": target}]}})
+        )
     assert str(caught.value) == (
         f"train#handlers#1#_target_ {target}: needs the package {package}, which is absent; pip install {package}."
     )

@@ -1,0 +1,543 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of the data before long work starts.
+
+A fault that is found here costs seconds instead of hours. The ``run`` list of a workflow calls ``check_cases`` before
+its engine, and ``python -m scripts.check`` reports the same findings. Constructing a workflow calls nothing here. So a
+bundle without data can be loaded and inspected, and a caller can give it other data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from scripts.brats import (
+    CHANNEL_ORDER,
+    ET_LABELS,
+    OTHER_TUMORS,
+    SEQUENCES,
+    check_label_values,
+    other_tumor,
+    released_file,
+    sequence_named,
+)
+from scripts.data.cases import LOOKED_FOR, NO_FILE, find_cases, image_files, missing_sequences
+from scripts.data.dicom import Choice
+from scripts.data.findings import NOT_PREPARED, Finding, Findings
+from scripts.data.images import is_phantom, read_image, voxels_of
+from scripts.data.plausibility import doubt_images, doubt_label
+from scripts.data.splits import by_patient, patient_of
+from scripts.utils.errors import InputError
+from scripts.utils.machine import available_memory, container_memory, processors
+
+logger = logging.getLogger(__name__)
+
+PREPARATION_PAGE = "docs/prepare.md"
+# The BraTS preprocessing resamples to this spacing. A network that was trained on it knows no other scale.
+EXPECTED_SPACING_MM = 1.0
+
+# Reading a case takes at most this many bytes: four float32 sequences on the BraTS grid, one of them unpacked and as an
+# array, and masks.
+MEMORY_PER_CASE = 700e6
+
+# Names of cases become names of files. These characters make no trouble in any file system or shell.
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class CheckedCase:
+    """What the check of one case found.
+
+    Attributes:
+        phantom: the header says that the case is a synthetic phantom.
+        findings: what is wrong or doubtful.
+        et_values: the values of ET (3 or 4) in its label map.
+        checksum: of the voxels of the first image; empty if it could not be read.
+    """
+
+    phantom: bool
+    findings: list[Finding] = field(default_factory=list)
+    et_values: frozenset[int] = frozenset()
+    checksum: str = ""
+
+
+def check_grid(path: str, image: nib.Nifti1Image, first_path: str, first: nib.Nifti1Image, label: bool = False) -> bool:
+    """Check that a file of a case has the same grid as the first file of the case.
+
+    Args:
+        path: the file, for the message.
+        image: its image.
+        first_path: the first file of the case, for the message.
+        first: image of the first file.
+        label: the file is a label map, whose origin may differ.
+
+    Returns:
+        Whether the origin is the same, too.
+
+    Raises:
+        InputError: the grids differ in shape or affine.
+
+    Example:
+        >>> first, other = (nib.Nifti1Image(np.zeros(size, np.uint8), np.eye(4)) for size in ((4, 4, 4), (4, 4, 5)))
+        >>> check_grid("p1_t1ce.nii", first, "p1_t1.nii", first)
+        True
+        >>> check_grid("p1_t2.nii", other, "p1_t1.nii", first)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        scripts.utils.errors.InputError: p1_t2.nii: its grid (shape (4, 4, 5)) differs from that of p1_t1.nii ...
+    """
+    same_axes = image.shape[:3] == first.shape[:3] and np.allclose(image.affine[:3, :3], first.affine[:3, :3])
+    # The check is as strict as MONAI, which stacks the sequences and would stop at a difference.
+    if same_axes and np.allclose(image.affine, first.affine):
+        return True
+    if label and same_axes:
+        # BraTS 2017 holds such label maps. No transform uses the origins to align image and label map.
+        return False
+    raise InputError(
+        f"{path}: its grid (shape {image.shape}) differs from that of {first_path} (shape {first.shape}), "
+        "or lies elsewhere; co-register and resample all sequences to one grid.",
+        "label map on another grid" if label else "different grids",
+    )
+
+
+def check_case(item: Mapping[str, Any], channel_order: Sequence[str] = CHANNEL_ORDER) -> CheckedCase:
+    """Read each file of a case once and completely, and check it.
+
+    All files must have one grid, no sequence may be empty, and the label map may hold only the values of its release.
+    ``scripts.data.plausibility`` adds doubts about images that are sound in themselves.
+
+    Args:
+        item: the datalist entry of the case.
+        channel_order: the sequences in the order of the channels of a four-dimensional file.
+    """
+    found = Findings(str(item["case"]))
+    image, four_dimensional = item["image"], isinstance(item["image"], str | Path)
+    paths = [str(image)] if four_dimensional else [str(path) for path in image]
+    # A list may name one file for two sequences, which is then found to be the same image twice.
+    given = [(sequence, path) for sequence, path in zip(SEQUENCES, paths, strict=False) if path != NO_FILE]
+    first: tuple[str, nib.Nifti1Image] | None = None
+    checksum = ""
+    images: dict[str, np.ndarray] = {}
+    files: dict[str, str] = {}
+    for sequence, path in given:
+        with found.collecting():
+            opened = read_image(path, len(SEQUENCES) if four_dimensional else 0)
+            if first is None:
+                first = path, opened
+                check_spacing(found, path, opened)
+            check_grid(path, opened, *first)
+            voxels = voxels_of(opened, path)
+            if opened is first[1]:
+                # In NIfTI files the first axis runs fastest, so this order needs no copy voxel by voxel.
+                checksum = hashlib.sha256(voxels.tobytes(order="F")).hexdigest()
+            check_image(path, voxels)
+            if four_dimensional:
+                images = {name: voxels[..., number] for number, name in enumerate(channel_order)}
+                files = {name: f"{path}, channel {number}" for number, name in enumerate(channel_order)}
+            else:
+                images[sequence], files[sequence] = voxels, path
+    et_values: set[int] = set()
+    brain = doubt_images(found, images, files, first[1]) if first is not None and images else None
+    if "label" in item:
+        path, et = str(item["label"]), int(item["et_label"])
+        with found.collecting():
+            label = read_image(path)
+            voxels = voxels_of(label, path)
+            # Few voxels are not 0, and only those need sorting.
+            values = np.unique(voxels[voxels != 0])
+            et_values = {value for value in ET_LABELS if value in values}
+            if first is not None and not check_grid(path, label, *first, label=True):
+                found.add(
+                    "other origin of a label map",
+                    f"{path}: its origin differs from the images' origin, but its shape and axes are equal; it is "
+                    "matched to the images voxel by voxel.",
+                )
+            check_label_values(values, et, path, bool(item.get("resection_cavity", 0)))
+            if brain is not None:
+                doubt_label(found, images, files, brain, voxels, path, et)
+    return CheckedCase(first is not None and is_phantom(first[1]), found.list, frozenset(et_values), checksum)
+
+
+def check_spacing(found: Findings, path: str, image: nib.Nifti1Image) -> None:
+    """Add a finding if the voxels of an image are not those that the network knows."""
+    spacing = image.header.get_zooms()[:3]
+    if not np.allclose(spacing, EXPECTED_SPACING_MM, atol=0.05):
+        found.add(
+            "other voxel size",
+            f"{path}: voxels of {' x '.join(f'{mm:g}' for mm in spacing)} mm; the network expects BraTS preprocessing "
+            "(1 mm, skull-stripped).",
+        )
+
+
+def check_image(path: str, voxels: np.ndarray) -> None:
+    """Check that no sequence in a file is empty or constant and that every voxel is finite.
+
+    Args:
+        path: the file, for the message.
+        voxels: voxels of one sequence, (*size), or of several, (*size, channel).
+
+    Raises:
+        InputError: a sequence is 0 everywhere, all its other voxels have one value, or a voxel is not finite.
+
+    Example:
+        >>> check_image("p1_t1.nii", np.array([[[0, 300, 0, 250]]]))
+        >>> check_image("p1_t2.nii", np.zeros((1, 1, 4)))
+        Traceback (most recent call last):
+        scripts.utils.errors.InputError: p1_t2.nii: empty, every voxel is 0; export the sequence again.
+    """
+    channels = np.moveaxis(voxels, -1, 0) if voxels.ndim == 4 else voxels[None]
+    # In the order of the memory, a voxel takes a fraction of the time.
+    flat = [channel.ravel(order="K") for channel in channels]
+    insides = [channel[channel != 0] for channel in flat]
+    for number, inside in sorted(enumerate(insides), key=lambda pair: len(pair[1])):
+        where = f"channel {number} is " if voxels.ndim == 4 else ""
+        if not inside.size:
+            raise InputError(f"{path}: {where}empty, every voxel is 0; export the sequence again.", "empty image")
+        if not np.isfinite(inside).all():
+            raise InputError(
+                f"{path}: holds voxels that are no finite numbers; export the sequence again.", "no finite numbers"
+            )
+        if inside.size > 1 and inside.min() == inside.max():
+            raise InputError(
+                f"{path}: {where}constant, every voxel that is not 0 is {inside[0]:g}; export the sequence again.",
+                "constant image",
+            )
+
+
+def reading_threads() -> int:
+    """Number of cases to read at the same time: one for each processor, or fewer if memory is short."""
+    return max(1, min(processors(), int(min(available_memory(), container_memory()) / MEMORY_PER_CASE)))
+
+
+def check_channel_order(item: Mapping[str, Any], channel_order: Sequence[str]) -> None:
+    """Refuse a four-dimensional file if its dataset states another order of channels than the setting.
+
+    The Medical Segmentation Decathlon states the order as ``modality`` in the file ``dataset.json`` beside
+    ``imagesTr``. Without such a file the setting alone decides.
+
+    Args:
+        item: the datalist entry of a case.
+        channel_order: the setting.
+
+    Raises:
+        InputError: the two orders differ, or the names in the file are not the four sequences.
+    """
+    stated = Path(image_files(item["image"])[0]).parent.parent / "dataset.json"
+    if not isinstance(item["image"], str | Path) or not stated.is_file():
+        return
+    try:
+        modality = json.loads(stated.read_text(encoding="utf-8"))["modality"]
+        order = [str(modality[str(number)]) for number in range(len(modality))]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    known = [sequence_named(name) for name in order]
+    if None in known or sorted(map(str, known)) != sorted(SEQUENCES):
+        raise InputError(
+            f"{stated}: the channels are {', '.join(order)}, and not each of {', '.join(SEQUENCES)} once; write these "
+            f"names there, or, if --channel_order ({', '.join(channel_order)}) is right, move that file away.",
+            "contradicting order of channels",
+        )
+    if known != list(channel_order):
+        raise InputError(
+            f"{stated}: the channels are {', '.join(order)}, but --channel_order says {', '.join(channel_order)}; "
+            f'set --channel_order "{known}".',
+            "contradicting order of channels",
+        )
+
+
+def check_files(
+    items: Sequence[Mapping[str, Any]],
+    dataset_dir: str | Path | None,
+    datalist_file: str | Path | None = None,
+    channel_order: Sequence[str] = CHANNEL_ORDER,
+    may_lack: int = 0,
+) -> list[Finding]:
+    """What is wrong with the names and the number of files, before any image is read. The arguments are those of
+    ``check_cases``."""
+    findings: list[Finding] = []
+    incomplete: set[str] = set()
+    for case in find_cases(dataset_dir) if datalist_file is None and dataset_dir is not None else []:
+        found = Findings(case.name)
+        if len(case.missing) > may_lack:
+            series = f"found {case.choice}; name it in a --datalist_file, " if case.choice else ""
+            found.add(
+                "missing sequence",
+                f"{case.folder}: incomplete, there is no {' and no '.join(case.missing)}; {series}{_bearable(may_lack)}"
+                "add it, or move the folder away.",
+            )
+            incomplete.add(case.name)
+        elif case.choice:
+            _show_choice(found, case.folder, case.choice)
+        if case.doubled:
+            found.add(
+                "doubled file", f"{case.doubled[0]}: {case.name} has this image twice; keep one of the two files."
+            )
+        findings += found.list
+    names: dict[str, str] = {}
+    said = {finding.message for finding in findings}
+    for item in items:
+        # A datalist may hold the same case on both sides of the split, to test whether a network can learn it.
+        file, name = image_files(item["image"])[0], str(item["case"])
+        found = Findings(name)
+        if names.get(name, file) != file:
+            found.add(
+                "doubled case name",
+                f"{file}: the case {name} is also in {Path(names[name]).parent}; "
+                "results are named after cases, so keep only one of them.",
+            )
+        elif name not in names:
+            absent = missing_sequences(item["image"])
+            if len(absent) > may_lack and name not in incomplete:
+                found.add(
+                    "missing sequence",
+                    f"{file}: {name} lacks {' and '.join(absent)}; {_bearable(may_lack)}add it, or leave the case out.",
+                )
+            elif absent and len(absent) <= may_lack:
+                found.add(
+                    "borne missing sequence",
+                    f"{name} lacks {' and '.join(absent)}. The weights were trained to bear this, but the result is "
+                    "worse than with all sequences.",
+                )
+            if not PLAIN_NAME.fullmatch(name):
+                found.add(
+                    "odd name",
+                    f"{file}: the name of the case ({name!r}) has characters that some programs do not take; rename it "
+                    "with letters, digits, '.', '_' and '-'.",
+                )
+            with found.collecting():
+                check_channel_order(item, channel_order)
+        names[name] = file
+        # The order of channels is the same fault in every case.
+        findings += [one for one in found.list if one.message not in said]
+        said |= {one.message for one in found.list}
+    return findings + _of_patients(items) + _of_other_tumors(names)
+
+
+def _show_choice(found: Findings, folder: Path, choice: Choice) -> None:
+    if choice.several:
+        found.add(
+            "several series of a sequence",
+            f"{folder}: {choice}; to take another series, name its file in a --datalist_file.",
+        )
+    else:
+        logger.info("%s: %s", folder, choice)
+    for series, other in choice.scattered:
+        found.add(
+            "series in several folders",
+            f"{series.first.file}: {series} has files in {Path(other.first.file).parent}, too; put all of its files "
+            "into one folder, once.",
+        )
+    for fit in choice.chosen.values():
+        if fit.doubt:
+            found.add("contradicting contrast agent", f"{folder}: {fit.doubt}; look at the image.")
+
+
+def _of_patients(items: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    cases = {str(item["case"]): dict(item) for item in items}
+    several = [visits for visits in by_patient(list(cases.values())) if len(visits) > 1]
+    if not several:
+        return []
+    visits = [str(item["case"]) for item in several[0]]
+    return [
+        Finding(
+            "one patient in several cases",
+            visits[0],
+            f"{len(several)} patient{'s have' if len(several) > 1 else ' has'} several cases, such as "
+            f"{patient_of(several[0][0])} ({', '.join(visits[:3])}); their scores are not independent, and splits keep "
+            "them together.",
+        )
+    ]
+
+
+def _of_other_tumors(names: Iterable[str]) -> list[Finding]:
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        if kind := other_tumor(name):
+            kinds.setdefault(kind, []).append(name)
+    return [
+        Finding(
+            "other tumor",
+            cases[0],
+            f"{cases[0] if len(cases) == 1 else f'{cases[0]} and {len(cases) - 1} more'}: the name says "
+            f"{OTHER_TUMORS[kind]}; the weights of this bundle and its reading of label values are for gliomas.",
+        )
+        for kind, cases in kinds.items()
+    ]
+
+
+def compare_cases(items: Sequence[Mapping[str, Any]], checked: Sequence[CheckedCase]) -> list[Finding]:
+    """What is wrong with cases together that are sound one by one.
+
+    Args:
+        items: the datalist entries.
+        checked: the result of ``check_case`` for each.
+    """
+    findings: list[Finding] = []
+    first: dict[str, Mapping[str, Any]] = {}
+    releases: dict[str, dict[int, list[str]]] = {}
+    for item, case in zip(items, checked, strict=True):
+        other = first.setdefault(case.checksum, item)
+        if case.checksum and other["case"] != item["case"]:
+            findings.append(
+                Finding(
+                    "same image twice",
+                    str(item["case"]),
+                    f"{image_files(item['image'])[0]}: the same image as {image_files(other['image'])[0]} of another "
+                    "case; keep one of the two cases.",
+                )
+            )
+        release = released_file(str(item.get("label", "")))
+        if release and len(case.et_values) == 1:
+            values = releases.setdefault(release.release.name, {})
+            values.setdefault(next(iter(case.et_values)), []).append(str(item["case"]))
+    for release_name, values in releases.items():
+        if len(values) > 1:
+            (few, cases), (most, others) = sorted(values.items(), key=lambda pair: len(pair[1]))
+            findings.append(
+                Finding(
+                    "ET 3 and 4 mixed",
+                    cases[0],
+                    f"{cases[0]}: label maps named as in {release_name} hold {few} in {len(cases)} cases and {most} in "
+                    f"{len(others)}; ET has one value in a release, so correct the label maps, or name the values of "
+                    "each case in a --datalist_file.",
+                )
+            )
+    return findings
+
+
+def read_cases(
+    items: Sequence[Mapping[str, Any]], cases: str = "cases", channel_order: Sequence[str] = CHANNEL_ORDER
+) -> list[CheckedCase]:
+    """Check each item by ``check_case``, on all processors that this process may use, with a progress bar."""
+    # Without a terminal a progress bar would only leave empty lines in the log.
+    quiet = not sys.stderr.isatty()
+    # Decompression releases the interpreter's lock, so threads use all cores.
+    pool = ThreadPoolExecutor(reading_threads())
+    try:
+        done = pool.map(lambda item: check_case(item, channel_order), items)
+        step = f"Reading {len(items)} {cases}"
+        return list(track(done, step, len(items), console=Console(stderr=True), transient=True, disable=quiet))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def examine(
+    items: Sequence[Mapping[str, Any]],
+    dataset_dir: str | Path | None,
+    cases: str = "cases",
+    datalist_file: str | Path | None = None,
+    channel_order: Sequence[str] = CHANNEL_ORDER,
+    may_lack: int = 0,
+) -> tuple[list[Finding], list[CheckedCase]]:
+    """All findings of a cohort, and what was found in each case. The arguments are those of ``check_cases``.
+
+    Raises:
+        InputError: there is no case.
+    """
+    findings = check_files(items, dataset_dir, datalist_file, channel_order, may_lack)
+    if not items and not any(finding.is_error for finding in findings):
+        raise InputError(nothing_found(Path(dataset_dir or "."), cases))
+    checked = read_cases(items, cases, channel_order) if items else []
+    findings += [finding for case in checked for finding in case.findings] + compare_cases(items, checked)
+    # A datalist may hold a case, and an entry a file, more than once.
+    return list(dict.fromkeys(findings)), checked
+
+
+def check_cases(
+    items: Sequence[Mapping[str, Any]],
+    dataset_dir: str | Path | None,
+    cases: str = "cases",
+    datalist_file: str | Path | None = None,
+    channel_order: Sequence[str] = CHANNEL_ORDER,
+    may_lack: int = 0,
+    prepared_only: bool = False,
+) -> list[bool]:
+    """Refuse data on which a workflow would fail later, and warn of doubtful data.
+
+    Args:
+        items: the datalist that the workflow will read.
+        dataset_dir: the folder of the cases, or None if a caller brought its own list. An incomplete case in this
+            folder is refused too, because leaving it out without notice would change the cohort. It is not refused if
+            the user chose the cases by ``datalist_file``.
+        cases: word for the items in the messages.
+        datalist_file: the file that the items came from, or None.
+        channel_order: the sequences in the order of the channels of four-dimensional files.
+        may_lack: how many sequences a case may lack, by the record of the weights.
+        prepared_only: refuse scans as the scanner made them, too.
+
+    Returns:
+        For each item, whether it is a synthetic phantom.
+
+    Raises:
+        InputError: there is no case, or one of ``scripts.data.findings.ERRORS`` was found, or with ``prepared_only``
+            one of ``NOT_PREPARED``. The message of a single error is the finding's. Several errors are logged, and the
+            message counts them.
+    """
+    findings, checked = examine(items, dataset_dir, cases, datalist_file, channel_order, may_lack)
+    if prepared_only:
+        for finding in findings:
+            if finding.kind in NOT_PREPARED:
+                raise InputError(
+                    f"{finding.message} Scans must be co-registered, resampled to 1 mm and skull-stripped before; "
+                    f"{PREPARATION_PAGE} names programs that do this."
+                )
+    for finding in findings:
+        if not finding.is_error:
+            logger.warning("%s", finding.message)
+    refuse_errors(findings, datalist_file or dataset_dir or "the given list")
+    phantoms = [case.phantom for case in checked]
+    logger.info("%s: %s %d, checked", dataset_dir or "Given list", cases, len(items))
+    if any(phantoms):
+        logger.warning("%d of %d %s are synthetic phantoms, not patients.", sum(phantoms), len(items), cases)
+    return phantoms
+
+
+def refuse_errors(findings: Sequence[Finding], source: str | Path) -> None:
+    """Raise an error if there is one among ``findings``. Several errors are logged, and the raised one counts them.
+
+    Args:
+        findings: what was found.
+        source: where the cases come from, for the message.
+
+    Raises:
+        InputError: there is an error among ``findings``.
+    """
+    errors = [finding for finding in findings if finding.is_error]
+    if len(errors) == 1:
+        raise InputError(errors[0].message, errors[0].kind)
+    if errors:
+        for finding in errors:
+            logger.error("%s", finding.message)
+        count = len({finding.case for finding in errors})
+        raise InputError(
+            f"{source}: {len(errors)} faults in {count} case{'s' * (count > 1)}, which the lines above name with their "
+            "remedies."
+        )
+
+
+def _bearable(may_lack: int) -> str:
+    return f"the weights bear {may_lack} missing sequence at most; " if may_lack else ""
+
+
+def nothing_found(dataset_dir: Path, cases: str) -> str:
+    """The message about a folder that holds no ``cases``."""
+    if not dataset_dir.is_dir():
+        return f"{dataset_dir}: no such folder; give a folder of {LOOKED_FOR}."
+    if found := len(find_cases(dataset_dir)):
+        return (
+            f"{dataset_dir}: {found} cases, but no {cases}; these need a segmentation (seg) beside the sequences, or a "
+            "--datalist_file that names it."
+        )
+    return f"{dataset_dir}: no {cases} found; looked for {LOOKED_FOR}, at any depth."

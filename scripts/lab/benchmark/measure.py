@@ -1,0 +1,181 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Time candidates side by side, and report the results with the machine and the versions, as a table and JSON."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from scripts.lab.phantoms.cohort import write_cohort
+from scripts.utils.errors import InputError
+from scripts.utils.files import keep_earlier, save_json
+from scripts.utils.run_json import versions
+from scripts.workflow.settings import check_device
+
+
+def positive(text: str) -> int:
+    """Return a whole number above 0 from the command line."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be a whole number above 0")
+    return int(text)
+
+
+def device_name(text: str) -> str:
+    """Return the name of a device from the command line, if torch can use it here."""
+    try:
+        check_device(text)
+        torch.device(text)
+    except (InputError, RuntimeError):
+        raise argparse.ArgumentTypeError(
+            f"{text}: torch has no such device here; give cpu, cuda or cuda:<number>"
+        ) from None
+    return text
+
+
+def cases_of(folder: Path, count: int, console: Console) -> Path:
+    """Write ``count`` phantoms into ``folder`` and return it."""
+    for made, _ in enumerate(write_cohort(folder, count, seed=0, difficulty="demo"), 1):
+        console.print(f"phantom {made} of {count}", highlight=False)
+    return folder
+
+
+def machine() -> dict[str, Any]:
+    """Return the processor, its cores, the memory (GiB), the instructions for fast arithmetic, and the GPUs."""
+    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    flags = next((line.split(":")[1].split() for line in _lines("/proc/cpuinfo") if line.startswith("flags")), [])
+    memory = [int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")]
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(memory[0] / 2**20, 1) if memory else None,
+        "instructions": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags],
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def _lines(path: str) -> list[str]:
+    file = Path(path)
+    return file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+
+
+def time_side_by_side(
+    candidates: Mapping[str, Callable[[], Any]], runs: int, warmup: int = 1, console: Console | None = None
+) -> dict[str, list[float]]:
+    """Return the seconds of each run of each candidate.
+
+    The candidates take turns, so that other work of the machine slows all of them alike. The first ``warmup`` turns do
+    not count. The time of a run includes its work on a GPU.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(warmup + runs):
+        for name, run in candidates.items():
+            start = time.perf_counter()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            taken = time.perf_counter() - start
+            if turn >= warmup:
+                seconds[name].append(taken)
+            if console is not None:
+                console.print(f"{name}: turn {turn + 1} of {warmup + runs}, {taken:.2f} s", highlight=False)
+    return seconds
+
+
+class OwnProcess:
+    """A candidate in a process of its own, for settings that a process cannot take back.
+
+    Args:
+        make: function at the top of a module that returns the candidate.
+        arguments: its arguments.
+    """
+
+    def __init__(self, make: Callable[..., Callable[[], Any]], *arguments: Any) -> None:
+        context = get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def __call__(self) -> None:
+        """Run the candidate and wait until it ends.
+
+        Raises:
+            EOFError: the process ended; its own output says why.
+        """
+        self.pipe.send(True)
+        self.pipe.recv()
+
+    def close(self) -> None:
+        """End the process."""
+        self.pipe.close()
+        self.process.join()
+
+
+def _serve(pipe: Connection, make: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...]) -> None:
+    candidate = make(*arguments)
+    while True:
+        try:
+            pipe.recv()
+        except EOFError:  # the other end was closed
+            return
+        candidate()
+        pipe.send(True)
+
+
+def summary(seconds: Mapping[str, list[float]], baseline: str) -> list[dict[str, Any]]:
+    """Return each candidate's median and range, and how many times faster than ``baseline`` it is."""
+    reference = statistics.median(seconds[baseline])
+    return [
+        {
+            "name": name,
+            "median_s": statistics.median(values),
+            "min_s": min(values),
+            "max_s": max(values),
+            "runs": len(values),
+            "times_faster": reference / statistics.median(values),
+        }
+        for name, values in seconds.items()
+    ]
+
+
+def add_channels(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--channels``, which is the authors' full-size network by default."""
+    parser.add_argument(
+        "--channels",
+        type=positive,
+        nargs=5,
+        default=[32, 64, 128, 256, 320],
+        help="channels of the network (default: %(default)s)",
+    )
+
+
+def report(title: str, rows: list[dict[str, Any]], path: Path | None, facts: Mapping[str, Any] | None = None) -> None:
+    """Print ``rows`` and ``facts``, and write them with the machine and the versions to ``path`` as JSON."""
+    table = Table(title=title)
+    for column in rows[0]:
+        table.add_column(column, justify="left" if column == "name" else "right")
+    for row in rows:
+        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
+    console = Console()
+    console.print(table)
+    for name, value in (facts or {}).items():
+        console.print(f"{name}: {value}", highlight=False)
+    if path is not None:
+        content = {"title": title, "rows": rows, "facts": dict(facts or {})}
+        if (kept := keep_earlier(path)) is not None:
+            console.print(f"Kept the earlier results as {kept}", highlight=False, soft_wrap=True)
+        save_json({**content, "machine": machine(), "versions": versions()}, path)
+        console.print(str(path), highlight=False, soft_wrap=True)

@@ -1,0 +1,414 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a run as one HTML file that loads nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from scripts.brats import REGIONS, SEQUENCE_TITLES, SEQUENCES
+from scripts.data.cases import NO_FILE
+from scripts.pages import plots
+from scripts.pages.runs import EVALUATION, INFERENCE, TRAINING, Case, Run, read_cases, read_curves, read_summary
+from scripts.pages.volumes import View, encoded, preview, read_view
+from scripts.pictures.colors import SUB_REGIONS
+from scripts.scores.paired import measures_of
+from scripts.utils.errors import InputError
+from scripts.utils.files import read_json
+from scripts.utils.run_json import CONFIG_FILE, without_secrets
+from scripts.workflow.output import DATALIST_FILE
+
+ASSETS = Path(__file__).parent / "assets"
+NIIVUE = Path(__file__).parent / "niivue"
+# A page of this size opens quickly, and can be sent by mail.
+MOST_BYTES = 30 * 1000**2
+# A preview takes about this much. That much is kept free for each of the cases that follow, up to a third of the page.
+PREVIEW_BYTES = 55_000
+# The sequence of the previews, and the first one in a viewer. Lesions are brightest in it.
+FIRST_SEQUENCE = "flair"
+TITLES = {TRAINING: "Training", EVALUATION: "Evaluation", INFERENCE: "Segmentation"}
+VOLUMES = ("volume", "reference_volume")
+BUTTON = '<button type="button" class="open">Open the viewer</button>'
+NO_ROOM = f"It has no viewer, since a page has at most {MOST_BYTES // 1000**2} MB."
+NOT_FOUND = "It has no pictures, since its images were not found."
+UNREADABLE = "It has no pictures, since its images cannot be read."
+# Titles of the entries of run.json that are shown as facts, in this order.
+FACTS = {
+    "cases": "cases",
+    "started": "started",
+    "resumed": "went on",
+    "dataset_dir": "folder of the cases",
+    "model_file": "weights",
+    "weights": "SHA-256 of the weights",
+    "trained_on": "trained on",
+    "recipe_changed": "settings changed on resuming",
+    "thresholds": "thresholds",
+    "channel_order": "order of channels",
+    "bundle_version": "version of the bundle",
+    "versions": "versions",
+    "command": "command line",
+}
+
+
+def make_report(run: Run, most_bytes: int = MOST_BYTES) -> str:
+    """The page of a run.
+
+    Args:
+        run: the run. Sentences about what was not found are added to its ``notes``.
+        most_bytes: size that the page may have. Viewers and previews of cases are left out where they would exceed it.
+
+    Raises:
+        InputError: a file of the run cannot be read.
+    """
+    if run.kind == TRAINING:
+        curves = _curves(run)
+        return _page(run, {"Learning curves": curves, "Cases": _split(run)}, None)
+    cases = read_cases(run)
+    name, content = ("Scores", _scores(run, cases)) if run.kind == EVALUATION else ("Volumes", _volumes(cases))
+    # The page with all texts, without images, shows how much room there is for images.
+    longest = max(BUTTON, NO_ROOM, NOT_FOUND, UNREADABLE, key=len)
+    bare = [_card(number, case, "", longest) for number, case in enumerate(cases, 1)]
+    frame = _page(run, {name: content, "Cases": _case_order(run, len(cases)) + "".join(bare)}, [])
+    images = Images(run.channel_order, most_bytes - len(frame.encode("utf-8", "backslashreplace")), len(cases))
+    cards = [_card(number, case, *images.add(number, case)) for number, case in enumerate(cases, 1)]
+    return _page(run, {name: content, "Cases": _case_order(run, len(images.volumes)) + "".join(cards)}, images.volumes)
+
+
+class Images:
+    """The viewers and previews of a page, as many as its size allows.
+
+    Args:
+        channel_order: the sequences in the order of the channels of four-dimensional files.
+        room: bytes that they may take.
+        cases: number of cases.
+
+    Attributes:
+        volumes: an element ``script`` with the volumes of each case that has a viewer.
+    """
+
+    def __init__(self, channel_order: Sequence[str], room: int, cases: int) -> None:
+        self.channel_order = channel_order
+        self.room = room
+        self.for_previews = room // 3
+        self.left = cases
+        self.volumes: list[str] = []
+        self.full = False
+
+    def add(self, number: int, case: Case) -> tuple[str, str]:
+        """Add the next case.
+
+        Returns:
+            The element ``figure`` of its preview, or an empty text. The button of its viewer, or why it has none.
+        """
+        self.left -= 1
+        if case.entry is None:
+            return "", NOT_FOUND
+        try:
+            # Where there is no room for a viewer, one sequence is enough.
+            view = None if self.full else read_view(case.entry, case.prediction, self.channel_order)
+            small = view or self._first_sequence(case.entry, case.prediction)
+        except InputError as error:
+            reason = f"{UNREADABLE} {escape(str(error))}"
+            return "", reason if self._take(reason, 0) else UNREADABLE
+        figure = _figure(small, case.name)
+        if not self._take(figure, 0):
+            figure = ""
+        spare = min(self.left * PREVIEW_BYTES, self.for_previews)
+        if view is not None and self._take(text := _volumes_element(number, view), spare):
+            self.volumes.append(text)
+            return figure, BUTTON
+        self.full = True
+        return figure, NO_ROOM
+
+    def _first_sequence(self, entry: Mapping[str, Any], prediction: Path | None) -> View:
+        lacking = not isinstance(entry["image"], str) and NO_FILE in entry["image"]
+        return read_view(entry, prediction, self.channel_order, SEQUENCES if lacking else (FIRST_SEQUENCE,))
+
+    def _take(self, text: str, spare: int) -> bool:
+        size = len(text.encode("utf-8", "backslashreplace"))
+        if size + spare > self.room:
+            return False
+        self.room -= size
+        return True
+
+
+def _figure(view: View, name: str) -> str:
+    first = _first_of(view)
+    picture = base64.b64encode(preview(view, first)).decode("ascii")
+    maps = list(view.maps)
+    rows = "" if not maps else f", with the {maps[0]}" if len(maps) == 1 else f"; above {maps[0]}, below {maps[1]}"
+    caption = f"{SEQUENCE_TITLES[first]}: axial, coronal and sagittal{rows}"
+    return (
+        f'<figure><img src="data:image/png;base64,{picture}" alt="{escape(name)}. {caption}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def _first_of(view: View) -> str:
+    return FIRST_SEQUENCE if FIRST_SEQUENCE in view.images else next(iter(view.images))
+
+
+def _volumes_element(number: int, view: View) -> str:
+    content = {
+        "first": _first_of(view),
+        "size": next(iter(view.images.values())).shape,
+        "center": view.center,
+        "images": {name: encoded(image, view.affine) for name, image in view.images.items()},
+        "maps": {name: encoded(parts, view.affine) for name, parts in view.maps.items()},
+    }
+    return _json_element(f"case-{number}-volumes", content)
+
+
+def _json_element(name: str, content: Any) -> str:
+    # A text in it must not end the element.
+    text = json.dumps(content).replace("<", "\\u003c")
+    return f'<script type="application/json" id="{name}">{text}</script>\n'
+
+
+def _card(number: int, case: Case, figure: str, note: str) -> str:
+    title = escape(case.name)
+    if not math.isnan(case.mean_dice):
+        title += f' <span class="dim">mean Dice {case.mean_dice:.3f}</span>'
+    if case.prediction is None:
+        note = f"The run has saved no label map of it. {note}"
+    return (
+        f'<article class="case" id="case-{number}"><h3>{number}. {title}</h3>'
+        f'<div class="facts">{figure}<div>{_case_table(case)}<p>{note}</p></div></div></article>\n'
+    )
+
+
+def _case_table(case: Case) -> str:
+    measures = [m for m in (*measures_of(list(case.scores)), *VOLUMES) if f"{m}_{REGIONS[0]}" in case.scores]
+    if not measures:
+        return ""
+    rows = [[plots.title_of(m), *(_number(m, case.scores[f"{m}_{region}"]) for region in REGIONS)] for m in measures]
+    return _table(["", *REGIONS], rows)
+
+
+def _number(measure: str, value: float) -> str:
+    """A value as text: volumes in cm^3, distances with two digits, specificities with four, others with three.
+
+    Example:
+        >>> _number("dice", 0.5), _number("hd95", 3), _number("volume", 2500), _number("specificity", 0.9998)
+        ('0.500', '3.00', '2.50', '0.9998')
+    """
+    if measure in VOLUMES:
+        return f"{value / plots.MM3_IN_CM3:.2f}"
+    if measure == "specificity":
+        return f"{value:.4f}"
+    return f"{value:.2f}" if measure.endswith("hd95") else f"{value:.3f}"
+
+
+def _statistic(measure: str, text: str) -> str:
+    """A cell of the summary: a number as ``_number`` shows it, any other text as it is."""
+    try:
+        return _number(measure, float(text))
+    except ValueError:
+        return text
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], links: Sequence[str] = ()) -> str:
+    """A table of texts.
+
+    Args:
+        header: titles of the columns.
+        rows: the texts. The first one of a row is its title.
+        links: where the titles of the rows lead to.
+    """
+    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in header)
+    lines = []
+    for number, (title, *texts) in enumerate(rows):
+        shown = f'<a href="{links[number]}">{escape(title)}</a>' if links else escape(title)
+        cells = "".join(f"<td>{escape(text)}</td>" for text in texts)
+        lines.append(f'<tr><th scope="row">{shown}</th>{cells}</tr>')
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _plots(*drawn: str) -> str:
+    return f'<div class="plots">{"".join(drawn)}</div>'
+
+
+def _curves(run: Run) -> str:
+    curves = read_curves(run)
+    drawn = []
+    if any(tag.startswith("val_") for tag in curves):
+        drawn.append(plots.validation_curves(curves))
+    if any(tag.startswith("train/loss") for tag in curves):
+        drawn.append(plots.loss_curves(curves))
+    if "train/learning_rate" in curves:
+        drawn.append(plots.rate_curve(curves))
+    best = ""
+    if "val_mean_dice" in curves:
+        steps, values = curves["val_mean_dice"]
+        at = max(range(len(values)), key=values.__getitem__)
+        best = f"<p>The best validation has a mean Dice of {values[at]:.3f}, in epoch {steps[at]}.</p>"
+    return best + _plots(*drawn) if drawn else "<p>There are no curves.</p>"
+
+
+def _split(run: Run) -> str:
+    lists = read_json(run.folder / DATALIST_FILE)
+    parts = []
+    for name in ("training", "validation"):
+        if entries := lists.get(name):
+            names = ", ".join(escape(str(entry.get("case"))) for entry in entries)
+            parts.append(f"<details><summary>{len(entries)} for {name}</summary><p>{names}</p></details>")
+    return "".join(parts) or "<p>The folder holds no list of cases.</p>"
+
+
+def _scores(run: Run, cases: Sequence[Case]) -> str:
+    if not cases:
+        return "<p>There are no scores.</p>"
+    header, summary = read_summary(run)
+    statistics = [row[0] for row in summary]
+    rows = []
+    for column, name in enumerate(header[1:], 1):
+        measure, _, region = name.rpartition("_")
+        title = f"{plots.title_of(measure)}, {region}" if region in REGIONS else name
+        rows.append([title, *(_statistic(measure, row[column]) for row in summary)])
+    columns = list(cases[0].scores)
+    measures = [measure for measure in measures_of(columns) if measure not in plots.MINOR_MEASURES]
+    drawn = [plots.distributions(cases, measure) for measure in measures]
+    if all(f"{volume}_{REGIONS[0]}" in columns for volume in VOLUMES):
+        drawn.append(plots.volumes_compared(cases))
+    return _table(["", *statistics], rows) + _plots(*drawn) + _all_cases(cases, measures)
+
+
+def _all_cases(cases: Sequence[Case], measures: Sequence[str]) -> str:
+    header = ["case", "mean Dice", *(f"{plots.title_of(m)}, {region}" for m in measures for region in REGIONS)]
+    rows = [
+        [
+            case.name,
+            f"{case.mean_dice:.3f}",
+            *(_number(m, case.scores[f"{m}_{region}"]) for m in measures for region in REGIONS),
+        ]
+        for case in cases
+    ]
+    links = [f"#case-{number}" for number in range(1, len(cases) + 1)]
+    title = f"All {len(cases)} cases, the worst first"
+    return f"<details open><summary>{title}</summary>{_table(header, rows, links)}</details>"
+
+
+def _volumes(cases: Sequence[Case]) -> str:
+    done = [case for case in cases if case.scores]
+    if not done:
+        return "<p>There are no label maps.</p>"
+    rows = [[case.name, *(_number("volume", case.scores[f"volume_{region}"]) for region in REGIONS)] for case in done]
+    links = [f"#case-{number}" for number, case in enumerate(cases, 1) if case.scores]
+    table = _table(["case", *(f"{region} (cm³)" for region in REGIONS)], rows, links)
+    return _plots(plots.volume_distributions(done)) + f"<details open><summary>All cases</summary>{table}</details>"
+
+
+def _case_order(run: Run, viewers: int) -> str:
+    order = "from the worst mean Dice to the best" if run.kind == EVALUATION else "by name"
+    told = f"<p>The cases are ordered {order}. The number of cases with a viewer is {viewers}.</p>\n"
+    return f'{told}<ul class="legend">{_legend()}</ul>\n'
+
+
+def _overview(run: Run) -> str:
+    told = {**run.record, "dataset_dir": run.dataset_dir}
+    facts = {title: _words(told[key]) for key, title in FACTS.items() if told.get(key) not in (None, [], {})}
+    parts = [_list(facts)]
+    if run.failed:
+        parts.append(f"<h3>Failed cases</h3>{_list(run.failed)}")
+    parts += [f'<p class="dim">{escape(note)}</p>' for note in run.notes]
+    return "".join(parts)
+
+
+def _list(facts: Mapping[str, str]) -> str:
+    """A list of texts by title."""
+    lines = (f"<dt>{escape(title)}</dt><dd>{escape(without_secrets(text))}</dd>" for title, text in facts.items())
+    return f"<dl>{''.join(lines)}</dl>"
+
+
+def _words(value: Any) -> str:
+    """A value of a record in words.
+
+    Example:
+        >>> _words({"patients": 0, "phantoms": 12, "started_from": None, "weights": ["a", True]})
+        'patients 0, phantoms 12, started_from none, weights a, yes'
+    """
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_words(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_words, value))
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return str(value)
+
+
+def _settings(run: Run) -> str:
+    if not run.config:
+        return "<p>The folder holds no configuration.</p>"
+    text = escape(without_secrets(json.dumps(run.config, indent=2)))
+    return f"<details><summary>The configuration that was run ({CONFIG_FILE})</summary><pre>{text}</pre></details>"
+
+
+def _licenses() -> str:
+    texts = "\n\n".join((NIIVUE / name).read_text(encoding="utf-8") for name in ("LICENSE", "THIRD_PARTY.txt"))
+    return f"<details><summary>The viewer is NiiVue 0.69.0 (BSD-2-Clause)</summary><pre>{escape(texts)}</pre></details>"
+
+
+def _page(run: Run, parts: Mapping[str, str], volumes: Sequence[str] | None) -> str:
+    """The page.
+
+    Args:
+        run: the run.
+        parts: contents of the sections in the middle, by title.
+        volumes: elements with the volumes of cases; None for a page without a viewer.
+    """
+    sections = {"Overview": _overview(run), **parts, "Settings": _settings(run)}
+    scripts: list[str] = []
+    viewer = ""
+    if volumes is not None:
+        sections["Licenses"] = _licenses()
+        scripts = [(NIIVUE / "niivue.umd.js").read_text("utf-8"), (ASSETS / "viewer.js").read_text("utf-8")]
+        settings = {"titles": SEQUENCE_TITLES, "colors": [region.color for region in SUB_REGIONS]}
+        viewer = _asset("viewer.html", legend=_legend()) + _json_element("viewer-settings", settings)
+        viewer += "".join(volumes) + "".join(f"<script>{script}</script>\n" for script in scripts)
+    digests = [hashlib.sha256(script.encode("utf-8")).digest() for script in scripts]
+    allowed = " ".join(f"'sha256-{base64.b64encode(digest).decode('ascii')}'" for digest in digests) or "'none'"
+    ids = {title: title.lower().replace(" ", "-") for title in sections}
+    place = run.folder.resolve()
+    return _asset(
+        "template.html",
+        policy=f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'",
+        title=escape(f"{TITLES[run.kind]} {place.parent.name}/{place.name}"),
+        subtitle=escape(str(place)),
+        style=(ASSETS / "style.css").read_text("utf-8"),
+        notices="".join(f'<p class="notice">{text}</p>' for text in _notices(run)),
+        navigation="".join(f'<a href="#{ids[title]}">{title}</a>' for title in sections),
+        sections="".join(
+            f'<section id="{ids[title]}"><h2>{title}</h2>{content}</section>\n' for title, content in sections.items()
+        ),
+        viewer=viewer,
+    )
+
+
+def _notices(run: Run) -> list[str]:
+    told = []
+    if run.record.get("phantoms"):
+        told.append("Synthetic phantoms are among the cases of this run.")
+    if run.record.get("phantom_weights"):
+        told.append("The weights were trained on phantoms alone. Do not rely on their results for patients.")
+    if run.failed:
+        told.append(f"{len(run.failed)} case{'s' * (len(run.failed) != 1)} failed. The overview says why.")
+    return [*told, "This page is for research. It is not for diagnosis."]
+
+
+def _legend() -> str:
+    return "".join(
+        f'<li><span class="swatch" style="background:{part.color}"></span>{part.name}</li>' for part in SUB_REGIONS
+    )
+
+
+def _asset(name: str, **texts: str) -> str:
+    return Template((ASSETS / name).read_text(encoding="utf-8")).substitute(texts)

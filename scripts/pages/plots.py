@@ -1,0 +1,193 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Plots of curves, scores and volumes as SVG, to stand in a page."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scripts.brats import CORE, EDEMA, ENHANCING, REGIONS
+from scripts.pages.runs import Case, Curve
+
+# Each region has the color of the part that it adds, and a marker of its own.
+COLORS = dict(zip(REGIONS, (ENHANCING.color, CORE.color, EDEMA.color), strict=True))
+MARKERS = dict(zip(REGIONS, "o^s", strict=True))
+# Colors (Okabe and Ito) and dashes of the loss's terms.
+TERM_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
+DASHES: tuple[Any, ...] = ("--", "-.", ":", (0, (1, 3)), (0, (6, 2, 1, 2, 1, 2)))
+# A curve of more points than this is drawn as the means of as many stretches.
+MOST_POINTS = 400
+# Titles of measures, and their units.
+MEASURES = {
+    "dice": ("Dice", ""),
+    "hd95": ("HD95", "mm"),
+    "surface_dice_0.5mm": ("surface Dice at 0.5 mm", ""),
+    "surface_dice_1mm": ("surface Dice at 1 mm", ""),
+    "lesion_dice": ("lesion-wise Dice", ""),
+    "lesion_hd95": ("lesion-wise HD95", "mm"),
+    "volume": ("volume", "cm³"),
+    "reference_volume": ("reference volume", "cm³"),
+}
+MM3_IN_CM3 = 1000.0
+# Measures that say little more than the Dice of a case. The summary and the case itself show them, which is enough.
+MINOR_MEASURES = ("sensitivity", "specificity", "surface_dice_0.5mm", "surface_dice_1mm")
+
+
+def title_of(measure: str) -> str:
+    """Title of a measure with its unit.
+
+    Example:
+        >>> title_of("hd95"), title_of("sensitivity")
+        ('HD95 (mm)', 'sensitivity')
+    """
+    title, unit = MEASURES.get(measure, (measure.replace("_", " "), ""))
+    return f"{title} ({unit})" if unit else title
+
+
+def thinned(curve: Curve) -> Curve:
+    """A curve of at most ``MOST_POINTS`` points, which are means.
+
+    Example:
+        >>> steps, values = thinned((list(range(1000)), [1.0] * 1000))
+        >>> len(steps), set(values)
+        (400, {1.0})
+    """
+    steps, values = curve
+    parts = min(MOST_POINTS, len(steps))
+    return (
+        [int(part[-1]) for part in np.array_split(steps, parts)],
+        [float(np.mean(part)) for part in np.array_split(values, parts)],
+    )
+
+
+def loss_curves(curves: Mapping[str, Curve]) -> str:
+    """The loss and its terms by iteration."""
+    figure, ax = _figure()
+    for number, (tag, curve) in enumerate((t, c) for t, c in curves.items() if t.startswith("train/loss_")):
+        name = tag.removeprefix("train/loss_").replace("level", "level ")
+        style = {"color": TERM_COLORS[number % len(TERM_COLORS)], "linestyle": DASHES[number % len(DASHES)]}
+        ax.plot(*thinned(curve), linewidth=1.1, label=name, **style)
+    if "train/loss" in curves:
+        ax.plot(*thinned(curves["train/loss"]), color="black", linewidth=1.6, label="loss, the sum")
+    ax.set(xlabel="iteration", ylabel="loss", title="Loss and its terms", ylim=(0, None))
+    ax.legend(frameon=False, fontsize=8)
+    return _svg(figure, "Curves of the loss and its terms by iteration")
+
+
+def rate_curve(curves: Mapping[str, Curve]) -> str:
+    """The learning rate by iteration."""
+    figure, ax = _figure()
+    ax.plot(*thinned(curves["train/learning_rate"]), color="black")
+    ax.set(xlabel="iteration", ylabel="learning rate", title="Learning rate", ylim=(0, None))
+    return _svg(figure, "Curve of the learning rate by iteration")
+
+
+def validation_curves(curves: Mapping[str, Curve]) -> str:
+    """The validation's Dice by epoch and region, and their mean."""
+    figure, ax = _figure()
+    for region in REGIONS:
+        if f"val_dice_{region}" in curves:
+            steps, values = curves[f"val_dice_{region}"]
+            ax.plot(steps, values, color=COLORS[region], marker=MARKERS[region], markersize=4, label=region)
+    if "val_mean_dice" in curves:
+        ax.plot(*curves["val_mean_dice"], color="black", linewidth=2, label="mean")
+    ax.set(xlabel="epoch", ylabel="Dice", title="Validation", ylim=(0, 1))
+    ax.legend(frameon=False, fontsize=8, loc="lower right")
+    return _svg(figure, "Curves of the Dice of the validation by epoch and region")
+
+
+def distributions(cases: Sequence[Case], measure: str) -> str:
+    """A measure of all cases, by region: a point for each case over a box of the quartiles."""
+    columns = {region: [case.scores[f"{measure}_{region}"] for case in cases] for region in REGIONS}
+    figure, ax = _figure()
+    _boxes(ax, columns)
+    ax.set(ylabel=title_of(measure), title=f"{title_of(measure)} by region")
+    if measure.endswith("dice"):
+        ax.set_ylim(-0.02, 1.02)
+    return _svg(figure, f"Distribution of {title_of(measure)} by region over {len(cases)} cases")
+
+
+def volume_distributions(cases: Sequence[Case]) -> str:
+    """The predicted volumes of all cases, by region."""
+    columns = {region: [case.scores[f"volume_{region}"] / MM3_IN_CM3 for case in cases] for region in REGIONS}
+    figure, ax = _figure()
+    _boxes(ax, columns)
+    ax.set(ylabel="volume (cm³)", title="Volume of the prediction by region", ylim=(0, None))
+    return _svg(figure, f"Distribution of the predicted volumes by region over {len(cases)} cases")
+
+
+def volumes_compared(cases: Sequence[Case]) -> str:
+    """The volume of each prediction over that of its reference, by region."""
+    figure, ax = _figure()
+    most = 0.0
+    for region in REGIONS:
+        x, y = ([case.scores[f"{of}_{region}"] / MM3_IN_CM3 for case in cases] for of in ("reference_volume", "volume"))
+        ax.scatter(x, y, color=COLORS[region], marker=MARKERS[region], s=22, alpha=0.8, linewidths=0, label=region)
+        most = max(most, *x, *y)
+    ax.plot([0, most], [0, most], color="gray", linewidth=0.8, linestyle="--", label="equal")
+    ax.set(xlabel="reference (cm³)", ylabel="prediction (cm³)", title="Volume of prediction and reference")
+    ax.legend(frameon=False, fontsize=8)
+    return _svg(figure, f"Volumes of predictions over volumes of references of {len(cases)} cases")
+
+
+def draw_box(ax: Axes, values: npt.ArrayLike, center: float, width: float, box_color: str, **points: Any) -> None:
+    """Draw a box of the quartiles of values, and a point for each value over it.
+
+    Args:
+        ax: the plot.
+        values: the values, (values,). Those that are not finite are left out.
+        center, width: where the box stands, and how wide it is.
+        box_color: color of the box.
+        points: how the points look, as in ``Axes.scatter``.
+    """
+    shown = np.asarray(values)[np.isfinite(values)]
+    lines: dict[str, Any] = {f"{part}props": {"color": box_color} for part in ("box", "whisker", "cap")}
+    lines["medianprops"] = {"color": "black"}
+    ax.boxplot(shown, positions=[center], widths=width, showfliers=False, **lines)
+    # The same cases lie at the same places in each drawing.
+    across = center + np.random.default_rng(0).uniform(-0.35, 0.35, len(shown)) * width
+    ax.scatter(across, shown, linewidths=0, **points)
+
+
+def _boxes(ax: Axes, columns: Mapping[str, Sequence[float]]) -> None:
+    for position, (region, column) in enumerate(columns.items()):
+        draw_box(ax, column, position, 0.5, "gray", color=COLORS[region], marker=MARKERS[region], s=16, alpha=0.8)
+    ax.set_xticks(range(len(columns)), list(columns))
+    ax.set_xlim(-0.6, len(columns) - 0.4)
+
+
+def _figure() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(4.6, 3.2), layout="constrained")
+    ax = figure.subplots()
+    style_axes(ax)
+    return figure, ax
+
+
+def style_axes(ax: Axes) -> None:
+    """Give a plot horizontal lines behind its marks, and no frame above and on the right."""
+    ax.grid(axis="y", color="#dddddd", linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _svg(figure: Figure, label: str) -> str:
+    """The figure as an element ``svg`` that tells screen readers its ``label``."""
+    text = io.StringIO()
+    # Ids must differ between the plots of one page. Letters stay letters, which are small and can be searched.
+    with mpl.rc_context({"svg.hashsalt": label, "svg.fonttype": "none", "font.family": "sans-serif"}):
+        figure.savefig(text, format="svg", transparent=True)
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # Groups have names that occur in every plot, and nothing refers to them.
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)

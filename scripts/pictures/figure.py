@@ -1,0 +1,128 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""What all figures share: images, outlines, legend, title and scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from scripts.pictures.colors import REGION_PARTS, SUB_REGIONS
+from scripts.pictures.patient import Patient, Volume
+from scripts.scores.volumetry import voxel_volume
+from scripts.utils.errors import printable
+from scripts.utils.files import replacing
+
+matplotlib.use("Agg")
+
+DPI = 110
+TITLE_SHARE = 0.97  # of a picture's width that a title may take
+NO_TUMOR = "no tumor found"
+PHANTOM = "synthetic phantom, not a patient"
+Extent = tuple[float, float, float, float]  # left, right, bottom and top of a slice in mm
+
+
+def draw_gray(ax: Axes, plane: Volume, window: tuple[float, float], extent: Extent) -> None:
+    """Show a plane of a sequence."""
+    ax.imshow(plane, cmap="gray", vmin=window[0], vmax=window[1], extent=extent, interpolation="bilinear")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.set_facecolor("black")
+    ax.set_frame_on(False)
+
+
+def draw_colors(ax: Axes, plane: Volume, extent: Extent) -> None:
+    """Lay the sub-regions of a plane of a label map over it, half transparent."""
+    overlay = ListedColormap(["none", *(region.color for region in SUB_REGIONS)])
+    ax.imshow(plane, cmap=overlay, vmin=0, vmax=3, alpha=0.5, extent=extent, interpolation="nearest")
+
+
+def save_figure(figure: Figure, picture: str | Path) -> None:
+    with replacing(picture) as temporary:
+        figure.savefig(temporary, dpi=DPI, format="png")
+
+
+def legend_texts(labels: Volume, affine: Volume) -> tuple[list[str], str]:
+    """What a legend says of a label map.
+
+    Args:
+        labels: numbers of the parts in ``SUB_REGIONS``, from 1, (x, y, z).
+        affine: matrix from indices to mm, (4, 4).
+
+    Returns:
+        A text for each part in ``SUB_REGIONS``, and one for the regions.
+
+    Example:
+        >>> parts, regions = legend_texts(np.array([[[1, 2, 2, 3]]]), np.diag([10.0, 10.0, 10.0, 1.0]))
+        >>> parts
+        ['necrotic and non-enhancing core 1.0 ml', 'edema 2.0 ml', 'enhancing tumor 1.0 ml']
+        >>> regions
+        'ET 1.0 ml, TC 2.0 ml, WT 4.0 ml'
+    """
+    volumes = np.bincount(labels.ravel(), minlength=len(SUB_REGIONS) + 1) * voxel_volume(affine)
+    parts = [f"{region.name} {volume:.1f} ml" for region, volume in zip(SUB_REGIONS, volumes[1:], strict=True)]
+    regions = {name: sum(float(volumes[part]) for part in own) for name, own in REGION_PARTS.items()}
+    return parts, ", ".join(f"{name} {volume:.1f} ml" for name, volume in regions.items())
+
+
+def draw_legend(figure: Figure, patient: Patient, outlined: bool) -> None:
+    if patient.shown is None:
+        return
+    parts, regions = legend_texts(patient.shown, patient.affine)
+    handles: list[Patch | Line2D] = [
+        Patch(color=region.color, label=text) for region, text in zip(SUB_REGIONS, parts, strict=True)
+    ]
+    lines = [f"{'reference' if patient.prediction is None else 'prediction'}: {regions}"]
+    if outlined and patient.reference is not None:
+        handles.append(Line2D([], [], color="white", linewidth=1, label="outline of the reference"))
+        lines.append(f"reference: {legend_texts(patient.reference, patient.affine)[1]}")
+    inch = 1 / figure.get_figheight()
+    below = {"loc": "lower center", "frameon": False, "labelcolor": "white", "fontsize": 9}
+    figure.legend(handles=handles, ncols=len(handles), bbox_to_anchor=(0.5, 0.24 * inch), **below)
+    figure.text(0.5, 0.1 * inch, "     ".join(lines), color="white", fontsize=9, ha="center")
+
+
+def draw_title(figure: Figure, patient: Patient, note: str) -> None:
+    none_found = patient.prediction is not None and not patient.prediction.any()
+    notes = [text for text in (PHANTOM if patient.phantom else "", note, NO_TUMOR if none_found else "") if text]
+    title = printable(patient.name) + (" - " + "; ".join(notes) if notes else "")
+    look = {"color": "white", "fontsize": 11, "va": "top", "parse_math": False}
+    text = figure.suptitle(title, y=1 - 0.12 / figure.get_figheight(), **look)
+    # A long name with many notes becomes smaller rather than cut.
+    share = text.get_window_extent().width / figure.bbox.width
+    if share > TITLE_SHARE:
+        text.set_fontsize(11 * TITLE_SHARE / share)
+
+
+def scale_length(width: float) -> int:
+    # Of the bar in mm: 5 cm, or less in a picture that is narrower.
+    return next((mm for mm in (50, 10) if mm <= width), 1)
+
+
+def length_text(length: int) -> str:
+    return f"{length // 10} cm" if length >= 10 else f"{length} mm"
+
+
+def scale_bar(ax: Axes, width: float, height: float) -> None:
+    length = scale_length(width)
+    ax.plot([0, length], [height, height], color="white", linewidth=2, solid_capstyle="butt", gid="scale bar")
+    ax.text(length / 2, height, length_text(length), color="white", fontsize=8, ha="center", va="bottom")
+
+
+def draw_outline(ax: Axes, plane: Volume, regions: Sequence[str], extent: Extent) -> None:
+    """Draw the borders of regions in a plane of the reference."""
+    _, across, down, _ = extent
+    # Borders of a region that reaches the edge of the slice are closed.
+    rows, columns = (np.arange(-0.5, size + 1) for size in plane.shape)
+    for region in regions:
+        mask = np.pad(np.isin(plane, REGION_PARTS[region]), 1)
+        if mask.any():
+            x, y = columns * across / plane.shape[1], rows * down / plane.shape[0]
+            ax.contour(x, y, mask, levels=[0.5], colors="white", linewidths=0.7)

@@ -1,0 +1,123 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""The report of an evaluation: scores and volumes by case, and their summary."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from ignite.engine import Events
+from monai.engines.workflow import Workflow
+from monai.utils import evenly_divisible_all_gather, string_list_all_gather
+from rich.console import Console
+from rich.table import Table
+from scripts.brats import REGIONS
+from scripts.utils.distributed import rank
+from scripts.utils.files import save_csv
+
+logger = logging.getLogger(__name__)
+
+
+class EvaluationReport:
+    """A handler that writes scores and volumes of every case to disk, and their summary to disk and to the screen.
+
+    ``scores.csv`` has one row for each case: the scores of the metrics, and the volumes (mm^3) of prediction and
+    reference, each for ET, TC and WT. ``summary.csv`` has mean, standard deviation, median and quartiles of each
+    column. With several ranks, each rank evaluates its share of the cases, and rank 0 writes the report of all cases.
+    So attach the handler on every rank.
+
+    Args:
+        output_dir: folder of the two files.
+        metrics: names of scores by the names of the evaluator's metrics. A metric gives each of its scores for each
+            region, the first score of all regions first. A metric without names is left out.
+    """
+
+    def __init__(self, output_dir: str | Path, metrics: Mapping[str, str | Sequence[str]]) -> None:
+        self.output_dir = Path(output_dir)
+        self.metrics = {name: [scores] if isinstance(scores, str) else scores for name, scores in metrics.items()}
+        self.cases: list[str] = []
+        self.volumes: list[list[float]] = []
+
+    def attach(self, engine: Workflow) -> None:
+        """Follow the evaluator ``engine``, whose outputs hold regions under ``pred`` and ``label``."""
+        engine.add_event_handler(Events.STARTED, self.started)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.iteration_completed)
+        engine.add_event_handler(Events.COMPLETED, self.completed)
+
+    def started(self, engine: Workflow) -> None:
+        """Forget an earlier evaluation."""
+        self.cases, self.volumes = [], []
+
+    def iteration_completed(self, engine: Workflow) -> None:
+        """Note the case's name and volumes. A case that failed has no output (``scripts.inference.failures``)."""
+        if not engine.state.output:
+            return
+        for item, output in zip(engine.state.batch, engine.state.output, strict=True):
+            self.cases.append(item["case"])
+            row = []
+            for regions in (output["pred"], output["label"]):
+                # The affine's determinant is a voxel's volume.
+                voxel = abs(float(np.linalg.det(np.asarray(regions.affine)[:3, :3])))
+                row += [float((regions[channel] > 0).sum()) * voxel for channel in range(1, 1 + len(REGIONS))]
+            self.volumes.append(row)
+
+    def completed(self, engine: Workflow) -> None:
+        """Write and print the report."""
+        # The metrics gather the ranks' cases in this order too.
+        cases = string_list_all_gather(self.cases)
+        volumes = evenly_divisible_all_gather(torch.tensor(self.volumes, dtype=torch.float64), concat=True).numpy()
+        if rank() != 0:
+            return
+        order = np.argsort(cases, kind="stable")
+        columns: dict[str, np.ndarray] = {}
+        for name, scores in self.metrics.items():
+            found = [f"{score}_{region}" for score in scores for region in REGIONS]
+            if found:
+                values = np.asarray(engine.state.metric_details[name].cpu(), dtype=float)
+                columns |= dict(zip(found, values.T, strict=True))
+        for i, of in enumerate(("volume", "reference_volume")):
+            columns |= {f"{of}_{region}": volumes[:, i * len(REGIONS) + j] for j, region in enumerate(REGIONS)}
+
+        rows = [[cases[i], *(f"{values[i]:.4f}" for values in columns.values())] for i in order]
+        save_csv(["case", *columns], rows, self.output_dir / "scores.csv")
+        summary = {name: summarize(values) for name, values in columns.items()}
+        statistics = list(next(iter(summary.values())))
+        rows = [[s, *(f"{values[s]:.4f}" for values in summary.values())] for s in statistics]
+        save_csv(["statistic", *columns], rows, self.output_dir / "summary.csv")
+        self._print(summary, statistics, len(cases))
+
+    def _print(self, summary: dict[str, dict[str, float]], statistics: list[str], count: int) -> None:
+        rules = "HD95 in mm, volumes in mm^3; BraTS 2020 rules for empty regions"
+        table = Table(title=f"{count} case{'s' * (count != 1)}; {rules}")
+        table.add_column("")
+        for statistic in statistics:
+            table.add_column(statistic, justify="right")
+        for name, values in summary.items():
+            # A specificity differs from 1 only in its last digits.
+            digits = 0 if "volume" in name else 2 if "hd95" in name else 4 if "specificity" in name else 3
+            # A line parts the scores.
+            last = name.endswith(REGIONS[-1])
+            table.add_row(name, *(f"{values[s]:.{digits}f}" for s in statistics), end_section=last)
+        Console().print(table)
+        logger.info("Scores by case: %s", self.output_dir / "scores.csv")
+
+
+def summarize(values: np.ndarray) -> dict[str, float]:
+    """Mean, standard deviation (of a sample; 0 for one value), median and quartiles of a column.
+
+    Example:
+        >>> summarize(np.array([0.5, 0.75, 1.0]))
+        {'mean': 0.75, 'std': 0.25, 'median': 0.75, 'quartile1': 0.625, 'quartile3': 0.875}
+    """
+    low, median, high = np.percentile(values, [25, 50, 75])
+    return {
+        "mean": float(np.mean(values)),
+        "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
+        "median": float(median),
+        "quartile1": float(low),
+        "quartile3": float(high),
+    }

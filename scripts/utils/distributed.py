@@ -1,0 +1,214 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Work of several processes, one for each device, as torchrun starts them. The multi-GPU overlays use this module.
+
+Each process (rank) holds a copy of the network and takes its share of the cases. Without torchrun every function here
+works for one process, so a multi-GPU configuration can be loaded and inspected anywhere.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+from scripts.utils.errors import InputError
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+logger = logging.getLogger(__name__)
+
+# Networks that this process has wrapped; stop() releases them.
+_replicas: list[DistributedDataParallel] = []
+
+# One rank may read a large cohort while the others wait. If it fails, torchrun ends all of them.
+TIMEOUT = timedelta(hours=4)
+
+
+def on_any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether ``flag`` is true on any rank. Every rank must call this function.
+
+    Args:
+        flag: this rank's value.
+        device: device of this rank's tensors.
+    """
+    if not dist.is_initialized():
+        return flag
+    found = torch.tensor(float(flag), device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return bool(found)
+
+
+def rank() -> int:
+    """This process's number among the processes that work together, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes that work together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def launched_rank() -> int:
+    """The number that torchrun gave this process; 0 without torchrun."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def launched_world_size() -> int:
+    """Number of processes that torchrun started; 1 without torchrun."""
+    if "WORLD_SIZE" not in os.environ:
+        logger.warning("Not started by torchrun: one process does all the work.")
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank_device() -> torch.device:
+    """This process's GPU; the CPU if the machine has no GPU."""
+    local = os.environ.get("LOCAL_RANK", "0")
+    return torch.device(f"cuda:{local}" if torch.cuda.is_available() else "cpu")
+
+
+def start(device: torch.device | str, world_size: int) -> None:
+    """Join the other processes, if there are any, by NCCL on GPUs and by Gloo on CPUs.
+
+    Raises:
+        InputError: there are more processes on this machine than GPUs.
+    """
+    if dist.is_initialized() or world_size == 1:
+        return
+    device = torch.device(device)
+    if device.type == "cuda":
+        ranks, devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+        if ranks > devices:
+            raise InputError(
+                f"--nproc_per_node {ranks}: this machine has {devices} GPU{'s' * (devices != 1)}; "
+                "start at most one process for each, or add --device cpu."
+            )
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+
+
+def stop() -> None:
+    """Leave the other processes, once all processes have come to this call."""
+    if not dist.is_initialized():
+        return
+    dist.barrier()
+    # At the interpreter's end, objects that hold the group would be destroyed in any order, while threads still run.
+    for replica in _replicas:
+        for name in ("reducer", "logger", "process_group"):
+            replica.__dict__.pop(name, None)
+    _replicas.clear()
+    gc.collect()
+    dist.destroy_process_group()
+
+
+def on_rank_zero(work: Callable[[], None]) -> None:
+    """Do ``work`` on rank 0 alone, while the other ranks wait for it.
+
+    If it fails, the other ranks end too. They print no message, so the cause is shown only once.
+    """
+    failed = True
+    try:
+        if rank() == 0:
+            work()
+        failed = False
+    finally:
+        if world_size() > 1:
+            device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
+            flag = torch.tensor([int(failed)], device=device)
+            dist.broadcast(flag, src=0)
+            if bool(flag) and not failed:
+                raise SystemExit(1)
+
+
+def unwrap(network: nn.Module) -> nn.Module:
+    """The network without its wrapper. Wrappers of torch and of this bundle keep the network as ``module``.
+
+    Example:
+        >>> network = nn.Linear(2, 1)
+        >>> unwrap(nn.DataParallel(network)) is network, unwrap(network) is network
+        (True, True)
+    """
+    inner: nn.Module = getattr(network, "module", network)
+    return inner
+
+
+def replicate(network: nn.Module, device: torch.device | str) -> nn.Module:
+    """Return ``network`` as the copy of this process in a training of several processes.
+
+    Gradients are averaged over the processes, and batch normalization uses the samples of all processes.
+
+    Args:
+        network: the network.
+        device: device of this process.
+
+    Returns:
+        ``network`` itself for one process, otherwise a ``DistributedDataParallel``.
+    """
+    network = network.to(device)
+    if world_size() == 1:
+        return network
+    devices = None
+    if torch.device(device).type == "cuda":
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        devices = [torch.device(device)]
+    else:
+        synchronize_batch_norm(network)
+    # Synchronized statistics are equal on all ranks, so they need no broadcast. A broadcast in every forward pass would
+    # also block ranks that validate different numbers of windows.
+    replica = DistributedDataParallel(network, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+    _replicas.append(replica)
+    return replica
+
+
+class CpuSyncBatchNorm(_BatchNorm):
+    """Batch normalization over the samples of all processes, on CPUs, where torch's own class refuses to run."""
+
+    def _check_input_dim(self, input: torch.Tensor) -> None:
+        """Accept any number of spatial dimensions."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Normalize ``input``, (batch, channel, *spatial)."""
+        if not self.training:
+            return super().forward(input)
+        dims = [0, *range(2, input.dim())]
+        count = all_reduce(input.new_tensor(float(input.numel() / input.shape[1])))
+        mean = all_reduce(input.sum(dims)) / count
+        shape = [1, -1] + [1] * (input.dim() - 2)
+        centered = input - mean.view(shape)
+        variance = all_reduce(centered.square().sum(dims)) / count
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            unbiased = variance.detach() * count / (count - 1)
+            self.running_mean.lerp_(mean.detach(), momentum)
+            self.running_var.lerp_(unbiased, momentum)
+        result = centered * torch.rsqrt(variance + self.eps).view(shape)
+        if self.weight is not None and self.bias is not None:
+            result = result * self.weight.view(shape) + self.bias.view(shape)
+        return result
+
+
+def synchronize_batch_norm(module: nn.Module) -> None:
+    """Replace every batch normalization in ``module`` by its synchronized form for CPUs, and keep its state.
+
+    Example:
+        >>> block = nn.Sequential(nn.Conv3d(4, 8, 3), nn.BatchNorm3d(8))
+        >>> synchronize_batch_norm(block)
+        >>> type(block[1]).__name__
+        'CpuSyncBatchNorm'
+    """
+    for name, child in module.named_children():
+        if isinstance(child, _BatchNorm):
+            layer = CpuSyncBatchNorm(
+                child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
+            )
+            layer.load_state_dict(child.state_dict())
+            setattr(module, name, layer)
+        else:
+            synchronize_batch_norm(child)

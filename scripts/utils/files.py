@@ -1,0 +1,238 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""The bundle's folder, and files that are either whole or absent.
+
+Such a file is written beside its place and then moved there.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import glob
+import hashlib
+import io
+import json
+import os
+import pickle
+import shutil
+import struct
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from scripts.utils.errors import InputError, WriteError
+
+BUNDLE_ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = BUNDLE_ROOT / "configs"
+
+# torch may raise any of these errors for a file that is not its own, since its unpickler reads arbitrary bytes.
+UNREADABLE_TENSORS = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+    pickle.UnpicklingError,
+)
+
+
+# What an operating system says of a disk that takes no more, or nothing at all.
+FULL = (errno.ENOSPC, errno.EDQUOT)
+TAKES_NOTHING = (*FULL, errno.EROFS)
+
+
+def cannot_write(path: str | Path, reason: OSError | str) -> WriteError:
+    """The error for a file that cannot be written.
+
+    Args:
+        path: the file.
+        reason: what the operating system says, or words for a disk that is full.
+
+    Example:
+        >>> str(cannot_write("p1.nii.gz", OSError(errno.ENOSPC, "No space left on device")))
+        'p1.nii.gz: cannot be written (No space left on device); make room there, or choose another folder.'
+        >>> str(cannot_write("p1.nii.gz", PermissionError(errno.EACCES, "Permission denied")))
+        'p1.nii.gz: cannot be written (Permission denied); choose another folder.'
+    """
+    is_full = isinstance(reason, str) or reason.errno in FULL
+    said = reason if isinstance(reason, str) else reason.strerror
+    return WriteError(f"{path}: cannot be written ({said}); {'make room there, or ' * is_full}choose another folder.")
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path, which replaces ``path`` on success and is removed on failure.
+
+    The temporary file has the name of ``path``, in a temporary folder beside it, so writers find the right extension.
+
+    Raises:
+        WriteError: the folder of ``path`` cannot be made or written, or its disk is full.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with replacing(Path(folder) / "scores.csv") as temporary:
+        ...         _ = temporary.write_text("case,dice")
+        ...         (Path(folder) / "scores.csv").exists()
+        ...     (Path(folder) / "scores.csv").read_text()
+        False
+        'case,dice'
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    temporary = Path(folder) / path.name
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno in TAKES_NOTHING:
+            raise cannot_write(path, error) from error
+        if "inline_container" in str(error):  # torch's writer of archives, when a disk is full
+            raise cannot_write(path, "torch could not write all of it") from error
+        raise
+    finally:
+        shutil.rmtree(folder)
+
+
+def remove_unfinished(path: str | Path) -> None:
+    """Remove what a killed process has left of ``path`` while it was ``replacing`` it."""
+    path = Path(path)
+    for folder in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        shutil.rmtree(folder)
+
+
+def save_torch(value: Any, path: str | Path) -> None:
+    """Save ``value`` by ``torch.save`` and move the file into place."""
+    with replacing(path) as temporary:
+        torch.save(value, temporary)
+
+
+def save_text(text: str, path: str | Path) -> None:
+    """Write UTF-8 text and move the file into place. A byte of a name that is no UTF-8 is written as its escape."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def save_csv(header: Sequence[str], rows: Iterable[Iterable[Any]], path: str | Path) -> None:
+    """Write a CSV file as a whole or not at all.
+
+    Args:
+        header: names of the columns.
+        rows: the cells of each row.
+        path: the file.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    save_text(text.getvalue(), path)
+
+
+def save_json(value: Any, path: str | Path) -> None:
+    """Write indented JSON and move the file into place. A value that JSON cannot hold, such as a path, becomes text."""
+    save_text(json.dumps(value, indent=4, default=str) + "\n", path)
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is no file.
+
+    Raises:
+        InputError: the file is not JSON, or it holds something else than an object.
+
+    Example:
+        >>> read_json(CONFIGS / "metadata.json")["network_data_format"]["inputs"]["image"]["num_channels"]
+        4
+        >>> read_json("no_such_file.json")
+        {}
+    """
+    path = Path(path)
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); restore or remove it.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a record, which is a JSON object; restore or remove it.")
+    return content
+
+
+def file_checksum(path: str | Path, algorithm: str = "sha256", **options: Any) -> str:
+    """Checksum of a file's bytes in hexadecimal digits. ``algorithm`` and ``options`` are those of ``hashlib.new``."""
+    found = hashlib.new(algorithm, **options)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
+
+
+def load_torch(path: str | Path) -> Any:
+    """Load a file to the CPU by ``torch.load`` with ``weights_only=True``.
+
+    Raises:
+        InputError: the file is absent or truncated, or it holds more than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give the path of a model file (.pt).")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE_TENSORS as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{path}: not a readable file of tensors ({reason}); copy or train it again. "
+            "Files that hold other objects are not loaded, since they could run code."
+        ) from error
+
+
+def keep_earlier(path: str | Path) -> Path | None:
+    """Rename an existing ``path`` to a dated name beside it.
+
+    Returns:
+        The new path; None if nothing was there.
+
+    Raises:
+        WriteError: the folder takes no changes.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "model.pt"
+        ...     keep_earlier(path) is None
+        ...     path.touch()
+        ...     os.utime(path, (datetime(2020, 3, 1, 12, 30).timestamp(),) * 2)
+        ...     keep_earlier(path).name
+        True
+        'model_20200301_123000.pt'
+    """
+    path = Path(path)
+    if not path.exists():
+        return None
+    changed = datetime.fromtimestamp(path.stat().st_mtime)
+    # Path.suffix alone would part .nii from .gz.
+    suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
+    dated = f"{path.name.removesuffix(suffix)}_{changed:%Y%m%d_%H%M%S}"
+    kept = path.with_name(dated + suffix)
+    number = 1
+    while kept.exists():
+        number += 1
+        kept = path.with_name(f"{dated}_{number}{suffix}")
+    try:
+        path.rename(kept)
+    except OSError as error:
+        raise cannot_write(kept, error) from error
+    return kept

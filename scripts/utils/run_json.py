@@ -1,0 +1,120 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""The record of a run, beside its results: the resolved configuration, the versions and the cohort."""
+
+from __future__ import annotations
+
+import platform
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from scripts.utils.files import CONFIGS, read_json, save_json
+
+RECORD_FILE = "run.json"
+CONFIG_FILE = "config.json"
+RECORDED_PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "nibabel", "scipy")
+
+# Names of options whose values nobody should read. The bundle has no such option, but a caller's program may.
+_SECRET = re.compile(r"token|password|passwd|secret|credential|api_?key", re.IGNORECASE)
+
+
+def bundle_version() -> str:
+    """Version of this bundle from its metadata.json; "unknown" if only the code was copied."""
+    return str(read_json(CONFIGS / "metadata.json").get("version", "unknown"))
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for package in RECORDED_PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def without_secrets(text: str) -> str:
+    """``text`` with stars in place of the name and the password that an address in it may hold.
+
+    Example:
+        >>> without_secrets("--tracking_uri https://me:word@example.org/runs")
+        '--tracking_uri https://***@example.org/runs'
+    """
+    return re.sub(r"(\w://)[^/@\s'\"]+@", r"\1***@", text)
+
+
+def command_line(arguments: Sequence[str] | None = None) -> str:
+    """The command that started this process. It can be pasted into a shell. Secrets in it become stars.
+
+    Args:
+        arguments: interpreter and arguments; None for those of this process.
+
+    Example:
+        >>> command_line(["/usr/bin/python3", "-m", "monai.bundle", "run", "--output_dir", "my run", "--token", "abc"])
+        "python -m monai.bundle run --output_dir 'my run' --token '***'"
+        >>> print(command_line(["python3", "run.py", "--config_file", "['train.json','evaluate.json']"]))
+        python run.py --config_file "['train.json','evaluate.json']"
+    """
+    own = list(sys.orig_argv if arguments is None else arguments)[1:]
+    for index, argument in enumerate(own):
+        name, equals, _ = argument.partition("=")
+        if argument.startswith("-") and _SECRET.search(name):
+            if equals:
+                own[index] = f"{name}=***"
+            elif index + 1 < len(own):
+                own[index + 1] = "***"
+    return without_secrets(" ".join(["python", *map(_quoted, own)]))
+
+
+def _quoted(argument: str) -> str:
+    # shlex would break single quotes up. Within double quotes a shell replaces "!", which cannot be escaped there.
+    if "'" not in argument or "!" in argument:
+        return shlex.quote(argument)
+    escaped = re.sub(r'([\\"$`])', r"\\\1", argument)
+    return f'"{escaped}"'
+
+
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """The content of ``run.json`` in ``folder``, which ``write_record`` has written; empty if there is no file.
+
+    Raises:
+        InputError: the file exists but is not a record.
+    """
+    return read_json(Path(folder) / RECORD_FILE)
+
+
+def write_record(output_dir: str | Path, config: Mapping[str, Any], phantoms: bool, **facts: Any) -> None:
+    """Write ``config.json`` and ``run.json`` into ``output_dir``.
+
+    Args:
+        output_dir: folder of the run.
+        config: content of the configuration that is run. If it is empty, no ``config.json`` is written.
+        phantoms: whether synthetic phantoms are among the data.
+        facts: other entries of ``run.json``.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_record(folder, {"batch_size": 2}, phantoms=True, cases=8)
+        ...     sorted(read_record(folder))
+        ['bundle_version', 'cases', 'command', 'phantoms', 'started', 'versions']
+    """
+    if config:
+        save_json(config, Path(output_dir) / CONFIG_FILE)
+    started = datetime.now().astimezone().isoformat(timespec="seconds")
+    record: Mapping[str, Any] = {
+        "started": started,
+        "command": command_line(),
+        "bundle_version": bundle_version(),
+        "phantoms": phantoms,
+        "versions": versions(),
+        **facts,
+    }
+    save_json(record, Path(output_dir) / RECORD_FILE)

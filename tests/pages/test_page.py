@@ -1,0 +1,227 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""The page of a run: one file that loads nothing, with texts as texts, cases in order, and no more than its size."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from known_run import BRAIN, known_labels, write_case, write_evaluation
+from scripts import report
+from scripts.pages.page import NIIVUE, make_report
+from scripts.pages.runs import read_run
+from scripts.utils.errors import InputError
+from scripts.utils.files import file_checksum
+
+EVIL = "<script>alert(1)<script>&\"'"
+
+
+class Page(HTMLParser):
+    """The elements of a page, with their attributes and texts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, list[str]] = {}
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        if self.elements:
+            self.texts.setdefault(self.elements[-1][0], []).append(data)
+
+    def having(self, attribute: str) -> list[str]:
+        return [str(attrs[attribute]) for _, attrs in self.elements if attribute in attrs]
+
+
+def page_of(folder: Path, **options) -> str:
+    return make_report(read_run(folder), **options)
+
+
+def volumes_of(page: str) -> dict[str, dict]:
+    """The data of the viewers by the id of their case."""
+    found = re.findall(r'<script type="application/json" id="(case-\d+)-volumes">(.*?)</script>', page, re.DOTALL)
+    return {case: json.loads(text) for case, text in found}
+
+
+def cards_of(page: str) -> list[str]:
+    return re.findall(r'<article class="case".*?</article>', page, re.DOTALL)
+
+
+def test_niivue_is_the_file_of_version_0_69_0():
+    file = NIIVUE / "niivue.umd.js"
+    assert file.stat().st_size == 2_284_381
+    assert file_checksum(file) == "47b896b77ec4a5be3ef1949c33ad393b6f45629921f326c279000bcf51bdb4af"
+    assert "BSD 2-Clause License" in (NIIVUE / "LICENSE").read_text()
+
+
+def test_the_command_writes_one_file_and_keeps_an_earlier_one(evaluated, capsys):
+    assert report.main([str(evaluated)]) == 0
+    file = evaluated / "report.html"
+    assert capsys.readouterr().out.splitlines() == [str(file)]
+    first = file.read_bytes()
+    assert report.main([str(evaluated), "--output", str(file)]) == 0
+    assert file.read_bytes() == first, "the same run gives the same page"
+    (kept,) = evaluated.glob("report_*.html")
+    assert kept.read_bytes() == first
+    assert sorted(path.suffix for path in evaluated.iterdir() if path.name.startswith(".")) == []
+
+
+@pytest.mark.parametrize("options", [["no_such_folder"], ["-o", "."]])
+def test_the_command_refuses_in_one_line(evaluated, options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"; give ") as caught:
+        report.main(options if len(options) == 1 else [str(evaluated), *options])
+    assert "\n" not in str(caught.value)
+
+
+def test_the_page_loads_nothing(evaluated):
+    page = Page(page_of(evaluated))
+    for attribute in ("src", "href", "srcset", "action", "data", "poster", "xlink:href"):
+        assert [v for v in page.having(attribute) if not v.startswith(("#", "data:"))] == [], attribute
+    (policy,) = [attrs["content"] for _, attrs in page.elements if attrs.get("http-equiv")]
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    styles = " ".join([*page.texts["style"], *page.having("style")])
+    assert "@import" not in styles and not re.search(r"url\((?!#)", styles)
+
+
+def test_the_policy_allows_the_scripts_of_the_page_and_no_other(evaluated):
+    text = page_of(evaluated)
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    assert re.findall(r"'sha256-([^']+)'", text) == digests and len(digests) == 2
+
+
+def test_cases_stand_from_worst_to_best_with_their_scores(evaluated):
+    page = page_of(evaluated)
+    cards = cards_of(page)
+    assert [re.findall(r"\d\. (\w+)", card)[0] for card in cards] == ["worst", "middle", "best"]
+    assert [re.findall(r"mean Dice ([\d.]+)", card)[0] for card in cards] == ["0.200", "0.600", "0.950"]
+    cells = re.findall(r"<td>([^<]*)</td>", cards[0])
+    # Rows are Dice, HD95, volume and reference volume in cm^3. Columns are regions.
+    assert cells == ["0.100", "0.200", "0.300", "1.00", "2.00", "3.00", "0.00", "0.02", "0.02", "0.00", "0.02", "0.12"]
+    assert page.count("<svg") == 3
+
+
+def test_volumes_in_the_page_are_those_of_the_case(evaluated):
+    volumes = volumes_of(page_of(evaluated))
+    assert list(volumes) == ["case-1", "case-2", "case-3"]
+    data = volumes["case-2"]
+    assert (data["size"], data["center"], data["first"]) == ([20, 16, 14], [6, 7, 6], "flair")
+    assert list(data["images"]) == ["t1", "t2", "t1ce", "flair"]
+    image = nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(data["maps"]["reference"])))
+    parts = np.array([0, 1, 2, 0, 3])[known_labels()][BRAIN]
+    assert np.array_equal(image.dataobj, parts)
+
+
+def test_the_record_and_the_settings_are_shown(evaluated):
+    page = page_of(evaluated)
+    for text in ("python -m monai.bundle run --dataset_dir &#x27;the data&#x27;", "model.pt", "python 3.11.7"):
+        assert f"{text}</dd>" in page
+    assert "&quot;learning_rate&quot;: 0.125" in page
+    assert "Synthetic phantoms are among the cases" in page and "not for diagnosis" in page
+
+
+def test_secrets_are_not_shown(evaluated):
+    for name in ("run.json", "config.json"):
+        content = json.loads((evaluated / name).read_text())
+        address = {"tracking_uri": "https://me:word@example.org", "command": "run --x https://me:word@example.org"}
+        (evaluated / name).write_text(json.dumps({**content, **address}))
+    page = page_of(evaluated)
+    assert page.count("https://***@example.org") == 3 and "me:word" not in page
+
+
+def test_texts_of_files_stay_texts(tmp_path):
+    """Names of cases, reasons and settings come from files of others."""
+    name = EVIL.replace("/", "")
+    write_case(tmp_path / "data", name)
+    folder = write_evaluation(tmp_path / EVIL / "evaluation_all", tmp_path / "data", {name: (0.1, 0.2, 0.3)})
+    record = json.loads((folder / "run.json").read_text())
+    record |= {"failed": {EVIL: EVIL}, "command": EVIL, "model_file": f"</dd>{EVIL}", "thresholds": {EVIL: EVIL}}
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "config.json").write_text(json.dumps({"evaluation_dir": f"</pre>{EVIL}"}))
+    for file in ("scores.csv", "summary.csv"):
+        (folder / file).write_text((folder / file).read_text().replace("hd95_", "h<i>_"))
+    page = Page(page_of(folder))
+    assert len(volumes_of(page_of(folder))) == 1
+    scripts = [attrs for tag, attrs in page.elements if tag == "script"]
+    # The settings and the volumes of the viewer, niivue, and the viewer.
+    assert [attrs.get("type") for attrs in scripts] == ["application/json"] * 2 + [None] * 2
+    assert not any(tag == "i" for tag, _ in page.elements)
+    assert not any("alert(1)" in text for text in page.texts["script"])
+
+
+def test_failed_cases_and_missing_images_are_told(evaluated):
+    record = json.loads((evaluated / "run.json").read_text())
+    (evaluated / "run.json").write_text(json.dumps({**record, "failed": {"broken": "RuntimeError: too odd"}}))
+    data = evaluated.parents[1] / "data"
+    (data / "worst" / "worst_t1.nii.gz").write_bytes(b"damaged")
+    for file in (data / "middle").iterdir():
+        file.unlink()
+    (evaluated / "best.nii.gz").unlink()
+    page = page_of(evaluated)
+    assert "1 case failed." in page
+    assert "<dt>broken</dt><dd>RuntimeError: too odd</dd>" in page
+    worst, middle, best = cards_of(page)
+    assert "worst_t1.nii.gz: not a readable image" in worst
+    assert "its images were not found" in middle
+    assert "has saved no label map" in best and 'class="open"' in best
+    assert list(volumes_of(page)["case-3"]["maps"]) == ["reference"]
+
+
+def test_the_page_keeps_to_its_size_and_the_worst_cases_come_first(evaluated, monkeypatch):
+    # The previews of these small cases are small.
+    monkeypatch.setattr("scripts.pages.page.PREVIEW_BYTES", 3000)
+    whole = page_of(evaluated)
+    sizes = [len(json.dumps(data)) for data in volumes_of(whole).values()]
+    # Room for all previews, and for the volumes of one case and a half.
+    limit = len(whole.encode()) - sizes[2] - sizes[1] // 2
+    page = page_of(evaluated, most_bytes=limit)
+    assert len(page.encode()) <= limit
+    assert list(volumes_of(page)) == ["case-1"]
+    assert page.count("<figure>") == 3
+    assert ["a page has at most 30 MB" in card for card in cards_of(page)] == [False, True, True]
+    assert ['class="open"' in card for card in cards_of(page)] == [True, False, False]
+
+
+def test_no_page_exceeds_its_size(evaluated):
+    """Whatever the rest of the room is, also with an image that cannot be read."""
+    (evaluated.parents[1] / "data" / "best" / "best_flair.nii.gz").write_bytes(b"damaged")
+    whole = len(page_of(evaluated).encode())
+    empty = len(page_of(evaluated, most_bytes=1).encode())
+    for limit in np.linspace(empty, whole, 4).astype(int):
+        assert len(page_of(evaluated, most_bytes=int(limit) + 300).encode()) <= limit + 300
+
+
+def test_without_room_there_are_texts_alone(evaluated):
+    page = page_of(evaluated, most_bytes=1)
+    assert volumes_of(page) == {} and "<figure>" not in page
+    assert all("a page has at most 30 MB" in card for card in cards_of(page))
+
+
+def test_a_training_has_curves_and_no_viewer(training):
+    page = page_of(training)
+    assert page.count("<svg") == 3 and "<canvas" not in page
+    assert "The best validation has a mean Dice of" in page
+    assert len(page.encode()) < 500_000
+    assert "script-src 'none'" in page
+
+
+def test_real_runs_are_reported_within_the_limit(evaluation, segmentation, tmp_path):
+    for folder in (evaluation, segmentation):
+        assert report.main([str(folder), "-o", str(tmp_path / "page.html")]) == 0
+        page = (tmp_path / "page.html").read_text()
+        assert len(volumes_of(page)) == 3
+        assert (tmp_path / "page.html").stat().st_size <= 30_000_000
+        (tmp_path / "page.html").unlink()

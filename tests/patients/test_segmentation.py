@@ -1,0 +1,583 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""The command for patients gives the label maps of inference.json, by the record of the weights, and their numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import jsonschema
+import nibabel as nib
+import numpy as np
+import pytest
+from dicom_series import write_case
+from scripts import segment as command
+from scripts.brats import SEQUENCES
+from scripts.data.cases import NO_FILE
+from scripts.data.datalist import unlabeled_items, write_datalist
+from scripts.data.inspection import PREPARATION_PAGE
+from scripts.pages.page import make_report
+from scripts.pages.runs import read_cases, read_run
+from scripts.patients import segmentation
+from scripts.patients.segmentation import (
+    Options,
+    configuration_of,
+    find_items,
+    given_case,
+    note_of,
+    refuse_other_images,
+    segment,
+    weights_to_use,
+    with_absolute_paths,
+)
+from scripts.utils.errors import InputError
+from scripts.utils.files import BUNDLE_ROOT
+from scripts.utils.literals import shown
+from scripts.utils.machine import computes_in
+from scripts.utils.run_json import read_record
+from scripts.workflow.output import earlier_cases, left_to_do
+from workflows import SIZE, bundle_run, voxels
+
+SCHEMA = json.loads((BUNDLE_ROOT / "docs" / "segmentation_schema.json").read_text())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_openvino():
+    """A process that has run OpenVINO may crash when it forks, and other tests of this process fork."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segmentation, "openvino_is_installed", lambda: False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def patients(cohort, tmp_path_factory) -> Path:
+    """Two phantoms in a folder."""
+    folder = tmp_path_factory.mktemp("patients")
+    for case in sorted(path for path in cohort.rglob("BraTS20_*") if path.is_dir())[:2]:
+        (folder / case.name).symlink_to(case)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def options(training) -> Options:
+    return Options(model=training / "model.pt", device="cpu", pictures=False)
+
+
+@pytest.fixture(scope="module")
+def segmented(patients, options, tmp_path_factory) -> tuple[Path, list[dict]]:
+    out = tmp_path_factory.mktemp("segmented") / "out"
+    return out, segment([patients], out, options=options)
+
+
+def images(folder: Path) -> dict[str, Path]:
+    return {name: folder / f"{folder.name}_{name}.nii.gz" for name in ("t1", "t1ce", "t2", "flair")}
+
+
+def test_label_maps_are_those_of_the_configuration_with_the_same_settings(segmented, patients, training, tmp_path):
+    out, results = segmented
+    place = {"dataset_dir": str(patients), "model_file": str(training / "model.pt"), "output_dir": str(tmp_path / "o")}
+    amp = computes_in("cpu", "bfloat16")
+    bundle_run("inference.json", **{**SIZE, **place, "device": "cpu", "amp": amp, "roi_size": [32, 32, 32]})
+    cases = sorted(path.name for path in patients.iterdir())
+    assert [result["case"] for result in results] == cases
+    for case in cases:
+        ours, theirs = out / case / f"{case}.nii.gz", tmp_path / "o" / f"{case}.nii.gz"
+        assert np.array_equal(voxels(ours), voxels(theirs))
+        assert np.array_equal(nib.load(ours).affine, nib.load(patients / case / f"{case}_t1.nii.gz").affine)
+
+
+def test_numbers_are_those_of_the_label_map_and_of_the_files(segmented, patients, training):
+    out, results = segmented
+    for result in results:
+        jsonschema.validate(result, SCHEMA)
+        case = result["case"]
+        assert json.loads((out / case / f"{case}.json").read_text()) == result
+        labels = voxels(out / case / f"{case}.nii.gz")
+        counts = {"ET": labels == 4, "TC": np.isin(labels, (1, 4)), "WT": labels > 0}
+        assert result["volumes_ml"] == {name: pytest.approx(mask.sum() / 1000) for name, mask in counts.items()}
+        assert sum(lesion["volume_ml"]["WT"] for lesion in result["lesions"]) == pytest.approx(
+            counts["WT"].sum() / 1000
+        )
+        for entry in result["inputs"]:
+            file = patients / case / f"{case}_{entry['sequence']}.nii.gz"
+            assert Path(entry["file"]) == file
+            assert entry["sha256"] == sha256(file.read_bytes()).hexdigest()
+        assert result["weights"]["checksum"] == sha256((training / "model.pt").read_bytes()).hexdigest()
+        assert result["weights"]["trained_on"]["phantoms"] == 2
+    # A value that the schema does not allow is refused, so the check above can fail.
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**results[0], "et_label": 2}, SCHEMA)
+
+
+def test_a_second_call_does_nothing_anew_and_gives_the_same_numbers(segmented, patients, options):
+    out, results = segmented
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert segment([patients], out, options=options) == results
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_files_of_any_name_give_the_same_label_map(segmented, patients, options, tmp_path):
+    out, results = segmented
+    case = results[0]["case"]
+    files = {}
+    for number, (name, file) in enumerate(images(patients / case).items()):
+        files[name] = shutil.copy(file, tmp_path / f"scan {number}.nii.gz")
+    arguments = [text for name, file in files.items() for text in (f"--{name}", str(file))]
+    arguments += ["--name", "ann", "--model", str(options.model), "--device", "cpu", "--no-pictures"]
+    assert command.main([*arguments, "-o", str(tmp_path / "out")]) == 0
+    assert np.array_equal(voxels(tmp_path / "out" / "ann" / "ann.nii.gz"), voxels(out / case / f"{case}.nii.gz"))
+
+
+def test_the_options_reach_the_configuration(training, monkeypatch):
+    model, record = weights_to_use(training / "model.pt")
+    names, settings = configuration_of(record, model, Options(device="cuda:0"))
+    assert names == ["inference.json"]
+    assert shown(settings["network_def"]["channels"]) == SIZE["network_def#channels"]
+    assert (settings["spacing"], settings["roi_size"], settings["exclusive"]) == ([4.0] * 3, [32, 32, 32], False)
+    assert configuration_of(record, model, Options(device="cuda:0", fast=True))[0] == [
+        "inference.json",
+        "whole_brain.yaml",
+    ]
+    names, settings = configuration_of(record, model, Options(device="cuda:0", tta=True, et_label=3, uncertainty=True))
+    assert names == ["inference.json", "tta.yaml"] and settings["flips#axes"] == [0, 1, 2]
+    assert (settings["saved_et_label"], settings["save_uncertainty"], settings["save_probabilities"]) == (
+        3,
+        True,
+        False,
+    )
+    monkeypatch.setattr(segmentation, "openvino_is_installed", lambda: True)
+    assert configuration_of(record, model, Options(device="cpu"))[0] == ["inference.json", "openvino.yaml"]
+    monkeypatch.setattr(segmentation, "openvino_is_installed", lambda: False)
+    names, settings = configuration_of(record, model, Options(device="cpu"))
+    assert names == ["inference.json"] and settings["amp"] in (True, False)
+    imported = {**record, "normalization": "volume"}
+    assert "authors.yaml" in configuration_of(imported, model, Options(device="cuda:0"))[0]
+
+
+def test_weights_are_those_chosen_or_published_or_the_starters(tmp_path, monkeypatch, caplog):
+    assert weights_to_use(None)[0] in (segmentation.OWN_WEIGHTS, segmentation.STARTER_WEIGHTS)
+    monkeypatch.setattr(segmentation, "OWN_WEIGHTS", tmp_path / "model.pt")
+    with caplog.at_level("INFO"):
+        assert weights_to_use(None)[0] == segmentation.STARTER_WEIGHTS
+    assert "trained on 16 patients" in caplog.text and "README.md says what they are worth" in caplog.text
+    for name in ("model.pt", "model.json"):
+        shutil.copy(segmentation.STARTER_WEIGHTS.with_name(name), tmp_path / name)
+    assert weights_to_use(None)[0] == tmp_path / "model.pt"
+    names = configuration_of(weights_to_use(None)[1], segmentation.STARTER_WEIGHTS, Options())[0]
+    assert names == ["inference.json", "starter.yaml"]
+
+
+def without_skull(folder: Path) -> None:
+    """Put a head round the brain."""
+    for file in folder.glob("*.nii.gz"):
+        image = nib.load(file)
+        data = np.asanyarray(image.dataobj).copy()
+        outside = data == 0
+        data[outside] = (np.random.default_rng(len(file.name)).random(data.shape) * 100 + 5)[outside]
+        nib.save(nib.Nifti1Image(data, image.affine), file)
+
+
+def damaged(folder: Path) -> None:
+    file = next(folder.glob("*_t1.nii.gz"))
+    file.write_bytes(file.read_bytes()[:5000])
+
+
+def moved(folder: Path) -> None:
+    file = next(folder.glob("*_flair.nii.gz"))
+    image = nib.load(file)
+    nib.save(nib.Nifti1Image(np.asanyarray(image.dataobj)[:-8], image.affine), file)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (without_skull, "docs/prepare.md names programs"),
+        (damaged, "damaged"),
+        (moved, "co-register and resample all sequences to one grid"),
+        (lambda folder: next(folder.glob("*_t2.nii.gz")).unlink(), "there is no"),
+        (lambda folder: shutil.rmtree(folder), "no such folder"),
+    ],
+)
+def test_wrong_input_is_one_line_and_nothing_is_written(change, words, patients, options, tmp_path):
+    case = shutil.copytree(next(patients.iterdir()), tmp_path / "p1", symlinks=False)
+    change(case)
+    with pytest.raises(InputError) as caught:
+        segment([case], tmp_path / "out", options=options)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    assert (BUNDLE_ROOT / PREPARATION_PAGE).is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "no CASE"),
+        (["--t1", "a.nii", "case"], "give a CASE or files"),
+        (["case", "--name", "ann"], "--name: a CASE has its own name"),
+        (["case", "--fast", "--tta"], "--fast and --tta contradict"),
+        (["case", "--model", "absent.pt"], "absent.pt: no such file; correct --model, or leave it out"),
+        (["case", "--model", ".."], "--model ..: a folder; name the file of the weights"),
+        (["case", "--device", "banana"], "--device banana: no such device"),
+        (["--t1", "a.nii", "--name", "../ann"], "--name ../ann: results are named after it"),
+        (["--t1", "p_t2.nii"], "--t1 p_t2.nii: its name says t2; correct the option, or rename the file"),
+        (["--t1", "a.nii"], "a.nii: case lacks t2 and t1ce and flair"),
+        (["absent"], "absent: no such folder"),
+    ],
+)
+def test_a_wrong_command_is_one_line(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as caught:
+        command.main([*arguments, "-o", "out"])
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [["case", "--model", ""], [""], ["--t1", ""], ["case", "-o", ""]])
+def test_an_empty_path_is_refused(arguments, tmp_path, monkeypatch, capsys):
+    """It would mean the folder in which the command was started."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        command.main(["-o", "out", *arguments])
+    assert caught.value.code == 2 and "the path is empty; name a file or a folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_without_a_record_are_refused(training, tmp_path):
+    shutil.copy(training / "model.pt", tmp_path / "model.pt")
+    with pytest.raises(InputError, match=r"model\.pt: there is no record of these weights \(model\.json\)"):
+        weights_to_use(tmp_path / "model.pt")
+
+
+def test_a_missing_sequence_is_borne_if_the_record_says_so(patients, training, tmp_path, caplog):
+    case = shutil.copytree(next(patients.iterdir()), tmp_path / "p1")
+    next(case.glob("*_t2.nii.gz")).unlink()
+    for name in ("model.pt", "model.json"):
+        shutil.copy(training / name, tmp_path / name)
+    record = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps({**record, "missing_sequences": 1}))
+    (result,) = segment([case], tmp_path / "out", options=Options(tmp_path / "model.pt", device="cpu", pictures=False))
+    assert result["missing_sequences"] == ["t2"]
+    assert [entry["sequence"] for entry in result["inputs"]] == ["t1", "t1ce", "flair"]
+    assert "lacks t2" in caplog.text
+
+
+def test_a_dicom_case_gives_a_segmentation_object_of_the_same_voxels(patients, training, segmented, tmp_path):
+    highdicom, pydicom = pytest.importorskip("highdicom"), pytest.importorskip("pydicom")
+    case = sorted(patients.iterdir())[0]
+    nifti = {}
+    for name, file in images(case).items():
+        image = nib.load(file)
+        data = np.asanyarray(image.dataobj)
+        # DICOM's rows run to the left and to the back, as the axes of BraTS files do.
+        nifti[name] = nib.Nifti1Image(np.round(data - data.min()).astype(np.uint16) * (data != 0), image.affine)
+    folder = write_case(tmp_path / "dicom" / "p1", nifti)
+    chosen = Options(training / "model.pt", device="cpu", pictures=False, dicom_seg=True)
+    with pytest.raises(InputError, match="no FrameOfReferenceUID"):
+        segment([folder], tmp_path / "no frame", options=chosen)
+    assert not (tmp_path / "no frame").exists()
+    for file in (path for path in folder.rglob("*") if path.is_file()):
+        data = pydicom.dcmread(file)
+        data.FrameOfReferenceUID = "1.2.3.4.5"
+        data.save_as(file)
+    (result,) = segment([folder], tmp_path / "out", options=chosen)
+    labels = voxels(tmp_path / "out" / result["case"] / f"{result['case']}.nii.gz")
+    assert labels.any()
+    found = highdicom.seg.segread(tmp_path / "out" / result["case"] / f"{result['case']}.dcm")
+    series = unlabeled_items(folder)[0]["image"][0]
+    source = pydicom.dcmread(series)
+    assert found.FrameOfReferenceUID == source.FrameOfReferenceUID
+    assert found.StudyInstanceUID == source.StudyInstanceUID
+    values = {"necrotic and non-enhancing core": 1, "edema": 2, "enhancing tumor": 4}
+    for number in found.segment_numbers:
+        name = found.get_segment_description(number).segment_label
+        volume = found.get_volume(segment_numbers=[number], combine_segments=False)
+        mask = np.asarray(volume.array)[..., 0].astype(bool)
+        assert mask.sum() == (labels == values[name]).sum()
+        # The same voxels lie at the same millimeters.
+        own = nib.affines.apply_affine(
+            nib.load(tmp_path / "out" / result["case"] / f"{result['case']}.nii.gz").affine,
+            np.argwhere(labels == values[name]),
+        )
+        theirs = nib.affines.apply_affine(np.diag([-1, -1, 1, 1]) @ volume.affine, np.argwhere(mask))
+        assert np.allclose(np.sort(own, axis=0), np.sort(theirs, axis=0), atol=1e-3)
+    with pytest.raises(InputError, match=r"no DICOM file; leave out --dicom-seg"):
+        segment([case], tmp_path / "other", options=chosen)
+
+
+def test_the_command_is_installed():
+    text = (BUNDLE_ROOT / "pyproject.toml").read_text()
+    assert 'panet-segment = "scripts.segment:run"' in text
+    assert Path(sys.executable).with_name("panet-segment").exists() or not Path(sys.executable).is_relative_to(
+        BUNDLE_ROOT
+    )
+
+
+@pytest.mark.slow
+def test_cases_of_several_folders_have_the_folder_above_them_in_the_record(patients, options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cases = []
+    for number, case in enumerate(sorted(patients.iterdir())):
+        cases.append(Path("hospital", f"ward {number}", case.name))
+        shutil.copytree(case, cases[-1])
+    segment(cases, tmp_path / "out", options=options)
+    above = tmp_path / "hospital"
+    run = read_run(tmp_path / "out")
+    assert run.dataset_dir == str(above)
+    found = read_cases(run)
+    assert [case.entry["image"][0] for case in found] == [str(images(tmp_path / case)["t1"]) for case in cases]
+    assert f"<dt>folder of the cases</dt><dd>{above}</dd>" in make_report(run)
+    # No results go into the folder of a case, whichever stands first.
+    for order in (cases, cases[::-1]):
+        for out in (cases[0], cases[1].parent):
+            with pytest.raises(InputError, match=f"{out}: holds the data"):
+                segment(order, out, options=options)
+            assert not (out / "run.json").exists()
+
+
+@pytest.mark.slow
+def test_one_file_for_two_sequences_is_refused(patients, options, tmp_path):
+    case = next(patients.iterdir())
+    # The names of the files say no sequence, so the images alone tell it.
+    files = {}
+    for number, name in enumerate(("t1", "t2", "flair")):
+        files[name] = shutil.copy(next(case.glob(f"*_{name}.nii.gz")), tmp_path / f"scan{number}.nii.gz")
+    with pytest.raises(InputError, match="is the same image as T1 "):
+        segment([], tmp_path / "out", files={**files, "t1ce": files["t1"]}, options=options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_second_call_draws_the_pictures_that_are_missing(patients, options, tmp_path):
+    case = next(patients.iterdir())
+    (without,) = segment([case], tmp_path / "out", options=options)
+    pictures = [tmp_path / "out" / case.name / f"{case.name}{end}.png" for end in ("", "_3d")]
+    assert not any(path.exists() for path in pictures)
+    before = (tmp_path / "out" / case.name / f"{case.name}.nii.gz").stat().st_mtime_ns
+    (result,) = segment([case], tmp_path / "out", options=replace(options, pictures=True))
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
+    assert (tmp_path / "out" / case.name / f"{case.name}.nii.gz").stat().st_mtime_ns == before
+    # The numbers tell of the run that made the label map.
+    assert result == without == json.loads((tmp_path / "out" / case.name / f"{case.name}.json").read_text())
+
+
+@pytest.mark.slow
+def test_results_of_an_earlier_label_map_do_not_stand_beside_a_new_one(patients, options, tmp_path):
+    case, out = next(patients.iterdir()), tmp_path / "out"
+    own = shutil.copytree(case, tmp_path / case.name)
+    segment([own], out, options=options)
+    label_map = out / case.name / f"{case.name}.nii.gz"
+    others = [out / case.name / f"{case.name}{end}" for end in (".json", ".png", "_3d.png", ".dcm")]
+    for path in others:
+        path.write_text(path.name)
+    made = label_map.stat().st_mtime
+    # The scan has changed after the results were made.
+    for path, seconds in ((label_map, -100), *((path, -90) for path in others), (images(own)["t1"], -50)):
+        os.utime(path, (made + seconds, made + seconds))
+    (result,) = segment([own], out, options=options)
+    assert json.loads(others[0].read_text()) == result and result["volumes_ml"]
+    assert label_map.is_file() and not any(path.exists() for path in others[1:])
+    kept = [path for path in (out / case.name).iterdir() if path.name.startswith(f"{case.name}_20")]
+    kept += list((out / case.name).glob(f"{case.name}_3d_20*"))
+    assert len(kept) == 5
+    texts = [path.read_text() for path in kept if not path.name.endswith(".nii.gz")]
+    assert sorted(texts) == sorted(path.name for path in others)
+
+
+@pytest.mark.slow
+def test_no_results_of_an_earlier_label_map_stand_alone_if_the_case_fails(patients, options, tmp_path, monkeypatch):
+    case, out = next(patients.iterdir()), tmp_path / "out"
+    own = shutil.copytree(case, tmp_path / case.name)
+    segment([own], out, options=options)
+    made = (out / case.name / f"{case.name}.nii.gz").stat().st_mtime
+    os.utime(images(own)["t1"], (made + 1, made + 1))
+
+    def fail(*args, **kwargs):
+        raise OSError("the disk is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("scripts.inference.writers.save_map", fail)
+        with pytest.raises(InputError, match="1 of 1 case failed"):
+            segment([own], out, options=options)
+    assert (
+        not (out / case.name / f"{case.name}.nii.gz").exists() and not (out / case.name / f"{case.name}.json").exists()
+    )
+    assert (
+        len(list((out / case.name).glob(f"{case.name}_20*.nii.gz")))
+        == len(list((out / case.name).glob(f"{case.name}_20*.json")))
+        == 1
+    )
+    assert list(read_record(out)["failed"]) == [case.name]
+    # Another patient does not make the failure forgotten; the next success does.
+    second = next(path for path in sorted(patients.iterdir()) if path.name != case.name)
+    segment([second], out, options=options)
+    assert list(read_record(out)["failed"]) == [case.name]
+    segment([own], out, options=options)
+    assert "failed" not in read_record(out) and (out / case.name / f"{case.name}.json").is_file()
+
+
+@pytest.mark.slow
+def test_another_patient_is_added_to_the_same_folder(patients, segmented, options, tmp_path):
+    first, second = sorted(patients.iterdir())[:2]
+    out = tmp_path / "out"
+    (one,) = segment([first], out, options=options)
+    before = {path.name: path.read_bytes() for path in (out / first.name).iterdir()}
+    started = read_record(out)["started"]
+    (two,) = segment([second], out, options=options)
+    assert (one["case"], two["case"]) == (first.name, second.name)
+    assert {name: (out / first.name / name).read_bytes() for name in before} == before
+    for case in (first.name, second.name):
+        assert np.array_equal(voxels(out / case / f"{case}.nii.gz"), voxels(segmented[0] / case / f"{case}.nii.gz"))
+    record = read_record(out)
+    assert record["cases"] == 2 and [entry["started"] for entry in record["resumed"]] == [started]
+    listed = earlier_cases(str(out), "nowhere")
+    assert {case: item["image"][0] for case, item in listed.items()} == {
+        path.name: str(images(path)["t1"]) for path in (first, second)
+    }
+    # The report shows both, and both are known to a third call.
+    run = read_run(out)
+    assert [(case.name, case.prediction, case.entry is None) for case in read_cases(run)] == [
+        (path.name, out / path.name / f"{path.name}.nii.gz", False) for path in (first, second)
+    ]
+    assert segment([patients], out, options=options) == [one, two]
+    # Other settings are another matter.
+    with pytest.raises(InputError, match=r"other settings \(saved_et_label\); choose another --output_dir, or add"):
+        segment([second], out, options=replace(options, et_label=3))
+
+
+@pytest.mark.slow
+def test_other_images_of_the_same_name_are_refused_with_a_remedy_that_works(patients, options, tmp_path):
+    case = next(patients.iterdir())
+    other = shutil.copytree(case, tmp_path / "other" / case.name)
+    out = tmp_path / "out"
+    segment([case], out, options=options)
+    before = (out / case.name / f"{case.name}.nii.gz").stat().st_mtime_ns
+    with pytest.raises(InputError) as caught:
+        segment([other], out, options=options)
+    assert str(caught.value) == (
+        f"{out}: holds a case {case.name} of other images ({images(case)['t1']}); choose another --output_dir, or add "
+        "--overwrite (the earlier folder is then kept under a dated name)."
+    )
+    assert (out / case.name / f"{case.name}.nii.gz").stat().st_mtime_ns == before
+    arguments = [str(other), "--output_dir", str(out), "--model", str(options.model), "--device", "cpu"]
+    assert command.main([*arguments, "--no-pictures", "--overwrite"]) == 0
+    (kept,) = [path for path in tmp_path.iterdir() if path.name.startswith("out_")]
+    assert (kept / case.name / f"{case.name}.nii.gz").stat().st_mtime_ns == before
+
+
+def test_the_same_files_as_other_sequences_are_other_images(segmented, patients, tmp_path):
+    first = segmented[1][0]["case"]
+    t1, t2, flair = (str(images(patients / first)[name]) for name in ("t1", "t2", "flair"))
+    earlier, corrected = (
+        {"case": first, "image": image} for image in ([t1, t2, NO_FILE, flair], [t1, NO_FILE, t2, flair])
+    )
+    write_datalist({"testing": [earlier]}, patients, tmp_path / "datalist.json")
+    (tmp_path / "run.json").write_text(json.dumps({"dataset_dir": str(patients)}))
+    shutil.copy(segmented[0] / first / f"{first}.nii.gz", tmp_path)
+    assert left_to_do([earlier], str(tmp_path), str(patients)) == []
+    assert left_to_do([corrected], str(tmp_path), str(patients)) == [corrected]
+    refuse_other_images([earlier], tmp_path)
+    with pytest.raises(InputError, match=f"holds a case {first} of other images"):
+        refuse_other_images([corrected], tmp_path)
+
+
+def test_a_case_is_the_same_from_any_folder_and_by_any_path(segmented, patients, options, monkeypatch, tmp_path):
+    out, results = segmented
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    (tmp_path / "link").symlink_to(patients)
+    for folder, path in ((patients, "."), (tmp_path, Path(os.path.relpath(patients, tmp_path))), (tmp_path, "link")):
+        monkeypatch.chdir(folder)
+        assert segment([path], os.path.relpath(out), options=options) == results
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+@pytest.mark.slow
+def test_relative_paths_are_recorded_as_absolute_ones(patients, options, tmp_path, monkeypatch):
+    case = next(patients.iterdir())
+    shutil.copytree(case, tmp_path / case.name)
+    for name in ("model.pt", "model.json"):
+        shutil.copy(options.model.with_name(name), tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    (result,) = segment([case.name], "out", options=replace(options, model=Path("model.pt")))
+    assert result["label_map"] == str(tmp_path / "out" / case.name / f"{case.name}.nii.gz")
+    own = images(tmp_path / case.name)
+    assert {entry["sequence"]: entry["file"] for entry in result["inputs"]} == {s: str(own[s]) for s in own}
+    assert result["weights"]["file"] == str(tmp_path / "model.pt")
+    assert result["parameters"]["output_dir"] == str(tmp_path / "out")
+
+
+def test_paths_are_absolute_without_steps_up_and_links_keep_their_meaning(tmp_path, monkeypatch):
+    (tmp_path / "far" / "below").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "below")
+    monkeypatch.chdir(tmp_path / "far")
+    given = ["../a_t1.nii", NO_FILE, "../link/../a_t1ce.nii", "../link/a_flair.nii"]
+    real = ["a_t1.nii", NO_FILE, "far/a_t1ce.nii", "far/below/a_flair.nii"]
+    expected = [file if file == NO_FILE else str(tmp_path / file) for file in real]
+    assert with_absolute_paths({"case": "a", "image": given}) == {"case": "a", "image": expected}
+    monkeypatch.chdir(tmp_path)
+    # A link stays where nothing steps up.
+    assert with_absolute_paths({"image": "link/a.nii"}) == {"image": str(tmp_path / "link" / "a.nii")}
+
+
+def test_a_case_that_is_named_twice_is_taken_once(patients, caplog):
+    case = sorted(patients.iterdir())[0]
+    items = find_items([case, patients, case.resolve()], 0)
+    assert [item["case"] for item in items] == sorted(path.name for path in patients.iterdir())
+    assert caplog.messages == [
+        f"{path}: {case.name} was named before; it is segmented once." for path in (patients, case.resolve())
+    ]
+
+
+def test_two_cases_of_one_name_are_refused(patients, tmp_path):
+    case = sorted(patients.iterdir())[0]
+    other = shutil.copytree(case, tmp_path / case.name)
+    with pytest.raises(InputError, match=rf"the case {case.name} is also in {case}; results are named after cases"):
+        find_items([case, other], 0)
+
+
+def test_the_pictures_say_what_a_result_lacks():
+    phantoms = {"trained_on": {"patients": 0, "phantoms": 3}}
+    assert note_of({}, [], fast=False) == "for research only"
+    assert note_of(phantoms, ["t1ce"], fast=True) == (
+        "for research only; weights trained on phantoms; without T1ce; fast"
+    )
+
+
+def test_a_folder_of_one_dicom_series_is_taken_as_the_series(patients, tmp_path):
+    """The numbers name files, and a later call compares them."""
+    case = next(patients.iterdir())
+    scans = {name: nib.load(file) for name, file in images(case).items()}
+    whole = {
+        name: nib.Nifti1Image(np.asarray(image.dataobj).clip(0).astype(np.int16), image.affine)
+        for name, image in scans.items()
+    }
+    (found,) = unlabeled_items(write_case(tmp_path / "ann", whole))
+    folders = {name: Path(file).parent for name, file in zip(SEQUENCES, found["image"], strict=True)}
+    assert len(set(folders.values())) == 4
+    assert given_case(folders, "ann") == found
+
+
+@pytest.mark.slow
+def test_a_second_call_writes_the_dicom_object_that_is_missing(patients, options, tmp_path, monkeypatch):
+    case, made = next(patients.iterdir()), []
+
+    def save(label_map, image, et_label, path):
+        made.append(path.name)
+        path.write_text("object")
+
+    monkeypatch.setattr(segmentation, "check_source", lambda file: None)
+    monkeypatch.setattr(segmentation, "save_dicom_seg", save)
+    chosen = replace(options, dicom_seg=True)
+    segment([case], tmp_path / "out", options=options)
+    for _ in range(2):
+        segment([case], tmp_path / "out", options=chosen)
+    assert made == [f"{case.name}.dcm"]
+    (tmp_path / "out" / case.name / f"{case.name}.dcm").unlink()
+    segment([case], tmp_path / "out", options=chosen)
+    assert made == [f"{case.name}.dcm"] * 2

@@ -1,0 +1,79 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""On a CPU, freed memory stays with the process, so large tensors cause no new page faults each time."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+from scripts.utils.machine import keep_freed_memory, processors
+from workflows import CONFIGS, ROOT
+
+GLIBC = platform.libc_ver()[0] == "glibc"
+# The program counts the page faults of ten tensors of 64 MB, one after another.
+COUNT = """
+import resource, sys
+import torch
+from scripts.utils.machine import keep_freed_memory
+print(keep_freed_memory(sys.argv[1]) if len(sys.argv) > 1 else None)
+# The first tensors give the heap its holes.
+for _ in range(20):
+    torch.ones(16 << 20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones(16 << 20)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize())
+"""
+
+
+def faulted_in(*device: str) -> tuple[str, int]:
+    """Run the function in a process of its own; return its result and the bytes of the tensors' page faults."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
+        environment.pop(name, None)
+    command = [sys.executable, "-W", "ignore", "-c", COUNT, *device]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    returned, faults = done.stdout.split()
+    return returned, int(faults)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not GLIBC, reason="another allocator than glibc's")
+def test_large_tensors_are_not_faulted_in_again():
+    tensors = 10 * (64 << 20)
+    returned, faults = faulted_in("cpu")
+    assert returned == "True"
+    assert faults < tensors / 100
+    # Without the setting, and for a GPU, each tensor causes faults. A huge page counts as one fault, so the test only
+    # asks for many more than above.
+    for device in ((), ("cuda",)):
+        returned, without = faulted_in(*device)
+        assert returned == ("None" if not device else "False")
+        assert without > 2 * max(faults, 1 << 20)
+
+
+def test_elsewhere_nothing_is_set(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert keep_freed_memory("cpu") is False
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert keep_freed_memory(torch.device("cuda:0")) is False
+
+
+def test_every_workflow_does_so_before_anything_large():
+    for name in ("train", "evaluate", "inference"):
+        first, second, *_ = json.loads((CONFIGS / f"{name}.json").read_text())["run"]
+        assert first["_target_"] == "scripts.workflow.settings.check_settings"
+        wanted = {"_target_": "scripts.utils.machine.keep_freed_memory", "device": "@device"}
+        assert {key: second[key] for key in wanted} == wanted
+
+
+@pytest.mark.parametrize(("free", "most", "number"), [(1, 4, 1), (3, 4, 3), (16, 4, 4)])
+def test_a_number_of_processors_may_have_a_limit(free, most, number, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(free)))
+    assert (processors(), processors(most)) == (free, number)
