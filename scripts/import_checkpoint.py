@@ -21,7 +21,7 @@ from scripts import command
 from scripts.networks.prior_attention_net import BOTTLENECK_ABOVE
 from scripts.utils.errors import InputError
 from scripts.utils.files import CONFIGS, load_torch
-from scripts.utils.run_json import CONFIG_FILE, RECORD_FILE
+from scripts.utils.run_json import CONFIG_FILE, RUN_FILE
 from scripts.weights.authors import convert, exclusive_outputs, imported_record, network_arguments, read_state_dict
 from scripts.weights.record import (
     Record,
@@ -33,7 +33,7 @@ from scripts.weights.record import (
 )
 
 # A record with one of these names would be taken for a file of a run.
-FILES_OF_RUNS = (RECORD_FILE, CONFIG_FILE, "datalist.json")
+FILES_OF_RUNS = (RUN_FILE, CONFIG_FILE, "datalist.json")
 
 
 def command_to_run(model_file: Path, network: torch.nn.Module, record: Record) -> str:

@@ -16,7 +16,7 @@ from scripts.pictures.patient import read_patient
 from scripts.pictures.preview import draw_cases, draw_preview
 from scripts.pictures.surface import draw_surface
 from scripts.utils.errors import InputError
-from scripts.utils.run_json import read_record
+from scripts.utils.run_json import read_run_json
 
 MOST_CASES = 12  # in one picture
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     note = ""
     if args.prediction is not None:
-        record = read_record(args.prediction.parent)
+        record = read_run_json(args.prediction.parent)
         note = "weights trained on phantoms" if record.get("phantom_weights") else ""
     patient = read_patient(items[0], args.prediction, args.channel_order)
     draw_preview(patient, args.picture, note)

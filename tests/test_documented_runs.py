@@ -244,9 +244,7 @@ GROUPS = {
             ("models/mean.pt", "models/mean.json"),
         ),
         Step(
-            "scripts.lab.phantoms OUT --cases 16 --seed 0 --difficulty demo",
-            ("OUT/*/*_002/*_seg.nii.gz",),
-            "--cases 2",
+            "scripts.lab.phantoms OUT --cases 16 --seed 0 --difficulty demo", ("OUT/*/*_002/*_seg.nii.gz",), "--cases 2"
         ),
         Step("scripts.lab.threshold_baseline OUT --limit 0.5", says=r"Dice"),
         Step("scripts.lab.threshold_baseline OUT --voxelwise --limit 0.7", says=r"Dice"),

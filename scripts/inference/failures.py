@@ -19,7 +19,7 @@ from scripts.brats import case_name
 from scripts.utils.distributed import rank, world_size
 from scripts.utils.errors import InputError, WriteError, input_error_behind, one_line
 from scripts.utils.files import save_json
-from scripts.utils.run_json import RECORD_FILE, read_record
+from scripts.utils.run_json import RUN_FILE, read_run_json
 
 logger = logging.getLogger(__name__)
 
@@ -144,9 +144,9 @@ class CaseFailures:
 
     def _record(self, failed: Mapping[str, str]) -> None:
         if rank() == 0:
-            record = read_record(self.output_dir)
+            record = read_run_json(self.output_dir)
             # Cases of an earlier run into the folder may have failed, too.
-            save_json({**record, "failed": {**record.get("failed", {}), **failed}}, self.output_dir / RECORD_FILE)
+            save_json({**record, "failed": {**record.get("failed", {}), **failed}}, self.output_dir / RUN_FILE)
 
     @staticmethod
     def summary(failed: Mapping[str, str], count: int) -> str:

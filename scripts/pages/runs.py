@@ -18,7 +18,7 @@ from scripts.inference.writers import map_files
 from scripts.pages.volumes import region_volumes
 from scripts.utils.errors import InputError
 from scripts.utils.files import read_json
-from scripts.utils.run_json import CONFIG_FILE, RECORD_FILE, read_record
+from scripts.utils.run_json import CONFIG_FILE, RUN_FILE, read_run_json
 from scripts.workflow.output import DATALIST_FILE
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -103,10 +103,10 @@ def read_run(folder: Path) -> Run:
         scripts.utils.errors.InputError: no_such_folder: no such folder; give the output folder of a training, an \
 evaluation or an inference.
     """
-    if not (folder / RECORD_FILE).is_file():
-        fault = f"holds no {RECORD_FILE}" if folder.is_dir() else "no such folder"
+    if not (folder / RUN_FILE).is_file():
+        fault = f"holds no {RUN_FILE}" if folder.is_dir() else "no such folder"
         raise InputError(f"{folder}: {fault}; give the output folder of a training, an evaluation or an inference.")
-    record, config = read_record(folder), read_json(folder / CONFIG_FILE)
+    record, config = read_run_json(folder), read_json(folder / CONFIG_FILE)
     if isinstance(record.get("cases"), dict):
         kind = TRAINING
     else:

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The record of a run, beside its results: the resolved configuration, the versions and the cohort."""
+"""``run.json``: what a run did, beside its results and its resolved configuration (``config.json``)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from scripts.utils.files import CONFIGS, read_json, save_json
 
-RECORD_FILE = "run.json"
+RUN_FILE = "run.json"
 CONFIG_FILE = "config.json"
 RECORDED_PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "nibabel", "scipy")
 
@@ -81,16 +81,16 @@ def _quoted(argument: str) -> str:
     return f'"{escaped}"'
 
 
-def read_record(folder: str | Path) -> dict[str, Any]:
-    """The content of ``run.json`` in ``folder``, which ``write_record`` has written; empty if there is no file.
+def read_run_json(folder: str | Path) -> dict[str, Any]:
+    """The content of ``run.json`` in ``folder``; empty if there is no file.
 
     Raises:
-        InputError: the file exists but is not a record.
+        InputError: the file exists but holds no JSON object.
     """
-    return read_json(Path(folder) / RECORD_FILE)
+    return read_json(Path(folder) / RUN_FILE)
 
 
-def write_record(output_dir: str | Path, config: Mapping[str, Any], phantoms: bool, **facts: Any) -> None:
+def write_run_json(output_dir: str | Path, config: Mapping[str, Any], phantoms: bool, **facts: Any) -> None:
     """Write ``config.json`` and ``run.json`` into ``output_dir``.
 
     Args:
@@ -102,8 +102,8 @@ def write_record(output_dir: str | Path, config: Mapping[str, Any], phantoms: bo
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_record(folder, {"batch_size": 2}, phantoms=True, cases=8)
-        ...     sorted(read_record(folder))
+        ...     write_run_json(folder, {"batch_size": 2}, phantoms=True, cases=8)
+        ...     sorted(read_run_json(folder))
         ['bundle_version', 'cases', 'command', 'phantoms', 'started', 'versions']
     """
     if config:
@@ -117,4 +117,4 @@ def write_record(output_dir: str | Path, config: Mapping[str, Any], phantoms: bo
         "versions": versions(),
         **facts,
     }
-    save_json(record, Path(output_dir) / RECORD_FILE)
+    save_json(record, Path(output_dir) / RUN_FILE)

@@ -35,7 +35,7 @@ from scripts.brats import SEQUENCES
 from scripts.data.transforms import THRESHOLDS, RandDropSequenced, threshold_fault
 from scripts.utils.errors import InputError
 from scripts.utils.files import CONFIGS, file_checksum, read_json, replacing
-from scripts.utils.run_json import RECORD_FILE, bundle_version
+from scripts.utils.run_json import RUN_FILE, bundle_version
 from scripts.weights.schema import RECORD_SCHEMA
 
 logger = logging.getLogger(__name__)
@@ -320,7 +320,7 @@ def refuse_former_version(model_file: str | Path) -> None:
     Raises:
         InputError: the weights lie in such a folder.
     """
-    for path in {file.with_name(RECORD_FILE) for file in (Path(model_file), Path(model_file).resolve())}:
+    for path in {file.with_name(RUN_FILE) for file in (Path(model_file), Path(model_file).resolve())}:
         run = read_json(path)
         if run and "bundle_version" not in run:
             raise InputError(

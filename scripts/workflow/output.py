@@ -21,7 +21,7 @@ from scripts.inference.writers import REGION_MAP_KINDS, map_files
 from scripts.utils.distributed import on_rank_zero
 from scripts.utils.errors import InputError
 from scripts.utils.files import keep_earlier, remove_unfinished
-from scripts.utils.run_json import CONFIG_FILE, RECORD_FILE, read_record
+from scripts.utils.run_json import CONFIG_FILE, RUN_FILE, read_run_json
 from scripts.workflow.configuration import Configuration
 from scripts.workflow.recipe import NOT_OF_THE_MAPS, changed_recipe
 
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 Items = Sequence[Mapping[str, Any]]
 # The cases of a run, in the run's folder.
 DATALIST_FILE = "datalist.json"
-RUN_FILES = (RECORD_FILE, CONFIG_FILE, DATALIST_FILE)
+RUN_FILES = (RUN_FILE, CONFIG_FILE, DATALIST_FILE)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Output:
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = Path(folder, RECORD_FILE).write_text("{}")
+        ...     _ = Path(folder, RUN_FILE).write_text("{}")
         ...     Output(folder).refuse_used(dataset_dir="data")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         scripts.utils.errors.InputError: ...: holds an earlier run; choose another --output_dir, or add --overwrite ...
@@ -70,7 +70,7 @@ class Output:
     @property
     def holds_run(self) -> bool:
         """Whether the folder holds an earlier run."""
-        return (Path(self.folder) / RECORD_FILE).exists()
+        return (Path(self.folder) / RUN_FILE).exists()
 
     def refuse_used(self, dataset_dir: str, resume: bool = False) -> None:
         """Check, before any case is read, that the results can have a folder of their own.
@@ -157,7 +157,7 @@ class Output:
         Raises:
             InputError: settings or ``facts`` differ. The message names them.
         """
-        record, file = read_record(self.folder), Path(self.folder) / CONFIG_FILE
+        record, file = read_run_json(self.folder), Path(self.folder) / CONFIG_FILE
         changed = [key for key, value in facts.items() if record.get(key) != value]
         if configuration.content and file.is_file():
             changed += changed_recipe(configuration.content, file, NOT_OF_THE_MAPS)
@@ -193,9 +193,9 @@ def earlier_cases(output_dir: str, dataset_dir: str) -> dict[str, dict[str, Any]
         InputError: the list of cases cannot be read.
     """
     listed = Path(output_dir) / DATALIST_FILE
-    if not listed.is_file() or not (Path(output_dir) / RECORD_FILE).is_file():
+    if not listed.is_file() or not (Path(output_dir) / RUN_FILE).is_file():
         return {}
-    root = read_record(output_dir).get("dataset_dir", dataset_dir)
+    root = read_run_json(output_dir).get("dataset_dir", dataset_dir)
     items = read_datalist(listed, root, with_labels=False).get("testing", [])
     return {str(item["case"]): item for item in items}
 

@@ -27,7 +27,7 @@ from scripts.training.training_state import check_resumable, newest_state, remov
 from scripts.utils.distributed import on_rank_zero, rank, unwrap, world_size
 from scripts.utils.errors import InputError
 from scripts.utils.files import file_checksum, keep_earlier
-from scripts.utils.run_json import CONFIG_FILE, read_record, write_record
+from scripts.utils.run_json import CONFIG_FILE, read_run_json, write_run_json
 from scripts.weights.loading import check_weights, load_pretrained
 from scripts.weights.record import (
     Record,
@@ -106,7 +106,7 @@ def prepare_training(
             last = Path(output.folder) / "model_last.pt"
             if last.is_file() and (kept := read_weights_record(last)) is not None:
                 refuse_other_use(kept, settings, last)
-            settings["trained_on"] = read_record(output.folder).get("trained_on")
+            settings["trained_on"] = read_run_json(output.folder).get("trained_on")
         else:
             output.refuse_used(cohort.dataset_dir)
         lists = cohort.completed()
@@ -149,7 +149,7 @@ def prepare_training(
             facts["dataset_dir"] = str(Path(cohort.dataset_dir).absolute())
             # The training's handler writes this into the records of the weights.
             settings["trained_on"] = facts["trained_on"]
-            write_record(output.folder, configuration.content, phantoms, **facts)
+            write_run_json(output.folder, configuration.content, phantoms, **facts)
 
     on_rank_zero(check_and_claim)
     if pretrained_file is not None and rank() != 0:
@@ -269,7 +269,7 @@ def prepare_evaluation(
         root = listed_from = os.path.abspath(cohort.dataset_dir)
         together = list(all_cases or items)
         if resume:
-            earlier, given = read_record(output.folder), {str(item["case"]) for item in all_cases or ()}
+            earlier, given = read_run_json(output.folder), {str(item["case"]) for item in all_cases or ()}
             facts["resumed"] = [*earlier.get("resumed", []), {key: earlier.get(key) for key in ("started", "command")}]
             phantoms = phantoms or bool(earlier.get("phantoms"))
             if failed := {case: why for case, why in earlier.get("failed", {}).items() if case not in given}:
@@ -289,7 +289,7 @@ def prepare_evaluation(
         facts["dataset_dir"] = root
         if all_cases is not None:
             write_datalist({"testing": together}, listed_from, Path(output.folder) / DATALIST_FILE)
-        write_record(output.folder, configuration.content, phantoms, **facts)
+        write_run_json(output.folder, configuration.content, phantoms, **facts)
 
     on_rank_zero(check_and_claim)
 
@@ -358,7 +358,7 @@ def record_resumption(configuration: Configuration, output_dir: str, epoch: int)
     """
     remove_unfinished_state(output_dir)
     config_file = Path(output_dir) / CONFIG_FILE
-    record = read_record(output_dir)
+    record = read_run_json(output_dir)
     changed: list[str] = []
     if configuration.content and config_file.is_file():
         changed = changed_recipe(configuration.content, config_file)
@@ -374,4 +374,4 @@ def record_resumption(configuration: Configuration, output_dir: str, epoch: int)
     facts = {key: value for key, value in record.items() if key not in kept}
     facts["resumed"] = [*record.get("resumed", []), {"started": record.get("started"), "until_epoch": epoch}]
     facts["recipe_changed"] = sorted({*record.get("recipe_changed", []), *changed})
-    write_record(output_dir, configuration.content, bool(record.get("phantoms")), **facts)
+    write_run_json(output_dir, configuration.content, bool(record.get("phantoms")), **facts)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from scripts.utils.distributed import rank
 from scripts.utils.files import keep_earlier, replacing
-from scripts.utils.run_json import RECORD_FILE, read_record
+from scripts.utils.run_json import RUN_FILE, read_run_json
 from scripts.weights.record import record_file
 from scripts.workflow.configuration import Configuration
 from scripts.workflow.recipe import changed_recipe
@@ -35,7 +35,7 @@ def publish(configuration: Configuration, output_dir: str, bundle_root: str, ena
     if rank() != 0:
         return
     best = Path(output_dir) / "model.pt"
-    record = read_record(output_dir)
+    record = read_run_json(output_dir)
     plain = Path(bundle_root) / "configs" / "train.json"
     changed = changed_recipe(configuration.content, plain) if configuration.content else []
     # A training that was resumed with other settings follows no single recipe.
@@ -59,7 +59,7 @@ def publish(configuration: Configuration, output_dir: str, bundle_root: str, ena
         shutil.copyfile(best, temporary)
         shutil.copyfile(record_file(best), temporary_record)
         # The record and the export beside earlier weights do not describe the new ones.
-        for file in (target, target.with_suffix(".ts"), target.with_name(RECORD_FILE)):
+        for file in (target, target.with_suffix(".ts"), target.with_name(RUN_FILE)):
             if (kept := keep_earlier(file)) is not None:
                 logger.info("Kept the earlier %s as %s", file, kept)
                 if file == target and record_file(file).exists():

@@ -40,7 +40,7 @@ from scripts.utils.errors import InputError
 from scripts.utils.files import BUNDLE_ROOT
 from scripts.utils.literals import shown
 from scripts.utils.machine import computes_in
-from scripts.utils.run_json import read_record
+from scripts.utils.run_json import read_run_json
 from scripts.workflow.output import earlier_cases, left_to_do
 from workflows import SIZE, bundle_run, voxels
 
@@ -413,13 +413,13 @@ def test_no_results_of_an_earlier_label_map_stand_alone_if_the_case_fails(patien
         == len(list((out / case.name).glob(f"{case.name}_20*.json")))
         == 1
     )
-    assert list(read_record(out)["failed"]) == [case.name]
+    assert list(read_run_json(out)["failed"]) == [case.name]
     # Another patient does not make the failure forgotten; the next success does.
     second = next(path for path in sorted(patients.iterdir()) if path.name != case.name)
     segment([second], out, options=options)
-    assert list(read_record(out)["failed"]) == [case.name]
+    assert list(read_run_json(out)["failed"]) == [case.name]
     segment([own], out, options=options)
-    assert "failed" not in read_record(out) and (out / case.name / f"{case.name}.json").is_file()
+    assert "failed" not in read_run_json(out) and (out / case.name / f"{case.name}.json").is_file()
 
 
 @pytest.mark.slow
@@ -428,13 +428,13 @@ def test_another_patient_is_added_to_the_same_folder(patients, segmented, option
     out = tmp_path / "out"
     (one,) = segment([first], out, options=options)
     before = {path.name: path.read_bytes() for path in (out / first.name).iterdir()}
-    started = read_record(out)["started"]
+    started = read_run_json(out)["started"]
     (two,) = segment([second], out, options=options)
     assert (one["case"], two["case"]) == (first.name, second.name)
     assert {name: (out / first.name / name).read_bytes() for name in before} == before
     for case in (first.name, second.name):
         assert np.array_equal(voxels(out / case / f"{case}.nii.gz"), voxels(segmented[0] / case / f"{case}.nii.gz"))
-    record = read_record(out)
+    record = read_run_json(out)
     assert record["cases"] == 2 and [entry["started"] for entry in record["resumed"]] == [started]
     listed = earlier_cases(str(out), "nowhere")
     assert {case: item["image"][0] for case, item in listed.items()} == {

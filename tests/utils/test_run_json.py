@@ -9,14 +9,14 @@ import subprocess
 import sys
 
 import pytest
-from scripts.utils.run_json import command_line, read_record, write_record
+from scripts.utils.run_json import command_line, read_run_json, write_run_json
 from scripts.workflow.configuration import Configuration
 from scripts.workflow.preparation import record_resumption
 
 
 def test_the_command_is_that_of_this_process(tmp_path):
-    write_record(tmp_path, {}, phantoms=False)
-    command = read_record(tmp_path)["command"]
+    write_run_json(tmp_path, {}, phantoms=False)
+    command = read_run_json(tmp_path)["command"]
     assert shlex.split(command) == ["python", *sys.orig_argv[1:]]
 
 
@@ -53,7 +53,7 @@ def test_a_shell_takes_the_command_as_it_was_given(argument, recorded):
 
 
 def test_a_resumed_training_has_its_newest_command(tmp_path):
-    write_record(tmp_path, {}, phantoms=False, command="python of yesterday", cases={"training": 2})
+    write_run_json(tmp_path, {}, phantoms=False, command="python of yesterday", cases={"training": 2})
     record_resumption(Configuration(), str(tmp_path), epoch=1)
-    record = read_record(tmp_path)
+    record = read_run_json(tmp_path)
     assert record["command"] == command_line() and record["cases"] == {"training": 2}

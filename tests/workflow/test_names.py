@@ -34,7 +34,7 @@ from scripts.report import main as report
 from scripts.segment import main as segment_command
 from scripts.utils.errors import InputError, input_error_behind, printable
 from scripts.utils.literals import literal, shown
-from scripts.utils.run_json import read_record
+from scripts.utils.run_json import read_run_json
 from scripts.weights.record import read_weights_record, save_weights, weights_settings
 from scripts.workflow.configuration import Configuration
 from scripts.workflow.output import Output, refuse_missing_maps
@@ -126,7 +126,7 @@ def test_a_case_and_the_folders_of_any_name(place, name, folder):
     assert json.loads((out / name / f"{name}.json").read_text()) == result
     config = json.loads((out / "config.json").read_text())
     assert (config["output_dir"], config["all_cases"][0]["case"]) == (str(out), name)
-    assert read_record(out)["dataset_dir"] == str(work / "in" / folder)
+    assert read_run_json(out)["dataset_dir"] == str(work / "in" / folder)
     assert segment([work / "in"], out, options=options(place)) == [result]
     nothing_else(place, known)
 
