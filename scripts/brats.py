@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,8 @@ SEQUENCES = ("t1", "t2", "t1ce", "flair")
 SEQUENCE_TITLES = {"t1": "T1", "t2": "T2", "t1ce": "T1 contrast-enhanced", "flair": "FLAIR"}
 # The channels of a four-dimensional file in Task01. The setting channel_order can name another order.
 CHANNEL_ORDER = ("flair", "t1", "t1ce", "t2")
-# Spellings of the sequences in Task01's dataset.json and elsewhere, reduced to small letters and digits.
-SPELLINGS = {
-    "t1": ("t1", "t1w", "t1n"),
-    "t1ce": ("t1ce", "t1gd", "t1c", "t1wce", "t1wgd"),
-    "t2": ("t2", "t2w"),
-    "flair": ("flair", "t2flair", "t2f"),
-}
+# Spellings of the sequences beside those of the releases, in Task01's dataset.json and elsewhere, in small letters.
+SPELLINGS = {"t1": ("t1w",), "t1ce": ("t1gd", "t1wce", "t1wgd"), "t2": (), "flair": ("t2flair",)}
 
 REGIONS = ("ET", "TC", "WT")
 BACKGROUND_CHANNEL, ET_CHANNEL, TC_CHANNEL, WT_CHANNEL = range(4)
@@ -37,8 +33,6 @@ BACKGROUND_CHANNEL, ET_CHANNEL, TC_CHANNEL, WT_CHANNEL = range(4)
 # Values in a label map. The value of ET depends on the release.
 CORE_LABEL, EDEMA_LABEL = 1, 2
 ET_LABELS = (3, 4)
-# Older datalists spell edema_label in this way, and they are still read.
-FORMER_EDEMA_KEY = "oedema_label"
 
 
 @dataclass(frozen=True)
@@ -77,6 +71,8 @@ class Release:
         suffixes: names of the sequences, in the order of ``SEQUENCES``.
         et_label: value of the enhancing tumor in the label maps.
         edema_label: value of edema, 2 or 1. The necrotic and non-enhancing core has the other value of the two.
+        case_pattern: pattern of a case's name that ends in the number of the visit. The group ``patient`` is what comes
+            before it, and a group ``site`` says where the images come from. None if the names tell neither.
     """
 
     name: str
@@ -84,39 +80,55 @@ class Release:
     suffixes: tuple[str, str, str, str]
     et_label: int
     edema_label: int = EDEMA_LABEL
+    case_pattern: str | None = None
 
+    @cached_property
     def file_pattern(self) -> re.Pattern[str]:
         """Pattern of ``<case><separator><sequence><suffix>``, with the groups ``case`` and ``sequence``.
 
         The suffix is one of the formats that are read. The releases themselves have ``.nii`` and ``.nii.gz``.
-
-        Example:
-            >>> BRATS_2023.file_pattern().fullmatch("BraTS-GLI-00005-101-t1c.nii.gz").groupdict()
-            {'case': 'BraTS-GLI-00005-101', 'sequence': 't1c'}
         """
         names = "|".join((*self.suffixes, "seg"))
         pattern = rf"(?P<case>[^.].*){re.escape(self.separator)}(?P<sequence>{names}){IMAGE_SUFFIX}"
         return re.compile(pattern, re.DOTALL)  # a name may hold a line break
 
+    @property
+    def file_names(self) -> str:
+        """The names of a case's images, for the user.
 
-BRATS_2020 = Release("BraTS 2017 to 2021", "_", ("t1", "t2", "t1ce", "flair"), et_label=4)
-BRATS_2023 = Release("BraTS 2023 and later", "-", ("t1n", "t2w", "t1c", "t2f"), et_label=3)
-# Cases of DICOM series are of no release; their label maps are named in a datalist, with the meaning of their values.
-DICOM = Release("DICOM", "", SEQUENCES, et_label=ET_LABELS[-1])
+        Example:
+            >>> BRATS_2023.file_names
+            '<case>-{t1n,t2w,t1c,t2f}.nii.gz'
+        """
+        return f"<case>{self.separator}{{{','.join(self.suffixes)}}}.nii.gz"
+
+
+# Their names are such as Brats18_TCIA01_378_1 up to 2019. From 2020 on the names tell neither patient nor site.
+BRATS_2020 = Release(
+    "BraTS 2017 to 2021",
+    "_",
+    ("t1", "t2", "t1ce", "flair"),
+    et_label=4,
+    case_pattern=r"(?P<patient>BraTS1[789]_(?P<site>[^_]+)_.+)_\d+",
+)
+BRATS_2023 = Release(
+    "BraTS 2023 and later",
+    "-",
+    ("t1n", "t2w", "t1c", "t2f"),
+    et_label=3,
+    case_pattern=r"(?P<patient>BraTS(-[a-z]+)+-\d+)-\d+",
+)
 # In these releases the name of a file says which sequence it is.
 RELEASES = (BRATS_2020, BRATS_2023)
 # A case is one four-dimensional file. The labels of core and edema are swapped.
 DECATHLON = Release("Medical Segmentation Decathlon, Task01", "", SEQUENCES, et_label=3, edema_label=3 - EDEMA_LABEL)
+# Cases of DICOM series are of no release; their label maps are named in a datalist, with the meaning of their values.
+DICOM = Release("DICOM", "", SEQUENCES, et_label=ET_LABELS[-1])
 
 # Releases of other tumors use the file names of 2023, but their label values have other meanings.
 OTHER_TUMORS = {"PED": "pediatric tumors", "MEN": "meningiomas", "MET": "metastases"}
 
-_PATTERNS = [(release, release.file_pattern()) for release in RELEASES]
 _EXTENSION = re.compile(f"{IMAGE_SUFFIX}$", re.IGNORECASE)
-# The last number is the visit: BraTS-GLI-00005-101 (from 2023 on), Brats18_TCIA01_378_1 (2017 to 2019).
-_VISIT = re.compile(r"(?P<patient>BraTS(-[a-z]+)+-\d+|BraTS1[789]_.+)[-_]\d+", re.IGNORECASE)
-# In the releases 2017 to 2019 a name holds the site: Brats18_TCIA01_378_1.
-_SITE = re.compile(r"BraTS1[789]_(?P<site>[^_]+)_.+", re.IGNORECASE)
 _OTHER_TUMOR = re.compile(rf"BraTS-(?P<kind>{'|'.join(OTHER_TUMORS)})-.*", re.IGNORECASE)
 
 
@@ -142,11 +154,9 @@ def released_file(file: str | Path) -> ReleasedFile | None:
         >>> found = released_file("BraTS-GLI-00005-101-t1c.nii.gz")
         >>> found.case, found.sequence, found.release.et_label
         ('BraTS-GLI-00005-101', 't1ce', 3)
-        >>> released_file("scan.nii.gz") is None
-        True
     """
-    for release, pattern in _PATTERNS:
-        if found := pattern.fullmatch(Path(file).name):
+    for release in RELEASES:
+        if found := release.file_pattern.fullmatch(Path(file).name):
             suffix = found["sequence"]
             sequence = None if suffix == "seg" else SEQUENCES[release.suffixes.index(suffix)]
             return ReleasedFile(release, found["case"], sequence)
@@ -170,31 +180,34 @@ def case_name(image: str | Path) -> str:
     return stem if stem != name else Path(name).stem
 
 
+def _parts_of_case(case: str) -> dict[str, str | None]:
+    for release in RELEASES:
+        if release.case_pattern and (found := re.fullmatch(release.case_pattern, case, re.IGNORECASE)):
+            return found.groupdict()
+    return {}
+
+
 def patient_name(case: str) -> str:
     """Name of a case's patient, which is the name of the case without the number of the visit.
 
-    Only some releases number the visits. A case with any other name counts as a patient of its own, as do the cases of
-    BraTS 2020, BraTS 2021 and the Decathlon. The names of one patient in two releases have nothing in common.
+    A case whose name tells no visit counts as a patient of its own, as do the cases of BraTS 2020, BraTS 2021 and the
+    Decathlon. The names of one patient in two releases have nothing in common.
 
     Example:
-        >>> patient_name("BraTS-GLI-00005-101")
-        'BraTS-GLI-00005'
-        >>> patient_name("BraTS20_Training_001")
-        'BraTS20_Training_001'
+        >>> patient_name("BraTS-GLI-00005-101"), patient_name("BraTS20_Training_001")
+        ('BraTS-GLI-00005', 'BraTS20_Training_001')
     """
-    found = _VISIT.fullmatch(case)
-    return found["patient"] if found else case
+    return _parts_of_case(case).get("patient") or case
 
 
 def site_named(case: str) -> str | None:
     """The site that a case comes from, or None if the case's name does not tell it.
 
     Example:
-        >>> site_named("Brats18_TCIA01_378_1"), site_named("Brats17_2013_2_1"), site_named("BraTS20_Training_001")
-        ('TCIA01', '2013', None)
+        >>> site_named("Brats18_TCIA01_378_1"), site_named("BraTS20_Training_001")
+        ('TCIA01', None)
     """
-    found = _SITE.fullmatch(case)
-    return found["site"] if found else None
+    return _parts_of_case(case).get("site")
 
 
 def other_tumor(case: str) -> str | None:
@@ -203,8 +216,6 @@ def other_tumor(case: str) -> str | None:
     Example:
         >>> OTHER_TUMORS[other_tumor("BraTS-MEN-00004-000")]
         'meningiomas'
-        >>> other_tumor("BraTS-GLI-00005-101") is None
-        True
     """
     found = _OTHER_TUMOR.fullmatch(case)
     return found["kind"].upper() if found else None
@@ -218,11 +229,12 @@ def sequence_named(name: str) -> str | None:
     Example:
         >>> sequence_named("T1-Gd"), sequence_named("FLAIR"), sequence_named("T1n")
         ('t1ce', 'flair', 't1')
-        >>> sequence_named("DWI") is None
-        True
     """
     plain = re.sub(r"[^a-z0-9]", "", name.lower())
-    return next((sequence for sequence, spellings in SPELLINGS.items() if plain in spellings), None)
+    for sequence, *released in zip(SEQUENCES, *(release.suffixes for release in RELEASES), strict=True):
+        if plain in (*released, *SPELLINGS[sequence]):
+            return sequence
+    return None
 
 
 def sequences_told(files: Sequence[str]) -> list[str] | None:
@@ -231,8 +243,6 @@ def sequences_told(files: Sequence[str]) -> list[str] | None:
     Example:
         >>> sequences_told(["p1_FLAIR.nii.gz", "p1_T1.nii.gz", "p1_T1-Gd.nii.gz", "p1_T2.nii.gz"])
         ['flair', 't1', 't1ce', 't2']
-        >>> sequences_told(["a.nii.gz", "b.nii.gz", "c.nii.gz", "d.nii.gz"]) is None
-        True
     """
     released = [released_file(file) for file in files]
     told = [found.sequence if found else None for found in released]
@@ -262,16 +272,10 @@ def check_et_label(et_label: int) -> int:
 
     Raises:
         InputError: ``et_label`` is neither 3 nor 4.
-
-    Example:
-        >>> check_et_label(3)
-        3
-        >>> check_et_label(1)
-        Traceback (most recent call last):
-        scripts.utils.errors.InputError: ET label 1: the enhancing tumor is 4 (BraTS 2017 to 2021) or 3 (from 2023 on).
     """
     if et_label not in ET_LABELS:
-        raise InputError(f"ET label {et_label!r}: the enhancing tumor is 4 (BraTS 2017 to 2021) or 3 (from 2023 on).")
+        known = " or ".join(f"{release.et_label} ({release.name})" for release in RELEASES)
+        raise InputError(f"ET label {et_label!r}: the enhancing tumor is {known}.")
     return et_label
 
 
@@ -288,7 +292,6 @@ def check_label_values(values: np.ndarray, et_label: int, name: str, cavity: boo
         InputError: another value occurs.
 
     Example:
-        >>> check_label_values(np.array([0, 1, 2, 4]), et_label=4, name="seg.nii.gz")
         >>> check_label_values(np.array([0, 1, 7]), et_label=4, name="seg.nii.gz")
         Traceback (most recent call last):
         scripts.utils.errors.InputError: seg.nii.gz: unexpected label 7 beside 0, 1, 2, 4; check the file.
@@ -299,9 +302,9 @@ def check_label_values(values: np.ndarray, et_label: int, name: str, cavity: boo
         return
     shown = ", ".join(f"{v:g}" for v in unknown)
     if et_label == 3 and unknown == [4.0]:
-        remedy = "in BraTS 2024 label 4 is the resection cavity, in BraTS 2017 to 2021 it is ET: set --et_label 3 or 4"
+        remedy = f"in BraTS 2024 label 4 is the resection cavity, in {BRATS_2020.name} it is ET: set --et_label 3 or 4"
     elif et_label == 4 and unknown == [3.0]:
-        remedy = "in BraTS 2023 and later ET is 3: set --et_label 3"
+        remedy = f"in {BRATS_2023.name} ET is 3: set --et_label 3"
     else:
         remedy = "check the file"
     raise InputError(f"{name}: unexpected label {shown} beside 0, 1, 2, {et_label}; {remedy}.", "unexpected label")

@@ -19,7 +19,8 @@ from rich.markup import escape
 from rich.table import Table
 from scripts import command
 from scripts.brats import ET_LABELS
-from scripts.data.datalist import every_item, read_datalist, set_et_label
+from scripts.data.datalist import every_item, set_et_label
+from scripts.data.datalist_file import read_datalist
 from scripts.data.findings import NOT_PREPARED, Finding
 from scripts.data.inspection import PREPARATION_PAGE, examine
 from scripts.utils.errors import InputError, printable

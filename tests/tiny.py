@@ -12,7 +12,7 @@ from monai.bundle import ConfigParser
 from monai.inferers import SimpleInferer
 from monai.transforms import Compose
 from scripts.data.datalist import Cohort
-from scripts.data.transforms import THRESHOLDS
+from scripts.data.postprocessing import THRESHOLDS
 from scripts.networks import PriorAttentionNet
 from scripts.weights.record import weights_settings
 from scripts.workflow.configuration import Configuration

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from scripts.brats import (
     DECATHLON,
     DICOM,
+    RELEASES,
     SEQUENCE_TITLES,
     SEQUENCES,
     Release,
@@ -39,9 +40,8 @@ _UNRELEASED_LABEL = re.compile(r"[^.].*_segm\.nii(\.gz)?", re.IGNORECASE)
 # It stands in an entry's ``image`` for a sequence that the case lacks. No image has such a name.
 NO_FILE = "missing"
 LOOKED_FOR = (
-    "case folders with <case>_{t1,t1ce,t2,flair}.nii.gz (BraTS 2017 to 2021) or "
-    "<case>-{t1n,t1c,t2w,t2f}.nii.gz (2023 on), or four-dimensional files in imagesTr or imagesTs (Decathlon Task01), "
-    "or folders of DICOM series"
+    f"case folders with {' or '.join(f'{release.file_names} ({release.name})' for release in RELEASES)}, or "
+    f"four-dimensional files in {' or '.join(DECATHLON_IMAGES)} ({DECATHLON.name}), or folders of DICOM series"
 )
 
 
@@ -71,22 +71,21 @@ class Case:
     choice: Choice | None = None
 
     @property
-    def missing(self) -> list[str]:
-        """Names of the files, or titles of the DICOM series, that the case lacks of its four sequences.
+    def image(self) -> str | list[str]:
+        """The ``image`` of the case's entry: four paths in the network's order, or one path of a file of all four.
 
-        Example:
-            >>> from scripts.brats import BRATS_2023
-            >>> images = {s: Path(f"P1-{s}.nii.gz") for s in ("t1", "t2", "flair")}
-            >>> Case("P1", Path("P1"), BRATS_2023, images).missing
-            ['P1-t1c.nii.gz']
+        ``NO_FILE`` is in the place of a sequence that the case lacks.
         """
+        return [str(self.images.get(s, NO_FILE)) for s in SEQUENCES] if self.file is None else str(self.file)
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of the files, or titles of the DICOM series, that the case lacks of its four sequences."""
+        absent = missing_sequences(self.image)
         if self.choice is not None:
-            return [f"series of {SEQUENCE_TITLES[name]}" for name in SEQUENCES if name not in self.images]
-        return [
-            f"{self.name}{self.release.separator}{suffix}.nii.gz"
-            for sequence, suffix in zip(SEQUENCES, self.release.suffixes, strict=True)
-            if sequence not in self.images and self.file is None
-        ]
+            return [f"series of {SEQUENCE_TITLES[sequence]}" for sequence in absent]
+        names = dict(zip(SEQUENCES, self.release.suffixes, strict=True))
+        return [f"{self.name}{self.release.separator}{names[sequence]}.nii.gz" for sequence in absent]
 
 
 def _read_folder(folder: Path, files: Sequence[str]) -> Iterator[Case]:
@@ -118,21 +117,25 @@ def _decathlon_case(file: Path) -> Case:
     return Case(case_name(file), file.parent, DECATHLON, file=file, label=label if label and label.is_file() else None)
 
 
+def _common_folder(files: Iterable[str]) -> str:
+    return os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
+
+
 def _dicom_cases(found: Sequence[Series]) -> Iterator[Case]:
     studies: dict[str, list[Series]] = {}
     # Reports and images of other machines may lie beside a study, or be one.
     for series in found:
         if series.first.modality in ("", "MR"):
             studies.setdefault(series.first.study, []).append(series)
-    folders: dict[str, str] = {}
+    folders: list[str] = []
     for uid, study in studies.items():
-        folder = os.path.commonpath([os.path.dirname(os.path.abspath(series.first.file)) for series in study])
-        if folder in folders.values():
+        folder = _common_folder(series.first.file for series in study)
+        if folder in folders:
             raise InputError(
                 f"{folder}: holds the DICOM series of several studies; give each study a folder of its own, or name "
                 "the series of each case in a --datalist_file."
             )
-        folders[uid] = folder
+        folders.append(folder)
         choice = choose([series for series in found if series.first.study == uid])
         images = {sequence: Path(fit.series.first.file) for sequence, fit in choice.chosen.items()}
         yield Case(Path(folder).name, Path(folder), DICOM, images, choice=choice)
@@ -156,14 +159,6 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
     Raises:
         InputError: a folder cannot be read, and its cases would be left out without notice. Other causes are that
             several studies of DICOM series share a folder, or that a package that reads them is not installed.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     for sequence in ("t1", "t1ce", "t2"):
-        ...         Path(folder, f"P1_{sequence}.nii.gz").touch()
-        ...     [(case.name, case.missing) for case in find_cases(folder)]
-        [('P1', ['P1_flair.nii.gz'])]
     """
     if Path(dataset_dir).is_file():
         return [_decathlon_case(Path(dataset_dir))]
@@ -185,37 +180,20 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
 
 
 def image_files(image: str | Path | Sequence[str]) -> list[str]:
-    """Files of an ``image``: those of its sequences, in the order in which they stand, or a four-dimensional file.
-
-    Example:
-        >>> image_files("BRATS_001.nii.gz")
-        ['BRATS_001.nii.gz']
-        >>> image_files(["a_t1.nii", NO_FILE, "a_t1ce.nii", "a_flair.nii"])
-        ['a_t1.nii', 'a_t1ce.nii', 'a_flair.nii']
-    """
+    """The files of an entry's ``image``: those of its sequences, in their order, or a four-dimensional file."""
     return [str(image)] if isinstance(image, (str, Path)) else [str(path) for path in image if path != NO_FILE]
 
 
 def image_name(image: str | Path | Sequence[str]) -> str:
-    """Name of the case of a resolved ``image``: by the name of its first file, or for DICOM series by their folder.
-
-    Example:
-        >>> image_name(["p1_t1.nii", "p1_t2.nii", "p1_t1ce.nii", "p1_flair.nii"])
-        'p1'
-    """
+    """Name of the case of a resolved ``image``: by the name of its first file, or for DICOM series by their folder."""
     files = image_files(image)
     if is_dicom(files[0]):
-        return Path(os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])).name
+        return Path(_common_folder(files)).name
     return case_name(files[0])
 
 
 def missing_sequences(image: str | Path | Sequence[str]) -> list[str]:
-    """The sequences that a resolved ``image`` lacks.
-
-    Example:
-        >>> missing_sequences(["a_t1.nii", NO_FILE, "a_t1ce.nii", "a_flair.nii"])
-        ['t2']
-    """
+    """The sequences that a resolved ``image`` lacks."""
     if isinstance(image, (str, Path)):
         return []
     return [sequence for sequence, path in zip(SEQUENCES, image, strict=True) if path == NO_FILE]
@@ -224,8 +202,7 @@ def missing_sequences(image: str | Path | Sequence[str]) -> list[str]:
 def resolve_image(image: str | Path | Sequence[str]) -> str | list[str]:
     """The files that an entry's ``image`` means: four in the network's order, or a single four-dimensional file.
 
-    Datalists call this function once for each entry (``scripts.data.datalist``). The loader calls it for entries that
-    were never in a datalist.
+    Datalists call this function once for each entry. The loader calls it for entries that were never in a datalist.
 
     Args:
         image: four paths, or one path of a four-dimensional file or of the folder of one case. Four paths are put into
@@ -251,4 +228,4 @@ def resolve_image(image: str | Path | Sequence[str]) -> str | list[str]:
     cases = [case for case in own if not case.missing and case.file is None]
     if len(cases) != 1:
         raise InputError(f"{folder}: {len(cases)} complete cases; the folder of an image holds one, {LOOKED_FOR}.")
-    return [str(cases[0].images[s]) for s in SEQUENCES]
+    return cases[0].image

@@ -1,105 +1,84 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""MONAI datalists from cases: entries, lists of entries, and files of lists.
+"""MONAI datalists: the entries of cases, and the lists of a run.
 
 An entry is a dict. It holds ``case`` (the name of the case) and ``image`` (four files in the network's order, or one
-four-dimensional file). A file of a DICOM series stands for the series. An entry with a segmentation also holds
-``label`` and the values of the label map. In entries from a user or another program, ``image`` may also be a folder,
-or four files in another order, or folders of one DICOM series each. ``complete_item`` and ``read_datalist`` resolve
-such an ``image`` once.
+four-dimensional file). ``NO_FILE`` stands for a sequence that the case lacks, and a file of a DICOM series for the
+series. An entry with a segmentation also holds ``label`` and what the values of the label map mean (``et_label``,
+``edema_label``, ``resection_cavity``: see ``scripts.data.transforms.CheckLabelsd``). In entries from a user or another
+program, ``image`` may also be a folder, or four files in another order, or folders of one DICOM series each.
+``complete_item`` and ``scripts.data.datalist_file.read_datalist`` resolve such an ``image`` once.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.brats import (
-    CHANNEL_ORDER,
-    DECATHLON,
-    EDEMA_LABEL,
-    ET_LABELS,
-    FORMER_EDEMA_KEY,
-    SEQUENCES,
-    Release,
-    check_et_label,
-    in_network_order,
-    released_file,
-    sequence_named,
-    sequences_told,
-)
-from scripts.data.cases import DECATHLON_IMAGES, NO_FILE, Case, find_cases, image_files, image_name, resolve_image
-from scripts.data.dicom import series_file
+from scripts.brats import CHANNEL_ORDER, EDEMA_LABEL, ET_LABELS, SEQUENCES, check_et_label, sequences_told
+from scripts.data.cases import find_cases, image_files, image_name, missing_sequences, resolve_image
+from scripts.data.datalist_file import HELD_OUT_IN, read_datalist
 from scripts.data.splits import make_folds, patient_of, random_split
-from scripts.data.tables import DESCRIPTIONS, LISTS, read_table
 from scripts.utils.errors import InputError
-from scripts.utils.files import save_json
 
 logger = logging.getLogger(__name__)
 
-SELECTIONS = ("training", "validation", "all")
-# Bytes of a case's name.
-LONGEST_NAME = 200
-# The Decathlon has another name for cases without label maps.
-FORMER_LISTS = {"test": "testing"}
-# Key of the fold that an entry belongs to, in a split by folds. A later run knows by it which fold a folder has.
-HELD_OUT_IN = "held_out_in"
 
-
-def warn_of_shared_patients(
-    training: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], source: str | Path
-) -> None:
-    """Warn of patients with cases in both lists.
+def every_item(dataset_dir: str | Path, et_label: int | None = None) -> list[dict[str, Any]]:
+    """An entry of every case, complete or not, with its label map if there is one.
 
     Args:
-        training, validation: the lists of entries.
-        source: file of the lists, for the warning.
+        dataset_dir: folder of case folders.
+        et_label: the label value of ET, or None for the value of each case's release.
     """
-    first, second = ({patient_of(item) for item in items} for items in (training, validation))
-    if shared := sorted(first & second):
-        logger.warning(
-            "%s: %s in training and in validation; the validation scores then say nothing about new patients: %s",
-            source,
-            "a patient is" if len(shared) == 1 else f"{len(shared)} patients are",
-            ", ".join(shared),
-        )
-
-
-def _item(case: Case, et_label: int | None, with_label: bool) -> dict[str, Any]:
-    image = [str(case.images.get(s, NO_FILE)) for s in SEQUENCES] if case.file is None else str(case.file)
-    item: dict[str, Any] = {"case": case.name, "image": image}
-    if with_label:
-        item["label"] = str(case.label)
-        item |= {"et_label": case.release.et_label, "edema_label": case.release.edema_label, "resection_cavity": 0}
-        set_et_label([item], et_label)
-    return item
+    items = []
+    for case in find_cases(dataset_dir):
+        item: dict[str, Any] = {"case": case.name, "image": case.image}
+        if case.label is not None:
+            item |= {"label": str(case.label), "et_label": case.release.et_label}
+            item |= {"edema_label": case.release.edema_label, "resection_cavity": 0}
+            set_et_label([item], et_label)
+        # A study of DICOM series may have none that fits a sequence.
+        if image_files(case.image):
+            items.append(item)
+    return items
 
 
 def set_et_label(items: Sequence[dict[str, Any]], et_label: int | None) -> None:
-    """Give entries the value of ET that the user has set; None leaves them as they are.
-
-    Example:
-        >>> items = [{"et_label": 4, "resection_cavity": 0}]
-        >>> set_et_label(items, 3)
-        >>> items
-        [{'et_label': 3, 'resection_cavity': 1}]
-    """
+    """Give entries the value of ET that the user has set; None leaves them as they are."""
     if et_label is not None:
         for item in items:
             # A user who sets ET's label to 3 says explicitly that a 4 beside it is a resection cavity.
             item.update(et_label=et_label, resection_cavity=int(et_label == 3))
 
 
+def labeled_items(
+    dataset_dir: str | Path, et_label: int | None = None, incomplete: bool = False
+) -> list[dict[str, Any]]:
+    """Datalist for training and evaluation: the entries of cases with a label map.
+
+    Args:
+        dataset_dir: folder of case folders.
+        et_label: as in ``every_item``.
+        incomplete: also take cases that lack a sequence.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for sequence in ("t1n", "t1c", "t2w", "t2f", "seg"):
+        ...         Path(folder, f"BraTS-GLI-00005-101-{sequence}.nii.gz").touch()
+        ...     [(item["case"], item["et_label"], item["edema_label"]) for item in labeled_items(folder)]
+        [('BraTS-GLI-00005-101', 3, 2)]
+    """
+    items = [item for item in every_item(dataset_dir, et_label) if "label" in item]
+    return [item for item in items if incomplete or not missing_sequences(item["image"])]
+
+
 def unlabeled_items(dataset_dir: str | Path, datalist_file: str | Path | None = None) -> list[dict[str, Any]]:
     """Datalist for inference: ``case`` and ``image`` of every case.
-
-    ``image`` holds four paths in the network's order, or it is the path of a four-dimensional file. ``NO_FILE`` stands
-    for a sequence that a case lacks.
 
     Args:
         dataset_dir: folder of case folders.
@@ -110,51 +89,11 @@ def unlabeled_items(dataset_dir: str | Path, datalist_file: str | Path | None = 
         InputError: ``datalist_file`` cannot be read or is no datalist.
     """
     if datalist_file is None:
-        return [_item(case, None, False) for case in find_cases(dataset_dir) if case.images or case.file]
+        return [{"case": item["case"], "image": item["image"]} for item in every_item(dataset_dir)]
     lists = read_datalist(datalist_file, dataset_dir, with_labels=False)
     taken = ["testing"] if "testing" in lists else list(lists)
     logger.info("%s: cases of %s", datalist_file, " and ".join(taken))
     return [item for name in taken for item in lists[name]]
-
-
-def labeled_items(
-    dataset_dir: str | Path, et_label: int | None = None, incomplete: bool = False
-) -> list[dict[str, Any]]:
-    """Datalist for training and evaluation: the entries for inference, plus ``label`` and the values of the label map.
-
-    The keys of the values are ``et_label``, ``edema_label`` and ``resection_cavity``. They are explained in
-    ``scripts.data.transforms.LabelsToRegionsd``.
-
-    Args:
-        dataset_dir: folder of case folders. Cases without a segmentation are left out.
-        et_label: the label value of ET, or None for the value of each case's release.
-        incomplete: also take cases that lack a sequence, for which ``NO_FILE`` stands.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     for sequence in ("t1n", "t1c", "t2w", "t2f", "seg"):
-        ...         Path(folder, f"BraTS-GLI-00005-101-{sequence}.nii.gz").touch()
-        ...     [(item["case"], item["et_label"], item["edema_label"]) for item in labeled_items(folder)]
-        [('BraTS-GLI-00005-101', 3, 2)]
-    """
-    return [
-        _item(case, et_label, True)
-        for case in find_cases(dataset_dir)
-        if case.label is not None and (incomplete or not case.missing)
-    ]
-
-
-def every_item(dataset_dir: str | Path, et_label: int | None = None) -> list[dict[str, Any]]:
-    """An entry of every case, complete or not, with its label map if there is one.
-
-    Args:
-        dataset_dir: folder of case folders.
-        et_label: as in ``labeled_items``.
-    """
-    return [
-        _item(case, et_label, case.label is not None) for case in find_cases(dataset_dir) if case.images or case.file
-    ]
 
 
 def complete_item(item: Mapping[str, Any], et_label: int) -> dict[str, Any]:
@@ -171,14 +110,10 @@ def complete_item(item: Mapping[str, Any], et_label: int) -> dict[str, Any]:
         InputError: nothing tells which sequence each of four images is, in an entry that this module did not make.
 
     Example:
-        >>> complete_item({"image": "BRATS_001.nii.gz", "label": "BRATS_001_seg.nii.gz"}, et_label=4)["case"]
-        'BRATS_001'
-        >>> complete_item({"image": ["p1_flair.nii", "p1_t1.nii", "p1_t1ce.nii", "p1_t2.nii"]}, et_label=4)["image"]
-        ['p1_t1.nii', 'p1_t2.nii', 'p1_t1ce.nii', 'p1_flair.nii']
+        >>> complete_item({"image": ["p1_flair.nii", "p1_t1.nii", "p1_t1ce.nii", "p1_t2.nii"]}, et_label=4)
+        {'case': 'p1', 'image': ['p1_t1.nii', 'p1_t2.nii', 'p1_t1ce.nii', 'p1_flair.nii']}
     """
     image = item["image"]
-    if FORMER_EDEMA_KEY in item:
-        item = {"edema_label": item[FORMER_EDEMA_KEY], **{k: v for k, v in item.items() if k != FORMER_EDEMA_KEY}}
     if "case" not in item and not isinstance(image, str) and len(image) > 1 and sequences_told(image) is None:
         raise InputError(
             f"{', '.join(map(str, image))}: these names do not say which sequence each file is; let them end in "
@@ -240,12 +175,11 @@ def split_datalist(
         recorded: file of the split that an earlier training wrote. If it exists, its split is used instead of a new
             one, so that no case of the training is held out.
         validation_fraction: share of cases to hold out at random (Monte Carlo cross-validation, as the authors do). All
-            cases of a patient (``patient_name``) stay together.
+            cases of a patient stay together.
         seed: seed of the split. It is independent of other seeds.
         et_label: the label value of ET, or None for the value of each case's release.
-        folds: number of parts for cross-validation (``scripts.data.splits.make_folds``). The parts are as equal as
-            whole patients allow, and alike in grade, site and size of ET. Entries say in ``held_out_in`` which part
-            they belong to.
+        folds: number of parts for cross-validation (``scripts.data.splits.make_folds``). Entries say in ``held_out_in``
+            which part they belong to.
         fold: number of the part to hold out instead of ``validation_fraction``, from 0.
         incomplete: also take cases that lack a sequence.
         cases: the list that is wanted. For ``all`` no new split is made; without a given or recorded one, all cases
@@ -265,278 +199,82 @@ def split_datalist(
         raise InputError(f"{datalist_file}: no list 'training'; a training or an evaluation needs one.")
     if fold is not None and given is not None and "validation" in given:
         raise InputError(f"--fold {fold}: {datalist_file} already holds a split; leave out --fold or --datalist_file.")
-    splits = cases != "all"
-    items = labeled_items(dataset_dir, et_label, incomplete) if given is None else given["training"]
-    set_et_label(items, et_label)
-    source, lists = datalist_file, given or {}
-    if "validation" not in lists and recorded is not None:
-        if Path(recorded).is_file():
-            logger.info("Using the split that the training wrote: %s", recorded)
-            source, lists = recorded, read_datalist(recorded, dataset_dir)
-            trained, held = ({i.get(HELD_OUT_IN) for i in lists.get(name, [])} for name in ("training", "validation"))
-            others = {_fold_name(number, folds) for number in range(folds)} - {_fold_name(fold or 0, folds)}
-            # A training that validates nothing has an empty list.
-            if fold is not None and (trained != others or held - {_fold_name(fold, folds)}):
-                raise InputError(
-                    f"{recorded}: not the split of {_fold_name(fold, folds)}; give that fold's --output_dir, "
-                    "or leave out --fold to take this split."
-                )
-        elif splits:
+    lists: Mapping[str, list[dict[str, Any]]]
+    if given is not None and "validation" in given:
+        lists = given
+        warn_of_shared_patients(lists["training"], lists["validation"], str(datalist_file))
+    elif recorded is not None and Path(recorded).is_file():
+        lists = _recorded_split(recorded, dataset_dir, folds, fold)
+    else:
+        if recorded is not None and cases != "all":
             logger.warning(
                 "%s: there is no split, so a new one is made; the weights may have seen its cases.", recorded
             )
-    if "validation" in lists:
-        warn_of_shared_patients(lists["training"], lists["validation"], str(source))
-    else:
+        items = labeled_items(dataset_dir, et_label, incomplete) if given is None else given["training"]
         training, validation = items, items[:0]
-        if splits and fold is not None and items:
-            parts = make_folds(items, folds, seed, dataset_dir)
-            for number, part in enumerate(parts):
-                part[:] = [{**item, HELD_OUT_IN: _fold_name(number, folds)} for item in part]
+        if cases != "all" and fold is not None and items:
+            set_et_label(items, et_label)  # folds measure ET
+            parts = [
+                [{**item, HELD_OUT_IN: _fold_name(number, folds)} for item in part]
+                for number, part in enumerate(make_folds(items, folds, seed, dataset_dir))
+            ]
             training = [item for number, part in enumerate(parts) if number != fold for item in part]
             validation = parts[fold]
-        elif splits and len(items) > 1:
+        elif cases != "all" and len(items) > 1:
             training, validation = random_split(items, validation_fraction, seed)
-        lists = {"training": sorted(training, key=_by_name), "validation": sorted(validation, key=_by_name)}
+        lists = {"training": training, "validation": validation}
+        for name in lists:
+            lists[name].sort(key=lambda item: str(item["case"]))
     lists = {name: lists[name] for name in ("training", "validation")}
-    set_et_label(lists["training"] + lists["validation"], et_label)
-    return {**lists, "all": lists["training"] + lists["validation"]}
+    everything = lists["training"] + lists["validation"]
+    set_et_label(everything, et_label)
+    return {**lists, "all": everything}
+
+
+def _recorded_split(
+    recorded: str | Path, dataset_dir: str | Path, folds: int, fold: int | None
+) -> dict[str, list[dict[str, Any]]]:
+    logger.info("Using the split that the training wrote: %s", recorded)
+    lists = read_datalist(recorded, dataset_dir)
+    if not {"training", "validation"} <= set(lists):
+        raise InputError(f"{recorded}: no split into training and validation; give the --output_dir of a training.")
+    if fold is not None:
+        trained, held = ({item.get(HELD_OUT_IN) for item in lists[name]} for name in ("training", "validation"))
+        others = {_fold_name(number, folds) for number in range(folds) if number != fold}
+        # A training that validates nothing has an empty list.
+        if trained != others or held - {_fold_name(fold, folds)}:
+            raise InputError(
+                f"{recorded}: not the split of {_fold_name(fold, folds)}; give that fold's --output_dir, "
+                "or leave out --fold to take this split."
+            )
+    warn_of_shared_patients(lists["training"], lists["validation"], recorded)
+    return lists
 
 
 def _fold_name(fold: int, folds: int) -> str:
     return f"fold {fold} of {folds}"
 
 
-def _by_name(item: Mapping[str, Any]) -> str:
-    return str(item["case"])
+def warn_of_shared_patients(
+    training: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], source: str | Path
+) -> None:
+    """Warn of patients with cases in both lists; ``source``, the file of the lists, is named in the warning."""
+    first, second = ({patient_of(item) for item in items} for items in (training, validation))
+    if shared := sorted(first & second):
+        logger.warning(
+            "%s: %s in training and in validation; the validation scores then say nothing about new patients: %s",
+            source,
+            "a patient is" if len(shared) == 1 else f"{len(shared)} patients are",
+            ", ".join(shared),
+        )
 
 
-def select(datalist: dict[str, list[dict[str, Any]]], cases: str) -> list[dict[str, Any]]:
-    """The list named ``cases``.
+def select(datalist: Mapping[str, list[dict[str, Any]]], cases: str) -> list[dict[str, Any]]:
+    """The list named ``cases``: training, validation or all.
 
     Raises:
         InputError: there is no such list.
-
-    Example:
-        >>> select({"training": [{"case": "a"}], "validation": [], "all": [{"case": "a"}]}, "training")
-        [{'case': 'a'}]
-        >>> select({}, "test")
-        Traceback (most recent call last):
-        scripts.utils.errors.InputError: --cases test: unknown; choose one of training, validation, all.
     """
-    if cases not in SELECTIONS:
-        raise InputError(f"--cases {cases}: unknown; choose one of {', '.join(SELECTIONS)}.")
+    if cases not in datalist:
+        raise InputError(f"--cases {cases}: unknown; choose one of {', '.join(datalist)}.")
     return datalist[cases]
-
-
-def read_datalist(
-    path: str | Path, dataset_dir: str | Path, with_labels: bool = True
-) -> dict[str, list[dict[str, Any]]]:
-    """Read a datalist file: JSON of the form that ``write_datalist`` makes, or a table (``scripts.data.tables``).
-
-    The lists are ``training``, ``validation`` and ``testing`` (or ``test``, as in the Decathlon). At least one of them
-    is there. An entry of ``testing`` may be the path of an image alone.
-
-    ``sequences`` at the top of the file says which sequence each of an entry's four images is. Without it the names of
-    the images must say so. The result has the four images in the network's order.
-
-    Args:
-        path: the file.
-        dataset_dir: folder to which relative paths in the file are relative.
-        with_labels: whether training and validation need label maps. Without them, entries hold case and image only.
-
-    Raises:
-        InputError: the file is absent, is not JSON, or lacks a key or all lists. Other causes are that nothing says
-            which sequence an image is, and that ``sequences`` and a name disagree. The message names the file.
-
-    Example:
-        >>> import tempfile
-        >>> entry = {"image": ["p1_t1ce.nii", "p1_t1.nii", "p1_t2.nii", "p1_flair.nii"], "label": "p1_seg.nii"}
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = Path(folder, "datalist.json")
-        ...     _ = path.write_text(json.dumps({"training": [entry], "validation": []}))
-        ...     [Path(file).name for file in read_datalist(path, folder)["training"][0]["image"]]
-        ['p1_t1.nii', 'p1_t2.nii', 'p1_t1ce.nii', 'p1_flair.nii']
-    """
-    path = Path(path)
-    content = read_table(path) if path.suffix.lower() == ".csv" else _json_content(path)
-    sequences = _stated_sequences(content, path)
-    lists: dict[str, list[dict[str, Any]]] = {}
-    for key in [key for key in (*LISTS, *FORMER_LISTS) if key in content]:
-        entries, name = content[key], FORMER_LISTS.get(key, key)
-        if not isinstance(entries, list):
-            raise InputError(f"{path}: '{key}' is no list; a datalist holds the lists {', '.join(LISTS)}.")
-        labeled = with_labels and name != "testing"
-        lists[name] = [_resolve(entry, path, dataset_dir, sequences, labeled) for entry in entries]
-    if not lists:
-        raise InputError(f"{path}: no list 'training'; a datalist holds the lists {', '.join(LISTS)}.")
-    return lists
-
-
-def _json_content(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give an existing --datalist_file.") from error
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); a datalist holds the lists {', '.join(LISTS)}.") from error
-    return content if isinstance(content, dict) else {}
-
-
-def _stated_sequences(content: Mapping[str, Any], path: Path) -> list[str] | None:
-    stated = content.get("sequences")
-    if stated is None:
-        return None
-    known = [sequence_named(str(name)) for name in stated] if isinstance(stated, list) else []
-    if sorted(map(str, known)) != sorted(SEQUENCES):
-        raise InputError(
-            f"{path}: 'sequences' is {json.dumps(stated)}; list each of {', '.join(SEQUENCES)} once, "
-            "in the order of every entry's four images."
-        )
-    return [str(sequence) for sequence in known]
-
-
-def _four_images(image: list[str], path: Path, sequences: list[str] | None) -> list[str]:
-    if sequences is None:
-        if (told := sequences_told(image)) is None:
-            raise InputError(
-                f"{path}: neither 'sequences' nor the names of these files say which sequence each file is; "
-                f'add "sequences": {json.dumps(list(SEQUENCES))}, in the order of the files, to {path.name}: {image}'
-            )
-        return in_network_order(image, told)
-    for file, sequence, name in misnamed(image, sequences):
-        raise InputError(
-            f"{path}: 'sequences' says that {file} is {sequence}, but its name says {name}; "
-            "correct 'sequences' or the name."
-        )
-    return in_network_order(image, sequences)
-
-
-def misnamed(image: Sequence[str], sequences: Sequence[str]) -> list[tuple[str, str, str | None]]:
-    """The files of ``image`` whose names say another sequence: file, its sequence, and the sequence of its name.
-
-    Example:
-        >>> misnamed(["p1_t2.nii", "b.nii", "missing", "d.nii"], ["t1", "t2", "t1ce", "flair"])
-        [('p1_t2.nii', 't1', 't2')]
-    """
-    released = [released_file(file) for file in image]
-    named: Sequence[str | None] = sequences_told(image) or [found.sequence if found else None for found in released]
-    return [row for row in zip(image, sequences, named, strict=True) if row[2] not in (None, row[1])]
-
-
-def _resolve(
-    entry: Any, path: Path, dataset_dir: str | Path, sequences: list[str] | None, labeled: bool
-) -> dict[str, Any]:
-    if isinstance(entry, str) and not labeled:
-        entry = {"image": entry}
-    is_dict = isinstance(entry, dict)
-    if is_dict and FORMER_EDEMA_KEY in entry:
-        if entry.get("edema_label", entry[FORMER_EDEMA_KEY]) != entry[FORMER_EDEMA_KEY]:
-            raise InputError(
-                f"{path}: 'edema_label' and '{FORMER_EDEMA_KEY}' differ; leave out '{FORMER_EDEMA_KEY}': {entry}"
-            )
-        entry = {**entry, "edema_label": entry[FORMER_EDEMA_KEY]}
-    if not (is_dict and isinstance(entry.get("image"), list | str)):
-        raise InputError(f"{path}: an entry lacks 'image' (four files, or one): {entry}")
-    if labeled and not isinstance(entry.get("label"), str):
-        raise InputError(f"{path}: an entry lacks 'label' (file): {entry}")
-    if isinstance(entry["image"], str):
-        image = resolve_image(str(Path(dataset_dir) / entry["image"]))
-    else:
-        files = [NO_FILE if file is None else file for file in entry["image"]]
-        if len(files) != len(SEQUENCES) or not all(isinstance(file, str) for file in files):
-            raise InputError(f"{path}: 'image' must list four files, {', '.join(SEQUENCES)}: {entry}")
-        if not image_files(files):
-            raise InputError(f"{path}: 'image' has no file: {entry}")
-        image = [
-            file if file == NO_FILE else series_file(Path(dataset_dir) / file)
-            for file in _four_images(files, path, sequences)
-        ]
-    if not labeled:
-        return {"case": _plain_name(entry, path, image_name(image)), "image": image}
-    release = _release_of(entry, image, Path(image_files(image)[0]).name)
-    et_label, edema_label = (
-        getattr(release, key, None) if entry.get(key) is None else entry[key] for key in ("et_label", "edema_label")
-    )
-    if et_label is None:
-        raise InputError(f"{path}: an entry has no 'et_label' (3 or 4) and its files' names tell no release: {entry}")
-    if et_label not in ET_LABELS:
-        raise InputError(f"{path}: 'et_label' is 3 or 4: {entry}")
-    if edema_label is None:
-        # A default would be risky, because the Decathlon swaps the labels of core and edema.
-        raise InputError(
-            f"{path}: an entry has no 'edema_label' (2 as in BraTS, 1 as in the Decathlon; core has the other value) "
-            f"and its files' names tell no release: {entry}"
-        )
-    if edema_label not in (1, 2):
-        raise InputError(f"{path}: 'edema_label' is 2 or 1: {entry}")
-    described = {key: entry[key] for key in (*DESCRIPTIONS, HELD_OUT_IN) if entry.get(key) is not None}
-    for key, value in described.items():
-        if not isinstance(value, str | int):
-            raise InputError(f"{path}: '{key}' is a text or a number: {entry}")
-    return {
-        "case": _plain_name(entry, path, image_name(image)),
-        "image": image,
-        "label": str(Path(dataset_dir) / entry["label"]),
-        "et_label": et_label,
-        "edema_label": edema_label,
-        "resection_cavity": entry.get("resection_cavity", 0),
-        **described,
-    }
-
-
-def _release_of(entry: Mapping[str, Any], image: str | Sequence[str], first: str) -> Release | None:
-    """The release whose label values apply to an entry without its own, or None if the file names do not tell."""
-    found = released_file(first)
-    if found is None and isinstance(image, str) and Path(image).parent.name in DECATHLON_IMAGES:
-        # Another value of ET shows that the label maps were converted, so the value of edema is unknown.
-        return DECATHLON if entry.get("et_label") in (None, DECATHLON.et_label) else None
-    return found.release if found else None
-
-
-def is_plain_name(name: str) -> bool:
-    """Whether a case may have this name. Results are named after it, and a path would let them leave their folder.
-
-    A file's name has at most 255 bytes, and a result's name is longer than its case's.
-
-    Example:
-        >>> is_plain_name("p.1"), is_plain_name("../p1"), is_plain_name(".."), is_plain_name("p" * 201)
-        (True, False, False, False)
-    """
-    plain = name not in ("", ".", "..") and name == Path(name).name and "\0" not in name
-    return plain and len(os.fsencode(name)) <= LONGEST_NAME
-
-
-def _plain_name(entry: Mapping[str, Any], path: Path, default: str) -> str:
-    name = entry.get("case", default)
-    if not isinstance(name, str) or not is_plain_name(name):
-        raise InputError(f"{path}: 'case' must be a plain name of at most {LONGEST_NAME} bytes: {entry}")
-    return name
-
-
-def write_datalist(
-    datalist: Mapping[str, Sequence[Mapping[str, Any]]], dataset_dir: str | Path, path: str | Path
-) -> None:
-    """Write lists of entries as JSON.
-
-    Paths below ``dataset_dir`` are written relative to it. Other paths are absolute.
-
-    Args:
-        datalist: the lists of entries. Those named in ``scripts.data.tables.LISTS`` are written.
-        dataset_dir: folder of the cases.
-        path: file to write.
-    """
-    root = Path(dataset_dir).absolute()
-
-    def relative(file: str | Sequence[str]) -> str | list[str]:
-        if not isinstance(file, str):
-            return [one if one == NO_FILE else str(relative(one)) for one in file]
-        absolute = Path(file).absolute()
-        return str(absolute.relative_to(root)) if absolute.is_relative_to(root) else str(absolute)
-
-    lists = {
-        name: [{**item, **{key: relative(item[key]) for key in ("image", "label") if key in item}} for item in items]
-        for name, items in datalist.items()
-        if name in LISTS
-    }
-    save_json({"sequences": list(SEQUENCES), **lists}, path)

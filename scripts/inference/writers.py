@@ -13,7 +13,7 @@ from monai.config import DtypeLike, KeysCollection, PathLike
 from monai.data import MetaTensor, NibabelWriter
 from monai.transforms import MapTransform, SaveImaged
 from scripts.brats import case_name
-from scripts.data.transforms import region_probabilities, uncertainty
+from scripts.data.regions import region_probabilities, uncertainty
 from scripts.utils.files import replacing
 
 REGION_MAP_NAMES = ("enhance", "core", "whole")

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from scripts.brats import CHANNEL_ORDER, REGIONS
-from scripts.data.datalist import labeled_items, read_datalist, unlabeled_items
+from scripts.data.datalist import labeled_items, unlabeled_items
+from scripts.data.datalist_file import read_datalist
 from scripts.inference.writers import map_files
 from scripts.pages.volumes import region_volumes
 from scripts.utils.errors import InputError

@@ -21,7 +21,8 @@ from rich.progress import track
 from scripts import networks
 from scripts.brats import ET_LABELS, SEQUENCE_TITLES, SEQUENCES
 from scripts.data.cases import NO_FILE, image_files, missing_sequences
-from scripts.data.datalist import LONGEST_NAME, is_plain_name, misnamed, unlabeled_items
+from scripts.data.datalist import unlabeled_items
+from scripts.data.datalist_file import LONGEST_NAME, is_plain_name, misnamed
 from scripts.data.dicom import series_file
 from scripts.data.findings import CHOICES
 from scripts.data.images import read_image, voxels_of

@@ -28,7 +28,7 @@ from math import prod
 import numpy as np
 import torch
 from scipy import ndimage
-from scripts.data.transforms import lesion_box
+from scripts.data.regions import lesion_box
 from scripts.scores.metrics import Grid, RegionMetric, surface_hausdorff95
 
 # BraTS 2023 gives this distance to a missed or invented lesion.

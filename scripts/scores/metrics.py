@@ -23,7 +23,8 @@ from monai.metrics.utils import do_metric_reduction, get_code_to_measure_table
 from monai.utils import MetricReduction
 from scipy import ndimage
 from scipy.spatial import KDTree
-from scripts.data.transforms import GRID_VOXELS, lesion_box
+from scripts.data.regions import lesion_box
+from scripts.data.transforms import GRID_VOXELS
 
 # BraTS 2020 gives this distance to a missed or falsely predicted region: the diagonal of its grid of 240 x 240 x 155
 # voxels of 1 mm.

@@ -27,7 +27,7 @@ from scipy import ndimage
 from scipy.spatial import ConvexHull
 from scipy.spatial.distance import cdist
 from scripts.brats import EDEMA_LABEL, ET_CHANNEL, REGIONS, WT_CHANNEL
-from scripts.data.transforms import labels_to_regions, lesion_box
+from scripts.data.regions import labels_to_regions, lesion_box
 
 MEASURED_REGIONS = {"ET": ET_CHANNEL, "WT": WT_CHANNEL}  # the regions whose diameters are measured
 # Distances that differ by less than this fraction are equal. Symmetric lesions have several largest diameters.

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from scripts.brats import SEQUENCES
-from scripts.data.transforms import THRESHOLDS
+from scripts.data.postprocessing import THRESHOLDS
 from scripts.networks import AttentionUNet, CascadedUNet, PriorAttentionNet
 from scripts.utils.errors import InputError
 from scripts.weights.record import Record, imported, network_definition

@@ -32,7 +32,8 @@ from monai.transforms import (
 )
 from monai.utils import ensure_tuple
 from scripts.brats import SEQUENCES
-from scripts.data.transforms import THRESHOLDS, RandDropSequenced, threshold_fault
+from scripts.data.postprocessing import THRESHOLDS, threshold_fault
+from scripts.data.transforms import RandDropSequenced
 from scripts.utils.errors import InputError
 from scripts.utils.files import CONFIGS, file_checksum, read_json, replacing
 from scripts.utils.run_json import RUN_FILE, bundle_version
@@ -76,7 +77,7 @@ def weights_settings(
         spacing: resolution at which the network works, mm.
         exclusive: the outputs exclude each other (softmax) instead of overlapping (sigmoid).
         preprocessing: preprocessing of images to be segmented. It gives the normalization.
-        thresholds: thresholds of the post-processing, a value for each name in ``scripts.data.transforms.THRESHOLDS``.
+        thresholds: thresholds of the post-processing (``scripts.data.postprocessing.THRESHOLDS``).
         training: other facts of the training, which are noted but never compared: window, overlap, inferer (an object,
             whose class name is noted), precision.
         data_license: terms of the training data, or whom to credit.

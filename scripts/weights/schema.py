@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from scripts.data.transforms import THRESHOLDS
+from scripts.data.postprocessing import THRESHOLDS
 
 
 def _switch_or_volume(default: Any) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from monai.utils import ensure_tuple
 from scripts.data.cases import NO_FILE, image_files
-from scripts.data.datalist import LONGEST_NAME, is_plain_name, read_datalist
+from scripts.data.datalist_file import LONGEST_NAME, is_plain_name, read_datalist
 from scripts.inference.writers import REGION_MAP_KINDS, map_files
 from scripts.utils.distributed import on_rank_zero
 from scripts.utils.errors import InputError

@@ -21,7 +21,8 @@ from monai.transforms import Compose
 from monai.utils import ensure_tuple
 from scripts.brats import check_et_label
 from scripts.data.cases import image_files
-from scripts.data.datalist import Cohort, labeled_items, warn_of_shared_patients, write_datalist
+from scripts.data.datalist import Cohort, labeled_items, warn_of_shared_patients
+from scripts.data.datalist_file import write_datalist
 from scripts.data.inspection import check_cases
 from scripts.training.training_state import check_resumable, newest_state, remove_unfinished_state
 from scripts.utils.distributed import on_rank_zero, rank, unwrap, world_size

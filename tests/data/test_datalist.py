@@ -17,13 +17,12 @@ from scripts.data.cases import find_cases, missing_sequences, resolve_image
 from scripts.data.datalist import (
     complete_item,
     labeled_items,
-    read_datalist,
     select,
     split_datalist,
     unlabeled_items,
     warn_of_shared_patients,
-    write_datalist,
 )
+from scripts.data.datalist_file import read_datalist, write_datalist
 from scripts.utils.errors import InputError
 
 OLD = ("t1", "t2", "t1ce", "flair")
@@ -629,7 +628,7 @@ def test_an_explicit_et_label_overrules_the_datalists(tmp_path):
         ),
         (
             '{"training": [{"image": "a.nii", "label": "b", "et_label": 3, "edema_label": 3}], "validation": []}',
-            "'edema_label' is 2 or 1",
+            "'edema_label' is 1 or 2",
         ),
     ],
 )
@@ -678,6 +677,13 @@ def test_for_all_cases_nothing_is_split_anew(tmp_path, caplog):
     trained = split_datalist(root, seed=1)
     write_datalist(trained, root, recorded)
     assert split_datalist(root, recorded=recorded, cases="all") == trained
+
+
+def test_a_list_for_inference_is_no_recorded_split(tmp_path):
+    root, recorded = cohort(tmp_path / "data", 3), tmp_path / "datalist.json"
+    write_datalist({"testing": unlabeled_items(root)}, root, recorded)
+    with pytest.raises(InputError, match="no split into training and validation; give the --output_dir of a training"):
+        split_datalist(root, recorded=recorded)
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/b", "", 3, "..", "n" * 201])

@@ -18,17 +18,12 @@ import torch
 from monai.transforms import LoadImaged
 from scripts.brats import SEQUENCES
 from scripts.data.cases import find_cases, resolve_image
-from scripts.data.datalist import (
-    complete_item,
-    labeled_items,
-    read_datalist,
-    split_datalist,
-    unlabeled_items,
-    write_datalist,
-)
+from scripts.data.datalist import complete_item, labeled_items, split_datalist, unlabeled_items
+from scripts.data.datalist_file import read_datalist, write_datalist
 from scripts.data.images import LoadImageByReaderd, SequenceReader
 from scripts.data.inspection import check_case, check_cases
-from scripts.data.transforms import LabelsToRegionsd, labels_to_regions
+from scripts.data.regions import labels_to_regions
+from scripts.data.transforms import LabelsToRegionsd
 from scripts.utils.errors import InputError, input_error_behind
 from workflows import SIZE, TRAINING_SIZE, bundle_run, voxels, write_decathlon
 
@@ -194,25 +189,6 @@ def test_an_entry_by_hand_has_the_decathlons_labels_where_its_folder_tells(task0
         read_datalist(lists, task01)
     lists.write_text(json.dumps({"training": [{**entry, "et_label": 3, "edema_label": 1}], "validation": []}))
     assert read_datalist(lists, task01)["training"] == [{**wanted, "image": str(task01 / entry["image"])}]
-
-
-def test_the_former_spelling_of_edema_is_still_read(task01, tmp_path):
-    """Datalists of an earlier version have it, and so may entries from another program."""
-    entry = {"case": NAME, "image": f"imagesTr/{NAME}.nii.gz", "label": f"labelsTr/{NAME}.nii.gz", "et_label": 3}
-    lists = tmp_path / "lists.json"
-
-    def read(**more) -> dict:
-        lists.write_text(json.dumps({"training": [{**entry, **more}], "validation": []}))
-        return read_datalist(lists, task01)["training"][0]
-
-    assert read(oedema_label=2)["edema_label"] == 2
-    assert read(oedema_label=1) == read(edema_label=1) == read(edema_label=1, oedema_label=1)
-    with pytest.raises(InputError, match="'edema_label' and 'oedema_label' differ"):
-        read(edema_label=2, oedema_label=1)
-    item = {**entry, "oedema_label": 1}
-    assert LabelsToRegionsd("label").convention(item) == (3, 1, False)
-    done = complete_item({**item, "image": "a.nii.gz"}, 4)
-    assert done["edema_label"] == 1 and "oedema_label" not in done
 
 
 def test_bare_entries_are_completed(brats, task01):

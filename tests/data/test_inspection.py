@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from monai.transforms import LoadImaged
 from scripts.data import inspection
-from scripts.data.datalist import labeled_items, split_datalist, unlabeled_items, write_datalist
+from scripts.data.datalist import labeled_items, split_datalist, unlabeled_items
+from scripts.data.datalist_file import write_datalist
 from scripts.data.images import PHANTOM_DESCRIPTION, open_image, read_image, voxels_of
 from scripts.data.inspection import check_case, check_cases, check_files
 from scripts.utils.errors import InputError

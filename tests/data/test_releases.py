@@ -16,10 +16,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 from monai.transforms import Compose
+from scripts import brats
 from scripts.brats import CHANNEL_ORDER, SEQUENCES
+from scripts.data.cases import LOOKED_FOR
 from scripts.data.datalist import labeled_items, unlabeled_items
 from scripts.data.images import LoadImageByReaderd, SequenceReader
 from scripts.data.inspection import check_cases
+from scripts.data.splits import patient_of
 from scripts.data.transforms import LabelsToRegionsd
 from scripts.utils.errors import InputError
 
@@ -250,3 +253,22 @@ def test_several_releases_in_one_folder_keep_their_own_files_and_values(tmp_path
     )
     for layout in WITHOUT_CAVITY.values():
         assert_read(layout, tmp_path, items, et_label=layout.values[2])
+
+
+def test_one_entry_makes_a_release_known(tmp_path, monkeypatch):
+    entry = brats.Release(
+        "BraTS 2030", "+", ("a1", "b2", "c3", "d4"), et_label=3, case_pattern=r"(?P<patient>N\d+)v\d+"
+    )
+    monkeypatch.setattr(brats, "RELEASES", (*brats.RELEASES, entry))
+    for suffix in (*entry.suffixes, "seg"):
+        (tmp_path / f"N7v2+{suffix}.nii.gz").touch()
+    (item,) = labeled_items(tmp_path)
+    assert (item["case"], item["et_label"]) == ("N7v2", 3) and patient_of(item) == "N7"
+    assert [Path(file).name for file in item["image"]] == [f"N7v2+{suffix}.nii.gz" for suffix in entry.suffixes]
+    assert [brats.sequence_named(suffix) for suffix in entry.suffixes] == list(SEQUENCES)
+    with pytest.raises(InputError, match="or 3 \\(BraTS 2030\\)"):
+        brats.check_et_label(5)
+
+
+def test_what_is_looked_for_names_every_release():
+    assert all(f"{release.file_names} ({release.name})" in LOOKED_FOR for release in brats.RELEASES)

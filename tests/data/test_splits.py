@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripts.data import splits
-from scripts.data.datalist import labeled_items, read_datalist, split_datalist, write_datalist
+from scripts.data.datalist import labeled_items, split_datalist
+from scripts.data.datalist_file import read_datalist, write_datalist
 from scripts.data.splits import et_size, make_folds, patient_of
 from scripts.data.tables import read_name_table
 from scripts.utils.errors import InputError

@@ -8,7 +8,8 @@ import re
 import numpy as np
 import pytest
 from scripts.data.cases import NO_FILE
-from scripts.data.datalist import labeled_items, read_datalist, split_datalist, unlabeled_items, write_datalist
+from scripts.data.datalist import labeled_items, split_datalist, unlabeled_items
+from scripts.data.datalist_file import read_datalist, write_datalist
 from scripts.data.inspection import check_files
 from scripts.data.tables import read_table
 from scripts.utils.errors import InputError

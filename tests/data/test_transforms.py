@@ -16,24 +16,28 @@ from monai.metrics import DiceMetric
 from monai.transforms import Compose, Spacingd
 from scipy import ndimage
 from scripts.brats import check_label_values
-from scripts.data.transforms import (
+from scripts.data.postprocessing import (
     THRESHOLDS,
-    BrainSpacingd,
-    CropToLesiond,
-    LabelsToRegionsd,
-    ProbabilitiesToLabelMapd,
-    RequireFinited,
+    threshold_fault,
+    voxel_mm3,
+    without_small_components,
+    without_small_et,
+    without_small_tumors,
+)
+from scripts.data.regions import (
     labels_to_regions,
     lesion_box,
     probabilities_to_regions,
     region_probabilities,
     regions_to_labels,
-    threshold_fault,
     uncertainty,
-    voxel_mm3,
-    without_small_components,
-    without_small_et,
-    without_small_tumors,
+)
+from scripts.data.transforms import (
+    BrainSpacingd,
+    CropToLesiond,
+    LabelsToRegionsd,
+    ProbabilitiesToLabelMapd,
+    RequireFinited,
 )
 from scripts.scores.metrics import BratsHausdorffDistance95
 from scripts.utils.errors import InputError

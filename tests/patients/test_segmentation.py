@@ -20,7 +20,8 @@ from dicom_series import write_case
 from scripts import segment as command
 from scripts.brats import SEQUENCES
 from scripts.data.cases import NO_FILE
-from scripts.data.datalist import unlabeled_items, write_datalist
+from scripts.data.datalist import unlabeled_items
+from scripts.data.datalist_file import write_datalist
 from scripts.data.inspection import PREPARATION_PAGE
 from scripts.pages.page import make_report
 from scripts.pages.runs import read_cases, read_run

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from scripts import average_weights
-from scripts.data.transforms import THRESHOLDS
+from scripts.data.postprocessing import THRESHOLDS
 from scripts.utils.errors import InputError
 from scripts.weights.record import read_weights_record, save_weights, trained_on
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 from monai.networks.nets import SegResNet
 from monai.transforms import Compose, CropForegroundd, NormalizeIntensity, NormalizeIntensityd, Spacingd, SpatialPadd
-from scripts.data.transforms import THRESHOLDS, BrainSpacingd
+from scripts.data.postprocessing import THRESHOLDS
+from scripts.data.transforms import BrainSpacingd
 from scripts.networks import PriorAttentionNet
 from scripts.utils.errors import InputError, input_error_behind
 from scripts.weights.loading import check_weights

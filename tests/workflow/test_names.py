@@ -25,8 +25,8 @@ from monai.bundle import ConfigParser
 from monai.transforms import Compose, NormalizeIntensityd
 from scripts import command
 from scripts.brats import SEQUENCES
-from scripts.data.datalist import LONGEST_NAME, read_datalist
-from scripts.data.transforms import THRESHOLDS
+from scripts.data.datalist_file import LONGEST_NAME, read_datalist
+from scripts.data.postprocessing import THRESHOLDS
 from scripts.networks import PriorAttentionNet
 from scripts.patients import segmentation
 from scripts.patients.segmentation import Options, segment

@@ -8,7 +8,8 @@ from hashlib import sha256
 
 import pytest
 import torch
-from scripts.data.datalist import labeled_items, read_datalist, split_datalist, unlabeled_items
+from scripts.data.datalist import labeled_items, split_datalist, unlabeled_items
+from scripts.data.datalist_file import read_datalist
 from scripts.data.images import PHANTOM_DESCRIPTION
 from scripts.utils.errors import InputError
 from scripts.weights.record import save_weights, trained_on

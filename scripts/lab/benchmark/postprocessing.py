@@ -19,14 +19,9 @@ from scipy import ndimage
 from scripts.brats import ET_CHANNEL
 from scripts.data.datalist import labeled_items
 from scripts.data.images import read_image, voxels_of
-from scripts.data.transforms import (
-    THRESHOLDS,
-    CropToLesiond,
-    LabelsToRegionsd,
-    ProbabilitiesToLabelMapd,
-    labels_to_regions,
-    voxel_mm3,
-)
+from scripts.data.postprocessing import THRESHOLDS, voxel_mm3
+from scripts.data.regions import labels_to_regions
+from scripts.data.transforms import CropToLesiond, LabelsToRegionsd, ProbabilitiesToLabelMapd
 from scripts.lab.benchmark.case import phantom
 from scripts.lab.benchmark.measure import positive, report, summary, time_side_by_side
 from scripts.scores.metrics import BratsHausdorffDistance95

@@ -20,7 +20,8 @@ from scipy import ndimage
 from scripts.brats import REGIONS
 from scripts.data.datalist import labeled_items
 from scripts.data.images import read_image, voxels_of
-from scripts.data.transforms import CropToLesiond, labels_to_regions
+from scripts.data.regions import labels_to_regions
+from scripts.data.transforms import CropToLesiond
 from scripts.lab.benchmark.case import phantom
 from scripts.lab.benchmark.measure import positive, report
 from scripts.scores.lesion_wise import LesionWiseScores

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from scripts import command
-from scripts.data.datalist import write_datalist
+from scripts.data.datalist_file import write_datalist
 from scripts.lab.studies.plan import Part, Run, Study
 from scripts.training.training_state import STATE_FILES
 from scripts.utils.errors import InputError

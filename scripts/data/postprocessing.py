@@ -1,0 +1,128 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""The post-processing of regions by volume: its thresholds, and a function for each step.
+
+Neighbors share a face (6-connectivity), as in the authors' testing. Regions are non-zero inside and have the shape
+(4, *size); their background channel is neither read nor changed. Each step returns a copy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from scipy import ndimage
+from scripts.brats import ET_CHANNEL, TC_CHANNEL, WT_CHANNEL
+from scripts.data.regions import lesion_box
+
+# The authors' values: volumes in mm^3, and whether each component of ET counts for itself. docs/configuration.md
+# explains them.
+THRESHOLDS: dict[str, Any] = {"min_component_mm3": 10, "min_tumor_mm3": 0, "min_et_mm3": 300, "et_per_component": False}
+
+
+def threshold_fault(thresholds: Any) -> str:
+    """What is wrong with thresholds, which have a value for each name in ``THRESHOLDS``; empty if nothing is.
+
+    Example:
+        >>> threshold_fault({**THRESHOLDS, "min_et_mm3": -1})
+        '--thresholds#min_et_mm3 -1: write a volume in mm^3, 0 or more.'
+    """
+    if not isinstance(thresholds, Mapping):
+        return f"--thresholds {thresholds}: set single ones, such as --thresholds#min_et_mm3 100."
+    for name, value in {**dict.fromkeys(THRESHOLDS), **thresholds}.items():
+        given = f"--thresholds#{name} {value}"
+        if name not in THRESHOLDS:
+            return f"{given}: no such threshold; choose one of {', '.join(THRESHOLDS)}."
+        if name == "et_per_component":
+            if not isinstance(value, bool):
+                return f"{given}: write True or False."
+        elif isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            return f"{given}: write a volume in mm^3, 0 or more."
+    return ""
+
+
+def voxel_mm3(volume: torch.Tensor) -> float:
+    """Volume of a voxel of ``volume`` in mm^3, by its affine; 1 if it has none."""
+    if not isinstance(volume, MetaTensor):
+        return 1.0
+    return abs(float(torch.linalg.det(torch.as_tensor(volume.affine)[:3, :3].double())))
+
+
+def _small_components(mask: np.ndarray, min_voxels: float) -> np.ndarray:
+    """The voxels of ``mask`` in components of fewer than ``min_voxels`` voxels."""
+    components, _ = ndimage.label(mask)
+    return mask & (np.bincount(components.ravel())[components] < min_voxels)
+
+
+def without_small_components(regions: torch.Tensor, min_voxels: float) -> torch.Tensor:
+    """Regions without components of fewer than ``min_voxels`` voxels, in each region on its own.
+
+    MONAI's ``RemoveSmallObjects`` labels all channels together. There a speck of ET inside TC would count as part of
+    TC.
+
+    Example:
+        The single voxel of ET is cleared, and the larger TC and WT stay:
+
+        >>> regions = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 1], [0, 1, 1, 1]])
+        >>> without_small_components(regions, min_voxels=2).tolist()
+        [[1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 1, 1], [0, 1, 1, 1]]
+    """
+    regions = regions.clone()
+    for inside in regions[(slice(ET_CHANNEL, None), *lesion_box(regions[ET_CHANNEL:]))]:
+        mask = np.asarray(inside.cpu()) > 0
+        if mask.any():
+            inside[torch.as_tensor(_small_components(mask, min_voxels), device=inside.device)] = 0
+    return regions
+
+
+def without_small_tumors(regions: torch.Tensor, min_voxels: float) -> torch.Tensor:
+    """Regions without tumors of fewer than ``min_voxels`` voxels beside a larger one.
+
+    A tumor is a connected component of all regions together, and it goes with all of them. The largest one always
+    stays. A network that has seen few patients often takes bright spots far from the tumor for edema.
+
+    Example:
+        >>> regions = torch.tensor([[0, 0, 1, 0, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 1], [1, 1, 0, 1, 1]])
+        >>> without_small_tumors(regions, min_voxels=9).tolist()
+        [[0, 0, 1, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [1, 1, 0, 0, 0]]
+    """
+    regions = regions.clone()
+    if min_voxels > 0:
+        inside = regions[(slice(ET_CHANNEL, None), *lesion_box(regions[ET_CHANNEL:]))]
+        components, _ = ndimage.label(np.asarray(inside.cpu()).any(0))
+        sizes = np.bincount(components.ravel())
+        sizes[0] = 0
+        small = (components > 0) & (sizes < min_voxels)[components] & (components != sizes.argmax())
+        inside[:, torch.as_tensor(small, device=inside.device)] = 0
+    return regions
+
+
+def without_small_et(regions: torch.Tensor, min_voxels: float, per_component: bool = False) -> torch.Tensor:
+    """Regions in which an enhancing tumor that is too small to be plausible is core: its voxels are set in TC and WT.
+
+    If a patient has no ET, a single voxel of predicted ET gives a Dice of 0 (BraTS 2020 rules). This is why the authors
+    use a threshold.
+
+    Args:
+        regions: the regions.
+        min_voxels: size of the smallest ET that stays.
+        per_component: compare the size of each component instead of the size of the whole ET.
+
+    Example:
+        >>> regions = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 1], [0, 1, 1, 1]])
+        >>> without_small_et(regions, min_voxels=2).tolist()
+        [[1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 1, 1], [0, 1, 1, 1]]
+    """
+    regions = regions.clone()
+    inside = regions[(slice(None), *lesion_box([regions[ET_CHANNEL]]))]
+    et = np.asarray(inside[ET_CHANNEL].cpu()) > 0
+    small = _small_components(et, min_voxels) if per_component else et & (et.sum() < min_voxels)
+    cleared = torch.as_tensor(small, device=regions.device)
+    inside[ET_CHANNEL][cleared] = 0
+    inside[TC_CHANNEL][cleared] = 1
+    inside[WT_CHANNEL][cleared] = 1
+    return regions

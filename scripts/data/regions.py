@@ -1,0 +1,132 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Label maps, regions and probabilities as tensors, by the rules of ``scripts.brats``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from functools import reduce
+
+import numpy as np
+import torch
+from scripts.brats import CORE_LABEL, EDEMA_LABEL, ET_CHANNEL, TC_CHANNEL, WT_CHANNEL, check_et_label
+from scripts.utils.errors import InputError
+
+
+def lesion_box(masks: Iterable[torch.Tensor], margin: int = 0) -> tuple[slice, ...]:
+    """The smallest box that holds every non-zero voxel of ``masks``, as one slice for each axis.
+
+    A lesion fills a few per cent of the grid, so a computation in its box takes a fraction of the time.
+
+    Args:
+        masks: at least one mask. All have the same shape, (*size).
+        margin: voxels to add on each side. The box stays inside the grid.
+
+    Example:
+        >>> mask = torch.zeros(8, 8)
+        >>> mask[2:4, 5] = 1
+        >>> lesion_box([mask], margin=1)
+        (slice(1, 5, None), slice(4, 7, None))
+    """
+    together = reduce(np.logical_or, (np.asarray(mask.cpu()) != 0 for mask in masks))
+    box = []
+    for axis, size in enumerate(together.shape):
+        found = np.flatnonzero(together.any(axis=tuple(other for other in range(together.ndim) if other != axis)))
+        # The box of nothing is the first voxel.
+        first, last = (int(found[0]), int(found[-1])) if len(found) else (0, 0)
+        box.append(slice(max(first - margin, 0), min(last + 1 + margin, size)))
+    return tuple(box)
+
+
+def labels_to_regions(labels: torch.Tensor, et_label: int, edema_label: int = EDEMA_LABEL) -> torch.Tensor:
+    """Regions, uint8 of shape (4, *size), from a label map of shape (*size).
+
+    Args:
+        labels: the label map.
+        et_label: value of the enhancing tumor, 4 or 3.
+        edema_label: value of edema, 2 or 1; core has the other value of the two.
+
+    Raises:
+        InputError: ``et_label`` or ``edema_label`` has another value.
+
+    Example:
+        >>> labels_to_regions(torch.tensor([0, 1, 2, 4]), et_label=4).tolist()  # background, ET, TC, WT
+        [[1, 0, 0, 0], [0, 0, 0, 1], [0, 1, 0, 1], [0, 1, 1, 1]]
+    """
+    check_et_label(et_label)
+    if edema_label not in (1, 2):
+        raise InputError(f"edema label {edema_label!r}: edema is 2 (BraTS) or 1 (Medical Segmentation Decathlon).")
+    et = labels == et_label
+    tc = et | (labels == 3 - edema_label)
+    wt = tc | (labels == edema_label)
+    return torch.stack([~wt, et, tc, wt]).to(torch.uint8)
+
+
+def regions_to_labels(regions: torch.Tensor, et_label: int = 4, edema_last: bool = False) -> torch.Tensor:
+    """Label map, uint8 of shape (1, *size), from regions of shape (4, *size).
+
+    Args:
+        regions: regions that are non-zero inside. The background channel is not read.
+        et_label: value of the enhancing tumor, 4 or 3.
+        edema_last: let edema (in WT but not in TC) overrule ET, as the authors' program does. The two orders differ
+            only where ET lies outside TC.
+
+    Raises:
+        InputError: ``et_label`` has another value.
+
+    Example:
+        The second voxel is in ET and WT but not in TC:
+
+        >>> regions = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 1], [0, 0, 1, 1], [0, 1, 1, 1]])
+        >>> regions_to_labels(regions).tolist(), regions_to_labels(regions, edema_last=True).tolist()
+        ([[0, 4, 1, 4]], [[0, 2, 1, 4]])
+    """
+    check_et_label(et_label)
+    labels = torch.zeros_like(regions[:1], dtype=torch.uint8)
+    box = lesion_box(regions[ET_CHANNEL:])
+    et, tc, wt = (regions[c][box] > 0 for c in (ET_CHANNEL, TC_CHANNEL, WT_CHANNEL))
+    inside = labels[0][box]
+    inside[wt] = EDEMA_LABEL
+    inside[tc] = CORE_LABEL
+    inside[et & ~(wt & ~tc) if edema_last else et] = et_label
+    return labels
+
+
+def probabilities_to_regions(probabilities: torch.Tensor, exclusive: bool = False) -> torch.Tensor:
+    """Regions, uint8 of shape (4, *size), from probabilities of the same shape.
+
+    Args:
+        probabilities: probabilities of the four channels.
+        exclusive: the channels are classes that exclude each other (background, ET, the rest of TC, the rest of WT),
+            and each voxel takes the most probable class. Otherwise the channels are regions, and a voxel is in each
+            region whose probability is at least 0.5.
+
+    Example:
+        >>> probabilities_to_regions(torch.tensor([[0.1], [0.5], [0.3], [0.1]]), exclusive=True).flatten().tolist()
+        [0, 1, 1, 1]
+    """
+    if not exclusive:
+        return (probabilities >= 0.5).to(torch.uint8)
+    likeliest = probabilities.argmax(dim=0)
+    tumor = [(likeliest > 0) & (likeliest <= region) for region in (ET_CHANNEL, TC_CHANNEL, WT_CHANNEL)]
+    return torch.stack([likeliest == 0, *tumor]).to(torch.uint8)
+
+
+def region_probabilities(probabilities: torch.Tensor, exclusive: bool = False) -> torch.Tensor:
+    """Probabilities of ET, TC and WT, (3, *size), from those of the network's channels, (4, *size).
+
+    ``exclusive`` is as in ``probabilities_to_regions``.
+    """
+    tumor = probabilities[1:]
+    return tumor.cumsum(dim=0).clamp(max=1.0) if exclusive else tumor
+
+
+def uncertainty(probabilities: torch.Tensor) -> torch.Tensor:
+    """Entropy of binary probabilities, of the same shape: 0 for the certain ones, 0 and 1, and 100 for 0.5.
+
+    BraTS 2020 asked for this scale (QU-BraTS, Mehta et al., MELBA 2022). The entropy of a mean over flips or over an
+    ensemble is high where every member is unsure, and also where the members disagree.
+    """
+    p = probabilities.clamp(0, 1)
+    return -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)) * (100 / math.log(2))
