@@ -19,21 +19,16 @@ import torch
 from monai.bundle import ConfigParser
 from scripts import command
 from scripts.networks.prior_attention_net import BOTTLENECK_ABOVE
-from scripts.utils.errors import InputError
 from scripts.utils.files import CONFIGS, load_torch
-from scripts.utils.run_json import CONFIG_FILE, RUN_FILE
 from scripts.weights.authors import convert, exclusive_outputs, imported_record, network_arguments, read_state_dict
 from scripts.weights.record import (
     Record,
     network_definition,
     network_options,
     network_overlay,
-    record_file,
+    refuse_existing,
     save_weights,
 )
-
-# A record with one of these names would be taken for a file of a run.
-FILES_OF_RUNS = (RUN_FILE, CONFIG_FILE, "datalist.json")
 
 
 def command_to_run(model_file: Path, network: torch.nn.Module, record: Record) -> str:
@@ -66,11 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
 
-    for file in (args.model_file, record_file(args.model_file)):
-        if file.exists():
-            raise InputError(f"{file}: exists already; move it away or choose another name.")
-    if record_file(args.model_file) == args.model_file or record_file(args.model_file).name in FILES_OF_RUNS:
-        raise InputError(f"{args.model_file}: its record would be taken for another file; choose a name like model.pt.")
+    refuse_existing(args.model_file)
     checkpoint = load_torch(args.checkpoint)
     state = read_state_dict(checkpoint, args.checkpoint)
     if args.exclusive:

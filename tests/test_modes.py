@@ -372,10 +372,10 @@ def test_finetuning_starts_from_the_file_but_for_what_is_named(small_cohort, tra
         elif "running" not in name and "num_batches" not in name:
             assert torch.equal(after[name], value), name
     assert json.loads((tmp_path / "run" / "run.json").read_text())["phantoms"] is True
-    # The record names the weights with which the training started.
-    start = json.loads((tmp_path / "run" / "model.json").read_text())["trained_on"]["started_from"]
-    record = json.loads((trained / "model.json").read_text())
-    assert start == {"checksum": record["checksum"], "trained_on": record["trained_on"]}
+    # The record names the weights with which the training started, and counts their cases.
+    before, after = (json.loads((run / "model.json").read_text()) for run in (trained, tmp_path / "run"))
+    assert before["trained_on"]["origin"] is None
+    assert after["trained_on"] == {**before["trained_on"], "origin": before["checksum"]}
 
 
 def test_finetuning_from_weights_of_another_order_of_channels_is_refused(small_cohort, trained, tmp_path):

@@ -332,8 +332,8 @@ def _words(value: Any) -> str:
     """A value of a record in words.
 
     Example:
-        >>> _words({"patients": 0, "phantoms": 12, "started_from": None, "weights": ["a", True]})
-        'patients 0, phantoms 12, started_from none, weights a, yes'
+        >>> _words({"patients": 0, "phantoms": 12, "origin": None, "weights": ["a", True]})
+        'patients 0, phantoms 12, origin none, weights a, yes'
     """
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_words(item)}" for key, item in value.items())

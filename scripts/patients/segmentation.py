@@ -38,7 +38,7 @@ from scripts.utils.files import BUNDLE_ROOT, CONFIGS, file_checksum, keep_earlie
 from scripts.utils.literals import literal, shown
 from scripts.utils.machine import computes_in
 from scripts.utils.run_json import bundle_version
-from scripts.weights.record import Record, knows_phantoms, read_weights_record, record_file
+from scripts.weights.record import Record, only_phantoms, read_weights_record, record_file
 from scripts.workflow.output import earlier_cases, same_images
 from scripts.workflow.settings import check_device
 
@@ -101,10 +101,11 @@ def weights_to_use(model: Path | None) -> tuple[Path, Record]:
             f"{found}: there is no record of these weights ({found.with_suffix('.json').name}), so nothing tells their "
             "network and preprocessing; copy the record too, or run configs/inference.json with settings of your own."
         )
-    seen = record.get("trained_on") or {}
-    counts = [f"{seen[kind]} {kind}" for kind in ("patients", "phantoms") if seen.get(kind)]
+    seen = record["trained_on"]
+    counts = [f"{seen[kind]} {kind}" for kind in ("patients", "phantoms") if seen[kind]]
+    told = f"at least {' and '.join(counts)}" if counts else "data that are unknown here"
     worth = f"; {STARTER_WEIGHTS.parent / 'README.md'} says what they are worth" * (found == STARTER_WEIGHTS)
-    logger.info("Weights: %s, trained on %s%s", found, " and ".join(counts) or "data that are unknown here", worth)
+    logger.info("Weights: %s, trained on %s%s", found, told, worth)
     return found, record
 
 
@@ -336,7 +337,7 @@ def segment(
             result = read_json(numbers)
         else:
             result = describe(item, label_map, options.et_label)
-            result |= {"weights": {"file": str(model), **{key: record.get(key) for key in ("checksum", "trained_on")}}}
+            result |= {"weights": {"file": str(model), **{key: record[key] for key in ("checksum", "trained_on")}}}
             result |= {"bundle_version": bundle_version(), "parameters": parameters}
             result["seconds_of_the_run"] = round(seconds, 2)
             save_json(result, numbers)
@@ -364,11 +365,11 @@ def note_of(record: Record, lacking: Sequence[str], fast: bool) -> str:
         fast: whether the whole brain was taken at once.
 
     Example:
-        >>> note_of({}, ["t1ce", "flair"], fast=True)
+        >>> note_of({"trained_on": {"patients": 16, "phantoms": 0}}, ["t1ce", "flair"], fast=True)
         'for research only; without T1ce and FLAIR; fast'
     """
     notes = ["for research only"]
-    if knows_phantoms(record, only=True):
+    if only_phantoms(record):
         notes.append("weights trained on phantoms")
     if lacking:
         notes.append(f"without {' and '.join(SEQUENCE_NAMES[sequence] for sequence in lacking)}")

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from ignite.engine import Events
 from monai.engines.workflow import Workflow
-from scripts.brats import SEQUENCES
 from scripts.utils.distributed import rank, unwrap
 from scripts.utils.errors import InputError
 from scripts.utils.files import load_torch, remove_unfinished, replacing
 from scripts.weights.loading import weights_difference
-from scripts.weights.record import Record, record_file, save_weights
+from scripts.weights.record import UNKNOWN, Record, record_file, save_weights
 from torch.optim.lr_scheduler import LRScheduler
 
 logger = logging.getLogger(__name__)
@@ -100,7 +99,7 @@ class TrainingFiles(TrainingParts):
         if self.evaluator is not None and self.evaluator.state.metrics and self.evaluator.state.epoch == epoch:
             scores |= {key: value for key, value in self.evaluator.state.metrics.items() if isinstance(value, float)}
         # The preparation of a run sets trained_on; the training of a federated client has no preparation.
-        record = {"trained_on": None, **self.settings, "scores": scores}
+        record = {"trained_on": UNKNOWN, **self.settings, "scores": scores}
         save_weights(self._weights(), self.output_dir / name, record)
 
     def _weights(self) -> dict[str, torch.Tensor]:
@@ -111,7 +110,6 @@ class TrainingFiles(TrainingParts):
         best = self.evaluator.state if self.evaluator is not None else None
         return {
             "network": self._weights(),
-            "sequences": list(SEQUENCES),
             "optimizer": self.optimizer.state_dict(),
             "optimizer_class": type(self.optimizer).__name__,
             "lr_scheduler": self.lr_scheduler.state_dict(),
@@ -161,8 +159,7 @@ class ResumeTraining(TrainingParts):
     Attach it on every rank, before every other handler that reads the epoch.
 
     Raises:
-        InputError: (at the start) there is no valid state, or it belongs to another network, optimizer or epoch length,
-            or to a version whose channels had another order.
+        InputError: (at the start) there is no valid state, or it belongs to another network, optimizer or epoch length.
     """
 
     def attach(self, engine: Workflow) -> None:
@@ -211,12 +208,6 @@ def check_resumable(
     """
     if difference := weights_difference(network, state["network"]):
         raise InputError(f"{path}: state of another network ({difference}); resume with the run's own configuration.")
-    if (order := state.get("sequences")) != list(SEQUENCES):
-        theirs = f"the order {', '.join(order)}" if order else "another order (version 0.2.0 or before)"
-        raise InputError(
-            f"{path}: a training on channels in {theirs}, which is {', '.join(SEQUENCES)} now; train anew, without "
-            "train_resume.yaml."
-        )
     if (kept := state["optimizer_class"]) != (own := type(optimizer).__name__):
         raise InputError(f"{path}: state of another optimizer ({kept}, not {own}); resume with its configuration.")
     epoch, iteration = int(state["epoch"]), int(state["iteration"])

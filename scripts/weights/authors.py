@@ -20,7 +20,7 @@ from scripts.brats import SEQUENCES
 from scripts.data.postprocessing import THRESHOLDS
 from scripts.networks import AttentionUNet, CascadedUNet, PriorAttentionNet
 from scripts.utils.errors import InputError
-from scripts.weights.record import Record, imported, network_definition
+from scripts.weights.record import UNKNOWN, Record, network_definition
 
 # Index of each of this bundle's outputs among the authors' exclusive classes: background, necrotic core, edema, ET.
 EXCLUSIVE_ORDER = (0, 3, 1, 2)
@@ -260,6 +260,5 @@ def imported_record(
         "thresholds": {**THRESHOLDS, **sgd},
         "training": {"window": [128] * network.spatial_dims, "overlap": 0.75, "inferer": "SlidingWindowInferer"},
         "license": None,
-        "trained_on": imported("checkpoint of the PANet authors' program"),
-        "scores": None,
+        "trained_on": UNKNOWN,
     }

@@ -36,7 +36,7 @@ from scripts.data.postprocessing import THRESHOLDS, threshold_fault
 from scripts.data.transforms import RandDropSequenced
 from scripts.utils.errors import InputError
 from scripts.utils.files import CONFIGS, file_checksum, read_json, replacing
-from scripts.utils.run_json import RUN_FILE, bundle_version
+from scripts.utils.run_json import CONFIG_FILE, RUN_FILE, bundle_version
 from scripts.weights.schema import RECORD_SCHEMA
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,9 @@ Record = dict[str, Any]
 
 # The class of the network that train.json and inference.json name.
 PLAIN_NETWORK = "PriorAttentionNet"
+
+# The entry trained_on of weights whose training data nobody counted here, such as imported ones.
+UNKNOWN: Record = {"patients": None, "phantoms": None, "origin": None}
 
 
 def record_file(model_file: str | Path) -> Path:
@@ -119,7 +122,7 @@ def missing_sequences(augmentation: Compose) -> int:
 
 
 def network_definition(network: torch.nn.Module, arguments: Mapping[str, Any]) -> Record:
-    """A network's class name, all of its arguments, and its default arguments, as values that JSON can hold.
+    """A network's class name and all of its arguments, those with default values too, as JSON can hold them.
 
     Args:
         network: an instance of the class.
@@ -128,8 +131,7 @@ def network_definition(network: torch.nn.Module, arguments: Mapping[str, Any]) -
     given = {name: value for name, value in arguments.items() if not name.startswith("_")}
     parameters = inspect.signature(type(network)).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-    definition = {"class": type(network).__name__, "arguments": {**defaults, **given}, "defaults": defaults}
-    return dict(_plain(definition))
+    return dict(_plain({"class": type(network).__name__, "arguments": {**defaults, **given}}))
 
 
 def _plain(value: Any) -> Any:
@@ -176,50 +178,52 @@ def _steps(transform: Any) -> list[Any]:
     return [step for inner in transform.transforms for step in _steps(inner)]
 
 
-def trained_on(patients: int, phantoms: int, started_from: Record | None = None) -> Record:
-    """The entry ``trained_on`` of a record.
+def trained_on(patients: int, phantoms: int) -> Record:
+    """The entry ``trained_on`` of the record of a training that started from random weights.
 
     Args:
         patients: number of patients' cases in the training.
         phantoms: number of synthetic phantoms in the training.
-        started_from: entry for the weights that the training started from (``parent``); None if it started anew.
-
-    Example:
-        >>> trained_on(patients=0, phantoms=8)
-        {'patients': 0, 'phantoms': 8, 'imported': None, 'started_from': None}
     """
-    return {"patients": patients, "phantoms": phantoms, "imported": None, "started_from": started_from}
+    return {"patients": patients, "phantoms": phantoms, "origin": None}
 
 
-def imported(source: str) -> Record:
-    """The entry ``trained_on`` of weights from another program, whose training data are unknown."""
-    return {"patients": None, "phantoms": None, "imported": source, "started_from": None}
+def trained_after(seen: Sequence[Record], origin: str) -> Record:
+    """The entry ``trained_on`` of weights that come from several trainings, one after the other or averaged.
 
-
-def parent(model_file: str | Path, record: Record | None) -> Record:
-    """The entry ``started_from`` of a record: checksum and training data of the weights that a training starts from."""
-    return {"checksum": file_checksum(model_file), "trained_on": record["trained_on"] if record else None}
-
-
-def knows_phantoms(record: Record | None, only: bool = False) -> bool:
-    """Whether weights have seen phantoms, in their own training or in the weights that it started from.
+    The trainings may share cases, so the largest number counts: the weights have seen at least that many.
 
     Args:
-        record: the weights' record; None counts as no phantoms.
-        only: whether they have seen nothing but phantoms.
+        seen: the entries of these trainings, and of the weights that they started from.
+        origin: checksum of the weights that all of them go back to (``origin``).
 
     Example:
-        >>> start = {"trained_on": trained_on(patients=0, phantoms=8)}
-        >>> finetuned = {"trained_on": trained_on(patients=200, phantoms=0, started_from=start)}
-        >>> knows_phantoms(finetuned), knows_phantoms(finetuned, only=True)
+        >>> trained_after([trained_on(16, 5), trained_on(0, 152)], "4aee")
+        {'patients': 16, 'phantoms': 152, 'origin': '4aee'}
+        >>> trained_after([trained_on(0, 8), UNKNOWN], "c0de")
+        {'patients': None, 'phantoms': 8, 'origin': 'c0de'}
+    """
+
+    def at_least(numbers: list[int | None]) -> int | None:
+        most = max(number or 0 for number in numbers)
+        return None if most == 0 and None in numbers else most
+
+    return {kind: at_least([one[kind] for one in seen]) for kind in ("patients", "phantoms")} | {"origin": origin}
+
+
+def origin(record: Record) -> str:
+    """Checksum of the first weights that the weights of ``record`` go back to; their own if they are the first."""
+    return str(record["trained_on"]["origin"] or record["checksum"])
+
+
+def only_phantoms(record: Record | None) -> bool:
+    """Whether weights are known to have seen phantoms and no patient.
+
+    Example:
+        >>> only_phantoms({"trained_on": trained_on(0, 8)}), only_phantoms({"trained_on": trained_on(4, 8)})
         (True, False)
     """
-    content = (record or {}).get("trained_on") or {}
-    start = content.get("started_from")
-    if only:
-        before = start is None or knows_phantoms(start, only=True)
-        return bool(content.get("phantoms")) and content.get("patients") == 0 and before
-    return bool(content.get("phantoms")) or (start is not None and knows_phantoms(start))
+    return record is not None and record["trained_on"]["patients"] == 0 and bool(record["trained_on"]["phantoms"])
 
 
 def weights_checksum(state: dict[str, torch.Tensor], build: str = "") -> str:
@@ -246,10 +250,22 @@ def weights_checksum(state: dict[str, torch.Tensor], build: str = "") -> str:
     return found.hexdigest()
 
 
+def refuse_existing(model_file: Path) -> None:
+    """Refuse a name for new weights if these weights or their record would replace a file or be taken for one of a run.
+
+    Raises:
+        InputError: the name cannot be used.
+    """
+    record = record_file(model_file)
+    for file in (model_file, record):
+        if file.exists():
+            raise InputError(f"{file}: exists already; move it away or choose another name.")
+    if record == model_file or record.name in (RUN_FILE, CONFIG_FILE, "datalist.json"):
+        raise InputError(f"{model_file}: its record would be taken for another file; choose a name like model.pt.")
+
+
 def save_weights(weights: Mapping[str, torch.Tensor], model_file: str | Path, record: Mapping[str, Any]) -> None:
     """Save bare weights, and beside them their record with the bundle's version and the file's checksum."""
-    # The defaults of the class may have changed when the record is read.
-    record = {**record, "network": {key: record["network"][key] for key in ("class", "arguments")}}
     with replacing(model_file) as temporary:
         torch.save(dict(weights), temporary)
         whole = {"bundle_version": bundle_version(), "checksum": file_checksum(temporary), **record}
@@ -268,36 +284,22 @@ def read_weights_record(model_file: str | Path, quiet: bool = False) -> Record |
         quiet: leave out the warning.
 
     Raises:
-        InputError: the record is damaged, or there is none and the weights were made by version 0.2.0 or before, whose
-            channels had another order.
+        InputError: the record is damaged.
     """
     # The record of a link lies beside the link, or beside the file that it leads to.
     path = next((p for p in map(record_file, (model_file, Path(model_file).resolve())) if p.is_file()), None)
     record = read_json(path) if path is not None else {}
-    fits = record.get("checksum") == file_checksum(model_file) if record else False
-    if not fits:
-        refuse_former_version(model_file)
-    if path is None or "checksum" not in record:
-        if not quiet:
-            logger.warning(
-                "%s: there is no record of these weights (%s), so it is unknown whether they fit these settings, and "
-                "whether they come from version 0.2.0 or before, whose channels had another order.",
-                model_file,
-                record_file(model_file).name,
-            )
-        return None
-    if not fits:
-        if not quiet:
-            logger.warning(
-                "%s: this record belongs to other weights (by their checksum) than %s, so it is ignored; it is unknown "
-                "whether the weights fit these settings.",
-                path,
-                model_file,
-            )
-        return None
-    if (fault := _fault(record)) is not None:
+    if "checksum" not in record:
+        missing = f"{model_file}: there is no record of these weights ({record_file(model_file).name})"
+    elif record["checksum"] != file_checksum(model_file):
+        missing = f"{path}: this record belongs to other weights (by their checksum) than {model_file}"
+    elif (fault := _fault(record)) is not None:
         raise InputError(f"{path}: a damaged record of weights ({fault}); restore or remove it.")
-    return record
+    else:
+        return record
+    if not quiet:
+        logger.warning("%s, so it is unknown whether they fit these settings.", missing)
+    return None
 
 
 def _fault(record: Record) -> str | None:
@@ -313,21 +315,6 @@ def _fault(record: Record) -> str | None:
             return "a number is not finite"
         return None
     return ".".join(map(str, error.absolute_path)) or str(error.message)
-
-
-def refuse_former_version(model_file: str | Path) -> None:
-    """Refuse weights that lie in the folder of a run of version 0.2.0 or before.
-
-    Raises:
-        InputError: the weights lie in such a folder.
-    """
-    for path in {file.with_name(RUN_FILE) for file in (Path(model_file), Path(model_file).resolve())}:
-        run = read_json(path)
-        if run and "bundle_version" not in run:
-            raise InputError(
-                f"{model_file}: made by version 0.2.0 or before ({path}), whose channels were t1, t1ce, t2, flair; "
-                f"they are {', '.join(SEQUENCES)} now, so train or import these weights again."
-            )
 
 
 def thresholds_in_use(model_file: str | Sequence[str], **given: Any) -> dict[str, Any]:
@@ -401,12 +388,10 @@ def _network_differences(theirs: Record, ours: Record) -> list[str]:
         if theirs["class"] == PLAIN_NETWORK:
             remedy = f"leave out the overlay that names {ours['class']}"
         return [f"the network {theirs['class']}, not {ours['class']}; {remedy}"]
-    # A newer argument of the class has, for older weights, its default value.
-    wanted = {name: theirs["arguments"].get(name, ours["defaults"].get(name)) for name in ours["arguments"]}
-    unknown = [name for name in theirs["arguments"] if name not in ours["arguments"]]
-    changed = {name: value for name, value in wanted.items() if value != ours["arguments"][name]}
-    if unknown:
-        return [f"a network with {unknown[0]}, which {ours['class']} does not have; use the version that trained them"]
+    arguments = theirs["arguments"]
+    if unlike := sorted(arguments.keys() ^ ours["arguments"].keys()):
+        return [f"another version of {ours['class']} (by its argument {unlike[0]}); use the version that trained them"]
+    changed = {name: value for name, value in arguments.items() if value != ours["arguments"][name]}
     if not changed:
         return []
     told = ", ".join(f"{name} {json.dumps(value)}" for name, value in changed.items())

@@ -19,13 +19,12 @@ def _switch_or_volume(default: Any) -> dict[str, Any]:
 _COUNT = {"type": ["integer", "null"], "minimum": 0}
 _SIZES = {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 2, "maxItems": 3}
 _TRAINED_ON = {
-    "type": ["object", "null"],
-    "properties": {
-        "patients": _COUNT,
-        "phantoms": _COUNT,
-        "imported": {"type": ["string", "null"]},
-        "started_from": {"type": ["object", "null"], "properties": {"trained_on": {"$ref": "#/$defs/trained_on"}}},
-    },
+    "description": "At least so many cases; null where nobody counted them. origin: checksum of the first weights that "
+    "these go back to, null if they are the first.",
+    "type": "object",
+    "required": ["patients", "phantoms", "origin"],
+    "properties": {"patients": _COUNT, "phantoms": _COUNT, "origin": {"type": ["string", "null"]}},
+    "additionalProperties": False,
 }
 # An argument of a network: numbers, names, and lists of them.
 _ARGUMENT = {
@@ -37,7 +36,16 @@ _ARGUMENT = {
 RECORD_SCHEMA: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "type": "object",
-    "required": ["checksum", "network", "sequences", "spacing", "exclusive", "normalization", "thresholds"],
+    "required": [
+        "checksum",
+        "network",
+        "sequences",
+        "spacing",
+        "exclusive",
+        "normalization",
+        "thresholds",
+        "trained_on",
+    ],
     "properties": {
         "checksum": {"type": "string"},
         "network": {
@@ -59,8 +67,8 @@ RECORD_SCHEMA: dict[str, Any] = {
             "additionalProperties": False,
         },
         "training": {"type": ["object", "null"], "properties": {"window": _SIZES}},
-        "trained_on": {"$ref": "#/$defs/trained_on"},
+        "trained_on": _TRAINED_ON,
         "missing_sequences": {"enum": [0, 1]},
     },
-    "$defs": {"trained_on": _TRAINED_ON, "argument": _ARGUMENT},
+    "$defs": {"argument": _ARGUMENT},
 }

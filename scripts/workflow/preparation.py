@@ -31,13 +31,15 @@ from scripts.utils.files import file_checksum, keep_earlier
 from scripts.utils.run_json import CONFIG_FILE, read_run_json, write_run_json
 from scripts.weights.loading import check_weights, load_pretrained
 from scripts.weights.record import (
+    UNKNOWN,
     Record,
     check_start,
-    knows_phantoms,
     normalization,
-    parent,
+    only_phantoms,
+    origin,
     read_weights_record,
     refuse_other_use,
+    trained_after,
     trained_on,
 )
 from scripts.workflow.configuration import Configuration
@@ -99,7 +101,7 @@ def prepare_training(
         check_et_label(cohort.et_label)
         check_normalization(preprocessing, settings)
         state: dict[str, Any] = {}
-        start: dict[str, Any] | None = None
+        start: Record | None = None
         if resume:
             path, state = newest_state(output.folder)
             steps = math.ceil(math.ceil(len(cohort.lists["training"]) / world_size()) / batch_size)
@@ -107,7 +109,7 @@ def prepare_training(
             last = Path(output.folder) / "model_last.pt"
             if last.is_file() and (kept := read_weights_record(last)) is not None:
                 refuse_other_use(kept, settings, last)
-            settings["trained_on"] = read_run_json(output.folder).get("trained_on")
+            settings["trained_on"] = read_run_json(output.folder).get("trained_on", UNKNOWN)
         else:
             output.refuse_used(cohort.dataset_dir)
         lists = cohort.completed()
@@ -139,17 +141,19 @@ def prepare_training(
             output.claim()
             write_datalist(lists, cohort.dataset_dir, Path(output.folder) / DATALIST_FILE)
             facts: dict[str, Any] = recorded_order(both.values(), cohort.channel_order)
-            if start is not None:
-                # Weights that started from phantoms' weights have not seen patients alone.
-                phantoms = phantoms or knows_phantoms(start)
             which = dict(zip(both, synthetic, strict=True))
             trained = {str(item["image"]) for item in lists["training"]}
             made = sum(which[image] for image in trained)
-            facts |= {"trained_on": trained_on(len(trained) - made, made, start)}
+            seen = trained_on(len(trained) - made, made)
+            if start is not None:
+                seen = trained_after([seen, start["trained_on"]], origin(start))
+            # Weights that started from phantoms' weights have not seen patients alone.
+            phantoms = phantoms or bool(seen["phantoms"])
+            facts |= {"trained_on": seen}
             facts |= {"cases": {name: len(items) for name, items in lists.items()}}
             facts["dataset_dir"] = str(Path(cohort.dataset_dir).absolute())
             # The training's handler writes this into the records of the weights.
-            settings["trained_on"] = facts["trained_on"]
+            settings["trained_on"] = seen
             write_run_json(output.folder, configuration.content, phantoms, **facts)
 
     on_rank_zero(check_and_claim)
@@ -173,15 +177,15 @@ def check_normalization(preprocessing: Compose, settings: Record) -> None:
         )
 
 
-def start_of_training(model_file: str, settings: Record) -> dict[str, Any]:
-    """What the record of a training's weights says about ``model_file``, from which the training starts.
+def start_of_training(model_file: str, settings: Record) -> Record:
+    """The record of the weights from which a training starts; of weights without one, their checksum alone.
 
     Raises:
         InputError: the weights in ``model_file`` take channels in another order.
     """
     record = read_weights_record(model_file)
     check_start(record, settings, model_file)
-    return parent(model_file, record)
+    return record or {"checksum": file_checksum(model_file), "trained_on": UNKNOWN}
 
 
 def prepare_evaluation(
@@ -263,7 +267,7 @@ def prepare_evaluation(
         checked = check_cases(items, searched, kind, listed, cohort.channel_order, may_lack, prepared_only)
         phantoms = any(checked)
         check_ranks(items, kind)
-        phantom_weights = [knows_phantoms(record, only=True) for record in records]
+        phantom_weights = [only_phantoms(record) for record in records]
         for file, synthetic in zip(files, phantom_weights, strict=True):
             if synthetic:
                 logger.warning("%s was trained on phantoms alone; do not rely on its results for patients.", file)

@@ -501,7 +501,7 @@ def test_a_datalist_by_hand_needs_images_and_label_only(tmp_path):
 
 @pytest.mark.parametrize("names", [("x", "y", "z", "w"), OLD])
 def test_a_datalist_that_says_its_sequences_is_obeyed(tmp_path, names):
-    """The datalist may say any order, also that of version 0.2.0; the images are put into the network's order."""
+    """The datalist may say any order; the images are put into the network's order."""
     for order in (("t1", "t1ce", "t2", "flair"), ("FLAIR", "T1w", "T1Gd", "T2w"), ("T2", "t1c", "T2-FLAIR", "t1")):
         known = [sequence_named(name) for name in order]
         by_sequence = dict(zip(OLD, names, strict=True))

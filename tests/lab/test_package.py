@@ -28,7 +28,7 @@ from scripts.networks import PriorAttentionNet
 from scripts.utils.errors import InputError
 from scripts.utils.files import file_checksum
 from scripts.weights.loading import check_weights
-from scripts.weights.record import knows_phantoms
+from scripts.weights.record import only_phantoms
 from workflows import CHANNELS, CONFIGS, ROOT, SIZE, TRAINING_SIZE, rows, voxels
 
 NAME = "brats_mri_panet_segmentation"
@@ -189,7 +189,7 @@ def test_weights_of_phantoms_keep_their_mark(root, tmp_path, with_address):
     folder = tmp_path / "dist" / NAME
     download_large_files(bundle_path=str(folder)) if with_address else None
     network = PriorAttentionNet(channels=CHANNELS)
-    assert knows_phantoms(check_weights(network, folder / "models" / "model.pt"), only=True)
+    assert only_phantoms(check_weights(network, folder / "models" / "model.pt"))
     assert (folder / "models" / "model.json").is_file()
     # A record without weights is of no use.
     (copy / "models" / "model.pt").unlink()

@@ -166,7 +166,8 @@ def test_weights_are_those_chosen_or_published_or_the_starters(tmp_path, monkeyp
     monkeypatch.setattr(segmentation, "OWN_WEIGHTS", tmp_path / "model.pt")
     with caplog.at_level("INFO"):
         assert weights_to_use(None)[0] == segmentation.STARTER_WEIGHTS
-    assert "trained on 16 patients" in caplog.text and "README.md says what they are worth" in caplog.text
+    assert "trained on at least 16 patients and 152 phantoms; " in caplog.text
+    assert "README.md says what they are worth" in caplog.text
     for name in ("model.pt", "model.json"):
         shutil.copy(segmentation.STARTER_WEIGHTS.with_name(name), tmp_path / name)
     assert weights_to_use(None)[0] == tmp_path / "model.pt"
@@ -544,7 +545,7 @@ def test_two_cases_of_one_name_are_refused(patients, tmp_path):
 
 def test_the_pictures_say_what_a_result_lacks():
     phantoms = {"trained_on": {"patients": 0, "phantoms": 3}}
-    assert note_of({}, [], fast=False) == "for research only"
+    assert note_of({"trained_on": {"patients": 16, "phantoms": 3}}, [], fast=False) == "for research only"
     assert note_of(phantoms, ["t1ce"], fast=True) == (
         "for research only; weights trained on phantoms; without T1ce; fast"
     )

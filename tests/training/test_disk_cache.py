@@ -182,7 +182,7 @@ def test_changed_content_is_another_key_and_a_moved_cohort_is_not(items, tmp_pat
 
 
 def test_what_was_read_in_another_order_of_channels_is_another_key(items, tmp_path, monkeypatch):
-    """Version 0.2.0 had another order, and its entries may lie in the same folder."""
+    """The entries of both orders may lie in the same folder."""
 
     def key() -> str:
         loading = SeededCompose([LoadImaged("image", reader=SequenceReader())])

@@ -23,6 +23,7 @@ from scripts.training.lr_schedulers import WarmupFlatCosineLR
 from scripts.training.training_state import ResumeTraining, TrainingFiles, newest_state
 from scripts.utils.errors import InputError
 from scripts.utils.progress import ProgressHandler
+from scripts.weights.record import UNKNOWN
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 SETTINGS = {"network": {"class": "Linear", "arguments": {}, "defaults": {}}, "spacing": [1.0]}
@@ -121,7 +122,7 @@ def test_model_is_of_the_best_validation_and_last_of_the_last_epoch(tmp_path, sc
     for name, epoch in (("model", best), ("model_last", 4)):
         record = json.loads((tmp_path / "new" / f"{name}.json").read_text())
         # Only the preparation of a run counts the cases, so they are unknown here, as in a federated client.
-        assert (record["scores"]["epoch"], record["trained_on"], record["spacing"]) == (epoch, None, [1.0])
+        assert (record["scores"]["epoch"], record["trained_on"], record["spacing"]) == (epoch, UNKNOWN, [1.0])
         assert record["checksum"] == hashlib.sha256((tmp_path / "new" / f"{name}.pt").read_bytes()).hexdigest()
     assert f"{scores[best]:.4f}, after epoch {best}" in [m for m in caplog.messages if "Best" in m][-1]
     state = load(tmp_path / "new" / "trainer_state.pt")

@@ -237,24 +237,7 @@ def nothing(output: Path) -> dict:
     return {}
 
 
-def with_sequences(output: Path, sequences: dict) -> dict:
-    for file in output.glob("trainer_state*.pt"):
-        state = {key: value for key, value in load(file).items() if key != "sequences"}
-        # The copy holds links, so the file is replaced and not overwritten.
-        file.unlink()
-        torch.save({**state, **sequences}, file)
-    return {}
-
-
 REFUSED = {
-    "version 0.2.0": (
-        lambda output: with_sequences(output, {}),
-        "channels in another order (version 0.2.0 or before), which is t1, t2, t1ce, flair",
-    ),
-    "another order": (
-        lambda output: with_sequences(output, {"sequences": ["t1", "t1ce", "t2", "flair"]}),
-        "channels in the order t1, t1ce, t2, flair, which is t1, t2, t1ce, flair now; train",
-    ),
     "no valid state": (nothing, "no valid trainer state (trainer_state.pt or trainer_state_previous.pt)"),
     "another network": (lambda output: {"network_def#channels": [4] * 5}, "state of another network (encoder.2"),
     "another optimizer": (

@@ -142,7 +142,7 @@ def test_the_record_says_how_the_authors_weights_are_used_and_the_command_does_s
         "et_per_component": False,
     }
     assert record["training"]["window"] == [128] * 3
-    assert record["trained_on"]["imported"] and record["trained_on"]["patients"] is None
+    assert record["trained_on"] == {"patients": None, "phantoms": None, "origin": None}
     shown = shlex.split(capsys.readouterr().out.splitlines()[-1])
     assert shown[:4] == ["python", "-m", "monai.bundle", "run"]
     options = dict(zip(shown[4:-4:2], shown[5:-4:2], strict=True))

@@ -20,17 +20,18 @@ from scripts.networks import PriorAttentionNet
 from scripts.utils.errors import InputError, input_error_behind
 from scripts.weights.loading import check_weights
 from scripts.weights.record import (
+    UNKNOWN,
     check_start,
     differences,
-    imported,
-    knows_phantoms,
     network_definition,
     normalization,
-    parent,
+    only_phantoms,
+    origin,
     read_weights_record,
     record_file,
     save_weights,
     thresholds_in_use,
+    trained_after,
     trained_on,
     weights_settings,
 )
@@ -119,22 +120,27 @@ def test_a_network_of_monais_is_defined_by_its_name_and_arguments():
 
 
 @pytest.mark.parametrize(
-    ("content", "any_", "only"),
+    ("content", "only"),
     [
-        (trained_on(4, 0), False, False),
-        (trained_on(0, 4), True, True),
-        (trained_on(4, 4), True, False),
-        (trained_on(4, 0, {"checksum": "", "trained_on": trained_on(0, 4)}), True, False),
-        (trained_on(0, 4, {"checksum": "", "trained_on": trained_on(0, 4)}), True, True),
-        (trained_on(0, 4, {"checksum": "", "trained_on": trained_on(4, 0)}), True, False),
-        (trained_on(0, 4, {"checksum": "", "trained_on": None}), True, False),
-        (imported("elsewhere"), False, False),
-        (None, False, False),
+        (trained_on(4, 0), False),
+        (trained_on(0, 4), True),
+        (trained_on(4, 4), False),
+        (trained_after([trained_on(4, 0), trained_on(0, 4)], "a"), False),
+        (trained_after([trained_on(0, 4), trained_on(0, 5)], "a"), True),
+        (trained_after([trained_on(0, 4), trained_on(4, 0)], "a"), False),
+        (trained_after([trained_on(0, 4), UNKNOWN], "a"), False),
+        (UNKNOWN, False),
     ],
 )
-def test_whether_weights_know_phantoms(content, any_, only):
-    record = {"trained_on": content}
-    assert (knows_phantoms(record), knows_phantoms(record, only=True)) == (any_, only)
+def test_whether_weights_know_phantoms_alone(content, only):
+    assert only_phantoms({"trained_on": content}) == only
+
+
+def test_weights_go_back_to_the_first_of_a_chain():
+    first = {"checksum": "a", "trained_on": trained_on(4, 0)}
+    second = {"checksum": "b", "trained_on": trained_after([trained_on(3, 0), first["trained_on"]], origin(first))}
+    assert (origin(first), origin(second)) == ("a", "a")
+    assert second["trained_on"]["patients"] == 4  # the second training may have seen three of the same
 
 
 def test_weights_copied_with_their_record_keep_what_it_says(tmp_path):
@@ -143,14 +149,8 @@ def test_weights_copied_with_their_record_keep_what_it_says(tmp_path):
         (tmp_path / "elsewhere").mkdir(exist_ok=True)
         shutil.copy(file, tmp_path / "elsewhere" / f"mine{file.suffix}")
     record = check_weights(network(), str(tmp_path / "elsewhere" / "mine.pt"), settings())
-    assert knows_phantoms(record, only=True)
+    assert only_phantoms(record)
     assert record == json.loads((tmp_path / "run" / "model.json").read_text())
-
-
-def test_a_training_that_starts_from_weights_names_them(model):
-    record = read_weights_record(model)
-    made = trained_on(7, 0, parent(model, record))
-    assert made["started_from"] == {"checksum": record["checksum"], "trained_on": trained_on(4, 0)}
 
 
 # Refusals and warnings.
@@ -174,7 +174,7 @@ OTHER = [
     ),
     (
         {"network": network_definition(network(), {"channels": CHANNELS, "gate": 1})},
-        "a network with gate, which PriorAttentionNet does not have",
+        "another version of PriorAttentionNet (by its argument gate); use the version that trained them",
     ),
 ]
 
@@ -207,13 +207,11 @@ def test_window_precision_and_thresholds_are_never_refused(tmp_path):
     assert check_weights(network(), str(path), settings())["training"] == other
 
 
-def test_an_argument_that_came_later_does_what_it_does_by_default(tmp_path):
-    """Later networks, with more arguments, must read the records of today."""
+def test_arguments_that_one_version_of_the_network_lacks_are_named():
     definition = network_definition(network(), {"channels": CHANNELS})
     del definition["arguments"]["head_norm"]
-    assert differences(settings(network=definition), settings()) == []
-    other = settings(network=network_definition(network(), {"channels": CHANNELS, "head_norm": "instance"}))
-    assert len(differences(settings(network=definition), other)) == 1
+    (said,) = differences(settings(network=definition), settings())
+    assert said == "another version of PriorAttentionNet (by its argument head_norm); use the version that trained them"
 
 
 def test_weights_without_a_record_are_used_with_a_warning(model, caplog):
@@ -255,6 +253,9 @@ def test_what_is_no_json_object_beside_weights_is_named(model, content):
         ("thresholds", {**THRESHOLDS, "min_et_mm3": "300"}),
         ("thresholds", {**THRESHOLDS, "min_et_voxels": 300}),
         ("trained_on", 4),
+        ("trained_on", None),
+        ("trained_on", {"patients": 4, "phantoms": 0}),
+        ("trained_on", {**UNKNOWN, "patients": -1}),
         ("network", {"class": "a-b", "arguments": {}}),
         ("network", {"class": "PriorAttentionNet", "arguments": {"head": "$1"}}),
         ("training", {"window": ["$1"] * 3}),
@@ -284,11 +285,7 @@ def test_a_link_to_weights_leads_to_their_record(model, tmp_path):
     link = str(tmp_path / "models" / "linked.pt")
     assert check_weights(network(), link, settings())["trained_on"] == trained_on(4, 0)
     record_file(model).unlink()
-    (tmp_path / "run.json").write_text("{}")
     assert check_weights(network(), link) is None
-    (tmp_path / "run.json").write_text('{"phantoms": false}')
-    with pytest.raises(InputError, match=r"version 0\.2\.0 or before"):
-        check_weights(network(), link)
 
 
 @pytest.mark.parametrize("reference", ["@mine", "$@mine"])
@@ -310,23 +307,6 @@ def test_all_differences_are_named_at_once(tmp_path):
     path = saved(tmp_path / "model.pt", spacing=[2.0] * 3, exclusive=True)
     with pytest.raises(InputError, match=r"voxels of 2 .* It was also trained with classes that exclude each other"):
         check_weights(network(), str(path), settings())
-
-
-def test_weights_beside_a_run_of_version_0_2_0_are_refused(model, tmp_path):
-    (tmp_path / "run.json").write_text('{"phantoms": false, "versions": {"torch": "2.13.0"}}')
-    assert check_weights(network(), str(model), settings()), "a record of their own says all"
-    record_file(model).unlink()
-    for how in (lambda: check_weights(network(), str(model), settings()), lambda: read_weights_record(model)):
-        with pytest.raises(InputError, match=r"version 0\.2\.0 or before .* train or import these weights again\.$"):
-            how()
-    # A record of other weights is not accepted either.
-    saved(tmp_path / "other.pt", seed=1)
-    shutil.copy(tmp_path / "other.json", record_file(model))
-    with pytest.raises(InputError, match=r"version 0\.2\.0 or before"):
-        check_weights(network(), str(model))
-    record_file(model).unlink()
-    (tmp_path / "run.json").write_text('{"bundle_version": "0.3.0", "phantoms": false}')
-    assert check_weights(network(), str(model)) is None
 
 
 def test_a_training_starts_from_other_weights_with_a_word_but_not_from_another_order(tmp_path, caplog):

@@ -35,7 +35,7 @@ from scripts.segment import main as segment_command
 from scripts.utils.errors import InputError, input_error_behind, printable
 from scripts.utils.literals import literal, shown
 from scripts.utils.run_json import read_run_json
-from scripts.weights.record import read_weights_record, save_weights, weights_settings
+from scripts.weights.record import UNKNOWN, read_weights_record, save_weights, weights_settings
 from scripts.workflow.configuration import Configuration
 from scripts.workflow.output import Output, refuse_missing_maps
 from scripts.workflow.settings import check_path
@@ -77,7 +77,7 @@ def place(tmp_path_factory):
     preprocessing = Compose([NormalizeIntensityd("image", nonzero=True, channel_wise=True)])
     made = {"channels": CHANNELS, "head": "fcn"}
     record = weights_settings(network, made, [1] * 3, False, preprocessing, THRESHOLDS, {"window": [32, 32, 32]})
-    save_weights(network.state_dict(), folder / "model.pt", record)
+    save_weights(network.state_dict(), folder / "model.pt", {**record, "trained_on": UNKNOWN})
     with pytest.MonkeyPatch.context() as patch:
         # A process that has run OpenVINO may crash when it forks, and other tests of this process fork.
         patch.setattr(segmentation, "openvino_is_installed", lambda: False)

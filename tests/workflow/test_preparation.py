@@ -12,7 +12,7 @@ from scripts.data.datalist import labeled_items, split_datalist, unlabeled_items
 from scripts.data.datalist_file import read_datalist
 from scripts.data.images import PHANTOM_DESCRIPTION
 from scripts.utils.errors import InputError
-from scripts.weights.record import save_weights, trained_on
+from scripts.weights.record import UNKNOWN, save_weights, trained_on
 from tiny import evaluate, make_cases, prepare, record, settings, small_network
 
 
@@ -31,6 +31,18 @@ def test_a_training_on_phantoms_is_recorded_as_such(tmp_path):
     data = make_cases(tmp_path / "data", 2, description=PHANTOM_DESCRIPTION)
     prepare(split_datalist(data), data, tmp_path / "out")
     assert record(tmp_path / "out")["phantoms"] is True
+
+
+@pytest.mark.parametrize("content", [trained_on(9, 5), UNKNOWN, None])
+def test_a_training_adds_to_what_its_start_has_seen(tmp_path, data, model, content):
+    if content:
+        save_weights(small_network().state_dict(), model, {**settings(), "trained_on": content})
+    prepare(split_datalist(data), data, tmp_path / "out", pretrained_file=str(model))
+    made = record(tmp_path / "out")
+    seen = {"patients": 9, "phantoms": 5} if content == trained_on(9, 5) else {"patients": 4, "phantoms": None}
+    assert made["trained_on"] == {**seen, "origin": sha256(model.read_bytes()).hexdigest()}
+    # Weights that know phantoms are not published.
+    assert made["phantoms"] is (content == trained_on(9, 5))
 
 
 def test_a_split_without_validation_is_refused(tmp_path):
