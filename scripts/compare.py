@@ -20,8 +20,9 @@ from rich.markup import escape
 from rich.table import Table
 from scripts import command
 from scripts.brats import REGIONS
-from scripts.pages.plots import draw_box, style_axes, title_of
+from scripts.pages.plots import draw_box, style_axes
 from scripts.scores.paired import Evaluation, Row, compare, csv_rows, read_evaluations
+from scripts.scores.table import score_of
 from scripts.utils.errors import InputError, printable
 from scripts.utils.files import cannot_write, keep_earlier, replacing, save_csv
 
@@ -37,10 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("evaluations", type=Path, nargs="+", help="files scores.csv, or their folders; two or more")
     parser.add_argument("--names", nargs="+", help="names of the runs (default: names of their folders)")
     parser.add_argument(
-        "--scores",
-        nargs="+",
-        dest="measures",
-        help="scores to compare, such as dice hd95 (default: all that the runs share)",
+        "--scores", nargs="+", help="scores to compare, such as dice hd95 (default: all that the runs share)"
     )
     parser.add_argument("-o", "--output", type=Path, help="CSV file to write")
     parser.add_argument("--plot", type=Path, help="PNG file to write, with the scores of all cases as boxes")
@@ -51,12 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.plot is not None and args.plot.suffix.lower() != ".png":
         raise InputError(f"--plot {args.plot}: the picture is a PNG file; give a name that ends in .png.")
     evaluations = read_evaluations(args.evaluations, args.names)
-    rows = compare(evaluations, args.measures)
-    measures = list(dict.fromkeys(row.measure for row in rows))
+    rows = compare(evaluations, args.scores)
+    names = list(dict.fromkeys(row.score for row in rows))
     print_table(rows, len(evaluations[0].scores))
-    every = dict.fromkeys(measure for evaluation in evaluations for measure in evaluation.measures)
-    left_out = [measure for measure in every if measure not in measures]
-    if left_out and args.measures is None:
+    every = dict.fromkeys(name for evaluation in evaluations for name in evaluation.names)
+    left_out = [name for name in every if name not in names]
+    if left_out and args.scores is None:
         print(f"left out, since not all runs have it: {', '.join(left_out)}")
     if args.output is not None:
         _keep(args.output)
@@ -66,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.plot is not None:
         _keep(args.plot)
         with replacing(args.plot) as temporary:
-            draw(evaluations, measures).savefig(temporary, dpi=110, format="png")
+            draw(evaluations, names).savefig(temporary, dpi=110, format="png")
         print(args.plot)
     return 0
 
@@ -86,12 +84,7 @@ def _keep(path: Path) -> None:
 
 
 def print_table(rows: Sequence[Row], cases: int) -> None:
-    """Print the comparison.
-
-    Args:
-        rows: the rows of the comparison.
-        cases: number of cases.
-    """
+    """Print the comparison of a number of cases."""
     table = Table(
         title=f"{cases} case{'s' * (cases != 1)}; differences from {rows[0].run}",
         caption="interval: bootstrap over the cases, 95 %; p: Wilcoxon's signed-rank test, paired, not corrected",
@@ -103,18 +96,16 @@ def print_table(rows: Sequence[Row], cases: int) -> None:
     runs = len({row.run for row in rows})
     for number, row in enumerate(rows):
         first = number % runs == 0
-        digits = 2 if row.measure.endswith("hd95") else 4 if row.measure == "specificity" else 3
+        score = score_of(row.score)
         cells = ["", "", ""]
         if row.difference is not None:
             mean, low, high, p = row.difference
-            interval = "" if math.isnan(low) else f"{low:+.{digits}f} to {high:+.{digits}f}"
-            cells = [f"{mean:+.{digits}f}", interval, "no test" if math.isnan(p) else f"{p:.3g}"]
-        score, region = (title_of(row.measure), row.region) if first else ("", "")
+            interval = "" if math.isnan(low) else f"{low:+.{score.digits}f} to {high:+.{score.digits}f}"
+            cells = [f"{mean:+.{score.digits}f}", interval, "no test" if math.isnan(p) else f"{p:.3g}"]
         table.add_row(
-            score,
-            region,
+            *((score.heading, row.region) if first else ("", "")),
             escape(printable(row.run)),
-            f"{row.mean:.{digits}f}",
+            score.text(row.mean),
             *cells,
             end_section=number % runs == runs - 1 and row.region == REGIONS[-1],
         )
@@ -126,38 +117,33 @@ def print_table(rows: Sequence[Row], cases: int) -> None:
         print("No test is possible where no case differs.")
 
 
-def draw(evaluations: Sequence[Evaluation], measures: Sequence[str]) -> Figure:
-    """Draw the scores of all cases: for each score and region a box for each run, with a point for each case.
-
-    Args:
-        evaluations: the evaluations, of the same cases.
-        measures: the scores to draw.
-    """
-    beside = min(len(measures), MOST_BESIDE)
-    lines = math.ceil(len(measures) / beside)
+def draw(evaluations: Sequence[Evaluation], names: Sequence[str]) -> Figure:
+    """Draw scores of all cases: for each score and region a box for each run, with a point for each case."""
+    beside = min(len(names), MOST_BESIDE)
+    lines = math.ceil(len(names) / beside)
     figure = Figure(figsize=(4.2 * beside, 3.2 * lines + 0.4), layout="constrained")
     axes = list(figure.subplots(lines, beside, squeeze=False).flat)
-    for ax, measure in zip(axes, measures, strict=False):
-        _boxes(ax, evaluations, measure)
-    for ax in axes[len(measures) :]:
+    for ax, name in zip(axes, names, strict=False):
+        _boxes(ax, evaluations, name)
+    for ax in axes[len(names) :]:
         ax.remove()
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4), frameon=False, markerscale=2)
     return figure
 
 
-def _boxes(ax: Axes, evaluations: Sequence[Evaluation], measure: str) -> None:
+def _boxes(ax: Axes, evaluations: Sequence[Evaluation], name: str) -> None:
     width = 0.8 / len(evaluations)
     for number, evaluation in enumerate(evaluations):
         color = COLORS[number % len(COLORS)]
         for place, region in enumerate(REGIONS):
-            values = evaluation.values(f"{measure}_{region}")
+            values = evaluation.values(f"{name}_{region}")
             center = place + (number - (len(evaluations) - 1) / 2) * width
             label = evaluation.name if place == 0 else None
             draw_box(ax, values, center, 0.8 * width, color, color=color, s=9, alpha=0.7, label=label)
     ax.set_xticks(range(len(REGIONS)), REGIONS)
     ax.set_xlim(-0.6, len(REGIONS) - 0.4)
-    ax.set_ylabel(title_of(measure))
+    ax.set_ylabel(score_of(name).heading)
     style_axes(ax)
 
 

@@ -20,7 +20,7 @@ from scripts.pages import plots
 from scripts.pages.runs import EVALUATION, INFERENCE, TRAINING, Case, Run, read_cases, read_curves, read_summary
 from scripts.pages.volumes import View, encoded, preview, read_view
 from scripts.pictures.colors import SUB_REGIONS
-from scripts.scores.paired import measures_of
+from scripts.scores.table import VOLUMES, columns_of, score_of, scores_in, split_column
 from scripts.utils.errors import InputError
 from scripts.utils.files import read_json
 from scripts.utils.run_json import CONFIG_FILE, without_secrets
@@ -35,7 +35,6 @@ PREVIEW_BYTES = 55_000
 # The sequence of the previews, and the first one in a viewer. Lesions are brightest in it.
 FIRST_SEQUENCE = "flair"
 TITLES = {TRAINING: "Training", EVALUATION: "Evaluation", INFERENCE: "Segmentation"}
-VOLUMES = ("volume", "reference_volume")
 BUTTON = '<button type="button" class="open">Open the viewer</button>'
 NO_ROOM = f"It has no viewer, since a page has at most {MOST_BYTES // 1000**2} MB."
 NOT_FOUND = "It has no pictures, since its images were not found."
@@ -186,33 +185,24 @@ def _card(number: int, case: Case, figure: str, note: str) -> str:
 
 
 def _case_table(case: Case) -> str:
-    measures = [m for m in (*measures_of(list(case.scores)), *VOLUMES) if f"{m}_{REGIONS[0]}" in case.scores]
-    if not measures:
-        return ""
-    rows = [[plots.title_of(m), *(_number(m, case.scores[f"{m}_{region}"]) for region in REGIONS)] for m in measures]
-    return _table(["", *REGIONS], rows)
+    columns = list(case.scores)
+    names = [*scores_in(columns), *(name for name in VOLUMES if f"{name}_{REGIONS[0]}" in columns)]
+    rows = [[score_of(name).heading, *_texts(case, [name])] for name in names]
+    return _table(["", *REGIONS], rows) if rows else ""
 
 
-def _number(measure: str, value: float) -> str:
-    """A value as text: volumes in cm^3, distances with two digits, specificities with four, others with three.
-
-    Example:
-        >>> _number("dice", 0.5), _number("hd95", 3), _number("volume", 2500), _number("specificity", 0.9998)
-        ('0.500', '3.00', '2.50', '0.9998')
-    """
-    if measure in VOLUMES:
-        return f"{value / plots.MM3_IN_CM3:.2f}"
-    if measure == "specificity":
-        return f"{value:.4f}"
-    return f"{value:.2f}" if measure.endswith("hd95") else f"{value:.3f}"
+def _texts(case: Case, names: Sequence[str]) -> list[str]:
+    """Scores of a case as texts, in the order of ``columns_of``."""
+    return [_text(column, case.scores[column]) for column in columns_of(names)]
 
 
-def _statistic(measure: str, text: str) -> str:
-    """A cell of the summary: a number as ``_number`` shows it, any other text as it is."""
-    try:
-        return _number(measure, float(text))
-    except ValueError:
-        return text
+def _text(column: str, value: float) -> str:
+    return score_of(split_column(column)[0]).text(value)
+
+
+def _heading(column: str) -> str:
+    name, region = split_column(column)
+    return f"{score_of(name).heading}, {region}"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], links: Sequence[str] = ()) -> str:
@@ -267,30 +257,21 @@ def _scores(run: Run, cases: Sequence[Case]) -> str:
     if not cases:
         return "<p>There are no scores.</p>"
     header, summary = read_summary(run)
-    statistics = [row[0] for row in summary]
-    rows = []
-    for column, name in enumerate(header[1:], 1):
-        measure, _, region = name.rpartition("_")
-        title = f"{plots.title_of(measure)}, {region}" if region in REGIONS else name
-        rows.append([title, *(_statistic(measure, row[column]) for row in summary)])
-    columns = list(cases[0].scores)
-    measures = [measure for measure in measures_of(columns) if measure not in plots.MINOR_MEASURES]
-    drawn = [plots.distributions(cases, measure) for measure in measures]
-    if all(f"{volume}_{REGIONS[0]}" in columns for volume in VOLUMES):
-        drawn.append(plots.volumes_compared(cases))
-    return _table(["", *statistics], rows) + _plots(*drawn) + _all_cases(cases, measures)
-
-
-def _all_cases(cases: Sequence[Case], measures: Sequence[str]) -> str:
-    header = ["case", "mean Dice", *(f"{plots.title_of(m)}, {region}" for m in measures for region in REGIONS)]
+    columns = header[1:]
     rows = [
-        [
-            case.name,
-            f"{case.mean_dice:.3f}",
-            *(_number(m, case.scores[f"{m}_{region}"]) for m in measures for region in REGIONS),
-        ]
-        for case in cases
+        [_heading(column), *(_text(column, float(row[at])) for row in summary)] for at, column in enumerate(columns, 1)
     ]
+    table = _table(["", *(row[0] for row in summary)], rows)
+    names = [name for name in scores_in(list(cases[0].scores)) if not score_of(name).minor]
+    drawn = [plots.distributions(cases, name) for name in names]
+    if set(columns_of(VOLUMES)) <= cases[0].scores.keys():
+        drawn.append(plots.volumes_compared(cases))
+    return table + _plots(*drawn) + _all_cases(cases, names)
+
+
+def _all_cases(cases: Sequence[Case], names: Sequence[str]) -> str:
+    header = ["case", "mean Dice", *map(_heading, columns_of(names))]
+    rows = [[case.name, f"{case.mean_dice:.3f}", *_texts(case, names)] for case in cases]
     links = [f"#case-{number}" for number in range(1, len(cases) + 1)]
     title = f"All {len(cases)} cases, the worst first"
     return f"<details open><summary>{title}</summary>{_table(header, rows, links)}</details>"
@@ -300,10 +281,11 @@ def _volumes(cases: Sequence[Case]) -> str:
     done = [case for case in cases if case.scores]
     if not done:
         return "<p>There are no label maps.</p>"
-    rows = [[case.name, *(_number("volume", case.scores[f"volume_{region}"]) for region in REGIONS)] for case in done]
+    rows = [[case.name, *_texts(case, ["volume"])] for case in done]
     links = [f"#case-{number}" for number, case in enumerate(cases, 1) if case.scores]
-    table = _table(["case", *(f"{region} (cm³)" for region in REGIONS)], rows, links)
-    return _plots(plots.volume_distributions(done)) + f"<details open><summary>All cases</summary>{table}</details>"
+    table = _table(["case", *map(_heading, columns_of(["volume"]))], rows, links)
+    plot = _plots(plots.distributions(done, "volume"))
+    return f"{plot}<details open><summary>All cases</summary>{table}</details>"
 
 
 def _case_order(run: Run, viewers: int) -> str:

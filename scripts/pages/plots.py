@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scripts.brats import CORE, EDEMA, ENHANCING, REGIONS
 from scripts.pages.runs import Case, Curve
+from scripts.scores.table import SCORES, VOLUMES, score_of
 
 # Each region has the color of the part that it adds, and a marker of its own.
 COLORS = dict(zip(REGIONS, (ENHANCING.color, CORE.color, EDEMA.color), strict=True))
@@ -26,31 +27,6 @@ TERM_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
 DASHES: tuple[Any, ...] = ("--", "-.", ":", (0, (1, 3)), (0, (6, 2, 1, 2, 1, 2)))
 # A curve of more points than this is drawn as the means of as many stretches.
 MOST_POINTS = 400
-# Titles of measures, and their units.
-MEASURES = {
-    "dice": ("Dice", ""),
-    "hd95": ("HD95", "mm"),
-    "surface_dice_0.5mm": ("surface Dice at 0.5 mm", ""),
-    "surface_dice_1mm": ("surface Dice at 1 mm", ""),
-    "lesion_dice": ("lesion-wise Dice", ""),
-    "lesion_hd95": ("lesion-wise HD95", "mm"),
-    "volume": ("volume", "cm³"),
-    "reference_volume": ("reference volume", "cm³"),
-}
-MM3_IN_CM3 = 1000.0
-# Measures that say little more than the Dice of a case. The summary and the case itself show them, which is enough.
-MINOR_MEASURES = ("sensitivity", "specificity", "surface_dice_0.5mm", "surface_dice_1mm")
-
-
-def title_of(measure: str) -> str:
-    """Title of a measure with its unit.
-
-    Example:
-        >>> title_of("hd95"), title_of("sensitivity")
-        ('HD95 (mm)', 'sensitivity')
-    """
-    title, unit = MEASURES.get(measure, (measure.replace("_", " "), ""))
-    return f"{title} ({unit})" if unit else title
 
 
 def thinned(curve: Curve) -> Curve:
@@ -105,24 +81,21 @@ def validation_curves(curves: Mapping[str, Curve]) -> str:
     return _svg(figure, "Curves of the Dice of the validation by epoch and region")
 
 
-def distributions(cases: Sequence[Case], measure: str) -> str:
-    """A measure of all cases, by region: a point for each case over a box of the quartiles."""
-    columns = {region: [case.scores[f"{measure}_{region}"] for case in cases] for region in REGIONS}
+def distributions(cases: Sequence[Case], name: str) -> str:
+    """A score or volume of all cases, by region: a point for each case over a box of the quartiles."""
+    score = score_of(name)
     figure, ax = _figure()
-    _boxes(ax, columns)
-    ax.set(ylabel=title_of(measure), title=f"{title_of(measure)} by region")
-    if measure.endswith("dice"):
+    for position, region in enumerate(REGIONS):
+        values = [case.scores[f"{name}_{region}"] / score.divisor for case in cases]
+        draw_box(ax, values, position, 0.5, "gray", color=COLORS[region], marker=MARKERS[region], s=16, alpha=0.8)
+    ax.set_xticks(range(len(REGIONS)), REGIONS)
+    ax.set_xlim(-0.6, len(REGIONS) - 0.4)
+    ax.set(ylabel=score.heading, title=f"{score.heading} by region")
+    if name in VOLUMES:
+        ax.set_ylim(0, None)
+    elif not score.unit:
         ax.set_ylim(-0.02, 1.02)
-    return _svg(figure, f"Distribution of {title_of(measure)} by region over {len(cases)} cases")
-
-
-def volume_distributions(cases: Sequence[Case]) -> str:
-    """The predicted volumes of all cases, by region."""
-    columns = {region: [case.scores[f"volume_{region}"] / MM3_IN_CM3 for case in cases] for region in REGIONS}
-    figure, ax = _figure()
-    _boxes(ax, columns)
-    ax.set(ylabel="volume (cm³)", title="Volume of the prediction by region", ylim=(0, None))
-    return _svg(figure, f"Distribution of the predicted volumes by region over {len(cases)} cases")
+    return _svg(figure, f"Distribution of {score.heading} by region over {len(cases)} cases")
 
 
 def volumes_compared(cases: Sequence[Case]) -> str:
@@ -130,7 +103,10 @@ def volumes_compared(cases: Sequence[Case]) -> str:
     figure, ax = _figure()
     most = 0.0
     for region in REGIONS:
-        x, y = ([case.scores[f"{of}_{region}"] / MM3_IN_CM3 for case in cases] for of in ("reference_volume", "volume"))
+        x, y = (
+            [case.scores[f"{name}_{region}"] / SCORES[name].divisor for case in cases]
+            for name in ("reference_volume", "volume")
+        )
         ax.scatter(x, y, color=COLORS[region], marker=MARKERS[region], s=22, alpha=0.8, linewidths=0, label=region)
         most = max(most, *x, *y)
     ax.plot([0, most], [0, most], color="gray", linewidth=0.8, linestyle="--", label="equal")
@@ -156,13 +132,6 @@ def draw_box(ax: Axes, values: npt.ArrayLike, center: float, width: float, box_c
     # The same cases lie at the same places in each drawing.
     across = center + np.random.default_rng(0).uniform(-0.35, 0.35, len(shown)) * width
     ax.scatter(across, shown, linewidths=0, **points)
-
-
-def _boxes(ax: Axes, columns: Mapping[str, Sequence[float]]) -> None:
-    for position, (region, column) in enumerate(columns.items()):
-        draw_box(ax, column, position, 0.5, "gray", color=COLORS[region], marker=MARKERS[region], s=16, alpha=0.8)
-    ax.set_xticks(range(len(columns)), list(columns))
-    ax.set_xlim(-0.6, len(columns) - 0.4)
 
 
 def _figure() -> tuple[Figure, Axes]:

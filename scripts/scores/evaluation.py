@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from monai.utils import evenly_divisible_all_gather, string_list_all_gather
 from rich.console import Console
 from rich.table import Table
 from scripts.brats import REGIONS
+from scripts.scores.table import VOLUMES, columns_of, score_of, split_column
 from scripts.utils.distributed import rank
 from scripts.utils.files import save_csv
 
@@ -27,18 +28,18 @@ class EvaluationReport:
 
     ``scores.csv`` has one row for each case: the scores of the metrics, and the volumes (mm^3) of prediction and
     reference, each for ET, TC and WT. ``summary.csv`` has mean, standard deviation, median and quartiles of each
-    column. With several ranks, each rank evaluates its share of the cases, and rank 0 writes the report of all cases.
-    So attach the handler on every rank.
+    column. The columns have the names that a metric gives its means, such as ``val_dice_ET``, without ``val_``. A
+    metric with one mean only, such as ``val_mean_dice``, has no columns.
+
+    With several ranks, each rank evaluates its share of the cases, and rank 0 writes the report of all cases. So attach
+    the handler on every rank.
 
     Args:
         output_dir: folder of the two files.
-        metrics: names of scores by the names of the evaluator's metrics. A metric gives each of its scores for each
-            region, the first score of all regions first. A metric without names is left out.
     """
 
-    def __init__(self, output_dir: str | Path, metrics: Mapping[str, str | Sequence[str]]) -> None:
+    def __init__(self, output_dir: str | Path) -> None:
         self.output_dir = Path(output_dir)
-        self.metrics = {name: [scores] if isinstance(scores, str) else scores for name, scores in metrics.items()}
         self.cases: list[str] = []
         self.volumes: list[list[float]] = []
 
@@ -74,13 +75,12 @@ class EvaluationReport:
             return
         order = np.argsort(cases, kind="stable")
         columns: dict[str, np.ndarray] = {}
-        for name, scores in self.metrics.items():
-            found = [f"{score}_{region}" for score in scores for region in REGIONS]
-            if found:
-                values = np.asarray(engine.state.metric_details[name].cpu(), dtype=float)
-                columns |= dict(zip(found, values.T, strict=True))
-        for i, of in enumerate(("volume", "reference_volume")):
-            columns |= {f"{of}_{region}": volumes[:, i * len(REGIONS) + j] for j, region in enumerate(REGIONS)}
+        for name, details in engine.state.metric_details.items():
+            means = engine.state.metrics[name]
+            if isinstance(means, Mapping):
+                values = np.asarray(details.cpu(), dtype=float)
+                columns |= zip((label.removeprefix("val_") for label in means), values.T, strict=True)
+        columns |= zip(columns_of(VOLUMES), volumes.T, strict=True)
 
         rows = [[cases[i], *(f"{values[i]:.4f}" for values in columns.values())] for i in order]
         save_csv(["case", *columns], rows, self.output_dir / "scores.csv")
@@ -91,17 +91,18 @@ class EvaluationReport:
         self._print(summary, statistics, len(cases))
 
     def _print(self, summary: dict[str, dict[str, float]], statistics: list[str], count: int) -> None:
-        rules = "HD95 in mm, volumes in mm^3; BraTS 2020 rules for empty regions"
-        table = Table(title=f"{count} case{'s' * (count != 1)}; {rules}")
-        table.add_column("")
+        table = Table(title=f"{count} case{'s' * (count != 1)}; BraTS 2020 rules for empty regions")
+        for title in ("score", "region"):
+            table.add_column(title)
         for statistic in statistics:
             table.add_column(statistic, justify="right")
-        for name, values in summary.items():
-            # A specificity differs from 1 only in its last digits.
-            digits = 0 if "volume" in name else 2 if "hd95" in name else 4 if "specificity" in name else 3
+        for column, values in summary.items():
+            name, region = split_column(column)
+            score = score_of(name)
+            shown = score.heading if region == REGIONS[0] else ""
             # A line parts the scores.
-            last = name.endswith(REGIONS[-1])
-            table.add_row(name, *(f"{values[s]:.{digits}f}" for s in statistics), end_section=last)
+            last = region == REGIONS[-1]
+            table.add_row(shown, region, *(score.text(values[s]) for s in statistics), end_section=last)
         Console().print(table)
         logger.info("Scores by case: %s", self.output_dir / "scores.csv")
 

@@ -41,8 +41,8 @@ ROUNDED_DIGITS = 3
 
 
 @dataclass(frozen=True)
-class Lesion:
-    """A lesion that counts: one of the reference, or an invented one.
+class LesionScore:
+    """The scores of a lesion that counts: one of the reference, or an invented one.
 
     Attributes:
         dice: its Dice, from 0 to 1.
@@ -54,11 +54,11 @@ class Lesion:
 
 
 # A missed lesion, and also an invented one.
-WORST = Lesion(0.0, WORST_LESION_HD95_MM)
+WORST = LesionScore(0.0, WORST_LESION_HD95_MM)
 
 
-def lesions(pred: np.ndarray, reference: np.ndarray, spacing: Sequence[float] | None = None) -> list[Lesion]:
-    """The lesions of a region that count, first those of the reference and then the invented ones.
+def lesion_scores(pred: np.ndarray, reference: np.ndarray, spacing: Sequence[float] | None = None) -> list[LesionScore]:
+    """The scores of the lesions of a region that count, first those of the reference and then the invented ones.
 
     Args:
         pred: mask, bool of shape (x, y, z).
@@ -70,7 +70,7 @@ def lesions(pred: np.ndarray, reference: np.ndarray, spacing: Sequence[float] | 
 
         >>> pred, reference = np.zeros((2, 30, 9, 9), bool)
         >>> reference[2:6, 2:6, 2:6] = pred[2:6, 2:6, 2:7] = pred[20:24, 2:6, 2:6] = True
-        >>> [(round(lesion.dice, 3), lesion.hd95) for lesion in lesions(pred, reference)]
+        >>> [(round(lesion.dice, 3), lesion.hd95) for lesion in lesion_scores(pred, reference)]
         [(0.889, 1.0), (0.0, 374.0)]
     """
     # All steps but the last stay within the box of both masks. Outside it, a dilated lesion would touch neither a
@@ -91,7 +91,7 @@ def lesions(pred: np.ndarray, reference: np.ndarray, spacing: Sequence[float] | 
 
 def _reference_lesions(
     merged: np.ndarray, components: np.ndarray, pairs: np.ndarray, spacing: Sequence[float] | None
-) -> Iterator[Lesion]:
+) -> Iterator[LesionScore]:
     """The lesions of the reference that count.
 
     Args:
@@ -112,7 +112,7 @@ def _reference_lesions(
         box = _joint_box([box, *(component_boxes[component - 1] for component in own)])
         lesion, found = merged[box] == number, np.isin(components[box], own)
         dice = 2 * int((lesion & found).sum()) / (int(lesion.sum()) + int(found.sum()))
-        yield Lesion(dice, surface_hausdorff95(torch.as_tensor(found), torch.as_tensor(lesion), spacing))
+        yield LesionScore(dice, surface_hausdorff95(torch.as_tensor(found), torch.as_tensor(lesion), spacing))
 
 
 def _joint_box(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...]:
@@ -121,8 +121,6 @@ def _joint_box(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...]:
 
 class LesionWiseScores(RegionMetric):
     """The lesion-wise Dice and HD95 (mm) of BraTS-GLI 2023, in this order.
-
-    The arguments are those of ``RegionMetric``.
 
     Example:
         Each region of the reference has two lesions of 64 mm^3. ET is found, of TC one lesion is missed, and of WT both
@@ -136,9 +134,11 @@ class LesionWiseScores(RegionMetric):
         [[1.0, 0.5, 0.0, 0.0, 187.0, 374.0]]
     """
 
+    scores = ("lesion_dice", "lesion_hd95")
+
     def score(self, pred: torch.Tensor, reference: torch.Tensor, grid: Grid) -> tuple[float, float]:
         """Lesion-wise Dice and HD95 of one region."""
-        found = lesions(pred.cpu().numpy(), reference.cpu().numpy(), grid.spacing)
+        found = lesion_scores(pred.cpu().numpy(), reference.cpu().numpy(), grid.spacing)
         if not found:
             return 1.0, 0.0
         return sum(lesion.dice for lesion in found) / len(found), sum(lesion.hd95 for lesion in found) / len(found)

@@ -19,12 +19,12 @@ import torch
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
 from monai.metrics import CumulativeIterationMetric
-from monai.metrics.utils import do_metric_reduction, get_code_to_measure_table
-from monai.utils import MetricReduction
+from monai.metrics.utils import get_code_to_measure_table
 from scipy import ndimage
 from scipy.spatial import KDTree
 from scripts.data.regions import lesion_box
 from scripts.data.transforms import GRID_VOXELS
+from scripts.scores.table import columns_of
 
 # BraTS 2020 gives this distance to a missed or falsely predicted region: the diagonal of its grid of 240 x 240 x 155
 # voxels of 1 mm.
@@ -48,55 +48,36 @@ class Grid:
 
 
 class RegionMetric(CumulativeIterationMetric):
-    """Base of metrics that give every region of every case one score or several.
+    """Base of metrics that give ET, TC and WT of every case one score or several.
 
-    A subclass defines ``score``. The buffer has the shape (cases, scores x regions): the first score of all regions,
-    then the second one, and so on.
+    A subclass names its scores and defines ``score``. The buffer has the shape (cases, scores x regions), in the order
+    of ``scripts.scores.table.columns_of``.
 
-    Args:
-        include_background: whether the first channel is a region to score.
-        reduction: reduction that ``aggregate`` applies, as in MONAI's metrics.
-        return_with_label: names of the columns of the buffer, for the reduction "mean_batch". ``aggregate`` then
-            returns a dict.
+    Attributes:
+        scores: names of the scores, from ``scripts.scores.table``.
     """
 
-    def __init__(
-        self,
-        include_background: bool = False,
-        reduction: MetricReduction | str = MetricReduction.MEAN,
-        return_with_label: list[str] | None = None,
-    ) -> None:
-        super().__init__()
-        self.include_background = include_background
-        self.reduction = reduction
-        self.return_with_label = return_with_label
+    scores: Sequence[str]
 
     @abstractmethod
     def score(self, pred: torch.Tensor, reference: torch.Tensor, grid: Grid) -> Sequence[float]:
         """The scores of one region, from two masks, bool of shape (*size)."""
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
-        """Scores of shape (batch, scores x regions) from regions, 0 or 1, of shape (batch, channel, *size)."""
+        """Scores of shape (batch, scores x regions) from background and regions of shape (batch, channel, *size)."""
         if y is None or y_pred.shape != y.shape:
             raise ValueError(f"Expected two tensors of one shape, got {y_pred.shape} and {getattr(y, 'shape', None)}.")
         grid = _grid(y)
-        first = 0 if self.include_background else 1
         # Plain tensors are faster, because metadata slows down each of the many steps on small boxes.
-        y_pred, y = (torch.as_tensor(t[:, first:]).as_subclass(torch.Tensor) > 0 for t in (y_pred, y))
+        y_pred, y = (torch.as_tensor(t[:, 1:]).as_subclass(torch.Tensor) > 0 for t in (y_pred, y))
         cases = []
         for pred, reference in zip(y_pred, y, strict=True):
             by_region = [self.score(p, r, grid) for p, r in zip(pred, reference, strict=True)]
             cases.append([value for values in zip(*by_region, strict=True) for value in values])
         return torch.tensor(cases, device=y.device)
 
-    def aggregate(self, reduction: MetricReduction | str | None = None) -> Any:
-        """Reduce the scores of all cases since the last reset.
-
-        Args:
-            reduction: reduction to apply instead of the metric's own.
-
-        Returns:
-            The reduced scores, or a dict of them by name if ``return_with_label`` is set.
+    def aggregate(self) -> dict[str, float]:
+        """Means over all cases since the last reset, by names such as ``val_hd95_ET``.
 
         Raises:
             ValueError: no case has been scored since the last reset.
@@ -104,10 +85,8 @@ class RegionMetric(CumulativeIterationMetric):
         values = self.get_buffer()
         if not isinstance(values, torch.Tensor):
             raise ValueError("No case has been scored since the last reset.")
-        reduced, _ = do_metric_reduction(values, reduction or self.reduction)
-        if self.return_with_label is not None:
-            return dict(zip(self.return_with_label, reduced.tolist(), strict=True))
-        return reduced
+        names = [f"val_{column}" for column in columns_of(self.scores)]
+        return dict(zip(names, values.mean(dim=0).tolist(), strict=True))
 
 
 def _grid(regions: torch.Tensor) -> Grid:
@@ -181,18 +160,18 @@ class BratsHausdorffDistance95(RegionMetric):
 
     If both regions are empty, the distance is 0. If one of them is empty, the distance is 373.12866.
 
-    The arguments are those of ``RegionMetric``.
-
     Example:
         ET is predicted two voxels beside its place, TC is missed, and WT is absent and not predicted:
 
         >>> label, pred = torch.zeros(1, 4, 8, 8, 8), torch.zeros(1, 4, 8, 8, 8)
         >>> label[0, 1, 2, 2, 2] = pred[0, 1, 4, 2, 2] = label[0, 2, 2, 2, 2] = 1
-        >>> hd95 = BratsHausdorffDistance95(reduction="mean_batch")
+        >>> hd95 = BratsHausdorffDistance95()
         >>> distances = hd95(pred, label)
-        >>> [round(distance, 2) for distance in hd95.aggregate().tolist()]
-        [2.0, 373.13, 0.0]
+        >>> {name: round(mean, 2) for name, mean in hd95.aggregate().items()}
+        {'val_hd95_ET': 2.0, 'val_hd95_TC': 373.13, 'val_hd95_WT': 0.0}
     """
+
+    scores = ("hd95",)
 
     def score(self, pred: torch.Tensor, reference: torch.Tensor, grid: Grid) -> tuple[float]:
         """The distance of one region."""
@@ -213,17 +192,16 @@ class SensitivitySpecificity(RegionMetric):
     Dice. MONAI's ``ConfusionMatrixMetric`` would drop such a case, and it would count only the voxels of the box that
     ``CropToLesiond`` leaves.
 
-    The arguments are those of ``RegionMetric``.
-
     Example:
         ET is half found, TC is invented, and WT is absent and not predicted. The grid has 512 voxels:
 
         >>> label, pred = torch.zeros(1, 4, 8, 8, 8), torch.zeros(1, 4, 8, 8, 8)
         >>> label[0, 1, 0, 0, :2] = pred[0, 1, 0, 0, 1:2] = pred[0, 2, :2] = 1
-        >>> metric = SensitivitySpecificity(reduction="mean_batch")
-        >>> metric(pred, label).tolist()
+        >>> SensitivitySpecificity()(pred, label).tolist()
         [[0.5, 0.0, 1.0, 1.0, 0.75, 1.0]]
     """
+
+    scores = ("sensitivity", "specificity")
 
     def score(self, pred: torch.Tensor, reference: torch.Tensor, grid: Grid) -> tuple[float, float]:
         """Sensitivity and specificity of one region."""
@@ -245,7 +223,6 @@ class SurfaceDice(RegionMetric):
 
     Args:
         tolerances: tolerances in mm. The metric gives one score for each.
-        options: the arguments of ``RegionMetric``.
 
     Example:
         A cube of ET is predicted one voxel beside its place, so its whole surface is within 1 mm of the other:
@@ -256,8 +233,9 @@ class SurfaceDice(RegionMetric):
         [0.67, 1.0, 1.0, 1.0, 1.0, 1.0]
     """
 
-    def __init__(self, tolerances: Sequence[float] = (0.5, 1.0), **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, tolerances: Sequence[float] = (0.5, 1.0)) -> None:
+        super().__init__()
+        self.scores = [f"surface_dice_{tolerance:g}mm" for tolerance in tolerances]
         self.tolerances = [tolerance + ROUNDING_MM for tolerance in tolerances]
 
     def score(self, pred: torch.Tensor, reference: torch.Tensor, grid: Grid) -> list[float]:

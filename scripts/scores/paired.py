@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import bootstrap, wilcoxon
-from scripts.brats import REGIONS
+from scripts.scores.table import columns_of, scores_in, split_column
 from scripts.utils.errors import InputError
 
 CONFIDENCE = 0.95
@@ -86,17 +86,6 @@ def paired(differences: Sequence[float]) -> Paired:
     return Paired(mean, float(interval.low), float(interval.high), p)
 
 
-def measures_of(columns: Sequence[str]) -> list[str]:
-    """The measures that have a column for each region, without the volumes, in their order.
-
-    Example:
-        >>> measures_of(["dice_ET", "dice_TC", "dice_WT", "volume_ET", "volume_TC", "volume_WT", "seconds"])
-        ['dice']
-    """
-    found = dict.fromkeys(name.rpartition("_")[0] for name in columns)
-    return [m for m in found if "volume" not in m and all(f"{m}_{region}" in columns for region in REGIONS)]
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """The scores of a run.
@@ -117,13 +106,13 @@ class Evaluation:
         return list(next(iter(self.scores.values())))
 
     @property
-    def measures(self) -> list[str]:
-        """The measures that have a column for each region, without volumes."""
-        return measures_of(self.columns)
+    def names(self) -> list[str]:
+        """The scores that have a column for each region, without volumes."""
+        return scores_in(self.columns)
 
-    def missing(self, measure: str) -> list[str]:
-        """The columns of a measure that the run lacks."""
-        return [f"{measure}_{region}" for region in REGIONS if f"{measure}_{region}" not in self.columns]
+    def missing(self, name: str) -> list[str]:
+        """The columns of a score that the run lacks."""
+        return [column for column in columns_of([name]) if column not in self.columns]
 
     def values(self, column: str) -> np.ndarray:
         """The scores of a column, of shape (cases,), in the order of the cases' names."""
@@ -197,47 +186,40 @@ def run_name(file: Path) -> str:
     return folder.parent.name if folder.name.startswith("evaluation_") else folder.name
 
 
-def shared_measures(evaluations: Sequence[Evaluation]) -> list[str]:
-    """The measures that all evaluations have, without volumes.
+def shared_scores(evaluations: Sequence[Evaluation]) -> list[str]:
+    """The scores that all evaluations have, without volumes.
 
     Raises:
         InputError: there is none.
     """
     first, *others = evaluations
-    shared = [measure for measure in first.measures if not any(other.missing(measure) for other in others)]
+    shared = [name for name in first.names if not any(other.missing(name) for other in others)]
     if not shared:
         files = ", ".join(str(evaluation.path) for evaluation in evaluations)
         raise InputError(f"{files}: share no score; evaluate all runs with the same settings.")
     return shared
 
 
-def check_measures(evaluations: Sequence[Evaluation], measures: Sequence[str]) -> None:
-    """Refuse measures that are not in all evaluations.
-
-    Args:
-        evaluations: at least two.
-        measures: the measures that the user asks for, such as ``dice``.
+def check_names(evaluations: Sequence[Evaluation], names: Sequence[str]) -> None:
+    """Refuse scores, such as ``dice``, that not all evaluations have.
 
     Raises:
-        InputError: no evaluation has one of the measures, or only some have it.
+        InputError: no evaluation has one of the scores, or only some have it.
     """
-    for measure in measures:
-        lacking = [evaluation for evaluation in evaluations if evaluation.missing(measure)]
+    for name in names:
+        lacking = [evaluation for evaluation in evaluations if evaluation.missing(name)]
         if len(lacking) == len(evaluations):
-            choice = ", ".join(shared_measures(evaluations))
-            raise InputError(f"--scores {measure}: no such score; choose among {choice}.")
+            choice = ", ".join(shared_scores(evaluations))
+            raise InputError(f"--scores {name}: no such score; choose among {choice}.")
         if lacking:
             raise InputError(
-                f"{lacking[0].path}: has no column {lacking[0].missing(measure)[0]}; evaluate all runs with the same "
-                f"settings, or leave {measure} out of --scores."
+                f"{lacking[0].path}: has no column {lacking[0].missing(name)[0]}; evaluate all runs with the same "
+                f"settings, or leave {name} out of --scores."
             )
 
 
 def check_comparable(evaluations: Sequence[Evaluation]) -> None:
     """Refuse evaluations that cannot be compared case by case.
-
-    Args:
-        evaluations: at least two.
 
     Raises:
         InputError: the cases differ, or the references of a case do.
@@ -251,7 +233,7 @@ def check_comparable(evaluations: Sequence[Evaluation]) -> None:
                     f"{two.path}: lacks {', '.join(lacking[:MOST_NAMED])}{more} of {one.path}; "
                     "compare evaluations of the same cases."
                 )
-        for column in (f"reference_volume_{region}" for region in REGIONS):
+        for column in columns_of(["reference_volume"]):
             if column in first.columns and column in other.columns:
                 differs = np.abs(first.values(column) - other.values(column)) > VOLUME_TOLERANCE_MM3
                 if differs.any():
@@ -266,29 +248,29 @@ class Row:
     """A score of a run in a region, compared with the first run.
 
     Attributes:
-        measure: the score, such as ``dice``.
+        score: name of the score, such as ``dice``.
         region: ET, TC or WT.
         run: name of the run.
         mean: mean of the run over the cases.
         difference: mean of the differences from the first run, with its interval and test; None for the first run.
     """
 
-    measure: str
+    score: str
     region: str
     run: str
     mean: float
     difference: Paired | None
 
 
-def compare(evaluations: Sequence[Evaluation], measures: Sequence[str] | None = None) -> list[Row]:
+def compare(evaluations: Sequence[Evaluation], names: Sequence[str] | None = None) -> list[Row]:
     """Compare evaluations with the first one, for each score and region.
 
     Args:
         evaluations: at least two, of the same cases.
-        measures: the measures to compare. By default, these are all that the evaluations share, without volumes.
+        names: the scores to compare. By default, these are all that the evaluations share, without volumes.
 
     Raises:
-        InputError: the evaluations cannot be compared (``check_comparable``), or one of them lacks a measure.
+        InputError: the evaluations cannot be compared (``check_comparable``), or one of them lacks a score.
 
     Example:
         >>> scores = [{"P1": dict.fromkeys(["dice_ET", "dice_TC", "dice_WT"], dice)} for dice in (0.5, 0.75)]
@@ -296,20 +278,20 @@ def compare(evaluations: Sequence[Evaluation], measures: Sequence[str] | None = 
         >>> [(row.region, row.run, row.mean, row.difference and row.difference.mean) for row in rows][:2]
         [('ET', 'a', 0.5, None), ('ET', 'b', 0.75, 0.25)]
     """
-    first = evaluations[0]
+    first, *others = evaluations
     check_comparable(evaluations)
-    if measures is None:
-        measures = shared_measures(evaluations)
+    if names is None:
+        names = shared_scores(evaluations)
     else:
-        check_measures(evaluations, measures)
+        check_names(evaluations, names)
     rows = []
-    for measure in dict.fromkeys(measures):
-        for region in REGIONS:
-            column = f"{measure}_{region}"
-            for number, evaluation in enumerate(evaluations):
-                values = evaluation.values(column)
-                difference = paired((values - first.values(column)).tolist()) if number else None
-                rows.append(Row(measure, region, evaluation.name, float(values.mean()), difference))
+    for column in columns_of(list(dict.fromkeys(names))):
+        score, region = split_column(column)
+        values = first.values(column)
+        rows.append(Row(score, region, first.name, float(values.mean()), None))
+        for other in others:
+            theirs = other.values(column)
+            rows.append(Row(score, region, other.name, float(theirs.mean()), paired((theirs - values).tolist())))
     return rows
 
 
@@ -320,5 +302,5 @@ def csv_rows(rows: Sequence[Row], cases: int) -> list[dict[str, str]]:
         found = row.difference or Paired(*[math.nan] * 4)
         numbers = {"mean": row.mean, "difference": found.mean, "low": found.low, "high": found.high, "p": found.p}
         texts = {name: "" if math.isnan(value) else f"{value:.6g}" for name, value in numbers.items()}
-        table.append({"score": row.measure, "region": row.region, "run": row.run, "cases": str(cases), **texts})
+        table.append({"score": row.score, "region": row.region, "run": row.run, "cases": str(cases), **texts})
     return table

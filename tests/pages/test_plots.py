@@ -42,7 +42,7 @@ def every_plot() -> list[str]:
         plots.distributions(CASES, "dice"),
         plots.distributions(CASES, "hd95"),
         plots.volumes_compared(CASES),
-        plots.volume_distributions(CASES),
+        plots.distributions(CASES, "volume"),
     ]
 
 

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores follow the rules for empty regions, and equal closed forms and the scores of other libraries."""
 
-import itertools
-
 import itk
 import numpy as np
 import pytest
@@ -88,10 +86,8 @@ def itk_dice(a, b):
     return overlap.GetDiceCoefficient(1)
 
 
-def hd95(pred, label, **arguments):
-    metric = BratsHausdorffDistance95(reduction="none", **arguments)
-    metric(pred, label)
-    return metric.aggregate().tolist()
+def hd95(pred, label):
+    return BratsHausdorffDistance95()(pred, label).tolist()
 
 
 def dice(pred, label):
@@ -141,8 +137,8 @@ def test_means_count_every_case_empty_ones_included():
     overlap = dice_metric(reduction="mean")
     for pred, label in cases:
         for metric in (distance, overlap):
-            metric(regions(pred), regions(label))
-    assert float(distance.aggregate()) == pytest.approx(2 * 373.12866 / 4)
+            metric(regions(*[pred] * 3), regions(*[label] * 3))
+    assert distance.aggregate()["val_hd95_TC"] == pytest.approx(2 * 373.12866 / 4)
     assert float(overlap.aggregate()) == pytest.approx(0.5)
 
 
@@ -229,26 +225,24 @@ def test_regions_and_cases_are_scored_one_by_one():
     masks = [(blob(i), blob(i + 50)) for i in range(5)] + [(EMPTY, blob(9))]
     preds = [regions(*(p for p, _ in masks[i : i + 3]), spacing=spacing)[0] for i in (0, 3)]
     labels = [regions(*(m for _, m in masks[i : i + 3]), spacing=spacing)[0] for i in (0, 3)]
-    metric = BratsHausdorffDistance95(reduction="mean_batch", return_with_label=["ET", "TC", "WT"])
+    metric = BratsHausdorffDistance95()
     wanted = [kd_tree_hd95(p, m, spacing) if p.any() else WORST_HD95_MM for p, m in masks]
     # MONAI's handler decollates and passes lists of cases without a batch axis.
     scores = metric(preds, labels)
     np.testing.assert_allclose(torch.as_tensor(scores).numpy().ravel(), wanted, rtol=1e-5)
     means = metric.aggregate()
-    assert list(means) == ["ET", "TC", "WT"]
+    assert list(means) == ["val_hd95_ET", "val_hd95_TC", "val_hd95_WT"]
     np.testing.assert_allclose(list(means.values()), np.mean(np.reshape(wanted, (2, 3)), axis=0), rtol=1e-5)
     # The same cases give the same scores as a batch.
-    stacked = BratsHausdorffDistance95(reduction="none")
-    stacked(torch.stack(preds), torch.stack(labels))
-    np.testing.assert_allclose(stacked.aggregate().numpy().ravel(), wanted, rtol=1e-5)
+    stacked = BratsHausdorffDistance95()(torch.stack(preds), torch.stack(labels))
+    np.testing.assert_allclose(stacked.numpy().ravel(), wanted, rtol=1e-5)
 
 
-def test_background_is_scored_only_on_request():
+def test_background_is_not_scored():
     pred, label = regions(SOME), regions(OTHER)
-    pred[:, 0], label[:, 0] = 1 - pred[:, 1], 1 - label[:, 1]
-    assert [len(row) for row in hd95(pred, label)] == [1]
-    assert len(hd95(pred, label, include_background=True)[0]) == 2
-    assert hd95(pred, label, include_background=True)[0][1] == hd95(pred, label)[0][0]
+    wanted = hd95(pred, label)
+    pred[:, 0], label[:, 0] = 1 - pred[:, 1], 1
+    assert hd95(pred, label) == wanted and len(wanted[0]) == 1
 
 
 def test_a_reset_forgets_and_an_aggregate_without_cases_is_refused():
@@ -257,16 +251,8 @@ def test_a_reset_forgets_and_an_aggregate_without_cases_is_refused():
     metric.reset()
     with pytest.raises(ValueError, match="No case"):
         metric.aggregate()
-    metric(regions(SOME), regions(SOME))
-    assert float(metric.aggregate()) == 0.0
-
-
-def test_reduction_can_be_chosen_at_the_end():
-    metric = BratsHausdorffDistance95()
-    for pred, label in itertools.product((SOME, EMPTY), repeat=2):
-        metric(regions(pred), regions(label))
-    assert metric.aggregate("none").flatten().tolist() == pytest.approx([0, WORST_HD95_MM, WORST_HD95_MM, 0])
-    assert float(metric.aggregate("sum")) == pytest.approx(2 * WORST_HD95_MM)
+    metric(regions(SOME, SOME, SOME), regions(SOME, SOME, SOME))
+    assert set(metric.aggregate().values()) == {0.0}
 
 
 def test_tensors_of_two_shapes_or_one_alone_are_refused():
@@ -367,12 +353,13 @@ def test_surface_dice_in_two_dimensions():
     assert surface_dice(pred, label, [0.5, 1.0]) == [[pytest.approx(float(wanted)), 1.0]]
 
 
-def test_two_scores_of_a_metric_have_names_of_their_own():
-    names = [f"{score}_{region}" for score in ("near", "far") for region in ("ET", "TC")]
-    metric = SurfaceDice([0.5, 1.0], reduction="mean_batch", return_with_label=names)
-    metric(regions(SOME, EMPTY), regions(SOME, SOME))
-    metric(regions(EMPTY, EMPTY), regions(SOME, EMPTY))
-    assert metric.aggregate() == {"near_ET": 0.5, "near_TC": 0.5, "far_ET": 0.5, "far_TC": 0.5}
+def test_a_metric_names_each_of_its_scores():
+    metric = SurfaceDice([0.5, 2.0])
+    metric(regions(SOME, EMPTY, SOME), regions(SOME, SOME, EMPTY))
+    metric(regions(EMPTY, EMPTY, SOME), regions(SOME, EMPTY, EMPTY))
+    means = {"ET": 0.5, "TC": 0.5, "WT": 0.0}
+    wanted = {f"val_surface_dice_{mm}mm_{region}": mean for mm in ("0.5", "2") for region, mean in means.items()}
+    assert list(metric.aggregate().items()) == list(wanted.items())
 
 
 # The Hausdorff distance of surfaces.

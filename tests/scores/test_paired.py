@@ -81,10 +81,10 @@ def test_each_run_is_compared_with_the_first_in_each_score_and_region(tmp_path):
     evaluations = read_evaluations([first, second.parent, third])
     rows = compare(evaluations)
     order = [(m, r, name) for m in MEASURES for r in REGIONS for name in "abc"]
-    assert [(row.measure, row.region, row.run) for row in rows] == order
+    assert [(row.score, row.region, row.run) for row in rows] == order
     for row in rows:
         by_case = next(e.scores for e in evaluations if e.name == row.run)
-        column = f"{row.measure}_{row.region}"
+        column = f"{row.score}_{row.region}"
         assert row.mean == pytest.approx(np.mean([by_case[case][column] for case in CASES]))
         if row.run == "a":
             assert row.difference is None

@@ -429,10 +429,15 @@ def evaluate(report, batches=((0, 1), (2,)), details=None):
     engine = Engine(step)
     report.attach(engine)
     done = [i for batch in batches for i in batch]
-    engine.state.metric_details = details or {
-        "val_dice": torch.tensor([DICE[i] for i in done]),
-        "val_hd95": torch.tensor([HD95[i] for i in done]),
+    details = details or {("dice",): [DICE[i] for i in done], ("hd95",): [HD95[i] for i in done]}
+    # MONAI's handlers leave a metric's scores of all cases, and its means by name.
+    engine.state.metric_details = {str(names): torch.tensor(values) for names, values in details.items()}
+    engine.state.metrics = {
+        str(names): {f"val_{name}_{region}": 0.0 for name in names for region in ("ET", "TC", "WT")}
+        for names in details
     }
+    engine.state.metric_details["val_mean_dice"] = torch.tensor([DICE[i] for i in done])
+    engine.state.metrics["val_mean_dice"] = 0.5
     engine.run(list(batches))
 
 
@@ -445,7 +450,7 @@ HEADER = [f"{c}_{r}" for c in ("dice", "hd95", "volume", "reference_volume") for
 
 
 def test_report_has_the_scores_and_volumes_of_every_case(tmp_path, capsys):
-    evaluate(EvaluationReport(tmp_path / "out", {"val_dice": "dice", "val_hd95": "hd95"}))
+    evaluate(EvaluationReport(tmp_path / "out"))
     header, *rows = read_csv(tmp_path / "out" / "scores.csv")
     assert header == ["case", *HEADER]
     values = [
@@ -467,27 +472,25 @@ def test_report_has_the_scores_and_volumes_of_every_case(tmp_path, capsys):
     assert summary["quartile1"] == pytest.approx([q[0] for q in quartiles], abs=1e-4)
     assert summary["quartile3"] == pytest.approx([q[2] for q in quartiles], abs=1e-4)
     shown = capsys.readouterr().out
-    assert "3 cases" in shown and "dice_ET" in shown and f"{(0.5 + 1 + 0.123456) / 3:.3f}" in shown
+    assert "3 cases" in shown and "HD95 (mm)" in shown and f"{(0.5 + 1 + 0.123456) / 3:.3f}" in shown
 
 
-def test_a_metric_may_give_several_scores_or_none(tmp_path, capsys):
-    """The first score of all regions comes first, and a metric without names need not be there."""
-    report = EvaluationReport(tmp_path, {"val_two": ["hd95", "specificity"], "val_lesion_wise": []})
-    two = [[hd95 + score for hd95, score in zip(HD95, DICE, strict=True)][i] for i in (0, 1, 2)]
-    evaluate(report, details={"val_two": torch.tensor(two)})
+def test_a_metric_may_give_several_scores(tmp_path, capsys):
+    """The first score of all regions comes first."""
+    two = [[*hd95, *dice] for hd95, dice in zip(HD95, DICE, strict=True)]
+    evaluate(EvaluationReport(tmp_path), details={("hd95", "specificity"): two})
     header, *rows = read_csv(tmp_path / "scores.csv")
     assert header[1:7] == [f"{score}_{region}" for score in ("hd95", "specificity") for region in ("ET", "TC", "WT")]
     assert header[7] == "volume_ET"
     assert rows[1][1:7] == ["1.0000", "0.0000", "2.0000", "0.5000", "1.0000", "0.8000"]
-    shown = capsys.readouterr().out
-    assert f"{(0.5 + 1 + 0.123456) / 3:.4f}" in shown
-    # A metric whose scores have other names than it gives is an error.
+    assert f"{(0.5 + 1 + 0.123456) / 3:.4f}" in capsys.readouterr().out
+    # A metric that names more scores than it gives is an error.
     with pytest.raises(ValueError, match="zip"):
-        evaluate(EvaluationReport(tmp_path, {"val_two": "hd95"}), details={"val_two": torch.tensor(two)})
+        evaluate(EvaluationReport(tmp_path), details={("hd95", "specificity"): HD95})
 
 
 def test_a_second_evaluation_forgets_the_first(tmp_path):
-    report = EvaluationReport(tmp_path, {"val_dice": "dice"})
+    report = EvaluationReport(tmp_path)
     evaluate(report)
     evaluate(report, batches=((2,), (1,)))
     rows = read_csv(tmp_path / "scores.csv")[1:]

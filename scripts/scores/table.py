@@ -1,0 +1,104 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""The table of all scores: how each is shown on the screen, in reports and in comparisons.
+
+``scores.csv`` has a column for each score and region, such as ``dice_ET``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scripts.brats import REGIONS
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a score is shown.
+
+    Attributes:
+        title: its name in words.
+        unit: its unit. A score without a unit is a share, from 0 to 1.
+        digits: digits behind the point.
+        divisor: what a value in ``scores.csv`` is divided by to get the unit.
+        minor: whether it says little more than the Dice. It then has no plot and no column in the list of all cases.
+    """
+
+    title: str
+    unit: str = ""
+    digits: int = 3
+    divisor: float = 1.0
+    minor: bool = False
+
+    @property
+    def heading(self) -> str:
+        """Title and unit.
+
+        Example:
+            >>> SCORES["hd95"].heading, SCORES["dice"].heading
+            ('HD95 (mm)', 'Dice')
+        """
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
+    def text(self, value: float) -> str:
+        """A value of ``scores.csv`` as it is shown.
+
+        Example:
+            >>> SCORES["dice"].text(0.5), SCORES["volume"].text(2500), SCORES["specificity"].text(0.9998)
+            ('0.500', '2.50', '0.9998')
+        """
+        return f"{value / self.divisor:.{self.digits}f}"
+
+
+SCORES = {
+    "dice": Score("Dice"),
+    "hd95": Score("HD95", "mm", digits=2),
+    "sensitivity": Score("sensitivity", minor=True),
+    "specificity": Score("specificity", digits=4, minor=True),  # It differs from 1 only in its last digits.
+    "surface_dice_0.5mm": Score("surface Dice at 0.5 mm", minor=True),
+    "surface_dice_1mm": Score("surface Dice at 1 mm", minor=True),
+    "lesion_dice": Score("lesion-wise Dice"),
+    "lesion_hd95": Score("lesion-wise HD95", "mm", digits=2),
+    # scores.csv has mm³.
+    "volume": Score("volume", "cm³", digits=2, divisor=1000.0),
+    "reference_volume": Score("reference volume", "cm³", digits=2, divisor=1000.0),
+}
+VOLUMES = ("volume", "reference_volume")
+
+
+def score_of(name: str) -> Score:
+    """The row of a score. One that is not in the table, such as a user's own, counts as a share."""
+    return SCORES.get(name) or Score(name.replace("_", " "))
+
+
+def split_column(column: str) -> tuple[str, str]:
+    """Score and region of a column.
+
+    Example:
+        >>> split_column("lesion_dice_ET")
+        ('lesion_dice', 'ET')
+    """
+    name, _, region = column.rpartition("_")
+    return name, region
+
+
+def columns_of(names: Sequence[str]) -> list[str]:
+    """The columns of scores: all regions of the first score, then those of the next.
+
+    Example:
+        >>> columns_of(["dice", "hd95"])
+        ['dice_ET', 'dice_TC', 'dice_WT', 'hd95_ET', 'hd95_TC', 'hd95_WT']
+    """
+    return [f"{name}_{region}" for name in names for region in REGIONS]
+
+
+def scores_in(columns: Sequence[str]) -> list[str]:
+    """The scores that have a column for each region, without the volumes.
+
+    Example:
+        >>> scores_in([*columns_of(["dice", "volume"]), "hd95_ET", "seconds"])
+        ['dice']
+    """
+    names = dict.fromkeys(split_column(column)[0] for column in columns)
+    return [name for name in names if name not in VOLUMES and set(columns_of([name])) <= set(columns)]
