@@ -137,7 +137,7 @@ def _boxes(ax: Axes, evaluations: Sequence[Evaluation], name: str) -> None:
     for number, evaluation in enumerate(evaluations):
         color = COLORS[number % len(COLORS)]
         for place, region in enumerate(REGIONS):
-            values = evaluation.values(f"{name}_{region}")
+            values = evaluation.values(f"{name}_{region}").tolist()
             center = place + (number - (len(evaluations) - 1) / 2) * width
             label = evaluation.name if place == 0 else None
             draw_box(ax, values, center, 0.8 * width, color, color=color, s=9, alpha=0.7, label=label)

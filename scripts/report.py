@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write one HTML file about a training, an evaluation or an inference: `python -m scripts.report RUN_DIR`.
 
-The file shows curves, scores, cases with a viewer, and settings. It loads nothing, so it can be read without a network.
-It holds images of the cases, at most 30 MB in all.
+The file shows curves, scores, cases and settings. It loads nothing, so it can be read without a network. It holds
+images of the cases: slices of the first 100, and the volumes of the first 5 for the viewer.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from scripts.data.datalist import labeled_items, write_datalist
 
 SIZE = (24, 20, 16)
 # The brain's box. Outside of it there is 0.
@@ -76,6 +77,7 @@ def write_evaluation(folder: Path, data: Path, dice: dict[str, tuple[float, floa
     rows = [[name, *scores, 1, 2, 3, 3, 18, 18, 3, 18, 122] for name, scores in dice.items()]
     write_csv(folder / "scores.csv", [["case", *columns], *rows])
     write_csv(folder / "summary.csv", [["statistic", *columns], ["mean", *np.mean([r[1:] for r in rows], axis=0)]])
+    write_datalist({"validation": labeled_items(data)}, data, folder / "datalist.json")
     for name in dice:
         labels = known_labels()
         labels[labels == 2] = 0

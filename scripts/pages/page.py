@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -14,12 +15,14 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from scripts.brats import REGIONS, SEQUENCE_TITLES, SEQUENCES
-from scripts.data.cases import NO_FILE
+from scripts.brats import REGIONS, SEQUENCE_TITLES
 from scripts.pages import plots
-from scripts.pages.runs import EVALUATION, INFERENCE, TRAINING, Case, Run, read_cases, read_curves, read_summary
-from scripts.pages.volumes import View, encoded, preview, read_view
+from scripts.pages.runs import EVALUATION, INFERENCE, TRAINING, Case, Run, cases_of, read_curves, read_summary
+from scripts.pages.viewer import viewer_content
 from scripts.pictures.colors import SUB_REGIONS
+from scripts.pictures.figure import DPI
+from scripts.pictures.patient import Patient, read_patient
+from scripts.pictures.preview import preview
 from scripts.scores.table import VOLUMES, columns_of, score_of, scores_in, split_column
 from scripts.utils.errors import InputError
 from scripts.utils.files import read_json
@@ -28,17 +31,12 @@ from scripts.workflow.output import DATALIST_FILE
 
 ASSETS = Path(__file__).parent / "assets"
 NIIVUE = Path(__file__).parent / "niivue"
-# A page of this size opens quickly, and can be sent by mail.
-MOST_BYTES = 30 * 1000**2
-# A preview takes about this much. That much is kept free for each of the cases that follow, up to a third of the page.
-PREVIEW_BYTES = 55_000
-# The sequence of the previews, and the first one in a viewer. Lesions are brightest in it.
-FIRST_SEQUENCE = "flair"
+VIEWER_FILE = NIIVUE / "niivue.umd.js"  # Packages of the bundle leave it out.
+# The volumes of a case take about 5 MB, and its picture 60 KB. Such a page opens quickly.
+MOST_VIEWERS = 5
+MOST_PICTURES = 100
 TITLES = {TRAINING: "Training", EVALUATION: "Evaluation", INFERENCE: "Segmentation"}
 BUTTON = '<button type="button" class="open">Open the viewer</button>'
-NO_ROOM = f"It has no viewer, since a page has at most {MOST_BYTES // 1000**2} MB."
-NOT_FOUND = "It has no pictures, since its images were not found."
-UNREADABLE = "It has no pictures, since its images cannot be read."
 # Titles of the entries of run.json that are shown as facts, in this order.
 FACTS = {
     "cases": "cases",
@@ -57,131 +55,60 @@ FACTS = {
 }
 
 
-def make_report(run: Run, most_bytes: int = MOST_BYTES) -> str:
+def make_report(run: Run) -> str:
     """The page of a run.
 
     Args:
         run: the run. Sentences about what was not found are added to its ``notes``.
-        most_bytes: size that the page may have. Viewers and previews of cases are left out where they would exceed it.
 
     Raises:
         InputError: a file of the run cannot be read.
     """
     if run.kind == TRAINING:
         curves = _curves(run)
-        return _page(run, {"Learning curves": curves, "Cases": _split(run)}, None)
-    cases = read_cases(run)
+        return _page(run, {"Learning curves": curves, "Cases": _split(run)}, [])
+    cases = cases_of(run)
     name, content = ("Scores", _scores(run, cases)) if run.kind == EVALUATION else ("Volumes", _volumes(cases))
-    # The page with all texts, without images, shows how much room there is for images.
-    longest = max(BUTTON, NO_ROOM, NOT_FOUND, UNREADABLE, key=len)
-    bare = [_card(number, case, "", longest) for number, case in enumerate(cases, 1)]
-    frame = _page(run, {name: content, "Cases": _case_order(run, len(cases)) + "".join(bare)}, [])
-    images = Images(run.channel_order, most_bytes - len(frame.encode("utf-8", "backslashreplace")), len(cases))
-    cards = [_card(number, case, *images.add(number, case)) for number, case in enumerate(cases, 1)]
-    return _page(run, {name: content, "Cases": _case_order(run, len(images.volumes)) + "".join(cards)}, images.volumes)
+    volumes: list[str] = []
+    cards = "".join(_card(run, number, case, volumes) for number, case in enumerate(cases, 1))
+    return _page(run, {name: content, "Cases": _case_order(run, len(cases)) + cards}, volumes)
 
 
-class Images:
-    """The viewers and previews of a page, as many as its size allows.
-
-    Args:
-        channel_order: the sequences in the order of the channels of four-dimensional files.
-        room: bytes that they may take.
-        cases: number of cases.
-
-    Attributes:
-        volumes: an element ``script`` with the volumes of each case that has a viewer.
-    """
-
-    def __init__(self, channel_order: Sequence[str], room: int, cases: int) -> None:
-        self.channel_order = channel_order
-        self.room = room
-        self.for_previews = room // 3
-        self.left = cases
-        self.volumes: list[str] = []
-        self.full = False
-
-    def add(self, number: int, case: Case) -> tuple[str, str]:
-        """Add the next case.
-
-        Returns:
-            The element ``figure`` of its preview, or an empty text. The button of its viewer, or why it has none.
-        """
-        self.left -= 1
-        if case.entry is None:
-            return "", NOT_FOUND
+def _card(run: Run, number: int, case: Case, volumes: list[str]) -> str:
+    """A case with its scores and its picture. If it gets a viewer, its volumes go to ``volumes``."""
+    title = escape(case.name)
+    if not math.isnan(case.mean_dice):
+        title += f' <span class="dim">mean Dice {case.mean_dice:.3f}</span>'
+    notes = [] if case.prediction else ["The run has saved no label map of it."]
+    figure = ""
+    if case.entry is not None and number <= MOST_PICTURES:
         try:
-            # Where there is no room for a viewer, one sequence is enough.
-            view = None if self.full else read_view(case.entry, case.prediction, self.channel_order)
-            small = view or self._first_sequence(case.entry, case.prediction)
+            patient = read_patient(case.entry, case.prediction, run.channel_order)
         except InputError as error:
-            reason = f"{UNREADABLE} {escape(str(error))}"
-            return "", reason if self._take(reason, 0) else UNREADABLE
-        figure = _figure(small, case.name)
-        if not self._take(figure, 0):
-            figure = ""
-        spare = min(self.left * PREVIEW_BYTES, self.for_previews)
-        if view is not None and self._take(text := _volumes_element(number, view), spare):
-            self.volumes.append(text)
-            return figure, BUTTON
-        self.full = True
-        return figure, NO_ROOM
-
-    def _first_sequence(self, entry: Mapping[str, Any], prediction: Path | None) -> View:
-        lacking = not isinstance(entry["image"], str) and NO_FILE in entry["image"]
-        return read_view(entry, prediction, self.channel_order, SEQUENCES if lacking else (FIRST_SEQUENCE,))
-
-    def _take(self, text: str, spare: int) -> bool:
-        size = len(text.encode("utf-8", "backslashreplace"))
-        if size + spare > self.room:
-            return False
-        self.room -= size
-        return True
-
-
-def _figure(view: View, name: str) -> str:
-    first = _first_of(view)
-    picture = base64.b64encode(preview(view, first)).decode("ascii")
-    maps = list(view.maps)
-    rows = "" if not maps else f", with the {maps[0]}" if len(maps) == 1 else f"; above {maps[0]}, below {maps[1]}"
-    caption = f"{SEQUENCE_TITLES[first]}: axial, coronal and sagittal{rows}"
+            notes.append(f"It has no picture, since its images cannot be read. {escape(str(error))}")
+        else:
+            figure = _figure(patient, run)
+            if number <= MOST_VIEWERS and VIEWER_FILE.is_file():
+                volumes.append(_json_element(f"case-{number}-volumes", viewer_content(patient)))
+                notes.append(BUTTON)
     return (
-        f'<figure><img src="data:image/png;base64,{picture}" alt="{escape(name)}. {caption}">'
-        f"<figcaption>{caption}</figcaption></figure>"
+        f'<article class="case" id="case-{number}"><h3>{number}. {title}</h3>'
+        f"{figure}{_case_table(case)}<p>{' '.join(notes)}</p></article>\n"
     )
 
 
-def _first_of(view: View) -> str:
-    return FIRST_SEQUENCE if FIRST_SEQUENCE in view.images else next(iter(view.images))
-
-
-def _volumes_element(number: int, view: View) -> str:
-    content = {
-        "first": _first_of(view),
-        "size": next(iter(view.images.values())).shape,
-        "center": view.center,
-        "images": {name: encoded(image, view.affine) for name, image in view.images.items()},
-        "maps": {name: encoded(parts, view.affine) for name, parts in view.maps.items()},
-    }
-    return _json_element(f"case-{number}-volumes", content)
+def _figure(patient: Patient, run: Run) -> str:
+    drawn = io.BytesIO()
+    note = "weights trained on phantoms" if run.record.get("phantom_weights") else ""
+    preview(patient, note).savefig(drawn, dpi=DPI, format="webp", pil_kwargs={"quality": 80})
+    picture = base64.b64encode(drawn.getvalue()).decode("ascii")
+    return f'<figure><img src="data:image/webp;base64,{picture}" alt="Slices of {escape(patient.name)}"></figure>'
 
 
 def _json_element(name: str, content: Any) -> str:
     # A text in it must not end the element.
     text = json.dumps(content).replace("<", "\\u003c")
     return f'<script type="application/json" id="{name}">{text}</script>\n'
-
-
-def _card(number: int, case: Case, figure: str, note: str) -> str:
-    title = escape(case.name)
-    if not math.isnan(case.mean_dice):
-        title += f' <span class="dim">mean Dice {case.mean_dice:.3f}</span>'
-    if case.prediction is None:
-        note = f"The run has saved no label map of it. {note}"
-    return (
-        f'<article class="case" id="case-{number}"><h3>{number}. {title}</h3>'
-        f'<div class="facts">{figure}<div>{_case_table(case)}<p>{note}</p></div></div></article>\n'
-    )
 
 
 def _case_table(case: Case) -> str:
@@ -288,15 +215,21 @@ def _volumes(cases: Sequence[Case]) -> str:
     return f"{plot}<details open><summary>All cases</summary>{table}</details>"
 
 
-def _case_order(run: Run, viewers: int) -> str:
-    order = "from the worst mean Dice to the best" if run.kind == EVALUATION else "by name"
-    told = f"<p>The cases are ordered {order}. The number of cases with a viewer is {viewers}.</p>\n"
-    return f'{told}<ul class="legend">{_legend()}</ul>\n'
+def _case_order(run: Run, count: int) -> str:
+    told = f"The cases are ordered {'from the worst mean Dice to the best' if run.kind == EVALUATION else 'by name'}."
+    if count > MOST_PICTURES:
+        told += f" The first {MOST_PICTURES} have a picture."
+    if not VIEWER_FILE.is_file():
+        told += " This package of the bundle has no viewer."
+    elif count > MOST_VIEWERS:
+        told += f" The first {MOST_VIEWERS} have a viewer."
+    return f'<p>{told}</p>\n<ul class="legend">{_legend()}</ul>\n'
 
 
 def _overview(run: Run) -> str:
-    told = {**run.record, "dataset_dir": run.dataset_dir}
-    facts = {title: _words(told[key]) for key, title in FACTS.items() if told.get(key) not in (None, [], {})}
+    facts = {
+        title: _words(run.record[key]) for key, title in FACTS.items() if run.record.get(key) not in (None, [], {})
+    }
     parts = [_list(facts)]
     if run.failed:
         parts.append(f"<h3>Failed cases</h3>{_list(run.failed)}")
@@ -338,20 +271,20 @@ def _licenses() -> str:
     return f"<details><summary>The viewer is NiiVue 0.69.0 (BSD-2-Clause)</summary><pre>{escape(texts)}</pre></details>"
 
 
-def _page(run: Run, parts: Mapping[str, str], volumes: Sequence[str] | None) -> str:
+def _page(run: Run, parts: Mapping[str, str], volumes: Sequence[str]) -> str:
     """The page.
 
     Args:
         run: the run.
         parts: contents of the sections in the middle, by title.
-        volumes: elements with the volumes of cases; None for a page without a viewer.
+        volumes: elements with the volumes of the cases that have a viewer.
     """
     sections = {"Overview": _overview(run), **parts, "Settings": _settings(run)}
     scripts: list[str] = []
     viewer = ""
-    if volumes is not None:
+    if volumes:
         sections["Licenses"] = _licenses()
-        scripts = [(NIIVUE / "niivue.umd.js").read_text("utf-8"), (ASSETS / "viewer.js").read_text("utf-8")]
+        scripts = [VIEWER_FILE.read_text("utf-8"), (ASSETS / "viewer.js").read_text("utf-8")]
         settings = {"titles": SEQUENCE_TITLES, "colors": [region.color for region in SUB_REGIONS]}
         viewer = _asset("viewer.html", legend=_legend()) + _json_element("viewer-settings", settings)
         viewer += "".join(volumes) + "".join(f"<script>{script}</script>\n" for script in scripts)

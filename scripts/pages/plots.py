@@ -12,7 +12,6 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scripts.brats import CORE, EDEMA, ENHANCING, REGIONS
@@ -115,23 +114,22 @@ def volumes_compared(cases: Sequence[Case]) -> str:
     return _svg(figure, f"Volumes of predictions over volumes of references of {len(cases)} cases")
 
 
-def draw_box(ax: Axes, values: npt.ArrayLike, center: float, width: float, box_color: str, **points: Any) -> None:
+def draw_box(ax: Axes, values: Sequence[float], center: float, width: float, box_color: str, **points: Any) -> None:
     """Draw a box of the quartiles of values, and a point for each value over it.
 
     Args:
         ax: the plot.
-        values: the values, (values,). Those that are not finite are left out.
+        values: the values, (values,).
         center, width: where the box stands, and how wide it is.
         box_color: color of the box.
         points: how the points look, as in ``Axes.scatter``.
     """
-    shown = np.asarray(values)[np.isfinite(values)]
     lines: dict[str, Any] = {f"{part}props": {"color": box_color} for part in ("box", "whisker", "cap")}
     lines["medianprops"] = {"color": "black"}
-    ax.boxplot(shown, positions=[center], widths=width, showfliers=False, **lines)
+    ax.boxplot(values, positions=[center], widths=width, showfliers=False, **lines)
     # The same cases lie at the same places in each drawing.
-    across = center + np.random.default_rng(0).uniform(-0.35, 0.35, len(shown)) * width
-    ax.scatter(across, shown, linewidths=0, **points)
+    across = center + np.random.default_rng(0).uniform(-0.35, 0.35, len(values)) * width
+    ax.scatter(across, values, linewidths=0, **points)
 
 
 def _figure() -> tuple[Figure, Axes]:

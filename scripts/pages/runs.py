@@ -6,17 +6,21 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scripts.brats import CHANNEL_ORDER, REGIONS
-from scripts.data.datalist import labeled_items, unlabeled_items
+import numpy as np
+from scripts.brats import CHANNEL_ORDER
 from scripts.data.datalist_file import read_datalist
+from scripts.data.images import read_image, voxels_of
 from scripts.inference.writers import map_files
-from scripts.pages.volumes import region_volumes
+from scripts.pictures.colors import REGION_PARTS
+from scripts.pictures.patient import parts_of
+from scripts.scores.paired import read_scores
+from scripts.scores.table import columns_of
+from scripts.scores.volumetry import voxel_volume
 from scripts.utils.errors import InputError
 from scripts.utils.files import read_json
 from scripts.utils.run_json import CONFIG_FILE, RUN_FILE, read_run_json
@@ -27,6 +31,7 @@ TRAINING, EVALUATION, INFERENCE = "training", "evaluation", "inference"
 SCORES_FILE, SUMMARY_FILE = "scores.csv", "summary.csv"
 # What a curve holds: steps (iterations or epochs) and values.
 Curve = tuple[list[int], list[float]]
+Entry = Mapping[str, Any]  # of a datalist
 
 
 @dataclass
@@ -36,13 +41,13 @@ class Case:
     Attributes:
         name: name of the case.
         scores: scores and volumes (mm^3) by the names of the columns of ``scores.csv``.
-        entry: datalist entry of the case, or None if its images are not found.
+        entry: datalist entry of the case, or None if nothing says where its images are.
         prediction: the label map that the run has saved, or None.
     """
 
     name: str
     scores: dict[str, float] = field(default_factory=dict)
-    entry: Mapping[str, Any] | None = None
+    entry: Entry | None = None
     prediction: Path | None = None
 
     @property
@@ -53,8 +58,7 @@ class Case:
             >>> Case("P1", {"dice_ET": 0.5, "dice_TC": 0.75, "dice_WT": 1.0, "hd95_ET": 3.0}).mean_dice
             0.75
         """
-        found = [self.scores[name] for name in (f"dice_{region}" for region in REGIONS) if name in self.scores]
-        return sum(found) / len(found) if found else math.nan
+        return float(np.mean([self.scores.get(column, math.nan) for column in columns_of(["dice"])]))
 
 
 @dataclass
@@ -84,12 +88,6 @@ class Run:
     def channel_order(self) -> list[str]:
         """The sequences in the order of the channels of four-dimensional files."""
         return list(self.record.get("channel_order") or CHANNEL_ORDER)
-
-    @property
-    def dataset_dir(self) -> str | None:
-        """Folder of the cases, or None if nothing says it."""
-        # The records of older runs hold no folder. A configuration holds one unless it is an expression.
-        return self.record.get("dataset_dir") or _plain_text(self.config.get("dataset_dir"))
 
 
 def read_run(folder: Path) -> Run:
@@ -135,99 +133,59 @@ def read_curves(run: Run) -> dict[str, Curve]:
 
 def read_summary(run: Run) -> tuple[list[str], list[list[str]]]:
     """The header and the rows of ``summary.csv``; empty if there is no file."""
-    lines = _csv_lines(run.folder / SUMMARY_FILE)
-    return (lines[0], lines[1:]) if lines else ([], [])
+    path = run.folder / SUMMARY_FILE
+    if not path.is_file():
+        return [], []
+    with path.open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    return header, rows
 
 
-def read_cases(run: Run) -> list[Case]:
+def cases_of(run: Run) -> list[Case]:
     """The cases of an evaluation, from the worst mean Dice to the best, or of an inference, by name.
 
     Raises:
-        InputError: ``scores.csv`` or a label map cannot be read.
+        InputError: ``scores.csv``, the list of cases or a label map cannot be read.
     """
-    cases = _scored_cases(run) if run.kind == EVALUATION else _segmented_cases(run)
-    _find_entries(run, cases)
-    return cases
-
-
-def _scored_cases(run: Run) -> list[Case]:
-    path = run.folder / SCORES_FILE
-    lines = _csv_lines(path)
-    if not lines:
-        run.notes.append(f"The file {path} is not there, so the evaluation has not ended.")
-    folder = Path(_plain_text(run.config.get("label_map_dir")) or run.folder)
-    cases = []
-    for line in lines[1:]:
-        try:
-            scores = {name: float(value or math.nan) for name, value in zip(lines[0][1:], line[1:], strict=True)}
-        except ValueError as error:
-            raise InputError(f"{path}: {error}; evaluate again.") from error
-        cases.append(Case(line[0], scores, prediction=_existing(map_files(line[0], folder)[0])))
-    # A case without a Dice counts as the worst.
-    return sorted(cases, key=lambda case: (-1.0 if math.isnan(case.mean_dice) else case.mean_dice, case.name))
-
-
-def _segmented_cases(run: Run) -> list[Case]:
     listed = run.folder / DATALIST_FILE
-    if listed.is_file():
-        names = {entry["case"] for entry in read_datalist(listed, run.dataset_dir or ".", False).get("testing", [])}
-    else:
-        files = [path for path in run.folder.glob("*.nii.gz") if not path.name.startswith(".")]
-        maps = {map_file for path in files for map_file in map_files(path.name.removesuffix(".nii.gz"), run.folder)[1:]}
-        names = {path.name.removesuffix(".nii.gz") for path in files if path not in maps}
+    lists = (
+        read_datalist(listed, run.record.get("dataset_dir", "."), run.kind == EVALUATION) if listed.is_file() else {}
+    )
+    entries = {str(entry["case"]): entry for items in lists.values() for entry in items}
+    if not entries:
+        run.notes.append(f"The file {listed} is not there, so nothing says where the images are.")
+    return _scored_cases(run, entries) if run.kind == EVALUATION else _segmented_cases(run, entries)
+
+
+def _scored_cases(run: Run, entries: Mapping[str, Entry]) -> list[Case]:
+    path = run.folder / SCORES_FILE
+    if not path.is_file():
+        run.notes.append(f"The file {path} is not there, so the evaluation has not ended.")
+        return []
+    # The configuration names another folder, or refers to the run's own.
+    map_dir = run.config.get("label_map_dir") or "@evaluation_dir"
+    folder = run.folder if map_dir.startswith(("$", "@")) else Path(map_dir)
+    cases = [
+        Case(name, scores, entries.get(name), _existing(map_files(name, folder)[0]))
+        for name, scores in read_scores(path).items()
+    ]
+    return sorted(cases, key=lambda case: (case.mean_dice, case.name))
+
+
+def _segmented_cases(run: Run, entries: Mapping[str, Entry]) -> list[Case]:
     cases = []
-    for name in sorted(names - set(run.failed)):
+    for name in sorted(entries.keys() - run.failed.keys()):
         prediction = _existing(map_files(name, run.folder, case_folders=bool(run.config.get("case_folders")))[0])
-        volumes = {} if prediction is None else region_volumes(prediction)
-        cases.append(Case(name, {f"volume_{region}": v for region, v in volumes.items()}, prediction=prediction))
+        cases.append(Case(name, _volumes(prediction) if prediction else {}, entries[name], prediction))
     return cases
 
 
-def _find_entries(run: Run, cases: list[Case]) -> None:
-    """Give the cases their datalist entries, from the first of the run's sources that has them."""
-    for source in _sources(run):
-        if all(case.entry is not None for case in cases):
-            return
-        try:
-            found = {str(entry["case"]): entry for entry in source()}
-        except InputError as error:
-            run.notes.append(f"Images were not looked for there: {error}")
-            continue
-        for case in cases:
-            case.entry = case.entry or found.get(case.name)
-    if missing := sum(case.entry is None for case in cases):
-        run.notes.append(f"The images of {missing} of {len(cases)} cases were not found.")
-
-
-def _sources(run: Run) -> Iterator[Callable[[], list[dict[str, Any]]]]:
-    root = run.dataset_dir or "."
-    labeled = run.kind == EVALUATION
-    # An evaluation takes the split in the folder of its training, where it writes its own folder.
-    own = (run.folder.parent if labeled else run.folder) / DATALIST_FILE
-    given = _plain_text(run.config.get("datalist_file"))
-    for path in (own, Path(given) if given else None):
-        if path is not None and path.is_file():
-            yield partial(_listed_items, path, root, labeled)
-    if run.dataset_dir is not None:
-        et_label = run.config.get("et_label")
-        known = et_label if isinstance(et_label, int) else None
-        yield partial(labeled_items, root, known, incomplete=True) if labeled else partial(unlabeled_items, root)
-
-
-def _listed_items(path: Path, root: str, labeled: bool) -> list[dict[str, Any]]:
-    return [entry for items in read_datalist(path, root, labeled).values() for entry in items]
-
-
-def _csv_lines(path: Path) -> list[list[str]]:
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [line for line in csv.reader(file) if line]
-
-
-def _plain_text(value: Any) -> str | None:
-    """A setting that is a text and neither an expression nor a reference; else None."""
-    return value if isinstance(value, str) and not value.startswith(("$", "@")) else None
+def _volumes(label_map: Path) -> dict[str, float]:
+    """The columns ``volume_ET`` and so on, in mm^3, of a label map that the bundle has written."""
+    image = read_image(label_map)
+    counts = np.bincount(parts_of(voxels_of(image, label_map)).ravel(), minlength=4)
+    voxel = voxel_volume(image.affine)
+    return {f"volume_{region}": float(counts[list(parts)].sum()) * voxel for region, parts in REGION_PARTS.items()}
 
 
 def _existing(path: Path) -> Path | None:

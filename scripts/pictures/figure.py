@@ -66,7 +66,7 @@ def legend_texts(labels: Volume, affine: Volume) -> tuple[list[str], str]:
         >>> regions
         'ET 1.0 ml, TC 2.0 ml, WT 4.0 ml'
     """
-    volumes = np.bincount(labels.ravel(), minlength=len(SUB_REGIONS) + 1) * voxel_volume(affine)
+    volumes = np.bincount(labels.ravel(), minlength=len(SUB_REGIONS) + 1) * (voxel_volume(affine) / 1000)
     parts = [f"{region.name} {volume:.1f} ml" for region, volume in zip(SUB_REGIONS, volumes[1:], strict=True)]
     regions = {name: sum(float(volumes[part]) for part in own) for name, own in REGION_PARTS.items()}
     return parts, ", ".join(f"{name} {volume:.1f} ml" for name, volume in regions.items())

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from scripts.brats import REGIONS
 from scripts.scores.table import VOLUMES, columns_of, score_of, split_column
+from scripts.scores.volumetry import voxel_volume
 from scripts.utils.distributed import rank
 from scripts.utils.files import save_csv
 
@@ -61,8 +62,7 @@ class EvaluationReport:
             self.cases.append(item["case"])
             row = []
             for regions in (output["pred"], output["label"]):
-                # The affine's determinant is a voxel's volume.
-                voxel = abs(float(np.linalg.det(np.asarray(regions.affine)[:3, :3])))
+                voxel = voxel_volume(np.asarray(regions.affine))
                 row += [float((regions[channel] > 0).sum()) * voxel for channel in range(1, 1 + len(REGIONS))]
             self.volumes.append(row)
 

@@ -145,7 +145,7 @@ def read_scores(path: Path) -> Scores:
     for case, values in scores.items():
         for column, value in values.items():
             if not math.isfinite(value):
-                raise InputError(f"{path}: {column} of {case} is {value}; evaluate again.")
+                raise InputError(f"{path}: {column} of {case} is {value}; give its metric a rule for empty regions.")
     return scores
 
 

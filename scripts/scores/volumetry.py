@@ -81,18 +81,18 @@ class Measures:
 
 
 def voxel_volume(affine: Array) -> float:
-    """Volume of a voxel in ml.
+    """Volume of a voxel in mm^3.
 
     Args:
         affine: matrix from indices to mm, (4, 4).
 
     Example:
         >>> voxel_volume(np.diag([2.0, -2.0, 2.5, 1.0]))
-        0.01
+        10.0
     """
     first, second, third = affine[:3, :3].T
     # This product is the determinant. It is exact for axes along the coordinates, unlike numpy's function.
-    return float(abs(first @ np.cross(second, third))) / 1000
+    return float(abs(first @ np.cross(second, third)))
 
 
 def connected_lesions(mask: Array) -> Array:
@@ -196,7 +196,7 @@ def _lesions(regions: Array, affine: Array) -> Iterator[Lesion]:
     for number, box in enumerate(ndimage.find_objects(numbers), 1):
         inside = regions[(slice(None), *box)] & (numbers[box] == number)
         diameters = {name: _diameters(inside[channel], affine) for name, channel in MEASURED_REGIONS.items()}
-        yield Lesion(_volumes(inside, voxel_volume(affine)), diameters)
+        yield Lesion(_volumes(inside, voxel_volume(affine) / 1000), diameters)
 
 
 def measure(labels: Array, affine: Array, et_label: int, edema_label: int = EDEMA_LABEL) -> Measures:
@@ -226,4 +226,4 @@ def measure(labels: Array, affine: Array, et_label: int, edema_label: int = EDEM
     given = torch.from_numpy(np.ascontiguousarray(labels, np.float32))
     regions = labels_to_regions(given[lesion_box([given])], et_label, edema_label).numpy().astype(bool)
     lesions = list(_lesions(regions, np.asarray(affine, float)))
-    return Measures(_volumes(regions, voxel_volume(affine)), len(lesions), lesions)
+    return Measures(_volumes(regions, voxel_volume(affine) / 1000), len(lesions), lesions)

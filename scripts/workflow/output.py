@@ -123,7 +123,7 @@ class Output:
 
         Args:
             items: the cases that the run reads.
-            datalist_file: the datalist that a training reads. The run writes a datalist of its own to the folder.
+            datalist_file: the datalist that the run reads. The run writes a datalist of its own to the folder.
             resume: the run goes on in the folder. The folder is then not moved, and its datalist is not written again.
 
         Raises:

@@ -245,7 +245,7 @@ def prepare_evaluation(
             output.refuse_used(folder, resume)
         items = cohort.completed()["cases"]
         output.refuse_meeting(all_cases or items)
-        output.refuse_replacing(items, resume=resume)
+        output.refuse_replacing(items, cohort.datalist_file, resume)
         if not files or len(set(files)) != len(files):
             raise InputError(f"--model_file {list(files)}: name at least one model file, and each once.")
         records = [check_weights(unwrap(network), file, settings) for file in files]
@@ -292,8 +292,8 @@ def prepare_evaluation(
         report_thresholds(settings["thresholds"], records)
         facts["phantom_weights"] = any(phantom_weights)
         facts["dataset_dir"] = root
-        if all_cases is not None:
-            write_datalist({"testing": together}, listed_from, Path(output.folder) / DATALIST_FILE)
+        name = "testing" if selection is None else "validation"
+        write_datalist({name: together}, listed_from, Path(output.folder) / DATALIST_FILE)
         write_run_json(output.folder, configuration.content, phantoms, **facts)
 
     on_rank_zero(check_and_claim)

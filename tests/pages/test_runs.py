@@ -5,11 +5,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 from known_run import known_labels
-from scripts.pages.runs import read_cases, read_curves, read_run, read_summary
+from scripts.pages.runs import cases_of, read_curves, read_run, read_summary
 from scripts.utils.errors import InputError
 
 
@@ -21,7 +20,7 @@ def change_record(folder, **changes):
 def test_cases_of_an_evaluation_are_ordered_from_worst_to_best(evaluated):
     run = read_run(evaluated)
     assert run.kind == "evaluation"
-    cases = read_cases(run)
+    cases = cases_of(run)
     assert [case.name for case in cases] == ["worst", "middle", "best"]
     assert [case.mean_dice for case in cases] == pytest.approx([0.2, 0.6, 0.95])
     assert [case.prediction for case in cases] == [evaluated / f"{case.name}.nii.gz" for case in cases]
@@ -29,49 +28,45 @@ def test_cases_of_an_evaluation_are_ordered_from_worst_to_best(evaluated):
     assert run.notes == []
 
 
-def test_a_case_without_a_score_comes_first(evaluated):
-    scores = evaluated / "scores.csv"
-    scores.write_text(scores.read_text().replace("best,0.9,0.95,1.0", "best,nan,0.95,1.0"))
-    assert [case.name for case in read_cases(read_run(evaluated))] == ["best", "worst", "middle"]
-
-
-def test_images_that_are_gone_are_told(evaluated):
-    shutil.rmtree(evaluated.parents[1] / "data" / "middle")
-    run = read_run(evaluated)
-    assert [case.entry is None for case in read_cases(run)] == [False, True, False]
-    assert run.notes == ["The images of 1 of 3 cases were not found."]
-
-
-def test_an_older_record_finds_images_by_the_configuration(evaluated):
-    data = evaluated.parents[1] / "data"
-    change_record(evaluated, dataset_dir=None)
-    (evaluated / "config.json").write_text(json.dumps({"dataset_dir": str(data)}))
-    assert all(case.entry for case in read_cases(read_run(evaluated)))
-    (evaluated / "config.json").write_text(json.dumps({"dataset_dir": "$@bundle_root + '/data'"}))
-    assert not any(case.entry for case in read_cases(read_run(evaluated)))
-
-
-def test_the_split_of_the_training_comes_first(evaluated):
+def test_the_entries_are_those_of_the_list_of_the_run(evaluated):
     """A datalist may name other files than the folder's own names do."""
     data = evaluated.parents[1] / "data"
     (data / "best" / "best_seg.nii.gz").rename(data / "corrected.nii.gz")
-    images = [f"best/best_{name}.nii.gz" for name in ("t1", "t2", "t1ce", "flair")]
-    entry = {"image": images, "label": "corrected.nii.gz"}
-    (evaluated.parent / "datalist.json").write_text(json.dumps({"training": [], "validation": [entry]}))
-    labels = {case.name: case.entry["label"] for case in read_cases(read_run(evaluated))}
+    listed = evaluated / "datalist.json"
+    listed.write_text(listed.read_text().replace("best/best_seg.nii.gz", "corrected.nii.gz"))
+    labels = {case.name: case.entry["label"] for case in cases_of(read_run(evaluated))}
     assert labels["best"] == str(data / "corrected.nii.gz")
     assert labels["worst"] == str(data / "worst" / "worst_seg.nii.gz")
+
+
+def test_without_the_list_nothing_says_where_the_images_are(evaluated):
+    (evaluated / "datalist.json").unlink()
+    run = read_run(evaluated)
+    assert [(case.name, case.entry) for case in cases_of(run)] == [("worst", None), ("middle", None), ("best", None)]
+    assert run.notes == [f"The file {evaluated / 'datalist.json'} is not there, so nothing says where the images are."]
+
+
+def test_label_maps_may_lie_in_another_folder(evaluated, tmp_path):
+    (tmp_path / "maps").mkdir()
+    (evaluated / "best.nii.gz").rename(tmp_path / "maps" / "best.nii.gz")
+    found = {}
+    for setting in ("@evaluation_dir", str(tmp_path / "maps")):
+        (evaluated / "config.json").write_text(json.dumps({"label_map_dir": setting}))
+        found[setting] = [case.prediction for case in cases_of(read_run(evaluated))]
+    assert found["@evaluation_dir"] == [evaluated / "worst.nii.gz", evaluated / "middle.nii.gz", None]
+    assert found[str(tmp_path / "maps")] == [None, None, tmp_path / "maps" / "best.nii.gz"]
 
 
 def test_an_inference_has_volumes_and_no_reference(evaluated):
     for name in ("scores.csv", "summary.csv", "config.json"):
         (evaluated / name).unlink()
     (evaluated / "best.nii.gz").unlink()
-    (evaluated / "worst_prob_core.nii.gz").write_bytes(b"no case")
+    listed = evaluated / "datalist.json"
+    listed.write_text(listed.read_text().replace("validation", "testing"))
     change_record(evaluated, failed={"best": "RuntimeError: no memory"})
     run = read_run(evaluated)
     assert run.kind == "inference"
-    cases = read_cases(run)
+    cases = cases_of(run)
     assert [case.name for case in cases] == ["middle", "worst"]
     # The prediction has no edema, and its voxels have 1 mm^3.
     core = float((known_labels() == 1).sum() + 3)
@@ -82,7 +77,7 @@ def test_an_inference_has_volumes_and_no_reference(evaluated):
 def test_an_evaluation_that_has_not_ended_says_so(evaluated):
     (evaluated / "scores.csv").unlink()
     run = read_run(evaluated)
-    assert (run.kind, read_cases(run)) == ("evaluation", [])
+    assert (run.kind, cases_of(run)) == ("evaluation", [])
     assert "has not ended" in run.notes[0]
 
 
@@ -90,7 +85,7 @@ def test_a_damaged_table_is_refused(evaluated):
     scores = evaluated / "scores.csv"
     scores.write_text(scores.read_text().replace("0.95", "much"))
     with pytest.raises(InputError, match="evaluate again") as caught:
-        read_cases(read_run(evaluated))
+        cases_of(read_run(evaluated))
     assert "\n" not in str(caught.value)
 
 
@@ -120,7 +115,7 @@ def test_curves_of_a_real_training(training):
 def test_cases_and_scores_of_a_real_evaluation(evaluation, cohort):
     run = read_run(evaluation)
     assert run.record["dataset_dir"] == str(cohort) and run.record["command"].startswith("python ")
-    cases = read_cases(run)
+    cases = cases_of(run)
     assert len(cases) == 3 and all(case.entry and case.prediction for case in cases)
     header, rows = read_summary(run)
     assert header[1] == "dice_ET" and rows[0][0] == "mean"
@@ -130,4 +125,4 @@ def test_cases_and_scores_of_a_real_evaluation(evaluation, cohort):
 def test_images_of_a_real_inference(segmentation):
     run = read_run(segmentation)
     assert run.kind == "inference"
-    assert all(case.entry and case.prediction for case in read_cases(run))
+    assert all(case.entry and case.prediction for case in cases_of(run))

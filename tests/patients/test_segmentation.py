@@ -24,7 +24,7 @@ from scripts.data.datalist import unlabeled_items
 from scripts.data.datalist_file import write_datalist
 from scripts.data.inspection import PREPARATION_PAGE
 from scripts.pages.page import make_report
-from scripts.pages.runs import read_cases, read_run
+from scripts.pages.runs import cases_of, read_run
 from scripts.patients import segmentation
 from scripts.patients.segmentation import (
     Options,
@@ -331,8 +331,8 @@ def test_cases_of_several_folders_have_the_folder_above_them_in_the_record(patie
     segment(cases, tmp_path / "out", options=options)
     above = tmp_path / "hospital"
     run = read_run(tmp_path / "out")
-    assert run.dataset_dir == str(above)
-    found = read_cases(run)
+    assert run.record["dataset_dir"] == str(above)
+    found = cases_of(run)
     assert [case.entry["image"][0] for case in found] == [str(images(tmp_path / case)["t1"]) for case in cases]
     assert f"<dt>folder of the cases</dt><dd>{above}</dd>" in make_report(run)
     # No results go into the folder of a case, whichever stands first.
@@ -444,7 +444,7 @@ def test_another_patient_is_added_to_the_same_folder(patients, segmented, option
     }
     # The report shows both, and both are known to a third call.
     run = read_run(out)
-    assert [(case.name, case.prediction, case.entry is None) for case in read_cases(run)] == [
+    assert [(case.name, case.prediction, case.entry is None) for case in cases_of(run)] == [
         (path.name, out / path.name / f"{path.name}.nii.gz", False) for path in (first, second)
     ]
     assert segment([patients], out, options=options) == [one, two]

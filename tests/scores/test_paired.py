@@ -121,7 +121,7 @@ def test_runs_are_named_after_their_folders(tmp_path):
         ({"volumes": 2.0}, r"b/scores.csv: reference_volume_ET of P0 differs from that in .*a/scores.csv; compare"),
         ({"cases": ["P1", "P1"]}, r"b/scores.csv: holds a case twice"),
         ({"cases": []}, r"b/scores.csv: holds no scores by case"),
-        ({"shift": math.nan}, r"b/scores.csv: dice_ET of P0 is nan; evaluate again"),
+        ({"shift": math.nan}, r"b/scores.csv: dice_ET of P0 is nan; give its metric a rule"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_in_one_line(tmp_path, changes, told):

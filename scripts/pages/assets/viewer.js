@@ -23,7 +23,7 @@
 
   async function start() {
     if (document.createElement("canvas").getContext("webgl2") === null) {
-      throw new Error("This browser gives no WebGL 2, which the viewer needs; the previews show the cases.");
+      throw new Error("This browser gives no WebGL 2, which the viewer needs; the pictures show the cases.");
     }
     const view = new niivue.Niivue({
       backColor: [0, 0, 0, 1],

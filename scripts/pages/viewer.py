@@ -1,0 +1,75 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the viewer of a page shows of a patient: sequences and label maps, cut to the brain and in few gray levels."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from scripts.pictures.patient import Patient, affine_of_part, box_of, gray_window, slices_through
+
+# Lesions are brightest in it, so the viewer begins with it.
+FIRST_SEQUENCE = "flair"
+# Noise hardly compresses. With 64 gray levels a case takes a third less than with 256, and looks the same.
+GRAY_STEP = 4
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def viewer_content(patient: Patient) -> dict[str, Any]:
+    """What ``assets/viewer.js`` reads of a patient.
+
+    Returns:
+        The name of the ``first`` sequence, the ``size`` of the volumes, the ``center`` (slices with most tumor, or,
+        without any, with most brain), and ``encoded`` volumes in LPS order: the ``images`` by sequence, and the
+        ``maps`` "reference" and "prediction", whose parts are numbered from 1 in the order of ``SUB_REGIONS``.
+    """
+    brain = patient.brain
+    cut = box_of(brain)
+    affine = affine_of_part(patient.affine, cut)
+    given = {"reference": patient.reference, "prediction": patient.prediction}
+    maps = {name: parts[cut] for name, parts in given.items() if parts is not None}
+    tumor = next((parts > 0 for parts in maps.values() if parts.any()), brain[cut])
+    return {
+        "first": FIRST_SEQUENCE if FIRST_SEQUENCE in patient.images else next(iter(patient.images)),
+        "size": brain[cut].shape,
+        "center": slices_through(tumor),
+        "images": {name: encoded(gray_values(image, brain)[cut], affine) for name, image in patient.images.items()},
+        "maps": {name: encoded(parts, affine) for name, parts in maps.items()},
+    }
+
+
+def gray_values(image: npt.NDArray[Any], brain: npt.NDArray[np.bool_]) -> Bytes:
+    """Gray values from 0 to 255 in steps of ``GRAY_STEP``. The window goes from the brain's percentile 1 to 99.5.
+
+    Where that percentile is above 0, the window begins at 0.
+
+    Args:
+        image: voxels of a sequence, of any shape.
+        brain: where the brain is, in the same shape.
+
+    Example:
+        >>> image = np.arange(0.0, 1001.0)
+        >>> gray_values(image, image > 0)[[0, 100, 500, 1000]].tolist()
+        [0, 24, 128, 255]
+    """
+    low, high = gray_window(image, brain)
+    scaled = np.clip((image - low) / max(high - low, float(np.finfo(np.float32).tiny)), 0, 1) * 255
+    return np.minimum(np.round(scaled / GRAY_STEP) * GRAY_STEP, 255).astype(np.uint8)
+
+
+def encoded(volume: Bytes, affine: npt.NDArray[np.float64]) -> str:
+    """A volume as base64 of a gzip file of NIfTI. The same volume gives the same text.
+
+    Example:
+        >>> text = encoded(np.full((2, 3, 4), 7, np.uint8), np.eye(4))
+        >>> nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(text))).shape
+        (2, 3, 4)
+    """
+    nifti = nib.Nifti1Image(volume, affine)
+    return base64.b64encode(gzip.compress(nifti.to_bytes(), mtime=0)).decode("ascii")
