@@ -10,7 +10,8 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from scripts.data.datalist import labeled_items, write_datalist
+from scripts.data.datalist import labeled_items
+from scripts.data.datalist_file import write_datalist
 
 SIZE = (24, 20, 16)
 # The brain's box. Outside of it there is 0.
