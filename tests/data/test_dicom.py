@@ -423,14 +423,15 @@ def test_a_training_takes_labels_from_a_datalist_and_writes_its_split_down(tmp_p
 def test_the_cache_of_a_training_sees_a_change_of_any_slice(tmp_path):
     write_case(tmp_path / "ann", images())
     (item,) = unlabeled_items(tmp_path)
-    data = DiskCacheDataset([item], Compose([]), tmp_path / "cache", keys=("image",))
-    first = data.key(item)
-    assert data.key(item) == first
+    item = {**item, "label": item["image"][0]}
+    data = DiskCacheDataset([item], Compose([]), tmp_path / "cache")
+    first = data.path(item)
+    assert data.path(item) == first
     files = series_files(item["image"][2])
     content = bytearray(Path(files[-1]).read_bytes())
     content[-1] ^= 1
     Path(files[-1]).write_bytes(content)
-    assert data.key(item) != first
+    assert data.path(item) != first
 
 
 def test_a_benchmark_links_whole_series(tmp_path):
