@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from monai.bundle import verify_metadata, verify_net_in_out
+from packaged import check_hooks, check_pages, check_workshop_is_absent
 from scripts.lab import package
 from scripts.utils.errors import InputError, input_error_behind
 from scripts.utils.files import file_checksum
@@ -95,7 +96,7 @@ def packed(tmp_path_factory) -> Path:
 def test_the_package_has_the_starters_settings_as_its_own(packed):
     for name in ("model.pt", "model.json"):
         assert (packed / "models" / name).read_bytes() == (STARTER / name).read_bytes()
-    assert [path.name for path in (packed / "models" / "starter").iterdir()] == ["README.md"]
+    assert sorted(path.name for path in (packed / "models").iterdir()) == ["model.json", "model.pt"]
     assert not (packed / "configs" / "starter.yaml").exists()
     for name in ("train.json", "inference.json"):
         config = json.loads((packed / "configs" / name).read_text())
@@ -114,8 +115,20 @@ def test_the_package_has_the_starters_settings_as_its_own(packed):
     assert metadata["network_data_format"] == json.loads((CONFIGS / "metadata.json").read_text())["network_data_format"]
 
 
+def test_pages_of_the_package_are_its_own(packed):
+    check_pages(packed)
+    check_workshop_is_absent(packed)
+    pages = {path.name: path.read_text(encoding="utf-8") for path in (packed / "docs").glob("*.md")}
+    assert pages["README.md"].startswith("# BraTS MRI PANet segmentation starter\n")
+    assert "Starter weights come with the bundle." in pages["README.md"]
+    assert {"starter.md", "from_scans_to_segmentation.md", "from_brats_to_scores.md"} < set(pages)
+    for name, text in pages.items():
+        assert "starter.yaml" not in text.replace("`starter.yaml`", ""), name
+
+
 def test_the_package_passes_the_zoos_checks(packed, tmp_path):
     """The same commands as in test_model_zoo.py, which also checks what both packages share."""
+    check_hooks(packed)
     pytest.importorskip("jsonschema")
     schema = tmp_path / "schema.json"
     shutil.copyfile(Path(__file__).parent / "metadata_schema.json", schema)

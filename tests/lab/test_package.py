@@ -21,6 +21,7 @@ import pytest
 import torch
 import yaml
 from monai.bundle import download, download_large_files, push_to_hf_hub
+from packaged import check_hooks, check_pages, check_workshop_is_absent
 from packaging.requirements import Requirement
 from scripts.brats import REGIONS, SEQUENCES
 from scripts.lab import package
@@ -86,13 +87,37 @@ def test_zip_has_one_folder_of_plain_files(archive, packed, root):
     assert {Path(name).parts[0] for name in names} == {NAME}
     assert all(entry.external_attr >> 16 == 0o644 for entry in entries), "no links, nothing executable"
     inside = {name.removeprefix(f"{NAME}/") for name in names}
-    tracked = {f"{top}/{p.relative_to(ROOT / top)}" for top in ("configs", "docs") for p in (ROOT / top).rglob("*.*")}
-    code = {str(p.relative_to(ROOT)) for p in (ROOT / "scripts").rglob("*.py")}
-    code |= {
-        str(p.relative_to(ROOT)) for name in ("assets", "niivue") for p in (ROOT / "scripts/pages" / name).iterdir()
-    }
-    assert inside == tracked | code | {"LICENSE", "models/model.pt", "models/model.json"}
+    code = [p for p in (ROOT / "scripts").rglob("*.py") if "lab" not in p.parts]
+    expected = {str(p.relative_to(ROOT)) for p in [*code, *(ROOT / "scripts/pages/assets").iterdir()]}
+    expected |= {f"configs/{p.name}" for p in CONFIGS.iterdir() if not re.search("demo|starter", p.name)}
+    pages = "README configuration data how_to interoperability networks prepare security troubleshooting"
+    expected |= {f"docs/{name}.md" for name in pages.split()}
+    expected |= {f"docs/{name}" for name in ("data_license.txt", "segmentation_schema.json", "images/demo.png")}
+    expected |= {"docs/images/demo_3d.png", "LICENSE", "models/model.pt", "models/model.json"}
+    assert inside == expected
     assert {f"{NAME}/{name}" for name in relative_files(packed / NAME)} == names
+
+
+def test_hooks_pages_and_no_workshop(packed):
+    check_hooks(packed / NAME)
+    check_workshop_is_absent(packed / NAME)
+    check_pages(packed / NAME)
+
+
+def test_a_page_is_fitted_to_its_package(packed):
+    page = (
+        "<!-- repository -->\nmake demo\n<!-- /repository -->\n<!-- starter -->\nscores\n<!-- /starter -->\n"
+        "| `train_demo.yaml` | gone |\n| `train.json` | kept |\n"
+        "[data](data.md), [a\npage](architecture.md#top), [site](https://example.org), [above](#above)\n"
+        "['configs/inference.json','configs/starter.yaml']\n"
+    )
+    plain = package.fit_page(page, packed / NAME, {"train_demo.yaml"}, starter=False)
+    assert plain == (
+        "| `train.json` | kept |\n[data](data.md), a\npage, [site](https://example.org), [above](#above)\n"
+        "['configs/inference.json','configs/starter.yaml']\n"
+    )
+    starter = package.fit_page(page, packed / NAME, {"train_demo.yaml"}, starter=True)
+    assert starter == "scores\n" + plain.replace(",'configs/starter.yaml'", "")
 
 
 def test_the_checksum_beside_the_zip_is_its_own(archive, packed):
@@ -159,7 +184,7 @@ def test_hugging_face_hub(packed, tmp_path, monkeypatch):
     card = (hub / "README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])
     assert front == {"tags": ["monai", "medical"], "library_name": "monai", "license": "apache-2.0"}
-    assert card.endswith((ROOT / "docs" / "README.md").read_text())
+    assert card.endswith((packed / NAME / "docs" / "README.md").read_text())
     target = tmp_path / "bundles"
     download(name=NAME, version=version, source="huggingface_hub", repo=f"owner/{NAME}", bundle_dir=str(target))
     got = relative_files(target / NAME)
@@ -193,7 +218,8 @@ def test_weights_of_phantoms_keep_their_mark(root, tmp_path, with_address):
     assert (folder / "models" / "model.json").is_file()
     # A record without weights is of no use.
     (copy / "models" / "model.pt").unlink()
-    assert Path("models/model.json") not in package.bundle_files(copy)
+    package.make_folder(copy, tmp_path / "without")
+    assert list((tmp_path / "without" / "models").iterdir()) == []
 
 
 def spoil(root: Path, tmp_path: Path, kind: str) -> list[str]:
