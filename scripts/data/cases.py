@@ -29,7 +29,8 @@ from scripts.brats import (
     released_file,
     sequences_told,
 )
-from scripts.data.dicom import Choice, Series, choose, is_dicom, series_file, series_in
+from scripts.data.dicom import Series, is_dicom, series_file, series_in
+from scripts.data.dicom_choice import Choice, choose
 from scripts.utils.errors import InputError
 
 # Folders of images in the Decathlon's layout, with the folders of their label maps.

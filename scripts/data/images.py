@@ -8,7 +8,6 @@ MONAI's pipelines get the channels in the network's order. Checks and pictures g
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import logging
 import warnings
 import zlib
@@ -29,7 +28,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from scripts.brats import CHANNEL_ORDER, IMAGE_SUFFIXES, ITK_SUFFIXES, NIFTI_SUFFIXES, SEQUENCES, sequences_told
 from scripts.data.cases import NO_FILE, image_files, resolve_image
-from scripts.data.dicom import arranged, is_dicom, series_of
+from scripts.data.dicom import arranged, is_dicom, packages_are_installed, series_of
 from scripts.utils.errors import InputError, one_line
 
 # Errors that nibabel and ITK (RuntimeError) raise for a file that is no image, or only a part of one.
@@ -182,7 +181,7 @@ def _refuse_for_itk(file: str | Path) -> None:
 
 
 def _opened_by_itk(file: Path) -> nib.Nifti1Image:
-    if not itk_is_installed():
+    if not packages_are_installed("itk"):
         raise InputError(f"{file}: this format needs the package itk; install it (pip install itk).")
     _refuse_for_itk(file)
     # It gives affines in nibabel's convention, in which axes run to the right, to the front and up.
@@ -216,11 +215,6 @@ def _opened_series(file: Path) -> nib.Nifti1Image:
             reader.Update()
             slices.append(itk.array_from_image(reader.GetOutput()).reshape(rows, columns).T)
     return nib.Nifti1Image(np.stack(slices, axis=-1), affine)
-
-
-def itk_is_installed() -> bool:
-    """Whether the package itk can be imported."""
-    return importlib.util.find_spec("itk") is not None
 
 
 def read_image(path: PathLike, channels: int = 0) -> nib.Nifti1Image:

@@ -35,7 +35,7 @@ from scripts.brats import (
     sequence_named,
 )
 from scripts.data.cases import LOOKED_FOR, NO_FILE, find_cases, image_files, missing_sequences
-from scripts.data.dicom import Choice
+from scripts.data.dicom_choice import Choice
 from scripts.data.findings import NOT_PREPARED, Finding, Findings
 from scripts.data.images import is_phantom, read_image, voxels_of
 from scripts.data.plausibility import doubt_images, doubt_label

@@ -22,7 +22,8 @@ from scripts import check
 from scripts.brats import SEQUENCES
 from scripts.data.cases import find_cases, resolve_image
 from scripts.data.datalist import complete_item, every_item, labeled_items, split_datalist, unlabeled_items
-from scripts.data.dicom import Header, Series, choose, described, series_files, weighting_by_times
+from scripts.data.dicom import Header, Series, series_files
+from scripts.data.dicom_choice import choose, described, weighting_by_times
 from scripts.data.images import LoadImageByReaderd, SequenceReader, open_image, read_image, voxels_of
 from scripts.data.inspection import check_case, check_cases
 from scripts.lab.benchmark.cohort import subset
@@ -479,7 +480,7 @@ def test_bytes_at_random_are_refused_or_read_and_never_crash(tmp_path):
 
 def test_without_the_packages_series_are_refused_and_the_packages_named(tmp_path, monkeypatch):
     write_case(tmp_path / "ann", images())
-    monkeypatch.setattr("scripts.data.dicom.packages_are_installed", lambda: False)
+    monkeypatch.setattr("scripts.data.dicom.packages_are_installed", lambda *names: False)
     for call in (lambda: find_cases(tmp_path), lambda: read_image(tmp_path / "ann" / "series 0" / "IM00001")):
         with pytest.raises(
             InputError, match=r"DICOM files need the packages pydicom and itk; install both \(pip install"

@@ -123,7 +123,7 @@ def test_several_channels_are_refused_by_the_check_and_the_loader(tmp_path, suff
 
 def test_without_itk_its_formats_are_refused_and_the_package_named(tmp_path, monkeypatch):
     path = write(tmp_path / "P1_t1.nrrd", random(), TURNED)
-    monkeypatch.setattr("scripts.data.images.itk_is_installed", lambda: False)
+    monkeypatch.setattr("scripts.data.images.packages_are_installed", lambda *names: False)
     with pytest.raises(InputError, match=r"P1_t1\.nrrd: this format needs the package itk; install it"):
         read_image(path)
 
