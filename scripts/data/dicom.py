@@ -55,17 +55,7 @@ LISTS = {"spacing": "PixelSpacing", "orientation": "ImageOrientationPatient", "p
 OTHERS = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation")
 
 # Errors that pydicom raises for a file that ends too early or is no DICOM file after its first bytes.
-UNREADABLE = (
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-)
+FAULTS = (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, struct.error, zlib.error)
 # Headers that are kept in memory, at about 1 kB each: those of some dozens of cases.
 KEPT_HEADERS = 50_000
 
@@ -186,7 +176,7 @@ def _header(path: str, size: int, changed: int) -> Header | None:
         with pydicom.config.disable_value_validation():
             tags = [*TEXTS.values(), *NUMBERS.values(), *LISTS.values(), *OTHERS]
             header = _header_of(path, pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags))
-    except (*UNREADABLE, BytesLengthException, InvalidDicomError) as error:
+    except (*FAULTS, BytesLengthException, InvalidDicomError) as error:
         raise _damaged(path, one_line(error)) from error
     if header is not None and not (header.series and header.study and min(header.size)):
         raise _damaged(path, "its header is incomplete")

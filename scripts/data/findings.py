@@ -93,15 +93,7 @@ class Finding:
 
 @dataclass
 class Findings:
-    """The findings of one case.
-
-    Example:
-        >>> found = Findings("p1")
-        >>> with found.collecting():
-        ...     raise InputError("p1_t1.nii: empty, every voxel is 0; export it again.", "empty image")
-        >>> found.list[0].kind, found.list[0].is_error
-        ('empty image', True)
-    """
+    """The findings of one case."""
 
     case: str
     list: list[Finding] = field(default_factory=list)

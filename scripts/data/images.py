@@ -74,25 +74,6 @@ def is_phantom(image: nib.Nifti1Image) -> bool:
     return bytes(image.header["descrip"].item()).decode("latin-1").startswith(PHANTOM_DESCRIPTION)
 
 
-def check_suffix(path: PathLike) -> None:
-    """Refuse a file whose name does not end as that of an image in a format that is read. DICOM files have any name.
-
-    Raises:
-        InputError: the name has another ending.
-
-    Example:
-        >>> check_suffix("p1_t1.nii.gz")
-        >>> check_suffix("p1_t1.png")  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        scripts.utils.errors.InputError: p1_t1.png: not in a format that is read (.nii, .nii.gz, .mgh, ...
-    """
-    if not str(path).lower().endswith(IMAGE_SUFFIXES) and not is_dicom(path):
-        raise InputError(
-            f"{path}: not in a format that is read ({', '.join(IMAGE_SUFFIXES)}, DICOM); convert it to NIfTI.",
-            "other format",
-        )
-
-
 def check_dimensions(path: PathLike, image: nib.Nifti1Image, channels: int = 0) -> None:
     """Refuse an image that does not have the required dimensions.
 
@@ -104,11 +85,6 @@ def check_dimensions(path: PathLike, image: nib.Nifti1Image, channels: int = 0) 
 
     Raises:
         InputError: the image has other dimensions.
-
-    Example:
-        >>> check_dimensions("a.nii", nib.Nifti1Image(np.zeros((2, 2, 2, 4), np.uint8), np.eye(4)))
-        Traceback (most recent call last):
-        scripts.utils.errors.InputError: a.nii: 4 dimensions instead of 3; give one file per sequence.
     """
     if channels and image.shape[3:] != (channels,):
         raise InputError(
@@ -131,7 +107,11 @@ def _checked_path(path: PathLike) -> Path:
         )
     if not file.is_file():
         raise InputError(f"{path}: no such file; correct the path, in the datalist if it stands there.", "absent file")
-    check_suffix(path)
+    if not _has(file, IMAGE_SUFFIXES) and not is_dicom(path):
+        raise InputError(
+            f"{path}: not in a format that is read ({', '.join(IMAGE_SUFFIXES)}, DICOM); convert it to NIfTI.",
+            "other format",
+        )
     if not file.stat().st_size:
         raise InputError(f"{path}: an empty file of 0 bytes; copy it again.", "empty file")
     return file
@@ -252,11 +232,6 @@ def voxels_of(image: nib.Nifti1Image, path: PathLike) -> np.ndarray:
 
     Raises:
         InputError: the file is damaged, or its voxels are not single real numbers.
-
-    Example:
-        >>> voxels_of(nib.Nifti1Image(np.ones((1, 1, 1), np.complex64), np.eye(4)), "p1_t1.nii")  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        scripts.utils.errors.InputError: p1_t1.nii: its voxels are complex numbers, not plain numbers; ...
     """
     with _refusing(path, "damaged"):
         voxels = np.asanyarray(image.dataobj)
@@ -270,13 +245,7 @@ def voxels_of(image: nib.Nifti1Image, path: PathLike) -> np.ndarray:
 
 
 def in_lps(image: nib.Nifti1Image) -> nib.Nifti1Image:
-    """The image with axes that run to the left, to the back and up, as in BraTS files.
-
-    Example:
-        >>> image = nib.Nifti1Image(np.arange(2.0).reshape(2, 1, 1), np.eye(4))  # its first axis runs to the right
-        >>> in_lps(image).get_fdata().flatten().tolist()
-        [1.0, 0.0]
-    """
+    """The image with axes that run to the left, to the back and up, as in BraTS files."""
     target = nib.orientations.axcodes2ornt("LPS")
     return image.as_reoriented(nib.orientations.ornt_transform(nib.orientations.io_orientation(image.affine), target))
 
@@ -285,9 +254,8 @@ class SequenceReader(NibabelReader):
     """MONAI's reader by nibabel for the four sequences, for use in ``LoadImageByReaderd(reader=...)``.
 
     It reads the resolved ``image`` of an entry. Four files in the network's order are stacked; a sequence that is
-    missing (``NO_FILE``) is 0 everywhere. The channels of one
-    four-dimensional file are put into the network's order. A three-dimensional file, such as a label map, is read as it
-    is.
+    missing (``NO_FILE``) is 0 everywhere. The channels of one four-dimensional file are put into the network's order. A
+    three-dimensional file, such as a label map, is read as it is.
 
     Args:
         channel_order: the sequences in the order of the channels of four-dimensional files.

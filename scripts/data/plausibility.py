@@ -96,13 +96,6 @@ def shift_back(brain: np.ndarray, affine: np.ndarray) -> float | None:
 
     Returns:
         The shift; None if the mask is too small to tell.
-
-    Example:
-        >>> brain = np.zeros((30, 40, 30), bool)
-        >>> brain[5:25, 5:35, 10:25] = True  # the second axis runs to the front
-        >>> brain[5:25, 5:15, 5:10] = True
-        >>> shift_back(brain, np.eye(4)) > 0, shift_back(brain, np.diag([-1, -1, 1, 1])) > 0
-        (True, False)
     """
     if brain.sum() < 5000:
         return None
@@ -125,12 +118,6 @@ def doubt_sequences(
 
     Fluid is dark in T1 and bright in T2, so T2 is less like both T1 images than they are like each other, and less
     like them than FLAIR is, in which fluid is dark.
-
-    Args:
-        found: where findings are added.
-        images: voxels by sequence.
-        masks: brain by sequence.
-        files: the file of each sequence.
     """
     if len(images) < 4:
         return
@@ -140,14 +127,11 @@ def doubt_sequences(
     if len(inside) < 1000:
         return
     places = np.unravel_index(inside, everywhere.shape)
-    ranks = {sequence: rankdata(voxels[places]) for sequence, voxels in images.items()}
-    alike = {
-        frozenset(pair): float(np.corrcoef(ranks[pair[0]], ranks[pair[1]])[0, 1])
-        for pair in itertools.combinations(images, 2)
-    }
+    names = list(images)
+    correlations = np.corrcoef([rankdata(voxels[places]) for voxels in images.values()])
 
     def like(one: str, other: str) -> float:
-        return alike[frozenset((one, other))]
+        return float(correlations[names.index(one), names.index(other)])
 
     def fit(t2: str) -> float:
         # How well the images fit if T2 and the sequence of this name were exchanged; "t2" leaves all in place.

@@ -45,13 +45,7 @@ def patient_of(item: Mapping[str, Any]) -> str:
 
 
 def by_patient(items: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The items in lists, one list for each patient, in the order of their first items.
-
-    Example:
-        >>> names = ["BraTS-GLI-00005-100", "BraTS-GLI-00006-100", "BraTS-GLI-00005-101"]
-        >>> [[item["case"] for item in items] for items in by_patient([{"case": n, "image": n} for n in names])]
-        [['BraTS-GLI-00005-100', 'BraTS-GLI-00005-101'], ['BraTS-GLI-00006-100']]
-    """
+    """The items in lists, one list for each patient, in the order of their first items."""
     patients: dict[str, list[dict[str, Any]]] = {}
     for item in items:
         patients.setdefault(patient_of(item), []).append(item)
@@ -73,12 +67,6 @@ def random_split(items: list[dict[str, Any]], fraction: float, seed: int) -> tup
 
     Returns:
         The entries to train on, and those that are held out.
-
-    Example:
-        >>> items = [{"case": name, "image": name} for name in "abcde"]
-        >>> training, validation = random_split(items, 0.2, seed=0)
-        >>> len(training), len(validation)
-        (4, 1)
     """
     wanted = min(max(round(len(items) * fraction), 1), len(items) - 1)
     training = _shuffled_patients(items, seed)
@@ -221,12 +209,7 @@ def _et_sizes(patients: Sequence[Sequence[Mapping[str, Any]]]) -> list[float]:
 
 
 def et_size(item: Mapping[str, Any]) -> float | None:
-    """Volume of an entry's ET in ml, or None if its label map cannot be read.
-
-    Example:
-        >>> et_size({"label": "absent.nii.gz", "et_label": 4}) is None
-        True
-    """
+    """Volume of an entry's ET in ml, or None if its label map cannot be read."""
     path = str(item["label"])
     try:
         image = read_image(path)

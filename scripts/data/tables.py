@@ -117,16 +117,6 @@ def read_name_table(path: str | Path) -> dict[str, Described]:
 
     Raises:
         InputError: the table cannot be read, has no column of names, or gives a case two grades.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = Path(folder, "name_mapping.csv")
-        ...     columns = "Grade,BraTS_2017_subject_ID,BraTS_2018_subject_ID,BraTS_2020_subject_ID"
-        ...     _ = path.write_text(f"{columns}\\nLGG,Brats17_TCIA_141_1,Brats18_TCIA09_141_1,BraTS20_Training_270\\n")
-        ...     described = read_name_table(path)["BraTS20_Training_270"]
-        >>> described.grade, described.site
-        ('LGG', 'TCIA09')
     """
     remedy = "make it readable, or move it out of --dataset_dir"
     header, *rows = _rows(path, remedy) or [[]]
@@ -154,12 +144,6 @@ def check_grades(case: str, first: Described, second: Described) -> None:
 
     Raises:
         InputError: both grades are known, and they differ. The message names both sources.
-
-    Example:
-        >>> check_grades("p1", Described("HGG", "", "HGG/p1"), Described("", "CBICA", "name_mapping.csv"))
-        >>> check_grades("p1", Described("HGG", "", "HGG/p1"), Described("LGG", "", "name_mapping.csv"))
-        Traceback (most recent call last):
-        scripts.utils.errors.InputError: name_mapping.csv: p1 is LGG here, but HGG by HGG/p1; correct one of them.
     """
     if first.grade and second.grade and first.grade.lower() != second.grade.lower():
         raise InputError(
