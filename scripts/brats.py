@@ -2,10 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rules of BraTS: sequences, releases and their file names, label values, regions and their colors.
 
-The regions are channels in the order background, ET, TC, WT. The regions overlap. ET (enhancing tumor) lies in TC
-(tumor core: ET and the necrotic or non-enhancing core). TC lies in WT (whole tumor: TC and edema). BraTS label maps
-hold 1 for the necrotic and non-enhancing core and 2 for edema. The value of ET is 4 in the releases 2017 to 2021 and 3
-from 2023 on.
+The regions are channels in the order background, ET, TC, WT. They overlap: ET (enhancing tumor) lies in TC (tumor core:
+ET and the necrotic or non-enhancing core), and TC in WT (whole tumor: TC and edema).
 """
 
 from __future__ import annotations
@@ -37,11 +35,9 @@ ET_LABELS = (3, 4)
 
 @dataclass(frozen=True)
 class SubRegion:
-    """A part of the tumor that one value of a label map stands for.
+    """A part of the tumor that one value of a label map stands for: its name, and its color in pictures.
 
-    Attributes:
-        name: name that the user sees.
-        color: color in pictures. Color-blind people can tell the three colors apart (Okabe and Ito).
+    Color-blind people can tell the three colors apart (Okabe and Ito).
     """
 
     name: str
@@ -94,12 +90,7 @@ class Release:
 
     @property
     def file_names(self) -> str:
-        """The names of a case's images, for the user.
-
-        Example:
-            >>> BRATS_2023.file_names
-            '<case>-{t1n,t2w,t1c,t2f}.nii.gz'
-        """
+        """The names of a case's images, for the user: ``<case>-{t1n,t2w,t1c,t2f}.nii.gz``."""
         return f"<case>{self.separator}{{{','.join(self.suffixes)}}}.nii.gz"
 
 
@@ -134,13 +125,7 @@ _OTHER_TUMOR = re.compile(rf"BraTS-(?P<kind>{'|'.join(OTHER_TUMORS)})-.*", re.IG
 
 @dataclass(frozen=True)
 class ReleasedFile:
-    """The parts of a file name that follows the rule of a BraTS release.
-
-    Attributes:
-        release: the release.
-        case: name of the case.
-        sequence: one of ``SEQUENCES``, or None for the label map.
-    """
+    """The parts of a file name that follows the rule of a BraTS release. The sequence of a label map is None."""
 
     release: Release
     case: str
@@ -167,10 +152,8 @@ def case_name(image: str | Path) -> str:
     """Name of the case that an image file belongs to. It is the file's stem if the name follows no release's rule.
 
     Example:
-        >>> case_name("BraTS20_Training_001/BraTS20_Training_001_t1ce.nii.gz")
-        'BraTS20_Training_001'
-        >>> case_name("p.1.nii.gz")
-        'p.1'
+        >>> case_name("folder/BraTS20_Training_001_t1ce.nii.gz"), case_name("p.1.nii.gz")
+        ('BraTS20_Training_001', 'p.1')
     """
     if found := released_file(image):
         return found.case
@@ -188,10 +171,7 @@ def _parts_of_case(case: str) -> dict[str, str | None]:
 
 
 def patient_name(case: str) -> str:
-    """Name of a case's patient, which is the name of the case without the number of the visit.
-
-    A case whose name tells no visit counts as a patient of its own, as do the cases of BraTS 2020, BraTS 2021 and the
-    Decathlon. The names of one patient in two releases have nothing in common.
+    """Name of a case's patient: the name of the case without the number of the visit, or as it is if it tells none.
 
     Example:
         >>> patient_name("BraTS-GLI-00005-101"), patient_name("BraTS20_Training_001")
@@ -201,30 +181,18 @@ def patient_name(case: str) -> str:
 
 
 def site_named(case: str) -> str | None:
-    """The site that a case comes from, or None if the case's name does not tell it.
-
-    Example:
-        >>> site_named("Brats18_TCIA01_378_1"), site_named("BraTS20_Training_001")
-        ('TCIA01', None)
-    """
+    """The site that a case comes from, such as TCIA01, or None if the case's name does not tell it."""
     return _parts_of_case(case).get("site")
 
 
 def other_tumor(case: str) -> str | None:
-    """The kind of tumor, a key of ``OTHER_TUMORS``, or None if the case's name does not say that it is no glioma.
-
-    Example:
-        >>> OTHER_TUMORS[other_tumor("BraTS-MEN-00004-000")]
-        'meningiomas'
-    """
+    """The kind of tumor, a key of ``OTHER_TUMORS``, or None if the case's name does not say that it is no glioma."""
     found = _OTHER_TUMOR.fullmatch(case)
     return found["kind"].upper() if found else None
 
 
 def sequence_named(name: str) -> str | None:
-    """The sequence that the name of a channel means, or None if the name is unknown.
-
-    Capital letters and punctuation do not matter.
+    """The sequence that the name of a channel means, in any capitals and punctuation, or None if the name is unknown.
 
     Example:
         >>> sequence_named("T1-Gd"), sequence_named("FLAIR"), sequence_named("T1n")
@@ -254,25 +222,12 @@ def sequences_told(files: Sequence[str]) -> list[str] | None:
 
 
 def in_network_order(files: Sequence[str], sequences: Sequence[str]) -> list[str]:
-    """The four files in the order of the network's channels.
-
-    Args:
-        files: the files in any order.
-        sequences: the sequence of each file.
-
-    Example:
-        >>> in_network_order(["a.nii", "b.nii", "c.nii", "d.nii"], ["flair", "t1", "t1ce", "t2"])
-        ['b.nii', 'd.nii', 'c.nii', 'a.nii']
-    """
+    """The four files, of which ``sequences`` says what each is, in the order of the network's channels."""
     return [files[sequences.index(sequence)] for sequence in SEQUENCES]
 
 
 def check_et_label(et_label: int) -> int:
-    """Return ``et_label`` if a BraTS release uses it for the enhancing tumor.
-
-    Raises:
-        InputError: ``et_label`` is neither 3 nor 4.
-    """
+    """Return ``et_label``, or raise an InputError if no BraTS release uses it for the enhancing tumor."""
     if et_label not in ET_LABELS:
         known = " or ".join(f"{release.et_label} ({release.name})" for release in RELEASES)
         raise InputError(f"ET label {et_label!r}: the enhancing tumor is {known}.")
@@ -287,9 +242,6 @@ def check_label_values(values: np.ndarray, et_label: int, name: str, cavity: boo
         et_label: the ET label of the release.
         name: file name for the message.
         cavity: accept 4 as resection cavity if the ET label is 3.
-
-    Raises:
-        InputError: another value occurs.
 
     Example:
         >>> check_label_values(np.array([0, 1, 7]), et_label=4, name="seg.nii.gz")

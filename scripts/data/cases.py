@@ -52,10 +52,7 @@ class Case:
 
     Attributes:
         name: name of the case. The BraTS portal expects it as the name of the result.
-        folder: folder of the files.
-        release: release whose file names the files follow.
-        images: path of each sequence, by the network's name of the sequence. The path of a DICOM series is that of its
-            first file.
+        images: path of each sequence, by the network's name of the sequence; of a DICOM series, its first file.
         label: path of the segmentation, or None.
         file: the one file that holds all four sequences, instead of ``images``.
         doubled: further files of a sequence, or of the segmentation, that the case has already.
@@ -158,8 +155,8 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
     or one four-dimensional file. A study of DICOM series in which nothing fits a sequence is a case without images.
 
     Raises:
-        InputError: a folder cannot be read, and its cases would be left out without notice. Other causes are that
-            several studies of DICOM series share a folder, or that a package that reads them is not installed.
+        InputError: a folder cannot be read, several studies of DICOM series share a folder, or pydicom or itk is
+            missing.
     """
     if Path(dataset_dir).is_file():
         return [_decathlon_case(Path(dataset_dir))]
@@ -203,20 +200,13 @@ def missing_sequences(image: str | Path | Sequence[str]) -> list[str]:
 def resolve_image(image: str | Path | Sequence[str]) -> str | list[str]:
     """The files that an entry's ``image`` means: four in the network's order, or a single four-dimensional file.
 
-    Datalists call this function once for each entry. The loader calls it for entries that were never in a datalist.
-
     Args:
         image: four paths, or one path of a four-dimensional file or of the folder of one case. Four paths are put into
             the network's order if their names tell the sequences. Otherwise they are taken to be in this order, and
-            ``NO_FILE`` may stand for a sequence that is not there. One of the four may be the folder of one DICOM
-            series.
+            ``NO_FILE`` may be in the place of a sequence. One of the four may be the folder of one DICOM series.
 
     Raises:
         InputError: the folder does not hold exactly one complete case.
-
-    Example:
-        >>> resolve_image(["p1_flair.nii", "p1_t1.nii", "p1_t1ce.nii", "p1_t2.nii"])
-        ['p1_t1.nii', 'p1_t2.nii', 'p1_t1ce.nii', 'p1_flair.nii']
     """
     paths = [str(image)] if isinstance(image, (str, Path)) else [str(path) for path in image]
     if len(paths) > 1:

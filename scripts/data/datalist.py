@@ -30,9 +30,7 @@ logger = logging.getLogger(__name__)
 def every_item(dataset_dir: str | Path, et_label: int | None = None) -> list[dict[str, Any]]:
     """An entry of every case, complete or not, with its label map if there is one.
 
-    Args:
-        dataset_dir: folder of case folders.
-        et_label: the label value of ET, or None for the value of each case's release.
+    ``et_label`` is the label value of ET, or None for the value of each case's release.
     """
     items = []
     for case in find_cases(dataset_dir):
@@ -58,12 +56,9 @@ def set_et_label(items: Sequence[dict[str, Any]], et_label: int | None) -> None:
 def labeled_items(
     dataset_dir: str | Path, et_label: int | None = None, incomplete: bool = False
 ) -> list[dict[str, Any]]:
-    """Datalist for training and evaluation: the entries of cases with a label map.
+    """Datalist for training and evaluation: the entries of cases with a label map (``every_item``).
 
-    Args:
-        dataset_dir: folder of case folders.
-        et_label: as in ``every_item``.
-        incomplete: also take cases that lack a sequence.
+    Cases that lack a sequence are left out, unless ``incomplete`` is true.
 
     Example:
         >>> import tempfile
@@ -78,15 +73,9 @@ def labeled_items(
 
 
 def unlabeled_items(dataset_dir: str | Path, datalist_file: str | Path | None = None) -> list[dict[str, Any]]:
-    """Datalist for inference: ``case`` and ``image`` of every case.
+    """Datalist for inference: ``case`` and ``image`` of every case in ``dataset_dir``.
 
-    Args:
-        dataset_dir: folder of case folders.
-        datalist_file: JSON or CSV file of the cases, which are used instead of those in the folder. Its list
-            ``testing`` is taken; if it has none, its other lists are taken.
-
-    Raises:
-        InputError: ``datalist_file`` cannot be read or is no datalist.
+    A ``datalist_file`` (JSON or CSV) names the cases instead: its list ``testing``, or all its lists if it has none.
     """
     if datalist_file is None:
         return [{"case": item["case"], "image": item["image"]} for item in every_item(dataset_dir)]
@@ -97,21 +86,13 @@ def unlabeled_items(dataset_dir: str | Path, datalist_file: str | Path | None = 
 
 
 def complete_item(item: Mapping[str, Any], et_label: int) -> dict[str, Any]:
-    """Complete an entry that holds only ``image`` and perhaps ``label``.
+    """Complete an entry that holds only ``image`` and perhaps ``label``. Values that the entry has are kept.
 
-    MONAI Label passes such entries, with ``image`` in any form that ``resolve_image`` takes. The function assumes that
-    their label maps have the values that this bundle saves.
-
-    Args:
-        item: the entry. Its own values are kept.
-        et_label: value of ET in label maps that this bundle saves.
+    MONAI Label passes such entries, with ``image`` in any form that ``resolve_image`` takes. Their label maps have the
+    values that this bundle saves, with ``et_label`` for ET.
 
     Raises:
         InputError: nothing tells which sequence each of four images is, in an entry that this module did not make.
-
-    Example:
-        >>> complete_item({"image": ["p1_flair.nii", "p1_t1.nii", "p1_t1ce.nii", "p1_t2.nii"]}, et_label=4)
-        {'case': 'p1', 'image': ['p1_t1.nii', 'p1_t2.nii', 'p1_t1ce.nii', 'p1_flair.nii']}
     """
     image = item["image"]
     if "case" not in item and not isinstance(image, str) and len(image) > 1 and sequences_told(image) is None:
@@ -129,7 +110,7 @@ class Cohort:
     """The cases of a run and their origin.
 
     Attributes:
-        lists: lists of entries, by name. The names are ``training`` and ``validation``, or ``cases``.
+        lists: lists of entries, by name: ``training`` and ``validation``, or ``cases``.
         dataset_dir: folder of the cases.
         datalist_file: file with the user's own lists, or None.
         channel_order: the sequences in the order of the channels of four-dimensional files.
@@ -145,11 +126,7 @@ class Cohort:
     needed: Sequence[str] = ()
 
     def completed(self) -> dict[str, list[dict[str, Any]]]:
-        """The lists, with entries that ``complete_item`` has completed.
-
-        Raises:
-            InputError: an entry cannot be completed.
-        """
+        """The lists, with entries that ``complete_item`` has completed."""
         return {name: [complete_item(item, self.et_label) for item in items] for name, items in self.lists.items()}
 
 
@@ -165,30 +142,27 @@ def split_datalist(
     incomplete: bool = False,
     cases: str | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Labeled cases as ``training``, ``validation`` and ``all``.
+    """Labeled cases as ``training``, ``validation`` and ``all``. Cases of a patient stay together.
 
     Args:
         dataset_dir: folder of case folders. If it is absent or empty, the three lists are empty.
         datalist_file: JSON or CSV file with the lists ``training`` and ``validation``, which are used instead of a new
             split. If it has no list ``validation``, its list ``training`` is split as the cases of a folder are.
-            Relative paths in it are relative to ``dataset_dir``.
         recorded: file of the split that an earlier training wrote. If it exists, its split is used instead of a new
             one, so that no case of the training is held out.
-        validation_fraction: share of cases to hold out at random (Monte Carlo cross-validation, as the authors do). All
-            cases of a patient stay together.
+        validation_fraction: share of cases to hold out at random (Monte Carlo cross-validation, as the authors do).
         seed: seed of the split. It is independent of other seeds.
         et_label: the label value of ET, or None for the value of each case's release.
         folds: number of parts for cross-validation (``scripts.data.splits.make_folds``). Entries say in ``held_out_in``
             which part they belong to.
         fold: number of the part to hold out instead of ``validation_fraction``, from 0.
         incomplete: also take cases that lack a sequence.
-        cases: the list that is wanted. For ``all`` no new split is made; without a given or recorded one, all cases
-            are in the list ``training``.
+        cases: the list that is wanted. For ``all`` no new split is made; without a given or recorded one, all cases are
+            in the list ``training``.
 
     Raises:
-        InputError: ``datalist_file`` is absent or is no datalist, ``et_label`` is neither 3 nor 4, there is no such
-            fold, a table of names is faulty, or a fold is given together with a split that is not the split of this
-            fold.
+        InputError: a file or a table of names is faulty, ``et_label`` is neither 3 nor 4, there is no such fold, or a
+            fold is given together with a split that is not the split of this fold.
     """
     if et_label is not None:
         check_et_label(et_label)
@@ -270,11 +244,7 @@ def warn_of_shared_patients(
 
 
 def select(datalist: Mapping[str, list[dict[str, Any]]], cases: str) -> list[dict[str, Any]]:
-    """The list named ``cases``: training, validation or all.
-
-    Raises:
-        InputError: there is no such list.
-    """
+    """The list named ``cases``: training, validation or all. Another name raises an InputError."""
     if cases not in datalist:
         raise InputError(f"--cases {cases}: unknown; choose one of {', '.join(datalist)}.")
     return datalist[cases]

@@ -38,10 +38,9 @@ def read_datalist(
     """Read a datalist file.
 
     The lists are ``training``, ``validation`` and ``testing`` (or ``test``, as in the Decathlon). At least one of them
-    is there. An entry of ``testing`` may be the path of an image alone.
-
-    ``sequences`` at the top of the file says which sequence each of an entry's four images is. Without it the names of
-    the images must say so. The result has the four images in the network's order.
+    is there. An entry of ``testing`` may be the path of an image alone. ``sequences`` at the top of the file says which
+    sequence each of an entry's four images is. Without it the names of the images must say so. The result has the four
+    images in the network's order.
 
     Args:
         path: the file.
@@ -49,17 +48,7 @@ def read_datalist(
         with_labels: whether training and validation need label maps. Without them, entries hold case and image only.
 
     Raises:
-        InputError: the file is absent, is not JSON, or lacks a key or all lists. Other causes are that nothing says
-            which sequence an image is, and that ``sequences`` and a name disagree. The message names the file.
-
-    Example:
-        >>> import tempfile
-        >>> entry = {"image": ["p1_t1ce.nii", "p1_t1.nii", "p1_t2.nii", "p1_flair.nii"], "label": "p1_seg.nii"}
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = Path(folder, "datalist.json")
-        ...     _ = path.write_text(json.dumps({"training": [entry], "validation": []}))
-        ...     [Path(file).name for file in read_datalist(path, folder)["training"][0]["image"]]
-        ['p1_t1.nii', 'p1_t2.nii', 'p1_t1ce.nii', 'p1_flair.nii']
+        InputError: the file cannot be read, or something in it is missing or contradictory. The message names the file.
     """
     path = Path(path)
     content = read_table(path) if path.suffix.lower() == ".csv" else _json_content(path)
@@ -202,15 +191,7 @@ def is_plain_name(name: str) -> bool:
 def write_datalist(
     datalist: Mapping[str, Sequence[Mapping[str, Any]]], dataset_dir: str | Path, path: str | Path
 ) -> None:
-    """Write lists of entries as JSON.
-
-    Paths below ``dataset_dir`` are written relative to it. Other paths are absolute.
-
-    Args:
-        datalist: the lists of entries. Those named in ``scripts.data.tables.LISTS`` are written.
-        dataset_dir: folder of the cases.
-        path: file to write.
-    """
+    """Write those of the lists that are named in ``LISTS``. Paths below ``dataset_dir`` become relative to it."""
     root = Path(dataset_dir).absolute()
 
     def relative(file: str | Sequence[str]) -> str | list[str]:

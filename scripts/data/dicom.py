@@ -100,11 +100,7 @@ class Header(NamedTuple):
 
 @dataclass(frozen=True)
 class Series:
-    """The files of one series in one folder.
-
-    Attributes:
-        headers: their headers, in the order of their names.
-    """
+    """The files of one series in one folder: their headers, in the order of their names."""
 
     headers: list[Header]
 
@@ -124,11 +120,7 @@ def packages_are_installed(*names: str) -> bool:
 
 
 def is_dicom(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a DICOM file by its content. Files with the names of other images are not opened.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
+    """Whether a file is a DICOM file by its content. Files with the names of other images are not opened."""
     file = Path(path)
     if file.name.lower().endswith(IMAGE_SUFFIXES) or not file.is_file():
         return False
@@ -232,14 +224,9 @@ def _by_series(headers: Iterable[Header]) -> list[Series]:
 
 
 def series_in(folder: str | Path, names: Iterable[str]) -> list[Series]:
-    """The series of images among some files of a folder. Damaged files are found when one of the series is read.
+    """The series of images among some files of a folder, by their names; hidden files and other images are left out.
 
-    Args:
-        folder: the folder.
-        names: names of files in it. Hidden files, and files named as other images, are left out.
-
-    Raises:
-        InputError: there is a DICOM file, and pydicom or itk is not installed.
+    Damaged files are found when one of the series is read. An InputError says that pydicom or itk is not installed.
     """
     return _by_series(_read_headers(folder, names)[0])
 
@@ -262,11 +249,7 @@ def series_of(path: str | Path) -> Series:
 
 
 def series_files(path: str | Path) -> list[str]:
-    """All files of the image that a path means: those of a series for a DICOM file, else the file itself.
-
-    Raises:
-        InputError: as in ``series_of``.
-    """
+    """All files of the image that a path means: those of a series for a DICOM file, else the file itself."""
     return [header.file for header in series_of(path).headers] if is_dicom(path) else [str(path)]
 
 

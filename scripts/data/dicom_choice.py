@@ -72,10 +72,8 @@ def described(text: str) -> tuple[str, bool | None] | None:
         contrast agent, or None if the text does not say that. None if the text does not tell the weighting.
 
     Example:
-        >>> described("AX T1 POST GD"), described("t1_mprage_sag pre"), described("SAG 3D T1")
-        (('t1', True), ('t1', False), ('t1', None))
-        >>> described("t2_tirm_tra_dark-fluid"), described("AX T2* GRE"), described("3-plane loc"), described("Brain")
-        (('flair', None), ('', None), ('', None), None)
+        >>> [described(text) for text in ("AX T1 POST GD", "t2_tirm_tra_dark-fluid", "3-plane loc", "Brain")]
+        [('t1', True), ('flair', None), ('', None), None]
     """
     words = text.lower()
     said = {name for name, pattern in _WEIGHTING.items() if pattern.search(words)}
@@ -110,9 +108,7 @@ class Fit:
     """A series and the sequence that it shows.
 
     Attributes:
-        series: the series.
-        sequence: one of ``SEQUENCES``.
-        why: what tells this.
+        why: what tells the sequence.
         doubt: what contradicts it, or an empty text.
         agent_is_described: whether the description speaks of a contrast agent, or of none.
     """
@@ -199,10 +195,7 @@ def _fit(series: Series) -> Fit | None:
 
 
 def choose(study: Sequence[Series]) -> Choice:
-    """Choose a series of a study for each sequence.
-
-    Descriptions decide before times of the pulse sequence. If several series fit a sequence, ``RULES`` decide.
-    """
+    """Choose a series of a study for each sequence. Descriptions decide before times, and then ``RULES``."""
     fits = [fit for fit in map(_fit, study) if fit]
     enhanced = [fit for fit in fits if fit.sequence == "t1ce"]
     if all(fit.sequence != "t1" for fit in fits) and any(fit.agent_is_described for fit in enhanced):

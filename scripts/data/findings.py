@@ -68,13 +68,7 @@ CHOICES = ("several series of a sequence", "contradicting contrast agent")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong, or may be wrong, with a case.
-
-    Attributes:
-        kind: one of ``ERRORS`` or ``WARNINGS``.
-        case: name of the case.
-        message: one line that names the file and the remedy.
-    """
+    """One thing that is wrong, or may be wrong, with a case. The message names the file and the remedy in one line."""
 
     kind: str
     case: str
@@ -99,11 +93,7 @@ class Findings:
     list: list[Finding] = field(default_factory=list)
 
     def add(self, kind: str, message: str) -> None:
-        """Add a finding.
-
-        Raises:
-            KeyError: there is no such kind.
-        """
+        """Add a finding of a kind that is known; another kind is a KeyError."""
         if kind not in (*ERRORS, *WARNINGS):
             raise KeyError(kind)
         self.list.append(Finding(kind, self.case, message))

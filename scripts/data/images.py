@@ -75,17 +75,7 @@ def is_phantom(image: nib.Nifti1Image) -> bool:
 
 
 def check_dimensions(path: PathLike, image: nib.Nifti1Image, channels: int = 0) -> None:
-    """Refuse an image that does not have the required dimensions.
-
-    Args:
-        path: file of the image, for the message.
-        image: the image.
-        channels: number of channels that the image must hold in its fourth dimension, or 0 if it must have three
-            dimensions.
-
-    Raises:
-        InputError: the image has other dimensions.
-    """
+    """Refuse an image that has not three dimensions, or ``channels`` in its fourth one."""
     if channels and image.shape[3:] != (channels,):
         raise InputError(
             f"{path}: its shape is {image.shape}, but one file with {channels} channels is needed; "
@@ -120,11 +110,11 @@ def _checked_path(path: PathLike) -> Path:
 def open_image(path: PathLike) -> nib.Nifti1Image:
     """Open an image as a NIfTI image. The voxels of a NIfTI or MGH file are not read yet.
 
-    A DICOM file means its whole series.
+    A DICOM file means its whole series, which must be one volume of gray values with evenly spaced slices.
 
     Raises:
-        InputError: the file is absent or no image, its format is not read, or ITK is needed and not installed. A DICOM
-            series is not one volume of gray values with evenly spaced slices.
+        InputError: the file is absent or no such image, or its format is not read, or only by a package that is
+            missing.
     """
     file = _checked_path(path)
     with _refusing(path, NOT_READABLE):
@@ -254,14 +244,8 @@ class SequenceReader(NibabelReader):
     """MONAI's reader by nibabel for the four sequences, for use in ``LoadImageByReaderd(reader=...)``.
 
     It reads the resolved ``image`` of an entry. Four files in the network's order are stacked; a sequence that is
-    missing (``NO_FILE``) is 0 everywhere. The channels of one four-dimensional file are put into the network's order. A
-    three-dimensional file, such as a label map, is read as it is.
-
-    Args:
-        channel_order: the sequences in the order of the channels of four-dimensional files.
-
-    Raises:
-        InputError: ``channel_order`` does not name each of the four sequences once.
+    missing (``NO_FILE``) is 0 everywhere. The channels of one four-dimensional file, which come in ``channel_order``,
+    are put into the network's order. A three-dimensional file, such as a label map, is read as it is.
 
     Example:
         The network's order is t1, t2, t1ce, flair:
@@ -298,14 +282,11 @@ class SequenceReader(NibabelReader):
         pass
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
-        """Open the files ``data``.
-
-        Returns:
-            One nibabel image, or a list of four.
+        """Open the files: one nibabel image, or a list of four.
 
         Raises:
-            InputError: a file is absent or is no NIfTI image, or the names of four files tell another order than the
-                network's order.
+            InputError: a file is absent or is no image, or the names of four files tell another order than the
+                network's.
         """
         files = [str(path) for path in ensure_tuple(data)]
         present = image_files(files)
@@ -327,11 +308,9 @@ class SequenceReader(NibabelReader):
         return voxels
 
     def get_data(self, img: Any) -> tuple[np.ndarray, dict]:
-        """Voxels and metadata of what ``read`` has opened. The channels are in the network's order.
+        """Voxels and metadata of what ``read`` has opened, with the channels in the network's order.
 
-        Returns:
-            The voxels and the metadata. The shape of the voxels is (channel, *size) for four files and (*size, channel)
-            for one.
+        The shape of the voxels is (channel, *size) for four files and (*size, channel) for one.
 
         Raises:
             InputError: a file is damaged, or a single four-dimensional file does not have four channels.
@@ -353,19 +332,9 @@ class LoadImageByReaderd(LoadImaged):
     Another reader might also read a file in another format, with its channels in an order that nobody has stated.
 
     This class resolves the ``image`` of entries that were never in a datalist of the bundle. MONAI Label passes
-    folders, and four files in any order.
-
-    The base class and the name matter. MONAI Label looks for a ``LoadImaged``. MONAI Deploy loads images itself and
-    leaves out steps with ``LoadImage`` in their name.
-
-    Args:
-        keys: keys of files.
-        reader: reader of the files.
-        options: further arguments of ``LoadImaged``.
-
-    Raises:
-        InputError: (when called) a file is absent, is damaged or is no NIfTI image (from ``SequenceReader``), or a
-            folder does not hold one complete case.
+    folders, and four files in any order. The base class and the name matter: MONAI Label looks for a ``LoadImaged``,
+    and MONAI Deploy loads images itself and leaves out steps with ``LoadImage`` in their name. ``options`` are those of
+    ``LoadImaged``.
     """
 
     def __init__(self, keys: KeysCollection, reader: ImageReader, **options: Any) -> None:

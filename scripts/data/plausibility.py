@@ -37,7 +37,7 @@ SAMPLES = 40_000
 def doubt_images(
     found: Findings, images: Mapping[str, np.ndarray], files: Mapping[str, str], first: nib.Nifti1Image
 ) -> np.ndarray:
-    """Add what is doubtful about the images of a case.
+    """Add to ``found`` what is doubtful about the images of a case.
 
     Args:
         found: where findings are added.
@@ -88,14 +88,8 @@ def doubt_images(
 def shift_back(brain: np.ndarray, affine: np.ndarray) -> float | None:
     """How far the lowest fifth of a brain lies behind the center of the brain, as a share of its length.
 
-    The cerebellum is there, so the shift is positive if the header is right.
-
-    Args:
-        brain: mask of the brain, (*size).
-        affine: affine of the grid. Its axes run to the right, to the front and up.
-
-    Returns:
-        The shift; None if the mask is too small to tell.
+    The cerebellum is there, so the shift is positive if the affine of the mask, (*size), is right. None if the mask is
+    too small to tell.
     """
     if brain.sum() < 5000:
         return None
@@ -157,16 +151,9 @@ def doubt_label(
     path: str,
     et: int,
 ) -> None:
-    """Add what is doubtful about a label map.
+    """Add to ``found`` what is doubtful about a label map, (*size), in the file ``path``, with the value ``et`` of ET.
 
-    Args:
-        found: where findings are added.
-        images: voxels by sequence, on the grid of the label map.
-        files: the file of each sequence.
-        brain: the voxels in which an image is not 0, bool of shape (*size).
-        label: the label map, (*size).
-        path: its file.
-        et: value of ET.
+    The other arguments are as in ``doubt_images``, and the brain that it returns.
     """
     tumor = label != 0
     if tumor.any() and (share := float((tumor & ~brain).sum() / tumor.sum())) > LARGEST_SHARE_OUTSIDE:

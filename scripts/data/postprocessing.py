@@ -63,13 +63,6 @@ def without_small_components(regions: torch.Tensor, min_voxels: float) -> torch.
 
     MONAI's ``RemoveSmallObjects`` labels all channels together. There a speck of ET inside TC would count as part of
     TC.
-
-    Example:
-        The single voxel of ET is cleared, and the larger TC and WT stay:
-
-        >>> regions = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 1], [0, 1, 1, 1]])
-        >>> without_small_components(regions, min_voxels=2).tolist()
-        [[1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 1, 1], [0, 1, 1, 1]]
     """
     regions = regions.clone()
     for inside in regions[(slice(ET_CHANNEL, None), *lesion_box(regions[ET_CHANNEL:]))]:
@@ -84,11 +77,6 @@ def without_small_tumors(regions: torch.Tensor, min_voxels: float) -> torch.Tens
 
     A tumor is a connected component of all regions together, and it goes with all of them. The largest one always
     stays. A network that has seen few patients often takes bright spots far from the tumor for edema.
-
-    Example:
-        >>> regions = torch.tensor([[0, 0, 1, 0, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 1], [1, 1, 0, 1, 1]])
-        >>> without_small_tumors(regions, min_voxels=9).tolist()
-        [[0, 0, 1, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [1, 1, 0, 0, 0]]
     """
     regions = regions.clone()
     if min_voxels > 0:
@@ -102,15 +90,10 @@ def without_small_tumors(regions: torch.Tensor, min_voxels: float) -> torch.Tens
 
 
 def without_small_et(regions: torch.Tensor, min_voxels: float, per_component: bool = False) -> torch.Tensor:
-    """Regions in which an enhancing tumor that is too small to be plausible is core: its voxels are set in TC and WT.
+    """Regions in which an enhancing tumor of fewer than ``min_voxels`` voxels is core: its voxels are set in TC and WT.
 
     If a patient has no ET, a single voxel of predicted ET gives a Dice of 0 (BraTS 2020 rules). This is why the authors
-    use a threshold.
-
-    Args:
-        regions: the regions.
-        min_voxels: size of the smallest ET that stays.
-        per_component: compare the size of each component instead of the size of the whole ET.
+    use a threshold. With ``per_component``, the size of each component counts instead of the size of the whole ET.
 
     Example:
         >>> regions = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 1], [0, 1, 1, 1]])

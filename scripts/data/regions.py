@@ -15,13 +15,10 @@ from scripts.utils.errors import InputError
 
 
 def lesion_box(masks: Iterable[torch.Tensor], margin: int = 0) -> tuple[slice, ...]:
-    """The smallest box that holds every non-zero voxel of ``masks``, as one slice for each axis.
+    """The smallest box that holds every non-zero voxel of ``masks``, (*size), as one slice for each axis.
 
-    A lesion fills a few per cent of the grid, so a computation in its box takes a fraction of the time.
-
-    Args:
-        masks: at least one mask. All have the same shape, (*size).
-        margin: voxels to add on each side. The box stays inside the grid.
+    A lesion fills a few per cent of the grid, so a computation in its box takes a fraction of the time. ``margin`` adds
+    voxels on each side, inside the grid. There must be at least one mask.
 
     Example:
         >>> mask = torch.zeros(8, 8)
@@ -42,13 +39,7 @@ def lesion_box(masks: Iterable[torch.Tensor], margin: int = 0) -> tuple[slice, .
 def labels_to_regions(labels: torch.Tensor, et_label: int, edema_label: int = EDEMA_LABEL) -> torch.Tensor:
     """Regions, uint8 of shape (4, *size), from a label map of shape (*size).
 
-    Args:
-        labels: the label map.
-        et_label: value of the enhancing tumor, 4 or 3.
-        edema_label: value of edema, 2 or 1; core has the other value of the two.
-
-    Raises:
-        InputError: ``et_label`` or ``edema_label`` has another value.
+    The enhancing tumor is 4 or 3. Edema is 2 or 1, and core has the other value of the two. Others raise an InputError.
 
     Example:
         >>> labels_to_regions(torch.tensor([0, 1, 2, 4]), et_label=4).tolist()  # background, ET, TC, WT
@@ -64,16 +55,11 @@ def labels_to_regions(labels: torch.Tensor, et_label: int, edema_label: int = ED
 
 
 def regions_to_labels(regions: torch.Tensor, et_label: int = 4, edema_last: bool = False) -> torch.Tensor:
-    """Label map, uint8 of shape (1, *size), from regions of shape (4, *size).
+    """Label map, uint8 of shape (1, *size), from regions of shape (4, *size) that are non-zero inside.
 
-    Args:
-        regions: regions that are non-zero inside. The background channel is not read.
-        et_label: value of the enhancing tumor, 4 or 3.
-        edema_last: let edema (in WT but not in TC) overrule ET, as the authors' program does. The two orders differ
-            only where ET lies outside TC.
-
-    Raises:
-        InputError: ``et_label`` has another value.
+    The background channel is not read. With ``edema_last``, edema (in WT but not in TC) overrules ET, as in the
+    authors' program. The two orders differ only where ET lies outside TC. ``et_label`` other than 3 or 4 raises an
+    InputError.
 
     Example:
         The second voxel is in ET and WT but not in TC:
@@ -94,17 +80,10 @@ def regions_to_labels(regions: torch.Tensor, et_label: int = 4, edema_last: bool
 
 
 def probabilities_to_regions(probabilities: torch.Tensor, exclusive: bool = False) -> torch.Tensor:
-    """Regions, uint8 of shape (4, *size), from probabilities of the same shape.
+    """Regions, uint8 of shape (4, *size), from probabilities of the four channels, of the same shape.
 
-    Args:
-        probabilities: probabilities of the four channels.
-        exclusive: the channels are classes that exclude each other (background, ET, the rest of TC, the rest of WT),
-            and each voxel takes the most probable class. Otherwise the channels are regions, and a voxel is in each
-            region whose probability is at least 0.5.
-
-    Example:
-        >>> probabilities_to_regions(torch.tensor([[0.1], [0.5], [0.3], [0.1]]), exclusive=True).flatten().tolist()
-        [0, 1, 1, 1]
+    The channels are regions, and a voxel is in each one whose probability is at least 0.5. If they are ``exclusive``,
+    they are classes (background, ET, the rest of TC, the rest of WT), and each voxel takes the most probable one.
     """
     if not exclusive:
         return (probabilities >= 0.5).to(torch.uint8)

@@ -31,14 +31,7 @@ NOT_DESCRIBED = Described("", "", "")
 
 
 def patient_of(item: Mapping[str, Any]) -> str:
-    """The patient of an entry.
-
-    The name of the image tells the patient if its release numbers visits. Otherwise ``case`` does.
-
-    Example:
-        >>> patient_of({"case": "second visit", "image": "BraTS-GLI-00005-101-t1n.nii.gz"})
-        'BraTS-GLI-00005'
-    """
+    """The patient of an entry, by the name of the image if its release numbers visits, else by ``case``."""
     by_image = case_name(image_files(item["image"])[0])
     patient = patient_name(by_image)
     return patient if patient != by_image else patient_name(str(item["case"]))
@@ -60,13 +53,7 @@ def _shuffled_patients(items: Sequence[dict[str, Any]], seed: int) -> list[list[
 def random_split(items: list[dict[str, Any]], fraction: float, seed: int) -> tuple[list[Any], list[Any]]:
     """Hold out whole patients from the end of the shuffled list, as near to the share of cases as they allow.
 
-    Args:
-        items: two entries or more.
-        fraction: the share, between 0 and 1.
-        seed: seed of the shuffling.
-
-    Returns:
-        The entries to train on, and those that are held out.
+    There are two entries or more. Returns the entries to train on, and those that are held out.
     """
     wanted = min(max(round(len(items) * fraction), 1), len(items) - 1)
     training = _shuffled_patients(items, seed)
@@ -94,14 +81,12 @@ def make_folds(
     Patients of one grade and site are a stratum. If each patient has one case, the numbers of a stratum's cases in two
     parts differ by one at most. Within a stratum, each part gets one of the largest ETs, one of the next largest, and
     so on. What this leaves open is drawn many times, and the parts with the most similar mean sizes of ET are taken. A
-    patient of several cases counts as its first one, with the mean of their ETs.
+    patient of several cases counts as its first one, with the mean of their ETs. The order of the entries does not
+    matter.
 
-    The grade is an entry's ``grade``. Otherwise a table of names (``scripts.data.tables``) tells it, or a folder HGG or
-    LGG. The site is an entry's ``site``, or a table of names or the name of the case tells it. What nothing tells is
-    unknown, and the unknown is a stratum, too. A label map that cannot be read has an ET of unknown size; the checks
-    before a run report it.
-
-    The result depends on the entries, the tables, the label maps and the seed, and not on the order of the entries.
+    The grade is an entry's ``grade``, or that of a table of names, or a folder HGG or LGG. The site is an entry's
+    ``site``, or that of a table of names or of the name of the case. What nothing tells is unknown, and the unknown is
+    a stratum, too. A label map that cannot be read has an ET of unknown size; the checks before a run report it.
 
     Args:
         items: entries with label maps.
@@ -111,12 +96,6 @@ def make_folds(
 
     Raises:
         InputError: there are fewer patients than parts, or a table of names is faulty or contradicts a folder.
-
-    Example:
-        >>> items = [{"case": f"Brats18_{site}_{n}_1", "label": "none.nii"} for site in ("2013", "UAB") for n in "abc"]
-        >>> parts = make_folds([{**item, "image": item["case"]} for item in items], folds=3, seed=0, dataset_dir=".")
-        >>> [sorted(item["case"][8:12].rstrip("_") for item in part) for part in parts]
-        [['2013', 'UAB'], ['2013', 'UAB'], ['2013', 'UAB']]
     """
     items = sorted(items, key=lambda item: (str(item["case"]), image_files(item["image"])))
     patients = _shuffled_patients(items, seed)

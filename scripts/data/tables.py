@@ -7,8 +7,8 @@ names of the sequences are known, too. ``label`` (or ``seg``) holds the label ma
 ``edema_label`` what the label values mean, and ``list`` says which list the case belongs to (training, validation or
 testing). ``grade`` and ``site`` describe the patient, for the folds.
 
-The releases 2018 to 2020 come with a table ``name_mapping.csv``. It has the grade of each case, and the names that the
-case had in the earlier releases.
+The releases 2018 to 2020 come with a table ``name_mapping.csv``, which has the grade of each case, and the names that
+the case had in the earlier releases.
 """
 
 from __future__ import annotations
@@ -33,29 +33,15 @@ _NOT_KNOWN = ("", "na", "n/a", "nan")
 
 
 def read_table(path: str | Path) -> dict[str, Any]:
-    """The content of a CSV table in the form of a datalist's JSON.
+    """The content of a CSV table in the form of a datalist's JSON: ``sequences``, and the lists by name.
 
     The separator is a comma, a semicolon or a tab. Without the column ``list``, all rows are in ``training`` if they
-    have a label map, else in ``testing``.
-
-    Args:
-        path: the table, in UTF-8.
-
-    Returns:
-        ``sequences``, and the lists by name. An entry's ``image`` holds four files in the network's order, with None
-        for an empty cell.
+    have a label map, else in ``testing``. An entry's ``image`` holds four files in the network's order, with None for
+    an empty cell.
 
     Raises:
-        InputError: the table cannot be read, a column is unknown, doubled or missing, or a row has no image or holds
-            an unknown value. The message names the file and the row.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = Path(folder, "cases.csv")
-        ...     _ = path.write_text("case;FLAIR;T1;T1Gd;T2\\nann;a.nii;b.nii;c.nii;d.nii\\n")
-        ...     read_table(path)["testing"]
-        [{'case': 'ann', 'image': ['b.nii', 'd.nii', 'c.nii', 'a.nii']}]
+        InputError: the table cannot be read as UTF-8, a column is unknown, doubled or missing, or a row has no image or
+            holds an unknown value. The message names the file and the row.
     """
     rows = _rows(path, "give an existing --datalist_file")
     names = [_column(name.strip(), path) for name in rows[0]] if rows else []
@@ -93,13 +79,7 @@ def _rows(path: str | Path, remedy: str) -> list[list[str]]:
 
 @dataclass(frozen=True)
 class Described:
-    """What a table says of a case. An empty text means that it says nothing.
-
-    Attributes:
-        grade: the grade of the tumor, HGG or LGG.
-        site: where the images come from.
-        source: the table.
-    """
+    """What a table says of a case, HGG or LGG and where the images come from. An empty text says nothing."""
 
     grade: str
     site: str
@@ -109,11 +89,8 @@ class Described:
 def read_name_table(path: str | Path) -> dict[str, Described]:
     """The grade and the site of each case in a table of names, by each of the case's names.
 
-    The column of the grade is ``Grade``. The names stand in ``BraTS_2017_subject_ID`` and so on, the latest one last.
-    Of the names that tell the site, the latest one counts, because BraTS 2017 has coarser sites.
-
-    Args:
-        path: the table, in UTF-8.
+    The column of the grade is ``Grade``. The names are in ``BraTS_2017_subject_ID`` and so on, the latest one last. Of
+    the names that tell the site, the latest one counts, because BraTS 2017 has coarser sites.
 
     Raises:
         InputError: the table cannot be read, has no column of names, or gives a case two grades.
@@ -140,11 +117,7 @@ def read_name_table(path: str | Path) -> dict[str, Described]:
 
 
 def check_grades(case: str, first: Described, second: Described) -> None:
-    """Refuse two different grades of one case.
-
-    Raises:
-        InputError: both grades are known, and they differ. The message names both sources.
-    """
+    """Refuse two different grades of one case. The InputError names both sources."""
     if first.grade and second.grade and first.grade.lower() != second.grade.lower():
         raise InputError(
             f"{second.source}: {case} is {second.grade} here, but {first.grade} by {first.source}; correct one of them."

@@ -39,7 +39,6 @@ class BrainSpacingd(Spacingd):
     the text ``image_path`` in the item, and that update fails on a text. So this class shows MONAI its own keys alone.
 
     Example:
-        >>> from monai.data import MetaTensor
         >>> item = {"image": MetaTensor(torch.tensor([0.0, 0.0, 0.0, 6, 6, 6, 6, 6]).view(1, 8, 1, 1))}
         >>> BrainSpacingd("image", pixdim=(1.4, 1.0, 1.0), mode="bilinear")(item)["image"].flatten().tolist()
         [0.0, 0.0, 6.0, 6.0, 6.0, 6.0]
@@ -70,7 +69,7 @@ class BrainSpacingd(Spacingd):
 
 
 class CheckLabelsd(MapTransform):
-    """Check BraTS label maps, (1, *size), for values that their release does not use. The maps are not changed.
+    """Refuse BraTS label maps, (1, *size), with values that their release does not use. The InputError names the file.
 
     A case says in ``et_label`` and ``edema_label`` what the values of its map mean. ``resection_cavity`` says whether 4
     may occur beside an ET label of 3. Such a 4 is the resection cavity and counts as background. Only the user sets
@@ -81,17 +80,6 @@ class CheckLabelsd(MapTransform):
         et_label: value of the enhancing tumor in all maps, for maps that this bundle made; None for what each case
             says.
         default_et_label: value for a case that says nothing, such as a case from MONAI Label.
-
-    Raises:
-        InputError: (when called) a map holds such a value. The message names the file.
-
-    Example:
-        >>> item = {"label": torch.tensor([[0, 1, 2, 4]]), "et_label": 3}
-        >>> CheckLabelsd("label")({**item, "resection_cavity": 1})["label"].tolist()
-        [[0, 1, 2, 4]]
-        >>> CheckLabelsd("label")({**item, "label": torch.tensor([[0, 5]])})
-        Traceback (most recent call last):
-        scripts.utils.errors.InputError: label: unexpected label 5 beside 0, 1, 2, 3; check the file.
     """
 
     def __init__(self, keys: KeysCollection, et_label: int | None = None, default_et_label: int = 4) -> None:
@@ -123,11 +111,8 @@ class LabelsToRegionsd(CheckLabelsd):
 
     Args:
         keys, et_label, default_et_label: as in ``CheckLabelsd``.
-        check: check the values first. The check copies them to the host. Set it to False if ``CheckLabelsd`` has
-            checked the map before it went to a device.
-
-    Raises:
-        InputError: (when called) the map holds a value that its release does not use. The message names the file.
+        check: check the values first, which copies them to the host. Set it to False if ``CheckLabelsd`` has checked
+            the map before it went to a device.
 
     Example:
         In the Decathlon edema is 1, so only the voxels of value 2 and 3 are in the tumor core:
@@ -154,17 +139,10 @@ class LabelsToRegionsd(CheckLabelsd):
 
 
 class RequireFinited(MapTransform):
-    """Refuse predictions that hold NaN or infinite values.
+    """Refuse logits, (channel, *size), that hold NaN or infinite values. The InputError names the case, or its file.
 
     Thresholds would turn NaN into an empty label map. The check belongs before the activation, because a sigmoid turns
     infinity into 1.
-
-    Args:
-        keys: keys of logits, (channel, *size).
-
-    Raises:
-        InputError: (when called) a value is not finite. The message names the case, or the file of a case without a
-            name.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -183,19 +161,13 @@ class RequireFinited(MapTransform):
 class ProbabilitiesToLabelMapd(MapTransform):
     """Turn probabilities, (4, *size), into a BraTS label map, uint8 of shape (1, *size): the post-processing.
 
-    The steps are ``probabilities_to_regions``, ``without_small_components``, ``without_small_tumors``,
-    ``without_small_et`` and ``regions_to_labels``.
-
     Args:
         keys: keys of probabilities. Their affines give the volume of a voxel; without an affine it is 1 mm^3.
-        thresholds: a value for each name in ``scripts.data.postprocessing.THRESHOLDS``. A volume counts as reached from
-            0.01 % below it on, since headers round the sizes of voxels.
+        thresholds: a value for each name in ``scripts.data.postprocessing.THRESHOLDS``; others raise an InputError. A
+            volume counts as reached from 0.01 % below it on, since headers round the sizes of voxels.
         exclusive: the channels are classes that exclude each other.
         et_label: value of the enhancing tumor, 4 or 3.
         edema_last: use the authors' order, in which a voxel in ET and WT but not in TC becomes edema.
-
-    Raises:
-        InputError: a threshold is missing, unknown or no volume, or ``et_label`` has another value.
 
     Example:
         >>> regions = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 1], [0, 1, 1, 1]])
@@ -237,20 +209,11 @@ class ProbabilitiesToLabelMapd(MapTransform):
 
 
 class CropToLesiond(MapTransform):
-    """Cut prediction and reference to the box that holds both lesions, with a margin of one voxel.
+    """Cut label maps, (1, *size), or regions, (4, *size), to the box of all lesions, with a margin of one voxel.
 
     Overlap and surface distances are equal in the box and in the whole grid, and are computed many times faster. The
-    metadata of a map keep the number of voxels of the whole grid (``GRID_VOXELS``), of which the specificity is a
-    share.
-
-    Args:
-        keys: keys of label maps, (1, *size), or regions, (4, *size). The background channel of regions is not read.
-
-    Example:
-        >>> label, pred = torch.zeros(1, 9, 9), torch.zeros(1, 9, 9)
-        >>> label[0, 3, 3] = pred[0, 3, 4] = 1
-        >>> CropToLesiond(["label", "pred"])({"label": label, "pred": pred})["pred"].tolist()
-        [[[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]]]
+    background channel is not read. The metadata of a map keep the number of voxels of the whole grid (``GRID_VOXELS``),
+    of which the specificity is a share.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -269,16 +232,9 @@ class CropToLesiond(MapTransform):
 
 
 class RandDropSequenced(RandomizableTransform, MapTransform):
-    """Sometimes set one sequence to 0, so that a network learns to do without it.
+    """Sometimes set one sequence of a normalized image, (sequence, *size), to 0: a network learns to do without it.
 
-    Args:
-        keys: keys of normalized images, (sequence, *size).
-        prob: probability that one sequence is dropped. Each sequence is equally likely.
-
-    Example:
-        >>> drop = RandDropSequenced("image", prob=1.0).set_random_state(seed=0)
-        >>> drop({"image": torch.ones(4, 1)})["image"].flatten().tolist()
-        [1.0, 1.0, 0.0, 1.0]
+    A sequence is dropped with the probability ``prob``, and each one is equally likely.
     """
 
     def __init__(self, keys: KeysCollection, prob: float = 0.1) -> None:
@@ -297,14 +253,9 @@ class RandDropSequenced(RandomizableTransform, MapTransform):
 
 
 class WithoutSequenced(MapTransform):
-    """Set one sequence to 0, as if a case lacked it. This shows what the sequence is worth.
+    """Set one sequence of a normalized image, (sequence, *size), to 0, which shows what the sequence is worth.
 
-    Args:
-        keys: keys of normalized images, (sequence, *size), with the sequences in the network's order.
-        sequence: name of the sequence, such as ``flair``.
-
-    Raises:
-        InputError: there is no such sequence.
+    The sequences are in the network's order. An unknown name of a sequence raises an InputError.
 
     Example:
         >>> WithoutSequenced("image", "flair")({"image": torch.ones(4, 1)})["image"].flatten().tolist()
