@@ -3,7 +3,9 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check lint package package-starter gpu-check gpu-wheels clean
+.PHONY: install demo test check lint package package-starter gpu-check gpu-wheels clean
+
+install: .venv/.installed
 
 demo: .venv/.installed
 	$(BIN)/python -m scripts.lab.demo
@@ -47,7 +49,7 @@ gpu-wheels: .venv/.installed
 		termcolor attrs referencing rpds-py jsonschema-specifications typing_extensions
 
 # torch first and alone: beside other packages pip may take another build of it.
-.venv/.installed: requirements.txt pyproject.toml
+.venv/.installed: requirements.txt pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet "$$(grep '^torch==' requirements.txt)"
 	$(BIN)/pip install --quiet -r requirements.txt

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Average the weights of trainings that go back to the same weights.
 
-    python -m scripts.average_weights models/mean.pt runs/first/model.pt runs/second/model.pt
-
 The result is one network, which costs no more than each of them and often segments better (model soups; Wortsman et
 al., ICML 2022). This works only for trainings that go back to the same weights, whether in one step or in several.
 These weights may be among them: then the mean keeps more of what they knew (WiSE-FT; Wortsman et al., CVPR 2022). The
@@ -14,82 +12,32 @@ The record of the mean says how many cases one of the trainings saw at most, sin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-import torch
 from scripts import command
 from scripts.utils.errors import InputError
-from scripts.utils.files import load_torch
-from scripts.weights.record import (
-    Record,
-    origin,
-    read_weights_record,
-    record_file,
-    refuse_existing,
-    save_weights,
-    trained_after,
+
+EXAMPLES = (
+    "models/mean.pt runs/first/model.pt runs/second/model.pt",
+    "models/mean.pt runs/train/model.pt runs/train/model_last.pt",
 )
-
-# Keys of a record that belong to one file of weights, and not to the mean.
-OF_ONE_FILE = ("bundle_version", "checksum", "scores")
-# Keys in which the trainings may differ.
-MAY_DIFFER = (*OF_ONE_FILE, "training", "trained_on")
-
-
-def mean_state(states: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The mean of each tensor, in its own type; counters are those of the first state.
-
-    Args:
-        states: weights by name, with the same names and shapes.
-
-    Example:
-        >>> mean_state([{"weight": torch.tensor([1.0])}, {"weight": torch.tensor([2.0])}])
-        {'weight': tensor([1.5000])}
-    """
-    mean = dict(states[0])
-    for name, first in states[0].items():
-        if first.is_floating_point():
-            mean[name] = torch.stack([state[name].double() for state in states]).mean(0).to(first.dtype)
-    return mean
-
-
-def common_record(files: Sequence[Path]) -> Record:
-    """The record of the mean of ``files``.
-
-    Raises:
-        InputError: a file has no record, the records differ in what weights depend on, or the weights do not go back to
-            the same ones.
-    """
-    records = []
-    for file in files:
-        record = read_weights_record(file, quiet=True) if file.is_file() else None
-        if record is None:
-            raise InputError(f"{file}: no such weights, or no record of them beside them; give weights of trainings.")
-        records.append(record)
-    first = records[0]
-    for file, record in zip(files, records, strict=True):
-        for key in sorted({*first, *record} - set(MAY_DIFFER)):
-            if record.get(key) != first.get(key):
-                raise InputError(
-                    f"{record_file(file)}: {key} differs from that in {record_file(files[0])}; average trainings of "
-                    "the same network with the same settings."
-                )
-        if origin(record) != origin(first):
-            raise InputError(
-                f"{record_file(file)}: goes back to other weights than {files[0]}, and the mean of such networks is of "
-                "no use; average their probabilities with configs/ensemble.yaml."
-            )
-    kept = {key: value for key, value in first.items() if key not in OF_ONE_FILE}
-    return {**kept, "trained_on": trained_after([record["trained_on"] for record in records], origin(first))}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    parser = command.parser("average_weights", __doc__)
-    parser.add_argument("model_file", type=Path, help="model file to write")
-    parser.add_argument("trained", type=Path, nargs="+", help="model files of two trainings or more")
+    parser = command.parser("average_weights", __doc__, EXAMPLES)
+    output = parser.add_argument_group("output")
+    output.add_argument("model_file", type=command.path, metavar="MODEL", help="model file to write")
+    given = parser.add_argument_group("input")
+    given.add_argument(
+        "trained", type=command.path, metavar="TRAINED", nargs="+", help="model files of two trainings or more"
+    )
     args = parser.parse_args(argv)
+
+    from scripts.utils.tensors import load_torch
+    from scripts.weights.averaging import common_record, mean_state
+    from scripts.weights.record import refuse_existing, save_weights
+
     refuse_existing(args.model_file)
     if len(set(args.trained)) < max(2, len(args.trained)):
         raise InputError("name at least two model files, and each once.")

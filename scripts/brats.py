@@ -9,12 +9,11 @@ ET and the necrotic or non-enhancing core), and TC in WT (whole tumor: TC and ed
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 from scripts.utils.errors import InputError
 
 # The input channels. Their order is the order in the PANet authors' program, so the authors' weights fit as they are.
@@ -234,7 +233,7 @@ def check_et_label(et_label: int) -> int:
     return et_label
 
 
-def check_label_values(values: np.ndarray, et_label: int, name: str, cavity: bool = False) -> None:
+def check_label_values(values: Iterable[float], et_label: int, name: str, cavity: bool = False) -> None:
     """Refuse label values that a release with this ET label does not use.
 
     Args:
@@ -244,7 +243,7 @@ def check_label_values(values: np.ndarray, et_label: int, name: str, cavity: boo
         cavity: accept 4 as resection cavity if the ET label is 3.
 
     Example:
-        >>> check_label_values(np.array([0, 1, 7]), et_label=4, name="seg.nii.gz")
+        >>> check_label_values([0, 1, 7], et_label=4, name="seg.nii.gz")
         Traceback (most recent call last):
         scripts.utils.errors.InputError: seg.nii.gz: unexpected label 7 beside 0, 1, 2, 4; check the file.
     """

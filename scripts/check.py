@@ -1,10 +1,9 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Check data before anything runs, and name all that is wrong with them: `python -m scripts.check DATASET_OR_CASE`.
+"""Check data before anything runs, and name all that is wrong with them.
 
-The status is 1 if there is an error, which would stop a workflow. Warnings leave it at 0, although
-``python -m scripts.segment`` refuses some of them, as the end of the list says. docs/troubleshooting.md explains every
-kind of finding.
+The status is 1 if there is an error, which would stop a workflow. Warnings leave it at 0, although ``panet segment``
+refuses some of them, as the end of the list says. docs/troubleshooting.md explains every kind of finding.
 """
 
 from __future__ import annotations
@@ -12,19 +11,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from scripts import command
 from scripts.brats import ET_LABELS
-from scripts.data.datalist import every_item, set_et_label
-from scripts.data.datalist_file import read_datalist
 from scripts.data.findings import NOT_PREPARED, Finding
-from scripts.data.inspection import PREPARATION_PAGE, examine
 from scripts.utils.errors import InputError, printable
 from scripts.utils.files import save_json
+
+EXAMPLES = ("brats", "brats --datalist-file datalist.json --json findings.json")
 
 
 def table_of(findings: Sequence[Finding]) -> Table:
@@ -41,18 +38,29 @@ def table_of(findings: Sequence[Finding]) -> Table:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    parser = command.parser("check", __doc__)
-    parser.add_argument("data", type=Path, metavar="DATASET_OR_CASE", help="folder of cases, of one case, or 4-D file")
-    parser.add_argument(
-        "--datalist_file", type=Path, help="check the cases of this list; its paths are relative to data"
+    parser = command.parser("check", __doc__, EXAMPLES)
+    given = parser.add_argument_group("input")
+    given.add_argument(
+        "data", type=command.path, metavar="DATASET_OR_CASE", help="folder of cases, of one case, or 4-D file"
     )
-    parser.add_argument("--et_label", type=int, choices=ET_LABELS, help="value of ET (default: by each case's release)")
-    command.add_channel_order(parser)
-    parser.add_argument(
-        "--may_lack", type=int, default=0, help="sequences that a case may lack, by the weights' record (default: 0)"
+    given.add_argument(
+        "--datalist-file",
+        type=command.path,
+        help="check the cases of this list; its paths are relative to DATASET_OR_CASE",
     )
-    parser.add_argument("--json", type=Path, help="also write the findings to this new file")
+    given.add_argument("--et-label", type=int, choices=ET_LABELS, help="value of ET (default: by each case's release)")
+    command.add_channel_order(given)
+    given.add_argument(
+        "--may-lack", type=int, default=0, help="sequences that a case may lack, by the weights' record (default: 0)"
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", type=command.path, help="also write the findings to this new file")
     args = parser.parse_args(argv)
+
+    from scripts.data.datalist import every_item, set_et_label
+    from scripts.data.datalist_file import read_datalist
+    from scripts.data.inspection import PREPARATION_PAGE, examine
+
     if args.json and args.json.exists():
         raise InputError(f"{args.json}: exists already; move it away or choose another name.")
     if args.datalist_file:
@@ -69,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             console.print(f"{count:6d}  {kind}", highlight=False)
     kinds = {finding.kind for finding in findings}
     if refused := ", ".join(kind for kind in NOT_PREPARED if kind in kinds):
-        console.print(f"python -m scripts.segment refuses: {refused}; see {PREPARATION_PAGE}.", highlight=False)
+        console.print(f"panet segment refuses: {refused}; see {PREPARATION_PAGE}.", highlight=False)
     numbers = {"error": len(errors), "warning": len(findings) - len(errors)}
     told = [f"{count} {word}{'s' * (count != 1)}" for word, count in {"case": len(items), **numbers}.items()]
     console.print(

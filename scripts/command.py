@@ -1,63 +1,79 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Functions that the commands (``python -m scripts.<command>``) share."""
+"""Functions that the commands share.
+
+A command parses its arguments first, and imports torch, MONAI and what needs them only then, within ``main``. They take
+seconds, and ``--help`` answers without them.
+"""
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from scripts.brats import CHANNEL_ORDER, SEQUENCES
 from scripts.utils.errors import show_input_errors
-from scripts.utils.files import BUNDLE_ROOT, CONFIGS
-from scripts.utils.literals import literal
 
 
-def parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    """The argument parser of the command ``python -m scripts.<name>``.
+class Parser(argparse.ArgumentParser):
+    """A parser that takes an underscore in an option for a dash.
+
+    Settings of workflows have underscores, and messages about data name them so; MONAI's command line takes both, too.
+    """
+
+    # argparse declares two signatures, which this one covers.
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """Parse the arguments, by default those of the process."""
+        words = [
+            re.sub("^--[^=]+", lambda option: option[0].replace("_", "-"), word)
+            for word in (sys.argv[1:] if args is None else args)
+        ]
+        return super().parse_known_args(words, namespace)
+
+
+def parser(name: str, description: str | None, examples: Sequence[str] = ()) -> Parser:
+    """The argument parser of a command.
 
     Args:
         name: name of the command's module.
         description: docstring of the module. Its first line describes the command.
+        examples: arguments of calls that show how the command is used.
     """
-    first = (description or "").strip().splitlines()[:1]
-    return argparse.ArgumentParser(prog=f"python -m scripts.{name}", description="".join(first))
+    program = f"panet {sys.argv[1]}" if Path(sys.argv[0]).stem == "panet" else f"python -m scripts.{name}"
+    return Parser(
+        prog=program,
+        description=(description or "").partition("\n")[0],
+        epilog="\n".join(["examples:", *(f"  {program} {example}" for example in examples)]) if examples else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
-def add_channel_order(parser: argparse.ArgumentParser) -> None:
-    """Add the option ``--channel_order``."""
-    parser.add_argument(
-        "--channel_order",
+def path(text: str) -> Path:
+    """The path that an argument names.
+
+    Raises:
+        argparse.ArgumentTypeError: it is empty, as of a variable that is not set, and would mean the current folder.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty; name a file or a folder, or leave the option out")
+    return Path(text)
+
+
+def add_channel_order(group: argparse._ActionsContainer) -> None:
+    """Add the option ``--channel-order``."""
+    group.add_argument(
+        "--channel-order",
         nargs=len(SEQUENCES),
         choices=SEQUENCES,
         default=list(CHANNEL_ORDER),
         help="sequences in the order of a four-dimensional file's channels (default: %(default)s)",
     )
-
-
-def config_files(names: Sequence[str]) -> str:
-    """The value of MONAI's ``--config_file`` for the bundle's configurations ``names``."""
-    return str([str(CONFIGS / name) for name in names])
-
-
-def workflow_arguments(names: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
-    """The arguments after ``python -m`` that run a workflow of the bundle from any folder.
-
-    Args:
-        names: names of configurations.
-        settings: values by key, which override the values of the configurations. MONAI evaluates texts, not paths.
-
-    Example:
-        >>> workflow_arguments(["inference.json"], {"dataset_dir": Path("/data")})[-2:]
-        ['--dataset_dir', "$'/data'"]
-    """
-    given = {"bundle_root": BUNDLE_ROOT, **settings}
-    texts = {key: literal(str(value)) if isinstance(value, Path) else str(value) for key, value in given.items()}
-    options = [text for key, value in texts.items() for text in (f"--{key}", value)]
-    return ["monai.bundle", "run", "--config_file", config_files(names), *options]
 
 
 def run(main: Callable[[], int]) -> NoReturn:

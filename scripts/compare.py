@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Compare evaluations of the same cases: `python -m scripts.compare A/scores.csv B/scores.csv`.
+"""Compare evaluations of the same cases.
 
 For each score and region it prints the mean of each run, the mean difference from the first run with a bootstrap
 interval, and the p-value of a paired test.
@@ -12,37 +12,49 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from scripts import command
 from scripts.brats import REGIONS
-from scripts.pages.plots import draw_box, style_axes
-from scripts.scores.paired import Evaluation, Row, compare, csv_rows, read_evaluations
 from scripts.scores.table import score_of
 from scripts.utils.errors import InputError, printable
 from scripts.utils.files import cannot_write, keep_earlier, replacing, save_csv
 
-# Colors of the runs (Okabe and Ito). The order of the boxes tells the runs apart, too.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#999999")
-# Plots beside each other.
-MOST_BESIDE = 3
+if TYPE_CHECKING:
+    from scripts.scores.paired import Row
+
+EXAMPLES = (
+    "runs/train/evaluation_validation runs/sgd/evaluation_validation",
+    "first/scores.csv second/scores.csv --names first second -o comparison.csv --plot comparison.png",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    parser = command.parser("compare", __doc__)
-    parser.add_argument("evaluations", type=Path, nargs="+", help="files scores.csv, or their folders; two or more")
-    parser.add_argument("--names", nargs="+", help="names of the runs (default: names of their folders)")
-    parser.add_argument(
+    parser = command.parser("compare", __doc__, EXAMPLES)
+    given = parser.add_argument_group("input")
+    given.add_argument(
+        "evaluations",
+        type=command.path,
+        metavar="EVALUATION",
+        nargs="+",
+        help="files scores.csv, or their folders; two or more",
+    )
+    given.add_argument("--names", nargs="+", help="names of the runs (default: names of their folders)")
+    given.add_argument(
         "--scores", nargs="+", help="scores to compare, such as dice hd95 (default: all that the runs share)"
     )
-    parser.add_argument("-o", "--output", type=Path, help="CSV file to write")
-    parser.add_argument("--plot", type=Path, help="PNG file to write, with the scores of all cases as boxes")
+    output = parser.add_argument_group("output")
+    output.add_argument("-o", "--output", type=command.path, help="CSV file to write")
+    output.add_argument("--plot", type=command.path, help="PNG file to write, with the scores of all cases as boxes")
     args = parser.parse_args(argv)
+
+    from scripts.pages.plots import draw_runs
+    from scripts.scores.paired import compare, csv_rows, read_evaluations
+
     for option, path in (("--output", args.output), ("--plot", args.plot)):
         if path is not None:
             _check_place(option, path)
@@ -64,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.plot is not None:
         _keep(args.plot)
         with replacing(args.plot) as temporary:
-            draw(evaluations, names).savefig(temporary, dpi=110, format="png")
+            draw_runs(evaluations, names).savefig(temporary, dpi=110, format="png")
         print(args.plot)
     return 0
 
@@ -115,36 +127,6 @@ def print_table(rows: Sequence[Row], cases: int) -> None:
         print("No test is possible with one case.")
     elif untested:
         print("No test is possible where no case differs.")
-
-
-def draw(evaluations: Sequence[Evaluation], names: Sequence[str]) -> Figure:
-    """Draw scores of all cases: for each score and region a box for each run, with a point for each case."""
-    beside = min(len(names), MOST_BESIDE)
-    lines = math.ceil(len(names) / beside)
-    figure = Figure(figsize=(4.2 * beside, 3.2 * lines + 0.4), layout="constrained")
-    axes = list(figure.subplots(lines, beside, squeeze=False).flat)
-    for ax, name in zip(axes, names, strict=False):
-        _boxes(ax, evaluations, name)
-    for ax in axes[len(names) :]:
-        ax.remove()
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4), frameon=False, markerscale=2)
-    return figure
-
-
-def _boxes(ax: Axes, evaluations: Sequence[Evaluation], name: str) -> None:
-    width = 0.8 / len(evaluations)
-    for number, evaluation in enumerate(evaluations):
-        color = COLORS[number % len(COLORS)]
-        for place, region in enumerate(REGIONS):
-            values = evaluation.values(f"{name}_{region}").tolist()
-            center = place + (number - (len(evaluations) - 1) / 2) * width
-            label = evaluation.name if place == 0 else None
-            draw_box(ax, values, center, 0.8 * width, color, color=color, s=9, alpha=0.7, label=label)
-    ax.set_xticks(range(len(REGIONS)), REGIONS)
-    ax.set_xlim(-0.6, len(REGIONS) - 0.4)
-    ax.set_ylabel(score_of(name).heading)
-    style_axes(ax)
 
 
 if __name__ == "__main__":

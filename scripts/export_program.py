@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Export the network and its weights with torch.export, which replaces TorchScript.
 
-    python -m scripts.export_program models/model.pt2
-
 ``torch.export.load`` reads the file where only PyTorch is installed. The program takes any number of windows. It takes
 any window size that the network takes, from twice the network's size multiple on. The file also holds the
 configuration and metadata.json, like the TorchScript that ``monai.bundle ckpt_export`` makes. If the weights have a
@@ -14,49 +12,39 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
-import torch
-from monai.bundle import ConfigParser
 from scripts import command
-from scripts.networks.protocol import SegmentationNetwork, refuse_one_size
 from scripts.utils.errors import InputError
-from scripts.utils.files import load_torch, replacing
-from scripts.weights.loading import check_weights
-from scripts.weights.record import record_file
+from scripts.utils.files import replacing
 
-# torch.export needs an upper bound; this one allows windows larger than any scanner's volume.
-MAX_MULTIPLE = 128
-
-
-def export_network(network: SegmentationNetwork) -> torch.export.ExportedProgram:
-    """Return the network in evaluation mode as an exported program, for any batch and any permitted size.
-
-    Args:
-        network: takes (batch, ``in_channels``, *size), each size a multiple of its ``size_multiple``.
-
-    Returns:
-        A program that maps such a tensor to logits of shape (batch, out_channels, *size). Each size must be at least
-        twice the multiple, because torch.export takes a deepest level of one voxel for a constant.
-    """
-    multiple, channels, dims = network.size_multiple, network.in_channels, network.spatial_dims
-    # The sizes differ, so that torch.export does not take two axes for one.
-    example = torch.zeros(2, channels, *(multiple * n for n in (2, 3, 4)[:dims]))
-    shapes: dict[int, torch.export.Dim] = {0: torch.export.Dim("batch", max=1024)}
-    for axis, name in zip(range(2, 2 + dims), ("height", "width", "depth"), strict=False):
-        shapes[axis] = multiple * torch.export.Dim(name, max=MAX_MULTIPLE)
-    with torch.no_grad():
-        return torch.export.export(network.eval(), (example,), dynamic_shapes=(shapes,))
+EXAMPLES = (
+    "models/model.pt2",
+    "starter.pt2 --config-file configs/inference.json configs/starter.yaml --model-file models/starter/model.pt",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    parser = command.parser("export_program", __doc__)
-    parser.add_argument("program_file", type=Path, help="file to write, such as models/model.pt2")
-    parser.add_argument("--bundle_root", type=Path, default=Path("."), help="root of the bundle")
-    parser.add_argument("--config_file", type=Path, nargs="+", help="configuration (default: configs/inference.json)")
-    parser.add_argument("--model_file", type=Path, help="weights (default: models/model.pt)")
+    parser = command.parser("export_program", __doc__, EXAMPLES)
+    model = parser.add_argument_group("model")
+    model.add_argument("--bundle-root", type=command.path, default=".", help="root of the bundle (default: .)")
+    model.add_argument(
+        "--config-file", type=command.path, nargs="+", help="configurations (default: configs/inference.json)"
+    )
+    model.add_argument("--model-file", type=command.path, help="weights (default: models/model.pt)")
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "program_file", type=command.path, metavar="PROGRAM", help="file to write, such as models/model.pt2"
+    )
     args = parser.parse_args(argv)
+
+    import torch
+    from monai.bundle import ConfigParser
+    from scripts.networks.exported_program import export_network
+    from scripts.networks.protocol import refuse_one_size
+    from scripts.utils.tensors import load_torch
+    from scripts.weights.loading import check_weights
+    from scripts.weights.record import record_file
 
     configs = args.config_file or [args.bundle_root / "configs" / "inference.json"]
     metadata = args.bundle_root / "configs" / "metadata.json"

@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Draw one patient with the reference and a prediction: `python -m scripts.render_case CASE_DIR PICTURE.png`.
+"""Draw one patient with the reference and a prediction.
 
 If CASE_DIR holds several patients, the picture has a row for each of them, with the reference.
 """
@@ -8,28 +8,39 @@ If CASE_DIR holds several patients, the picture has a row for each of them, with
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from scripts import command
-from scripts.data.datalist import every_item
-from scripts.pictures.patient import read_patient
-from scripts.pictures.preview import draw_cases, draw_preview
-from scripts.pictures.surface import draw_surface
 from scripts.utils.errors import InputError
 from scripts.utils.run_json import read_run_json
 
+EXAMPLES = ("ann picture.png --prediction out/ann/ann.nii.gz --surface picture_3d.png", "brats picture.png")
 MOST_CASES = 12  # in one picture
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    parser = command.parser("render_case", __doc__)
-    parser.add_argument("case_dir", type=Path, help="folder of one case, or of up to 12 cases, or a 4-D file")
-    parser.add_argument("picture", type=Path, help="PNG file to write")
-    parser.add_argument("--prediction", type=Path, help="label map that inference or evaluation wrote")
-    parser.add_argument("--surface", type=Path, help="also draw brain and tumor from outside, into this PNG file")
-    command.add_channel_order(parser)
+    parser = command.parser("render_case", __doc__, EXAMPLES)
+    given = parser.add_argument_group("input")
+    given.add_argument(
+        "case_dir",
+        type=command.path,
+        metavar="CASE_DIR",
+        help=f"folder of one case, or of up to {MOST_CASES} cases, or a 4-D file",
+    )
+    given.add_argument("--prediction", type=command.path, help="label map that inference or evaluation wrote")
+    command.add_channel_order(given)
+    output = parser.add_argument_group("output")
+    output.add_argument("picture", type=command.path, metavar="PICTURE", help="PNG file to write")
+    output.add_argument(
+        "--surface", type=command.path, help="also draw brain and tumor from outside, into this PNG file"
+    )
     args = parser.parse_args(argv)
+
+    from scripts.data.datalist import every_item
+    from scripts.pictures.patient import read_patient
+    from scripts.pictures.preview import draw_cases, draw_preview
+    from scripts.pictures.surface import draw_surface
+
     items = every_item(args.case_dir)
     if not 1 <= len(items) <= MOST_CASES:
         raise InputError(f"{args.case_dir}: holds {len(items)} cases; give a folder of 1 to {MOST_CASES} cases.")

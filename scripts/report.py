@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Write one HTML file about a training, an evaluation or an inference: `python -m scripts.report RUN_DIR`.
+"""Write one HTML file about a training, an evaluation or an inference.
 
 The file shows curves, scores, cases and settings. It loads nothing, so it can be read without a network. It holds
 images of the cases: slices of the first 100, and the volumes of the first 5 for the viewer.
@@ -9,21 +9,28 @@ images of the cases: slices of the first 100, and the volumes of the first 5 for
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from scripts import command
-from scripts.pages.page import make_report
-from scripts.pages.runs import read_run
 from scripts.utils.errors import InputError, printable
 from scripts.utils.files import keep_earlier, save_text
+
+EXAMPLES = ("runs/train", "runs/inference -o page.html")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    parser = command.parser("report", __doc__)
-    parser.add_argument("run_dir", type=Path, help="output folder of a training, an evaluation or an inference")
-    parser.add_argument("-o", "--output", type=Path, help="HTML file to write (default: RUN_DIR/report.html)")
+    parser = command.parser("report", __doc__, EXAMPLES)
+    given = parser.add_argument_group("input")
+    given.add_argument(
+        "run_dir", type=command.path, metavar="RUN_DIR", help="folder of a training, an evaluation or an inference"
+    )
+    written = parser.add_argument_group("output")
+    written.add_argument("-o", "--output", type=command.path, help="HTML file to write (default: RUN_DIR/report.html)")
     args = parser.parse_args(argv)
+
+    from scripts.pages.page import make_report
+    from scripts.pages.runs import read_run
+
     output = args.output or args.run_dir / "report.html"
     if output.is_dir():
         raise InputError(f"{output}: a folder; give --output the name of an HTML file.")

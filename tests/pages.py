@@ -16,7 +16,7 @@ from workflows import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES += sorted((ROOT / "models").rglob("README.md"))
-PROGRAMS = ("python ", "panet-segment ", "torchrun ", "make ", "tensorboard ")
+PROGRAMS = ("python ", "panet ", "torchrun ", "make ", "tensorboard ")
 
 
 def commands(page: Path) -> list[str]:
@@ -62,7 +62,7 @@ def run(line: str, folder: Path, *more: str, **settings: object) -> subprocess.C
     program, *arguments = shlex.split(line)
     start = {
         "python": [sys.executable],
-        "panet-segment": [sys.executable, "-m", "scripts.segment"],
+        "panet": [sys.executable, "-m", "scripts.panet"],
         "torchrun": [sys.executable, "-m", "torch.distributed.run"],
         "make": ["make"],
     }[program]

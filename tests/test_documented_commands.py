@@ -32,7 +32,7 @@ class UnderstoodError(Exception):
     pass
 
 
-@pytest.mark.parametrize("line", of("python -m scripts", "panet-segment"))
+@pytest.mark.parametrize("line", of("python -m scripts", "panet "))
 def test_a_program_of_the_bundle_takes_the_arguments(line, monkeypatch):
     parse = argparse.ArgumentParser.parse_args
 
@@ -43,7 +43,7 @@ def test_a_program_of_the_bundle_takes_the_arguments(line, monkeypatch):
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
     # The reader has a GPU, and a machine of the tests may have none.
     words = shlex.split(line.replace("--device cuda", "--device cpu"))
-    name, arguments = ("scripts.segment", words[1:]) if words[0] == "panet-segment" else (words[2], words[3:])
+    name, arguments = ("scripts.panet", words[1:]) if words[0] == "panet" else (words[2], words[3:])
     if (ROOT / name.replace(".", "/")).is_dir():
         name += ".__main__"
     with pytest.raises(UnderstoodError):

@@ -29,6 +29,7 @@ MINUTES = "it takes minutes; what it calls has tests"
 SAME = "it is `python -m scripts.lab.benchmark training` with sizes alone, and a small size of that is run"
 SERVER = "it needs a server; test_package.py calls the function on what is here"
 NOT_RUN = {
+    "make install": "it needs a package index",
     "make demo": MINUTES,
     "make test": "it runs this test",
     "make check": "it runs the tests",
@@ -91,7 +92,7 @@ AUTHORS = "import and segment by the authors' path"
 # Each group begins with the bundle as it is and with weights in models/, and its commands follow each other.
 GROUPS = {
     "train, evaluate and look": [
-        Step("scripts.check x", says="0 errors"),
+        Step("panet check x", says="0 errors"),
         Step("run --config_file configs/train.json --dataset_dir x", ("runs/train/model.pt", "runs/train/model.json")),
         Step(
             "['configs/train.json','configs/evaluate.json']\" --dataset_dir x",
@@ -103,28 +104,27 @@ GROUPS = {
             ("runs/train/evaluation_validation/scores.csv", "runs/train/evaluation_validation_2*/scores.csv"),
         ),
         Step(
-            "scripts.compare runs/train/evaluation_validation runs/sgd/evaluation_validation "
+            "panet compare runs/train/evaluation_validation runs/sgd/evaluation_validation "
             "--output comparison.csv --plot comparison.png",
             ("comparison.csv", "comparison.png"),
             given=(("runs/train/evaluation_validation", "runs/sgd/evaluation_validation"),),
         ),
-        Step("scripts.report runs/train", ("runs/train/report.html",)),
-        Step("scripts.report x", ("runs/train/report.html",)),
-        Step("scripts.report runs/train/evaluation_validation", ("runs/train/evaluation_validation/report.html",)),
+        Step("panet report runs/train", ("runs/train/report.html",)),
+        Step("panet report runs/train/evaluation_validation", ("runs/train/evaluation_validation/report.html",)),
     ],
     "segment and look": [
         Step("configs/inference.json --dataset_dir x", (f"runs/inference/{CASE}.nii.gz", "runs/inference/run.json")),
-        Step("scripts.report runs/inference -o page.html", ("page.html",)),
+        Step("panet report runs/inference -o page.html", ("page.html",)),
         Step(
             "picture.png --prediction runs/inference/x.nii.gz --surface picture_3d.png",
             ("picture.png", "picture_3d.png"),
         ),
-        Step("scripts.render_case x x --prediction x", ("drawn.png",)),
-        Step("scripts.render_case x a.png --surface b.png", ("a.png", "b.png")),
-        Step("scripts.render_case x picture.png", ("picture.png",)),
-        Step("scripts.render_case x PICTURE.png", ("PICTURE.png",)),
+        Step("panet render x x --prediction x", ("drawn.png",)),
+        Step("panet render x a.png --surface b.png", ("a.png", "b.png")),
+        Step("panet render x picture.png", ("picture.png",)),
+        Step("panet render x PICTURE.png", ("PICTURE.png",)),
         Step(
-            "panet-segment x -o out",
+            "panet segment x -o out",
             (f"out/{CASE}/{CASE}.nii.gz", f"out/{CASE}/{CASE}.json", f"out/{CASE}/{CASE}*.png"),
         ),
         Step("['configs/inference.json','configs/starter.yaml']\" --dataset_dir x", (f"runs/starter/{CASE}.nii.gz",)),
@@ -160,11 +160,7 @@ GROUPS = {
     ],
     AUTHORS: [
         # The import prints what the next command needs: the network's widths.
-        Step(
-            "scripts.import_checkpoint x models/model.pt",
-            ("models/model.pt", "models/model.json"),
-            says=r'"\[6, 8, 8, 12, 16\]"',
-        ),
+        Step("panet import x models/model.pt", ("models/model.pt", "models/model.json"), says=r'"\[6, 8, 8, 12, 16\]"'),
         Step(
             "'configs/authors.yaml']\" --dataset_dir x",
             (f"authors/{CASE}.nii.gz",),
@@ -345,7 +341,7 @@ def bundle(training, tmp_path_factory) -> Path:
     # The user's own weights may lie in models/.
     for name in ("configs", "docs", "scripts", "models/starter"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("LICENSE", "Makefile", "README.md", "requirements.txt", "pyproject.toml"):
+    for name in ("LICENSE", "Makefile", "README.md", "requirements.txt", "pyproject.toml", "setup.py"):
         shutil.copy(ROOT / name, folder)
     for name in ("model.pt", "model.json"):
         shutil.copy(training / name, folder / "models")
@@ -363,7 +359,7 @@ def values(cohort, small_cohort, tmp_path_factory) -> dict[str, str]:
         name = f"BraTS20_Training_{number:03d}"
         (folder / "few" / name).symlink_to(small_cohort / name)
     (folder / "datalist.json").write_text(json.dumps({"training": [], "validation": listed(small_cohort / CASE)}))
-    # A patient at 1 mm, as panet-segment wants one, and small cases.
+    # A patient at 1 mm, as panet segment wants one, and small cases.
     patient = next(path for path in cohort.rglob(CASE) if path.is_dir())
     case, few, patients = str(small_cohort / CASE), str(folder / "few"), str(small_cohort)
     return {

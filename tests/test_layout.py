@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
+from scripts import panet
 from workflows import ROOT
 
 SCRIPTS = ROOT / "scripts"
@@ -17,11 +18,11 @@ SCRIPTS = ROOT / "scripts"
 LAYERS = (
     ("utils",),
     ("brats",),
-    ("networks", "data"),
+    ("networks", "data", "command"),
     ("weights", "scores"),
     ("inference", "training", "pictures"),
     ("workflow",),
-    ("pages", "patients", "command"),
+    ("pages", "patients"),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 LAB = "lab"
@@ -57,7 +58,9 @@ def test_no_part_imports_from_its_own_layer_or_one_above(path):
 def test_every_command_is_one():
     for name in COMMANDS:
         text = (SCRIPTS / f"{name}.py").read_text(encoding="utf-8")
-        assert f'command.parser("{name}", __doc__)' in text and "command.run(main)" in text, name
+        assert "command.run(main)" in text, name
+        assert name == "panet" or f'command.parser("{name}", __doc__, EXAMPLES)' in text, name
+    assert sorted(panet.COMMANDS.values()) == sorted({*COMMANDS} - {"panet"})
 
 
 def test_the_drawing_shows_every_part_and_no_other():

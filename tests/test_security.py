@@ -21,7 +21,7 @@ from monai.bundle import ConfigWorkflow, ckpt_export, onnx_export
 from monai.handlers import CheckpointLoader
 from scripts import export_program, import_checkpoint
 from scripts.utils.errors import InputError, input_error_behind
-from scripts.utils.files import load_torch
+from scripts.utils.tensors import load_torch
 from workflows import CHANNELS, CONFIGS, ROOT, SIZE, TRAINING_SIZE, bundle_run
 
 CONFIG_FILES = sorted(path for path in CONFIGS.iterdir() if path.suffix in (".json", ".yaml"))

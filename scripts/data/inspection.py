@@ -3,7 +3,7 @@
 """Checks of the data before long work starts.
 
 A fault that is found here costs seconds instead of hours. The ``run`` list of a workflow calls ``check_cases`` before
-its engine, and ``python -m scripts.check`` reports the same findings. Constructing a workflow calls nothing here. So a
+its engine, and ``panet check`` reports the same findings. Constructing a workflow calls nothing here. So a
 bundle without data can be loaded and inspected, and a caller can give it other data.
 """
 

@@ -16,7 +16,7 @@ from scripts.inference.inferers import MeanProbability
 from scripts.inference.openvino import OpenVINONetwork
 from scripts.utils.distributed import unwrap
 from scripts.utils.errors import InputError
-from scripts.utils.files import load_torch
+from scripts.utils.tensors import load_torch
 
 logger = logging.getLogger(__name__)
 

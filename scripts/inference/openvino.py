@@ -15,7 +15,8 @@ import torch.nn as nn
 from monai.utils import ensure_tuple
 from scripts.networks.protocol import SegmentationNetwork, refuse_one_size
 from scripts.utils.errors import InputError
-from scripts.utils.files import load_torch, replacing
+from scripts.utils.files import replacing
+from scripts.utils.tensors import load_torch
 from scripts.weights.record import weights_checksum
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from scripts import command
 from scripts.brats import REGIONS
+from scripts.lab.bundle_run import config_files, workflow_arguments
 from scripts.scores.paired import Scores, read_scores
 from scripts.training.training_state import STATE_FILES, newest_state
 from scripts.utils.errors import InputError
@@ -85,13 +86,13 @@ def demo(run_dir: Path, cases: int, epochs: int, seed: int) -> None:
     else:
         names = ["train.json", "train_demo.yaml", *(["train_resume.yaml"] if done else [])]
         settings = {**common, "max_epochs": epochs, "validation_fraction": 0.25}
-        step("training", *command.workflow_arguments(names, settings))
+        step("training", *workflow_arguments(names, settings))
 
     if newer(evaluation / "summary.csv", model):
         print(f"\n== evaluation: done already, {evaluation}")
     else:
         names = ["train.json", "train_demo.yaml", "evaluate.json"]
-        step("evaluation on unseen patients", *command.workflow_arguments(names, common))
+        step("evaluation on unseen patients", *workflow_arguments(names, common))
 
     split = json.loads((training / "datalist.json").read_text(encoding="utf-8"))
     scores = read_scores(evaluation / "scores.csv")
@@ -102,7 +103,7 @@ def demo(run_dir: Path, cases: int, epochs: int, seed: int) -> None:
         print(f"\n== segmentation: done already, {label_map}")
     else:
         settings = {"dataset_dir": case_dir, "output_dir": segmentation, "model_file": model, "overwrite": True}
-        step("one patient", *command.workflow_arguments(["inference.json", "inference_demo.yaml"], settings))
+        step("one patient", *workflow_arguments(["inference.json", "inference_demo.yaml"], settings))
 
     starter_map = run_dir / "segmentation_starter" / label_map.name
     starter = BUNDLE_ROOT / "models" / "starter" / "model.pt"
@@ -114,13 +115,13 @@ def demo(run_dir: Path, cases: int, epochs: int, seed: int) -> None:
     else:
         settings = {"dataset_dir": case_dir, "output_dir": starter_map.parent, "overwrite": True}
         names = ["inference.json", *(["starter.yaml"] if (CONFIGS / "starter.yaml").is_file() else [])]
-        step("the same patient with the starter weights", *command.workflow_arguments(names, settings))
+        step("the same patient with the starter weights", *workflow_arguments(names, settings))
 
     exported = training / "model.ts"
     if newer(exported, model):
         print(f"\n== TorchScript: done already, {exported}")
     else:
-        files = command.config_files(["inference.json", "inference_demo.yaml"])
+        files = config_files(["inference.json", "inference_demo.yaml"])
         options = ["--bundle_root", str(BUNDLE_ROOT), "--ckpt_file", str(model), "--filepath", str(exported)]
         options += ["--_meta_#weights", f"%{record_file(model)}"]
         step("TorchScript", "monai.bundle", "ckpt_export", "--config_file", files, *options)
@@ -153,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     parser = command.parser("lab.demo", __doc__)
     parser.add_argument(
-        "--run_dir",
+        "--run-dir",
         type=Path,
         default=BUNDLE_ROOT / "runs" / "demo",
         help="folder for the results (default: %(default)s)",

@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run all steps and return 0 if each of them succeeded, else 1."""
     parser = command.parser("lab.gpu_check", __doc__)
     parser.add_argument(
-        "--output_dir", type=Path, default=Path("runs/gpu_check"), help="folder for the results (default: %(default)s)"
+        "--output-dir", type=Path, default=Path("runs/gpu_check"), help="folder for the results (default: %(default)s)"
     )
     parser.add_argument("--device", type=device_name, default="cuda", help="device to check (default: %(default)s)")
     parser.add_argument(

@@ -29,6 +29,7 @@ from pathlib import Path
 import yaml
 from monai.bundle import ConfigParser
 from scripts import command
+from scripts.panet import COMMANDS
 from scripts.utils.errors import InputError
 from scripts.utils.files import file_checksum, read_json, replacing, save_json
 from scripts.weights.record import record_file
@@ -71,7 +72,7 @@ TIMESTAMP = (1980, 1, 1, 0, 0, 0)
 PASSAGE = re.compile(r"<!-- (repository|starter) -->\n(.*?)<!-- /\1 -->\n", re.DOTALL)
 LINK = re.compile(r"!?\[([^\]]*)\]\(([^)#\s]+)[^)]*\)")
 TABLE_ROW = re.compile(r"^\| `([^`]+)` \|.*\n", re.MULTILINE)
-PANET = re.compile(r"(?m)(^|`)panet-(?=segment )")
+PANET = re.compile(rf"(?m)(^|`|`time )panet (?={'|'.join(COMMANDS)})")
 
 
 def bundle_name_and_version(bundle_root: Path) -> tuple[str, str]:
@@ -180,7 +181,7 @@ def fit_page(text: str, folder: Path, absent: Collection[str], starter: bool) ->
     """
     text = PASSAGE.sub(lambda passage: passage[2] if starter and passage[1] == "starter" else "", text)
     text = TABLE_ROW.sub(lambda row: "" if row[1] in absent else row[0], text)
-    text = PANET.sub(r"\1python -m scripts.", text)
+    text = PANET.sub(r"\1python -m scripts.panet ", text)
     if starter:
         title = read_json(folder / "configs" / "metadata.json")["name"]
         name, _ = bundle_name_and_version(folder)
@@ -236,8 +237,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = command.parser("lab.package", __doc__)
     parser.add_argument("output_dir", type=Path, help="where folder and zip file go")
-    parser.add_argument("--bundle_root", type=Path, default=Path("."), help="root of the bundle")
-    parser.add_argument("--weights_url", help="address of the folder of the weights, which are then left out")
+    parser.add_argument("--bundle-root", type=Path, default=Path("."), help="root of the bundle")
+    parser.add_argument("--weights-url", help="address of the folder of the weights, which are then left out")
     parser.add_argument("--starter", action="store_true", help="package the starter weights with their settings")
     args = parser.parse_args(argv)
     name, version = bundle_name_and_version(args.bundle_root)

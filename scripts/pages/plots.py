@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -16,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scripts.brats import CORE, EDEMA, ENHANCING, REGIONS
 from scripts.pages.runs import Case, Curve
+from scripts.scores.paired import Evaluation
 from scripts.scores.table import SCORES, VOLUMES, score_of
 
 # Each region has the color of the part that it adds, and a marker of its own.
@@ -26,6 +28,10 @@ TERM_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")
 DASHES: tuple[Any, ...] = ("--", "-.", ":", (0, (1, 3)), (0, (6, 2, 1, 2, 1, 2)))
 # A curve of more points than this is drawn as the means of as many stretches.
 MOST_POINTS = 400
+# Colors of the runs (Okabe and Ito). The order of the boxes tells the runs apart, too.
+RUN_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#999999")
+# Plots beside each other.
+MOST_BESIDE = 3
 
 
 def thinned(curve: Curve) -> Curve:
@@ -130,6 +136,36 @@ def draw_box(ax: Axes, values: Sequence[float], center: float, width: float, box
     # The same cases lie at the same places in each drawing.
     across = center + np.random.default_rng(0).uniform(-0.35, 0.35, len(values)) * width
     ax.scatter(across, values, linewidths=0, **points)
+
+
+def draw_runs(evaluations: Sequence[Evaluation], names: Sequence[str]) -> Figure:
+    """Draw scores of all cases: for each score and region a box for each run, with a point for each case."""
+    beside = min(len(names), MOST_BESIDE)
+    lines = math.ceil(len(names) / beside)
+    figure = Figure(figsize=(4.2 * beside, 3.2 * lines + 0.4), layout="constrained")
+    axes = list(figure.subplots(lines, beside, squeeze=False).flat)
+    for ax, name in zip(axes, names, strict=False):
+        _boxes_of_runs(ax, evaluations, name)
+    for ax in axes[len(names) :]:
+        ax.remove()
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4), frameon=False, markerscale=2)
+    return figure
+
+
+def _boxes_of_runs(ax: Axes, evaluations: Sequence[Evaluation], name: str) -> None:
+    width = 0.8 / len(evaluations)
+    for number, evaluation in enumerate(evaluations):
+        color = RUN_COLORS[number % len(RUN_COLORS)]
+        for place, region in enumerate(REGIONS):
+            values = evaluation.values(f"{name}_{region}").tolist()
+            center = place + (number - (len(evaluations) - 1) / 2) * width
+            label = evaluation.name if place == 0 else None
+            draw_box(ax, values, center, 0.8 * width, color, color=color, s=9, alpha=0.7, label=label)
+    ax.set_xticks(range(len(REGIONS)), REGIONS)
+    ax.set_xlim(-0.6, len(REGIONS) - 0.4)
+    ax.set_ylabel(score_of(name).heading)
+    style_axes(ax)
 
 
 def _figure() -> tuple[Figure, Axes]:

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from monai.bundle import ConfigWorkflow
 from rich.console import Console
 from rich.progress import track
 from scripts import networks
-from scripts.brats import ET_LABELS, SEQUENCE_TITLES, SEQUENCES
+from scripts.brats import SEQUENCE_TITLES, SEQUENCES
 from scripts.data.cases import NO_FILE, image_files, missing_sequences
 from scripts.data.datalist import unlabeled_items
 from scripts.data.datalist_file import LONGEST_NAME, is_plain_name, misnamed
@@ -29,6 +29,7 @@ from scripts.data.images import read_image, voxels_of
 from scripts.data.inspection import check_files, nothing_found, refuse_errors
 from scripts.inference.dicom_seg import check_source, save_dicom_seg
 from scripts.inference.writers import map_files
+from scripts.patients.options import Options
 from scripts.pictures.patient import read_patient
 from scripts.pictures.preview import draw_preview
 from scripts.pictures.surface import draw_surface
@@ -48,34 +49,6 @@ OWN_WEIGHTS = BUNDLE_ROOT / "models" / "model.pt"
 STARTER_WEIGHTS = BUNDLE_ROOT / "models" / "starter" / "model.pt"
 # A title of a picture has little room.
 SEQUENCE_NAMES = {**SEQUENCE_TITLES, "t1ce": "T1ce"}
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to segment.
-
-    Attributes:
-        model: weights with their record; None for ``models/model.pt`` or, without it, the starter weights.
-        et_label: value of ET in the label maps, 4 or 3.
-        device: cpu, cuda or cuda:<number>; None for a GPU if there is one.
-        fast: the whole brain in one forward, and no flips.
-        tta: the mean over all eight flips.
-        probabilities, uncertainty: also write these maps of each region.
-        pictures: write pictures.
-        dicom_seg: also write a DICOM Segmentation object; the input must be DICOM.
-        overwrite: begin anew; what an earlier call has left in the folder is kept under a dated name.
-    """
-
-    model: Path | None = None
-    et_label: int = ET_LABELS[-1]
-    device: str | None = None
-    fast: bool = False
-    tta: bool = False
-    probabilities: bool = False
-    uncertainty: bool = False
-    pictures: bool = True
-    dicom_seg: bool = False
-    overwrite: bool = False
 
 
 def weights_to_use(model: Path | None) -> tuple[Path, Record]:

@@ -28,7 +28,7 @@ from scripts.data.cases import image_files, resolve_image
 from scripts.data.dicom import series_files
 from scripts.training.augmentation import device_step
 from scripts.utils.errors import WriteError
-from scripts.utils.files import UNREADABLE_TENSORS, save_torch
+from scripts.utils.tensors import UNREADABLE_TENSORS, save_torch
 
 logger = logging.getLogger(__name__)
 

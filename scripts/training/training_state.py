@@ -13,7 +13,8 @@ from ignite.engine import Events
 from monai.engines.workflow import Workflow
 from scripts.utils.distributed import rank, unwrap
 from scripts.utils.errors import InputError
-from scripts.utils.files import load_torch, remove_unfinished, replacing
+from scripts.utils.files import remove_unfinished, replacing
+from scripts.utils.tensors import load_torch
 from scripts.weights.loading import weights_difference
 from scripts.weights.record import UNKNOWN, Record, record_file, save_weights
 from torch.optim.lr_scheduler import LRScheduler

@@ -14,9 +14,7 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import shutil
-import struct
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,26 +22,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from scripts.utils.errors import InputError, WriteError
 
 BUNDLE_ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = BUNDLE_ROOT / "configs"
-
-# torch may raise any of these errors for a file that is not its own, since its unpickler reads arbitrary bytes.
-UNREADABLE_TENSORS = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    struct.error,
-    pickle.UnpicklingError,
-)
-
 
 # What an operating system says of a disk that takes no more, or nothing at all.
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -113,12 +95,6 @@ def remove_unfinished(path: str | Path) -> None:
         shutil.rmtree(folder)
 
 
-def save_torch(value: Any, path: str | Path) -> None:
-    """Save ``value`` by ``torch.save`` and move the file into place."""
-    with replacing(path) as temporary:
-        torch.save(value, temporary)
-
-
 def save_text(text: str, path: str | Path) -> None:
     """Write UTF-8 text and move the file into place. A byte of a name that is no UTF-8 is written as its escape."""
     with replacing(path) as temporary:
@@ -179,25 +155,6 @@ def file_checksum(path: str | Path, algorithm: str = "sha256", **options: Any) -
         while block := file.read(1 << 20):
             found.update(block)
     return found.hexdigest()
-
-
-def load_torch(path: str | Path) -> Any:
-    """Load a file to the CPU by ``torch.load`` with ``weights_only=True``.
-
-    Raises:
-        InputError: the file is absent or truncated, or it holds more than tensors and plain values.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give the path of a model file (.pt).")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE_TENSORS as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"{path}: not a readable file of tensors ({reason}); copy or train it again. "
-            "Files that hold other objects are not loaded, since they could run code."
-        ) from error
 
 
 def keep_earlier(path: str | Path) -> Path | None:

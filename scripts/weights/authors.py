@@ -11,16 +11,19 @@ activate, and shortcuts beside an identity. These tensors are dropped. Everythin
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from monai.bundle import ConfigParser
 from scripts.brats import SEQUENCES
 from scripts.data.postprocessing import THRESHOLDS
 from scripts.networks import AttentionUNet, CascadedUNet, PriorAttentionNet
 from scripts.utils.errors import InputError
-from scripts.weights.record import UNKNOWN, Record, network_definition
+from scripts.utils.files import CONFIGS
+from scripts.weights.record import UNKNOWN, Record, network_definition, network_options, network_overlay
 
 # Index of each of this bundle's outputs among the authors' exclusive classes: background, necrotic core, edema, ET.
 EXCLUSIVE_ORDER = (0, 3, 1, 2)
@@ -262,3 +265,23 @@ def imported_record(
         "license": None,
         "trained_on": UNKNOWN,
     }
+
+
+def command_to_run(model_file: Path, network: torch.nn.Module, record: Record) -> str:
+    """Return the command that segments patients with the imported weights of ``network``."""
+    names = ["inference.json", "authors.yaml"]
+    names += ["network_exclusive.yaml"] if record["exclusive"] else []
+    overlay = network_overlay(record["network"]["class"])
+    names += [overlay] if overlay is not None else []
+    plain = ConfigParser.load_config_files([str(CONFIGS / name) for name in names])["network_def"]
+    own = network_definition(network, plain)["arguments"]
+    configs = [f"configs/{name}" for name in names]
+    theirs = record["network"]["arguments"]
+    options = network_options({name: value for name, value in theirs.items() if value != own[name]})
+    parts = [
+        "python -m monai.bundle run",
+        f'--config_file "{configs}"',
+        f"--model_file {shlex.quote(str(model_file))}",
+        *options,
+    ]
+    return " ".join([*parts, "--dataset_dir <folder of cases>"])

@@ -15,7 +15,8 @@ from monai.networks.utils import copy_model_state
 from monai.utils import ensure_tuple
 from scripts.utils.distributed import launched_rank, rank, unwrap
 from scripts.utils.errors import InputError
-from scripts.utils.files import CONFIGS, load_torch
+from scripts.utils.files import CONFIGS
+from scripts.utils.tensors import load_torch
 from scripts.weights.record import Record, read_weights_record, refuse_other_use
 
 logger = logging.getLogger(__name__)
@@ -52,8 +53,7 @@ def check_weights(network: torch.nn.Module, model_file: str, settings: Record | 
         # The package of the starter weights has them as its own, without this overlay.
         starter = "add configs/starter.yaml to use the starter weights, " * (CONFIGS / "starter.yaml").is_file()
         raise InputError(
-            f"{model_file}: no such file; {starter}train first, import weights (python -m scripts.import_checkpoint), "
-            "or name a model file."
+            f"{model_file}: no such file; {starter}train first, import weights (panet import), or name a model file."
         )
     record = read_weights_record(model_file)
     if record is not None and settings is not None:

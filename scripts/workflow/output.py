@@ -89,7 +89,7 @@ class Output:
             raise InputError(f"{folder}: holds the data ({dataset_dir}); choose another --output_dir.")
         if self.holds_run and not self.overwrite and not resume:
             raise InputError(
-                f"{folder}: holds an earlier run; choose another --output_dir, or add --overwrite True "
+                f"{folder}: holds an earlier run; choose another --output_dir, or add --overwrite "
                 "(the earlier folder is then kept under a dated name)."
             )
 
@@ -164,7 +164,7 @@ class Output:
         if changed:
             raise InputError(
                 f"{self.folder}: holds an earlier run with other settings ({', '.join(changed)}); choose another "
-                "--output_dir, or add --overwrite True (the earlier folder is then kept under a dated name)."
+                "--output_dir, or add --overwrite (the earlier folder is then kept under a dated name)."
             )
 
     def claim(self, items: Items = (), resume: bool = False) -> None:

@@ -120,7 +120,7 @@ def check_path(name: str, given: Any, configuration: Configuration) -> None:
         return  # written by a command of the bundle
     typed = _typed(name)
     told = f"--{name} {given if typed is None else typed}"
-    remedy = "quote it twice ('\"a\"'), or give a link with a plain name; panet-segment takes every name"
+    remedy = "quote it twice ('\"a\"'), or give a link with a plain name; panet segment takes every name"
     if not left_to_evaluation(given) and any("::" in str(path) for path in ensure_tuple(given)):
         raise InputError(f"{told}: MONAI cannot keep a path that holds # or ::; {remedy}.")
     value = given if configuration.parser is None else configuration.parser.get_parsed_content(name)

@@ -285,7 +285,7 @@ def test_the_end_says_that_the_segmentation_of_patients_refuses_scans_that_are_n
     full(root)
     assert [one["kind"] for one in findings(root)] == ["skull not stripped"]
     out = " ".join(capsys.readouterr().out.split())
-    assert f"python -m scripts.segment refuses: skull not stripped; see {PREPARATION_PAGE}." in out
+    assert f"panet segment refuses: skull not stripped; see {PREPARATION_PAGE}." in out
     assert "1 case: 0 errors, 1 warning; " in out
 
 

@@ -301,7 +301,7 @@ def test_another_run_may_not_go_on_in_the_folder(run, tmp_path, changes, named):
     before = checksums(tmp_path / "maps")
     assert run(**changes) == (
         f"{tmp_path / 'maps'}: holds an earlier run with other settings ({named}); choose another --output_dir, or add "
-        "--overwrite True (the earlier folder is then kept under a dated name)."
+        "--overwrite (the earlier folder is then kept under a dated name)."
     )
     assert checksums(tmp_path / "maps") == before
     assert run(**changes, overwrite=True) is None

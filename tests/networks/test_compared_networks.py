@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scripts.export_program import export_network
 from scripts.lab.complexity import parameters
 from scripts.networks import AttentionUNet, CascadedUNet, DynUNet, PriorAttentionNet, SegResNet, SwinUNETR
+from scripts.networks.exported_program import export_network
 from scripts.networks.protocol import SegmentationNetwork, refuse_one_size
 from scripts.training.losses import PriorAttentionLoss
 from scripts.utils.errors import InputError

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -26,8 +25,8 @@ from scripts.data.inspection import PREPARATION_PAGE
 from scripts.pages.page import make_report
 from scripts.pages.runs import cases_of, read_run
 from scripts.patients import segmentation
+from scripts.patients.options import Options
 from scripts.patients.segmentation import (
-    Options,
     configuration_of,
     find_items,
     given_case,
@@ -313,14 +312,6 @@ def test_a_dicom_case_gives_a_segmentation_object_of_the_same_voxels(patients, t
         segment([case], tmp_path / "other", options=chosen)
 
 
-def test_the_command_is_installed():
-    text = (BUNDLE_ROOT / "pyproject.toml").read_text()
-    assert 'panet-segment = "scripts.segment:run"' in text
-    assert Path(sys.executable).with_name("panet-segment").exists() or not Path(sys.executable).is_relative_to(
-        BUNDLE_ROOT
-    )
-
-
 @pytest.mark.slow
 def test_cases_of_several_folders_have_the_folder_above_them_in_the_record(patients, options, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -467,7 +458,7 @@ def test_other_images_of_the_same_name_are_refused_with_a_remedy_that_works(pati
         "--overwrite (the earlier folder is then kept under a dated name)."
     )
     assert (out / case.name / f"{case.name}.nii.gz").stat().st_mtime_ns == before
-    arguments = [str(other), "--output_dir", str(out), "--model", str(options.model), "--device", "cpu"]
+    arguments = [str(other), "--output-dir", str(out), "--model", str(options.model), "--device", "cpu"]
     assert command.main([*arguments, "--no-pictures", "--overwrite"]) == 0
     (kept,) = [path for path in tmp_path.iterdir() if path.name.startswith("out_")]
     assert (kept / case.name / f"{case.name}.nii.gz").stat().st_mtime_ns == before

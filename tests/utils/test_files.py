@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from scripts.utils.errors import InputError
-from scripts.utils.files import keep_earlier, load_torch, replacing, save_json, save_text, save_torch
+from scripts.utils.files import keep_earlier, replacing, save_json, save_text
+from scripts.utils.tensors import load_torch, save_torch
 
 
 def names(folder):

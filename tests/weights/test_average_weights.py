@@ -9,6 +9,7 @@ import torch
 from scripts import average_weights
 from scripts.data.postprocessing import THRESHOLDS
 from scripts.utils.errors import InputError
+from scripts.weights.averaging import mean_state
 from scripts.weights.record import UNKNOWN, read_weights_record, save_weights, trained_on
 
 SEEN = {"patients": 4, "phantoms": 8, "origin": "start"}
@@ -49,7 +50,7 @@ def test_the_mean_and_its_record(tmp_path):
 
 def test_the_mean_of_float16_does_not_overflow_or_change_its_type():
     state = {"weight": torch.full((2,), 6e4, dtype=torch.float16)}
-    assert torch.equal(average_weights.mean_state([state, state])["weight"], state["weight"])
+    assert torch.equal(mean_state([state, state])["weight"], state["weight"])
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_absent_weights_are_refused_with_the_ways_to_get_some(tmp_path):
         check_weights(small_network(), str(tmp_path / "model.pt"))
     message = str(caught.value)
     assert message.startswith(f"{tmp_path / 'model.pt'}: no such file; ")
-    assert "train first" in message and "scripts.import_checkpoint" in message
+    assert "train first" in message and "panet import" in message
 
 
 def test_unreadable_weights_are_refused(model):

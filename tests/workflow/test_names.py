@@ -23,13 +23,14 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from monai.bundle import ConfigParser
 from monai.transforms import Compose, NormalizeIntensityd
-from scripts import command
 from scripts.brats import SEQUENCES
 from scripts.data.datalist_file import LONGEST_NAME, read_datalist
 from scripts.data.postprocessing import THRESHOLDS
+from scripts.lab.bundle_run import workflow_arguments
 from scripts.networks import PriorAttentionNet
 from scripts.patients import segmentation
-from scripts.patients.segmentation import Options, segment
+from scripts.patients.options import Options
+from scripts.patients.segmentation import segment
 from scripts.report import main as report
 from scripts.segment import main as segment_command
 from scripts.utils.errors import InputError, input_error_behind, printable
@@ -249,7 +250,7 @@ def test_a_literal_is_the_text_for_monais_parser(text):
 def test_a_path_in_a_commands_arguments_is_what_it_was(name):
     """MONAI's command line (Fire) and its parser give the path back."""
     path = Path("/data", name)
-    option, value = command.workflow_arguments(["inference.json"], {"output_dir": path})[-2:]
+    option, value = workflow_arguments(["inference.json"], {"output_dir": path})[-2:]
     parser = ConfigParser({"output_dir": fire.parser.DefaultParseValue(value)})
     parser.parse()
     assert (option, parser.get_parsed_content("output_dir")) == ("--output_dir", str(path))
@@ -284,7 +285,7 @@ def test_a_path_that_was_typed_is_kept_or_refused(name):
             parser.parse()
             check_path("output_dir", parser["output_dir"], Configuration(parser))
         except InputError as error:
-            assert "panet-segment" in str(error) and "\n" not in str(error)
+            assert "panet segment" in str(error) and "\n" not in str(error)
         except (KeyError, ValueError):
             assert "@" in name  # MONAI's own refusal of a reference
         else:

@@ -25,7 +25,7 @@ def test_the_folder_of_an_earlier_run_is_refused_or_kept_under_its_date(tmp_path
     folder.mkdir()
     (folder / "run.json").write_text("{}")
     (folder / "model.pt").write_text("earlier")
-    with pytest.raises(InputError, match=r"holds an earlier run; choose another --output_dir, or add --overwrite True"):
+    with pytest.raises(InputError, match=r"holds an earlier run; choose another --output_dir, or add --overwrite \("):
         Output(str(folder), overwrite=False).refuse_used(str(tmp_path / "data"))
     assert (folder / "model.pt").read_text() == "earlier"
     Output(str(folder), overwrite=True).refuse_used(str(tmp_path / "data"))

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from scripts import command
@@ -25,7 +24,7 @@ SUBCOMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one benchmark and return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.lab.benchmark")
+    parser = command.Parser(prog="python -m scripts.lab.benchmark")
     subparsers = parser.add_subparsers(dest="what", required=True)
     for name, module in SUBCOMMANDS.items():
         description = (module.__doc__ or "").strip().splitlines()[0]

@@ -24,7 +24,8 @@ from scripts.lab.benchmark.measure import add_channels, positive, report, summar
 from scripts.lab.phantoms.cohort import write_cohort
 from scripts.networks import PriorAttentionNet
 from scripts.utils.errors import InputError
-from scripts.utils.files import CONFIGS, load_torch, save_torch
+from scripts.utils.files import CONFIGS
+from scripts.utils.tensors import load_torch, save_torch
 from scripts.weights.loading import check_weights
 
 WINDOW = (128, 128, 128)
@@ -35,8 +36,8 @@ BASELINE = "the authors' path"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
-    parser.add_argument("--dataset_dir", type=Path, help="folder of one case (default: a new phantom)")
-    parser.add_argument("--model_file", type=Path, help="weights (default: random weights, whose maps are noise)")
+    parser.add_argument("--dataset-dir", type=Path, help="folder of one case (default: a new phantom)")
+    parser.add_argument("--model-file", type=Path, help="weights (default: random weights, whose maps are noise)")
     add_channels(parser)
     parser.add_argument("--spacing", type=float, default=1.0, help="voxel size in mm (default: %(default)s)")
     parser.add_argument("--window", type=positive, default=128, help="edge of a window (default: %(default)s)")

@@ -17,14 +17,15 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from scripts import command
 from scripts.data.cases import image_files
 from scripts.data.datalist import unlabeled_items
 from scripts.data.dicom import series_files
 from scripts.lab.benchmark.measure import add_channels, cases_of, device_name, positive, report
+from scripts.lab.bundle_run import workflow_arguments
 from scripts.networks import PriorAttentionNet
 from scripts.utils.errors import InputError
-from scripts.utils.files import BUNDLE_ROOT, save_torch
+from scripts.utils.files import BUNDLE_ROOT
+from scripts.utils.tensors import save_torch
 
 AUTHORS = "the authors' way"
 OURS = "this bundle"
@@ -41,19 +42,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", type=device_name, default=default, help="torch device (default: %(default)s)")
-    parser.add_argument("--dataset_dir", type=Path, help="folder of cases (default: new phantoms)")
+    parser.add_argument("--dataset-dir", type=Path, help="folder of cases (default: new phantoms)")
     parser.add_argument(
         "--cases", type=positive, nargs="+", default=[1, 10, 100], help="cohort sizes (default: 1 10 100)"
     )
     parser.add_argument(
-        "--authors_cases", type=positive, nargs="*", default=[], help="cohort sizes for the authors' way"
+        "--authors-cases", type=positive, nargs="*", default=[], help="cohort sizes for the authors' way"
     )
     add_channels(parser)
     parser.add_argument("--configs", nargs="+", help="configurations of this bundle's way (default: by device)")
     parser.add_argument("--spacing", type=float, default=1.0, help="voxel size in mm (default: %(default)s)")
     parser.add_argument("--window", type=positive, default=128, help="edge of a window (default: %(default)s)")
     parser.add_argument(
-        "--num_workers", type=positive, help="loader processes of this bundle's way (default: by config)"
+        "--num-workers", type=positive, help="loader processes of this bundle's way (default: by config)"
     )
     parser.add_argument("--output", type=Path, help="JSON file to write")
 
@@ -139,7 +140,7 @@ def run_workflow(names: Sequence[str], settings: Mapping[str, Any], folder: Path
         InputError: the command failed; the last line of its output says why.
     """
     shutil.rmtree(settings["output_dir"], ignore_errors=True)
-    arguments = [sys.executable, "-m", *command.workflow_arguments(names, settings)]
+    arguments = [sys.executable, "-m", *workflow_arguments(names, settings)]
     with open(folder / "log.txt", "w+", encoding="utf-8") as log:
         start = time.perf_counter()
         process = subprocess.Popen(arguments, cwd=BUNDLE_ROOT, stdout=log, stderr=log)

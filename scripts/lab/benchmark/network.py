@@ -15,7 +15,7 @@ from rich.console import Console
 from scripts.inference.openvino import OpenVINONetwork
 from scripts.lab.benchmark.measure import device_name, positive, report, summary, time_side_by_side
 from scripts.networks import PriorAttentionNet
-from scripts.utils.files import save_torch
+from scripts.utils.tensors import save_torch
 
 BASELINE = "torch float32"
 

@@ -33,11 +33,11 @@ FAST_DEFORMATION = "scripts.training.augmentation.RandFastElasticd"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
-    parser.add_argument("--dataset_dir", type=Path, help="folder of cases (default: new phantoms)")
+    parser.add_argument("--dataset-dir", type=Path, help="folder of cases (default: new phantoms)")
     parser.add_argument("--cases", type=int, default=3, help="number of cases (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=16, help="samples in each run (default: %(default)s)")
     parser.add_argument("--runs", type=int, default=5, help="timed runs after a warm-up (default: %(default)s)")
-    parser.add_argument("--cache_dir", type=Path, help="folder of the cache (default: a temporary folder)")
+    parser.add_argument("--cache-dir", type=Path, help="folder of the cache (default: a temporary folder)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
 
 

@@ -32,7 +32,7 @@ BASELINE = "whole grid"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
-    parser.add_argument("--dataset_dir", type=Path, help="folder of one labeled case (default: a new phantom)")
+    parser.add_argument("--dataset-dir", type=Path, help="folder of one labeled case (default: a new phantom)")
     parser.add_argument("--runs", type=positive, default=5, help="timed runs after a warm-up (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from scripts import command
 from scripts.data.datalist import labeled_items
 from scripts.lab.benchmark.measure import cases_of, device_name, positive, report
+from scripts.lab.bundle_run import workflow_arguments
 from scripts.utils.errors import InputError
 from scripts.utils.files import BUNDLE_ROOT, save_json
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ranks", type=positive, nargs="+", default=default, help="numbers of processes (default: %(default)s)"
     )
-    parser.add_argument("--dataset_dir", type=Path, help="labeled cases (default: new phantoms)")
+    parser.add_argument("--dataset-dir", type=Path, help="labeled cases (default: new phantoms)")
     parser.add_argument("--cases", type=positive, default=8, help="cases in an epoch (default: %(default)s)")
     parser.add_argument(
         "--epochs", type=positive, default=4, help="epochs of a run; the first is not timed (default: %(default)s)"
@@ -102,7 +102,7 @@ def epoch_times(args: argparse.Namespace, ranks: int, cohort: Path, datalist: Pa
         "num_workers": 0,
     }
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), "-m"]
-    arguments = [*torchrun, *command.workflow_arguments(NAMES, settings)]
+    arguments = [*torchrun, *workflow_arguments(NAMES, settings)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if torch.device(args.device).type == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""

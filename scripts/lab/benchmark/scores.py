@@ -39,7 +39,7 @@ METRICS: dict[str, CumulativeIterationMetric] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
-    parser.add_argument("--dataset_dir", type=Path, help="folder of labeled cases (default: a new phantom)")
+    parser.add_argument("--dataset-dir", type=Path, help="folder of labeled cases (default: a new phantom)")
     parser.add_argument(
         "--specks", type=positive, default=60, help="false lesions of each region and case (default: %(default)s)"
     )

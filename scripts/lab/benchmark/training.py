@@ -72,15 +72,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=positive, default=10, help="steps in each run (default: %(default)s)")
     parser.add_argument("--runs", type=positive, default=3, help="timed runs after a warm-up (default: %(default)s)")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
-    parser.add_argument("--dataset_dir", type=Path, help="cases for whole epochs (default: new phantoms)")
+    parser.add_argument("--dataset-dir", type=Path, help="cases for whole epochs (default: new phantoms)")
     parser.add_argument("--cases", type=positive, default=4, help="number of cases (default: %(default)s)")
     parser.add_argument(
         "--samples", type=int, default=200, help="samples in an epoch; 0: no epochs (default: %(default)s)"
     )
     parser.add_argument(
-        "--authors_samples", type=positive, default=16, help="samples of the authors' way (default: %(default)s)"
+        "--authors-samples", type=positive, default=16, help="samples of the authors' way (default: %(default)s)"
     )
-    parser.add_argument("--num_workers", type=int, default=4, help="loader processes (default: %(default)s)")
+    parser.add_argument("--num-workers", type=int, default=4, help="loader processes (default: %(default)s)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
 
 

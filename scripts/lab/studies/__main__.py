@@ -75,14 +75,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command.parser("lab.studies", __doc__)
     parser.add_argument("study", type=Path, metavar="STUDY", help="YAML file of the study")
     parser.add_argument(
-        "--output_dir",
+        "--output-dir",
         type=Path,
         default=BUNDLE_ROOT / "runs" / "study",
         help="folder for the runs and the results (default: %(default)s)",
     )
-    parser.add_argument("--dataset_dir", type=Path, help="folder of the patients, if the study makes no phantoms")
+    parser.add_argument("--dataset-dir", type=Path, help="folder of the patients, if the study makes no phantoms")
     parser.add_argument("--jobs", type=int, default=1, help="number of runs at the same time (default: %(default)s)")
-    parser.add_argument("--dry_run", action="store_true", help="print the plan and do nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and do nothing")
     args = parser.parse_args(argv)
     if args.jobs < 1:
         raise InputError(f"--jobs {args.jobs}: give 1 or more.")

@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from scripts import command
 from scripts.data.datalist_file import write_datalist
+from scripts.lab.bundle_run import workflow_arguments
 from scripts.lab.studies.plan import Part, Run, Study
 from scripts.training.training_state import STATE_FILES
 from scripts.utils.errors import InputError
@@ -112,7 +112,7 @@ class Job:
             # All runs have seen the same number of samples by the last epoch, and no patient chooses the weights.
             settings["model_file"] = self.folder / "model_last.pt"
             settings["save_label_maps"] = False
-        return command.workflow_arguments(names, settings)
+        return workflow_arguments(names, settings)
 
     def begin(self, step: str) -> None:
         """Write down that a step begins."""

@@ -1,0 +1,68 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Options of a segmentation. ``panet segment`` has an option of the command line for each field of ``Options``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from scripts import command
+from scripts.brats import ET_LABELS
+
+
+def _option(group: str, explanation: str, **arguments: Any) -> dict[str, Any]:
+    """The option of a field: title of its group, line of the help, and further arguments of ``add_argument``."""
+    return {"group": group, "arguments": {"help": explanation, **arguments}}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to segment. The text of each field explains its option; that of ``pictures`` is ``--no-pictures``."""
+
+    model: Path | None = field(
+        default=None,
+        metadata=_option(
+            "model", "weights with their record (default: models/model.pt, or the starter)", type=command.path
+        ),
+    )
+    tta: bool = field(default=False, metadata=_option("model", "the mean over all eight flips"))
+    device: str | None = field(
+        default=None, metadata=_option("device and speed", "cpu, cuda or cuda:1 (default: a GPU if there is one)")
+    )
+    fast: bool = field(
+        default=False, metadata=_option("device and speed", "the whole brain in one forward, and no flips")
+    )
+    et_label: int = field(
+        default=ET_LABELS[-1],
+        metadata=_option("output", "value of ET to write (default: %(default)s)", type=int, choices=ET_LABELS),
+    )
+    probabilities: bool = field(default=False, metadata=_option("output", "also write maps of probabilities"))
+    uncertainty: bool = field(default=False, metadata=_option("output", "also write maps of uncertainty"))
+    dicom_seg: bool = field(
+        default=False, metadata=_option("output", "also write a DICOM Segmentation object, if the input is DICOM")
+    )
+    pictures: bool = field(default=True, metadata=_option("output", "write no pictures"))
+    overwrite: bool = field(
+        default=False,
+        metadata=_option("output", "begin anew; the folder of an earlier call is kept under a dated name"),
+    )
+
+
+def add_options(groups: Mapping[str, argparse._ArgumentGroup]) -> None:
+    """Add an option for each field of ``Options`` to the groups of a parser, which are given by their titles."""
+    for option in fields(Options):
+        name = option.name.replace("_", "-")
+        arguments = {"dest": option.name, "default": option.default, **option.metadata["arguments"]}
+        if isinstance(option.default, bool):
+            arguments["action"] = "store_false" if option.default else "store_true"
+        flag = f"--no-{name}" if option.default is True else f"--{name}"
+        groups[option.metadata["group"]].add_argument(flag, **arguments)
+
+
+def given_options(args: argparse.Namespace) -> Options:
+    """The options that the arguments of a command give."""
+    return Options(**{option.name: getattr(args, option.name) for option in fields(Options)})
