@@ -63,10 +63,6 @@ def read_state_dict(checkpoint: Any, path: str | Path) -> dict[str, torch.Tensor
 
     Raises:
         InputError: the checkpoint holds no state dict.
-
-    Example:
-        >>> list(read_state_dict({"net": {"module.convds0.bias": torch.zeros(4)}, "epoch": 9}, "checkpoint.pt"))
-        ['convds0.bias']
     """
     state = checkpoint.get("net", checkpoint) if isinstance(checkpoint, Mapping) else {}
     named = isinstance(state, Mapping) and all(isinstance(name, str) for name in state)
@@ -76,14 +72,7 @@ def read_state_dict(checkpoint: Any, path: str | Path) -> dict[str, torch.Tensor
 
 
 def network_class(state: Mapping[str, torch.Tensor]) -> type[PriorAttentionNet] | type[CascadedUNet]:
-    """The class of the network by the names in a state dict of the authors' layout.
-
-    Example:
-        >>> network_class({"first_stage.convds0.bias": torch.zeros(1)}).__name__
-        'CascadedUNet'
-        >>> network_class({"gate1_0.W_g.conv.weight": torch.zeros(4, 8, 1, 1, 1)}).__name__
-        'AttentionUNet'
-    """
+    """The class of the network by the names in a state dict of the authors' layout."""
     modules = {name.split(".")[0] for name in state}
     if modules & set(_STAGES):
         return CascadedUNet
@@ -127,45 +116,30 @@ def network_arguments(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     return arguments
 
 
-def rename(name: str, head: str) -> str:
-    """This bundle's name for a tensor of the authors' network; a name that is not theirs is returned unchanged.
+def _module_names(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """This bundle's name for each of the authors' modules and skip weights, in a network or a stage of a cascade."""
+    levels = (3, 2, 1, 0) if arguments.get("deep_supervision") else (0,)
+    names = {"conv_down": "prior_downsample"}
+    names |= {f"backbone.conv{level}_0": f"encoder.{level}" for level in range(5)}
+    names |= {
+        f"one_stage.{theirs}": f"head.{ours}" for theirs, ours in _HEAD_NAMES[arguments.get("head", "fcn")].items()
+    }
+    names |= {f"convds{level}": f"outputs.{place}" for place, level in enumerate(levels)}
+    for place in range(4):
+        names[_DECODER_BLOCKS[place]] = f"decoder.{place}.block"
+        names[f"{_DECONVOLUTIONS[place]}.trans_conv"] = f"decoder.{place}.upsample"
+        names[f"skip_{3 - place}.param"] = f"decoder.{place}.skip_weight"
+        names |= {f"{_GATES[place]}.{theirs}": f"gates.{place}.{ours}" for theirs, ours in _GATE_LAYERS.items()}
+    return names
 
-    Example:
-        >>> rename("backbone.conv2_0.conv1.conv.weight", head="fcn")
-        'encoder.2.body.0.conv.weight'
-        >>> rename("skip_3.param", head="fcn")
-        'decoder.0.skip_weight'
-        >>> rename("gate1_0.psi.0.conv.weight", head="fcn")
-        'gates.3.psi.conv.weight'
-    """
-    parts = name.split(".")
-    top = parts[0]
-    if top == "backbone":
-        found = re.fullmatch(r"conv([0-4])_0", parts[1]) if len(parts) > 1 else None
-        return _block_name(f"encoder.{found[1]}", parts[2:]) if found else name
-    if top == "one_stage" and len(parts) > 1 and parts[1] in _HEAD_NAMES[head]:
-        return ".".join(["head", _HEAD_NAMES[head][parts[1]], *parts[2:]])
-    if top in _DECODER_BLOCKS:
-        return _block_name(f"decoder.{_DECODER_BLOCKS.index(top)}.block", parts[1:])
-    if top in _DECONVOLUTIONS and parts[1:2] == ["trans_conv"]:
-        return ".".join([f"decoder.{_DECONVOLUTIONS.index(top)}.upsample", *parts[2:]])
-    if top == "conv_down":
-        return ".".join(["prior_downsample", *parts[1:]])
-    if found := re.fullmatch(r"skip_([0-3])\.param", name):
-        return f"decoder.{3 - int(found[1])}.skip_weight"
-    if top in _GATES and (found := re.fullmatch(r"(W_g|W_x|psi\.0)\.(.+)", ".".join(parts[1:]))):
-        return f"gates.{_GATES.index(top)}.{_GATE_LAYERS[found[1]]}.{found[2]}"
+
+def _rename(name: str, modules: Mapping[str, str]) -> str:
+    """This bundle's name for a tensor of the authors' network; a name that is not theirs is returned unchanged."""
+    for theirs, ours in modules.items():
+        if name == theirs or name.startswith(f"{theirs}."):
+            inner = name.removeprefix(theirs).replace(".identity_mapping.", ".shortcut.")
+            return ours + re.sub(r"^\.conv([123])\.", lambda found: f".body.{int(found[1]) - 1}.", inner)
     return name
-
-
-def _block_name(prefix: str, rest: list[str]) -> str:
-    if not rest:
-        return prefix
-    if found := re.fullmatch(r"conv([123])", rest[0]):
-        return ".".join([prefix, "body", str(int(found[1]) - 1), *rest[1:]])
-    if rest[0] == "identity_mapping":
-        return ".".join([prefix, "shortcut", *rest[1:]])
-    return ".".join([prefix, *rest])
 
 
 def convert(
@@ -193,8 +167,7 @@ def convert(
             f"{path}: not weights of a PANet ({error}); expected the layout of the PANet authors."
         ) from error
     wanted = network.state_dict()
-    levels = (3, 2, 1, 0) if arguments.get("deep_supervision") else (0,)
-    outputs = {f"convds{level}": f"outputs.{position}" for position, level in enumerate(levels)}
+    modules = _module_names(arguments)
     dead = _DEAD[arguments["norm"] == "group"]
     stages = _STAGES if isinstance(network, CascadedUNet) else ()
 
@@ -202,10 +175,9 @@ def convert(
     dropped: list[str] = []
     unexpected: list[str] = []
     for name, value in state.items():
-        stage, _, inner = name.partition(".") if name.split(".")[0] in stages else ("", "", name)
-        top = inner.split(".")[0]
-        ours = inner.replace(top, outputs[top], 1) if top in outputs else rename(inner, arguments.get("head", "fcn"))
-        ours = f"{stage}.{ours}" if stage else ours
+        stage = next((f"{stage}." for stage in stages if name.startswith(f"{stage}.")), "")
+        inner = name.removeprefix(stage)
+        ours = stage + _rename(inner, modules)
         if ours in wanted:
             converted[ours] = value
         elif dead.fullmatch(inner):
@@ -229,10 +201,6 @@ def exclusive_outputs(state: Mapping[str, torch.Tensor], path: str | Path = "che
 
     Raises:
         InputError: the number of outputs is not four.
-
-    Example:
-        >>> exclusive_outputs({"convds0.bias": torch.tensor([0.0, 1.0, 2.0, 3.0])})["convds0.bias"].tolist()
-        [0.0, 3.0, 1.0, 2.0]
     """
     changed = dict(state)
     for name in state:
