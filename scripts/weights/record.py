@@ -443,18 +443,23 @@ def refuse_other_use(record: Record, settings: Record, model_file: str | Path) -
         raise InputError(f"{model_file}: by its record ({record_file(model_file)}) it was trained with {told}.")
 
 
-def check_start(record: Record | None, settings: Record, model_file: str | Path) -> None:
+def check_start(model_file: str | Path, settings: Record) -> Record:
     """Compare the settings of a training with the record of the weights from which it starts.
 
     Another order of channels is refused. Every other difference gives a warning.
 
+    Returns:
+        The record; for weights without one, their checksum and that nobody knows what they saw.
+
     Raises:
         InputError: the weights take channels in another order.
     """
+    record = read_weights_record(model_file)
     if record is None:
-        return
+        return {"checksum": file_checksum(model_file), "trained_on": UNKNOWN}
     for difference in differences(record, settings):
         if record["sequences"] != settings["sequences"]:
             raise InputError(f"{model_file}: by its record ({record_file(model_file)}) it has {difference}.")
         # The remedies behind the semicolon apply to inference only.
         logger.warning("%s was trained with %s.", model_file, difference.split(";")[0])
+    return record

@@ -134,7 +134,7 @@ def prepare_training(
                 raise InputError(f"{pretrained_file}: lies in --output_dir; choose another for the new training.")
             load_pretrained(network, pretrained_file, reinitialize)
         if (file := pretrained_file or configuration.loaded_by_caller) is not None and not resume:
-            start = start_of_training(file, settings)
+            start = check_start(file, settings)
         if resume:
             record_resumption(configuration, output.folder, epoch=int(state["epoch"]))
         else:
@@ -175,17 +175,6 @@ def check_normalization(preprocessing: Compose, settings: Record) -> None:
             f"train#preprocessing: sequences are normalized over: {own}; in image_transforms, which validation and "
             f"inference use, over: {other}. Leave out the overlay that changes only one of them, such as authors.yaml."
         )
-
-
-def start_of_training(model_file: str, settings: Record) -> Record:
-    """The record of the weights from which a training starts; of weights without one, their checksum alone.
-
-    Raises:
-        InputError: the weights in ``model_file`` take channels in another order.
-    """
-    record = read_weights_record(model_file)
-    check_start(record, settings, model_file)
-    return record or {"checksum": file_checksum(model_file), "trained_on": UNKNOWN}
 
 
 def prepare_evaluation(

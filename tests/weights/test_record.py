@@ -27,7 +27,6 @@ from scripts.weights.record import (
     normalization,
     only_phantoms,
     origin,
-    read_weights_record,
     record_file,
     save_weights,
     thresholds_in_use,
@@ -311,14 +310,14 @@ def test_all_differences_are_named_at_once(tmp_path):
 
 def test_a_training_starts_from_other_weights_with_a_word_but_not_from_another_order(tmp_path, caplog):
     path = saved(tmp_path / "model.pt", spacing=[2.0] * 3, exclusive=True)
-    check_start(read_weights_record(path), settings(), path)
+    check_start(path, settings())
     assert caplog.messages == [
         f"{path} was trained with voxels of 2 x 2 x 2 mm, not 1 x 1 x 1.",
         f"{path} was trained with classes that exclude each other (softmax), not regions that overlap.",
     ]
     path = saved(tmp_path / "other.pt", sequences=["t1", "t1ce", "t2", "flair"])
     with pytest.raises(InputError, match=r"other\.json\) it has channels in the order t1, t1ce, t2, flair"):
-        check_start(read_weights_record(path), settings(), path)
+        check_start(path, settings())
 
 
 # Settings that go with the weights.
