@@ -7,7 +7,9 @@ MONAI's pipelines get the channels in the network's order. Checks and pictures g
 
 from __future__ import annotations
 
+import copy
 import gzip
+import hashlib
 import logging
 import warnings
 import zlib
@@ -30,6 +32,7 @@ from scripts.brats import CHANNEL_ORDER, IMAGE_SUFFIXES, ITK_SUFFIXES, NIFTI_SUF
 from scripts.data.cases import NO_FILE, image_files, resolve_image
 from scripts.data.dicom import arranged, is_dicom, packages_are_installed, series_of
 from scripts.utils.errors import InputError, one_line
+from scripts.utils.files import file_checksum
 
 # Errors that nibabel and ITK (RuntimeError) raise for a file that is no image, or only a part of one.
 UNREADABLE_IMAGE = (
@@ -51,6 +54,8 @@ NOT_READABLE = "not a readable image"
 PHANTOM_DESCRIPTION = "synthetic brain tumor phantom, not a patient"
 # The first bytes of a gzip file.
 GZIP_MAGIC = b"\x1f\x8b"
+# The key, in an item to be loaded, of the function that gives its images (``read_file``, or one that remembers them).
+READ = "read"
 
 
 @contextmanager
@@ -187,32 +192,53 @@ def _opened_series(file: Path) -> nib.Nifti1Image:
     return nib.Nifti1Image(np.stack(slices, axis=-1), affine)
 
 
-def read_image(path: PathLike, channels: int = 0) -> nib.Nifti1Image:
-    """Read an image. Its file is read once and completely.
+def read_header(path: PathLike) -> nib.Nifti1Image:
+    """Open an image for its grid and header alone. The voxels of a DICOM series are all 0.
+
+    A file that ITK reads is read whole.
+
+    Raises:
+        InputError: as in ``open_image``.
+    """
+    file = _checked_path(path)
+    if _has(file, IMAGE_SUFFIXES):
+        return open_image(file)
+    series = series_of(file)
+    files, affine = arranged(series)
+    return nib.Nifti1Image(np.broadcast_to(np.uint8(0), (*series.first.size, len(files))), affine)
+
+
+def read_file(path: PathLike) -> nib.Nifti1Image:
+    """Read a file once and completely. The checksum of its bytes is ``extra["sha256"]`` of the image.
 
     Nibabel stops at the last voxel, but gzip's checksum comes after it. Only a complete read finds all damage.
 
-    Args:
-        path: the file.
-        channels: as in ``check_dimensions``.
-
     Raises:
-        InputError: the file is absent, is no image, is damaged, or has other dimensions.
+        InputError: the file is absent, is no image or is damaged.
     """
     file = _checked_path(path)
     if _has(file, ITK_SUFFIXES) or not _has(file, IMAGE_SUFFIXES):
         image = open_image(path)
-    else:
-        with _refusing(path, NOT_READABLE):
-            content = file.read_bytes()
-        if _has(file, (".gz", ".mgz")):
-            with _refusing(path, "damaged" if content.startswith(GZIP_MAGIC) else NOT_READABLE):
-                content = gzip.decompress(content)
-        with _refusing(path, NOT_READABLE):
-            if _has(file, NIFTI_SUFFIXES):
-                image = nib.nifti1.Nifti1Image.from_bytes(content)
-            else:
-                image = _as_nifti(nib.MGHImage.from_bytes, content)
+        image.extra["sha256"] = file_checksum(file)
+        return image
+    with _refusing(path, NOT_READABLE):
+        content = file.read_bytes()
+    checksum = hashlib.sha256(content).hexdigest()
+    if _has(file, (".gz", ".mgz")):
+        with _refusing(path, "damaged" if content.startswith(GZIP_MAGIC) else NOT_READABLE):
+            content = gzip.decompress(content)
+    with _refusing(path, NOT_READABLE):
+        if _has(file, NIFTI_SUFFIXES):
+            image = nib.nifti1.Nifti1Image.from_bytes(content)
+        else:
+            image = _as_nifti(nib.MGHImage.from_bytes, content)
+    image.extra["sha256"] = checksum
+    return image
+
+
+def read_image(path: PathLike, channels: int = 0) -> nib.Nifti1Image:
+    """``read_file``, and refuse an image of other dimensions (``check_dimensions``)."""
+    image = read_file(path)
     check_dimensions(path, image, channels)
     return image
 
@@ -268,6 +294,16 @@ class SequenceReader(NibabelReader):
         # return voxels in another order.
         self.sequences = list(SEQUENCES)
 
+    # What opens a file; see ``reading_by``. This is no attribute of the object, because a cache would compare it.
+    open_file: Callable[[str], nib.Nifti1Image] = staticmethod(open_image)
+
+    def reading_by(self, read: Callable[[str], nib.Nifti1Image]) -> SequenceReader:
+        """This reader for files that ``read`` gives."""
+        reader = copy.copy(self)
+        # MONAI may correct the header of an image, which others use, too.
+        reader.open_file = lambda file: nib.Nifti1Image.from_image(read(file))
+        return reader
+
     @property
     def filenames(self) -> Sequence[PathLike]:
         """Empty names, one for each image.
@@ -294,7 +330,7 @@ class SequenceReader(NibabelReader):
             raise InputError(f"{', '.join(files)}: no image; give a file of one sequence at least.")
         if len(files) == len(SEQUENCES) and (told := sequences_told(files)) not in (None, list(SEQUENCES)):
             raise InputError(f"{', '.join(files)}: the names say {', '.join(told or [])}; give {', '.join(SEQUENCES)}.")
-        opened = {file: correct_nifti_header_if_necessary(open_image(file)) for file in present}
+        opened = {file: correct_nifti_header_if_necessary(self.open_file(file)) for file in present}
         if len(present) < len(files):
             # The network knows a sequence of zeros as one that is missing (RandDropSequenced).
             first = opened[present[0]]
@@ -347,7 +383,10 @@ class LoadImageByReaderd(LoadImaged):
         self._loader.readers = [reader]
 
     def __call__(self, data: Mapping[Hashable, Any], reader: ImageReader | None = None) -> dict[Hashable, Any]:
-        """Load the images of one case."""
-        files = {key: resolve_image(data[key]) for key in self.key_iterator(dict(data))}
-        item: dict[Hashable, Any] = super().__call__({**data, **files}, reader or self.reader)
-        return item
+        """Load the images of one case. The function under ``READ``, if there is one, reads their files."""
+        item = dict(data)
+        files = {key: resolve_image(data[key]) for key in self.key_iterator(item)}
+        if (read := item.pop(READ, None)) is not None:
+            reader = self.reader.reading_by(read)
+        loaded: dict[Hashable, Any] = super().__call__({**item, **files}, reader or self.reader)
+        return loaded

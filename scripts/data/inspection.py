@@ -3,8 +3,9 @@
 """Checks of the data before long work starts.
 
 A fault that is found here costs seconds instead of hours. The ``run`` list of a workflow calls ``check_cases`` before
-its engine, and ``panet check`` reports the same findings. Constructing a workflow calls nothing here. So a
-bundle without data can be loaded and inspected, and a caller can give it other data.
+its engine, and ``panet check`` reports the same findings. An inference checks the headers of all cases
+before, and the voxels of each case when it reads them. Constructing a workflow calls nothing here. So a bundle without
+data can be loaded and inspected, and a caller can give it other data.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ from scripts.brats import (
 from scripts.data.cases import LOOKED_FOR, NO_FILE, find_cases, image_files, missing_sequences
 from scripts.data.dicom_choice import Choice
 from scripts.data.findings import NOT_PREPARED, Finding, Findings
-from scripts.data.images import is_phantom, read_image, voxels_of
+from scripts.data.images import check_dimensions, is_phantom, read_file, read_header, read_image, voxels_of
 from scripts.data.plausibility import doubt_images, doubt_label
 from scripts.data.splits import by_patient, patient_of
 from scripts.utils.errors import InputError
@@ -62,16 +64,20 @@ class CheckedCase:
     """What the check of one case found.
 
     Attributes:
+        case: name of the case.
+        file: the first of its images.
         phantom: the header says that the case is a synthetic phantom.
         findings: what is wrong or doubtful.
         et_values: the values of ET (3 or 4) in its label map.
-        checksum: of the voxels of the first image; empty if it could not be read.
+        checksum: of the voxels of the first image; empty if they were not read.
     """
 
+    case: str
+    file: str
     phantom: bool
-    findings: list[Finding] = field(default_factory=list)
-    et_values: frozenset[int] = frozenset()
-    checksum: str = ""
+    findings: list[Finding]
+    et_values: frozenset[int]
+    checksum: str
 
 
 def check_grid(path: str, image: nib.Nifti1Image, first_path: str, first: nib.Nifti1Image, label: bool = False) -> bool:
@@ -112,7 +118,12 @@ def check_grid(path: str, image: nib.Nifti1Image, first_path: str, first: nib.Ni
     )
 
 
-def check_case(item: Mapping[str, Any], channel_order: Sequence[str] = CHANNEL_ORDER) -> CheckedCase:
+def check_case(
+    item: Mapping[str, Any],
+    channel_order: Sequence[str] = CHANNEL_ORDER,
+    read: Callable[[str], nib.Nifti1Image] = read_file,
+    headers_only: bool = False,
+) -> CheckedCase:
     """Read each file of a case once and completely, and check it.
 
     All files must have one grid, no sequence may be empty, and the label map may hold only the values of its release.
@@ -121,6 +132,8 @@ def check_case(item: Mapping[str, Any], channel_order: Sequence[str] = CHANNEL_O
     Args:
         item: the datalist entry of the case.
         channel_order: the sequences in the order of the channels of a four-dimensional file.
+        read: reads a file. One that remembers what it has read (``functools.cache``) gives it to others, too.
+        headers_only: ``read`` gives headers, so nothing is said about voxels.
     """
     found = Findings(str(item["case"]))
     image, four_dimensional = item["image"], isinstance(item["image"], str | Path)
@@ -133,11 +146,14 @@ def check_case(item: Mapping[str, Any], channel_order: Sequence[str] = CHANNEL_O
     files: dict[str, str] = {}
     for sequence, path in given:
         with found.collecting():
-            opened = read_image(path, len(SEQUENCES) if four_dimensional else 0)
+            opened = read(path)
+            check_dimensions(path, opened, len(SEQUENCES) if four_dimensional else 0)
             if first is None:
                 first = path, opened
                 check_spacing(found, path, opened)
             check_grid(path, opened, *first)
+            if headers_only:
+                continue
             voxels = voxels_of(opened, path)
             if opened is first[1]:
                 # In NIfTI files the first axis runs fastest, so this order needs no copy voxel by voxel.
@@ -150,7 +166,7 @@ def check_case(item: Mapping[str, Any], channel_order: Sequence[str] = CHANNEL_O
                 images[sequence], files[sequence] = voxels, path
     et_values: set[int] = set()
     brain = doubt_images(found, images, files, first[1]) if first is not None and images else None
-    if "label" in item:
+    if "label" in item and not headers_only:
         path, et = str(item["label"]), int(item["et_label"])
         with found.collecting():
             label = read_image(path)
@@ -167,7 +183,8 @@ def check_case(item: Mapping[str, Any], channel_order: Sequence[str] = CHANNEL_O
             check_label_values(values, et, path, bool(item.get("resection_cavity", 0)))
             if brain is not None:
                 doubt_label(found, images, files, brain, voxels, path, et)
-    return CheckedCase(first is not None and is_phantom(first[1]), found.list, frozenset(et_values), checksum)
+    phantom = first is not None and is_phantom(first[1])
+    return CheckedCase(found.case, given[0][1], phantom, found.list, frozenset(et_values), checksum)
 
 
 def check_spacing(found: Findings, path: str, image: nib.Nifti1Image) -> None:
@@ -257,6 +274,33 @@ def check_channel_order(item: Mapping[str, Any], channel_order: Sequence[str]) -
         )
 
 
+def check_folder(dataset_dir: str | Path, may_lack: int = 0) -> list[Finding]:
+    """What is wrong with the files of the cases below a folder, by their names. Nothing is said about complete cases.
+
+    Args:
+        dataset_dir: folder of cases or of one case, or a four-dimensional file.
+        may_lack: how many sequences a case may lack, by the record of the weights.
+    """
+    findings: list[Finding] = []
+    for case in find_cases(dataset_dir):
+        found = Findings(case.name)
+        if len(case.missing) > may_lack:
+            series = f"found {case.choice}; name it in a --datalist_file, " if case.choice else ""
+            found.add(
+                "missing sequence",
+                f"{case.folder}: incomplete, there is no {' and no '.join(case.missing)}; {series}{_bearable(may_lack)}"
+                "add it, or move the folder away.",
+            )
+        elif case.choice:
+            _show_choice(found, case.folder, case.choice)
+        if case.doubled:
+            found.add(
+                "doubled file", f"{case.doubled[0]}: {case.name} has this image twice; keep one of the two files."
+            )
+        findings += found.list
+    return findings
+
+
 def check_files(
     items: Sequence[Mapping[str, Any]],
     dataset_dir: str | Path | None,
@@ -266,25 +310,9 @@ def check_files(
 ) -> list[Finding]:
     """What is wrong with the names and the number of files, before any image is read. The arguments are those of
     ``check_cases``."""
-    findings: list[Finding] = []
-    incomplete: set[str] = set()
-    for case in find_cases(dataset_dir) if datalist_file is None and dataset_dir is not None else []:
-        found = Findings(case.name)
-        if len(case.missing) > may_lack:
-            series = f"found {case.choice}; name it in a --datalist_file, " if case.choice else ""
-            found.add(
-                "missing sequence",
-                f"{case.folder}: incomplete, there is no {' and no '.join(case.missing)}; {series}{_bearable(may_lack)}"
-                "add it, or move the folder away.",
-            )
-            incomplete.add(case.name)
-        elif case.choice:
-            _show_choice(found, case.folder, case.choice)
-        if case.doubled:
-            found.add(
-                "doubled file", f"{case.doubled[0]}: {case.name} has this image twice; keep one of the two files."
-            )
-        findings += found.list
+    searched = dataset_dir is not None and datalist_file is None
+    findings = check_folder(dataset_dir, may_lack) if searched else []
+    incomplete = {finding.case for finding in findings if finding.kind == "missing sequence"}
     names: dict[str, str] = {}
     said = {finding.message for finding in findings}
     for item in items:
@@ -377,6 +405,23 @@ def _of_other_tumors(names: Iterable[str]) -> list[Finding]:
     ]
 
 
+def seen_before(case: CheckedCase, seen: dict[str, CheckedCase]) -> Finding | None:
+    """The finding that another case has the same first image; None if no case in ``seen`` has it.
+
+    Args:
+        case: the case.
+        seen: earlier cases by their checksums. The case is added.
+    """
+    other = seen.setdefault(case.checksum, case) if case.checksum else case
+    if other.case == case.case:
+        return None
+    return Finding(
+        "same image twice",
+        case.case,
+        f"{case.file}: the same image as {other.file} of another case; keep one of the two cases.",
+    )
+
+
 def compare_cases(items: Sequence[Mapping[str, Any]], checked: Sequence[CheckedCase]) -> list[Finding]:
     """What is wrong with cases together that are sound one by one.
 
@@ -385,19 +430,11 @@ def compare_cases(items: Sequence[Mapping[str, Any]], checked: Sequence[CheckedC
         checked: the result of ``check_case`` for each.
     """
     findings: list[Finding] = []
-    first: dict[str, Mapping[str, Any]] = {}
+    seen: dict[str, CheckedCase] = {}
     releases: dict[str, dict[int, list[str]]] = {}
     for item, case in zip(items, checked, strict=True):
-        other = first.setdefault(case.checksum, item)
-        if case.checksum and other["case"] != item["case"]:
-            findings.append(
-                Finding(
-                    "same image twice",
-                    str(item["case"]),
-                    f"{image_files(item['image'])[0]}: the same image as {image_files(other['image'])[0]} of another "
-                    "case; keep one of the two cases.",
-                )
-            )
+        if (finding := seen_before(case, seen)) is not None:
+            findings.append(finding)
         release = released_file(str(item.get("label", "")))
         if release and len(case.et_values) == 1:
             values = releases.setdefault(release.release.name, {})
@@ -418,16 +455,18 @@ def compare_cases(items: Sequence[Mapping[str, Any]], checked: Sequence[CheckedC
 
 
 def read_cases(
-    items: Sequence[Mapping[str, Any]], cases: str = "cases", channel_order: Sequence[str] = CHANNEL_ORDER
+    items: Sequence[Mapping[str, Any]], cases: str, channel_order: Sequence[str], headers_only: bool = False
 ) -> list[CheckedCase]:
     """Check each item by ``check_case``, on all processors that this process may use, with a progress bar."""
     # Without a terminal a progress bar would only leave empty lines in the log.
     quiet = not sys.stderr.isatty()
+    read = read_header if headers_only else read_file
+    check = partial(check_case, channel_order=channel_order, read=read, headers_only=headers_only)
     # Decompression releases the interpreter's lock, so threads use all cores.
     pool = ThreadPoolExecutor(reading_threads())
     try:
-        done = pool.map(lambda item: check_case(item, channel_order), items)
-        step = f"Reading {len(items)} {cases}"
+        done = pool.map(check, items)
+        step = f"Reading {'headers of ' * headers_only}{len(items)} {cases}"
         return list(track(done, step, len(items), console=Console(stderr=True), transient=True, disable=quiet))
     finally:
         pool.shutdown(cancel_futures=True)
@@ -440,6 +479,7 @@ def examine(
     datalist_file: str | Path | None = None,
     channel_order: Sequence[str] = CHANNEL_ORDER,
     may_lack: int = 0,
+    headers_only: bool = False,
 ) -> tuple[list[Finding], list[CheckedCase]]:
     """All findings of a cohort, and what was found in each case. The arguments are those of ``check_cases``.
 
@@ -449,7 +489,7 @@ def examine(
     findings = check_files(items, dataset_dir, datalist_file, channel_order, may_lack)
     if not items and not any(finding.is_error for finding in findings):
         raise InputError(nothing_found(Path(dataset_dir or "."), cases))
-    checked = read_cases(items, cases, channel_order) if items else []
+    checked = read_cases(items, cases, channel_order, headers_only) if items else []
     findings += [finding for case in checked for finding in case.findings] + compare_cases(items, checked)
     # A datalist may hold a case, and an entry a file, more than once.
     return list(dict.fromkeys(findings)), checked
@@ -462,6 +502,7 @@ def check_cases(
     datalist_file: str | Path | None = None,
     channel_order: Sequence[str] = CHANNEL_ORDER,
     may_lack: int = 0,
+    headers_only: bool = False,
     prepared_only: bool = False,
 ) -> list[bool]:
     """Refuse data on which a workflow would fail later, and warn of doubtful data.
@@ -475,6 +516,7 @@ def check_cases(
         datalist_file: the file that the items came from, or None.
         channel_order: the sequences in the order of the channels of four-dimensional files.
         may_lack: how many sequences a case may lack, by the record of the weights.
+        headers_only: the workflow checks the voxels of each case itself, and tells of doubts then.
         prepared_only: refuse scans as the scanner made them, too.
 
     Returns:
@@ -485,23 +527,32 @@ def check_cases(
             one of ``NOT_PREPARED``. The message of a single error is the finding's. Several errors are logged, and the
             message counts them.
     """
-    findings, checked = examine(items, dataset_dir, cases, datalist_file, channel_order, may_lack)
+    findings, checked = examine(items, dataset_dir, cases, datalist_file, channel_order, may_lack, headers_only)
     if prepared_only:
-        for finding in findings:
-            if finding.kind in NOT_PREPARED:
-                raise InputError(
-                    f"{finding.message} Scans must be co-registered, resampled to 1 mm and skull-stripped before; "
-                    f"{PREPARATION_PAGE} names programs that do this."
-                )
+        refuse_unprepared(findings)
     for finding in findings:
-        if not finding.is_error:
+        if not finding.is_error and not (headers_only and finding.kind in NOT_PREPARED):
             logger.warning("%s", finding.message)
     refuse_errors(findings, datalist_file or dataset_dir or "the given list")
     phantoms = [case.phantom for case in checked]
-    logger.info("%s: %s %d, checked", dataset_dir or "Given list", cases, len(items))
+    logger.info("%s: %s %d, %schecked", dataset_dir or "Given list", cases, len(items), "headers " * headers_only)
     if any(phantoms):
         logger.warning("%d of %d %s are synthetic phantoms, not patients.", sum(phantoms), len(items), cases)
     return phantoms
+
+
+def refuse_unprepared(findings: Sequence[Finding]) -> None:
+    """Refuse scans as the scanner made them.
+
+    Raises:
+        InputError: there is one of ``NOT_PREPARED`` among ``findings``.
+    """
+    for finding in findings:
+        if finding.kind in NOT_PREPARED:
+            raise InputError(
+                f"{finding.message} Scans must be co-registered, resampled to 1 mm and skull-stripped before; "
+                f"{PREPARATION_PAGE} names programs that do this."
+            )
 
 
 def refuse_errors(findings: Sequence[Finding], source: str | Path) -> None:

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from monai.engines import SupervisedEvaluator
 from monai.engines.workflow import Workflow
 from monai.handlers import from_engine
 from scripts.brats import case_name
+from scripts.data.images import READ
+from scripts.data.inspection import CheckedCase, seen_before
 from scripts.utils.distributed import rank, world_size
 from scripts.utils.errors import InputError, WriteError, input_error_behind, one_line
 from scripts.utils.files import save_json
@@ -28,6 +30,8 @@ logger = logging.getLogger(__name__)
 CASE_ERRORS = (RuntimeError, ValueError, OSError, MemoryError)
 # The key of the reason in an item that could not be loaded.
 REASON = "reason"
+# The key of what was found in the files of an item (``CheckedCase``).
+CHECKED = "checked"
 
 
 def case_of(item: Mapping[str, Any]) -> str:
@@ -61,9 +65,13 @@ class CaseDataset(CacheDataset):
     The arguments are those of ``CacheDataset``.
     """
 
+    def load(self, index: int) -> Any:
+        """Load and transform an item."""
+        return super()._transform(index)
+
     def _transform(self, index: int) -> Any:
         try:
-            return super()._transform(index)
+            return self.load(index)
         except CASE_ERRORS as error:
             case = case_of(self.data[index])
             if input_error_behind(error) is None:
@@ -79,8 +87,15 @@ class CaseFailures:
     ``failed`` in ``run.json`` holds them with their reasons. Some errors end the run at once: a file cannot be written,
     or every case has failed.
 
+    What was found in a case's files (``scripts.inference.reading``) is told when its turn comes. A case with the same
+    image as an earlier one fails.
+
     Args:
         output_dir: folder of the run.
+
+    Attributes:
+        finish: called with the name of each case that was segmented, and with the function that has read its files
+            (if ``CheckedDataset`` keeps it); the case fails if this fails.
 
     Raises:
         InputError: (at the end of the run) a case failed.
@@ -88,7 +103,9 @@ class CaseFailures:
 
     def __init__(self, output_dir: str | Path) -> None:
         self.output_dir = Path(output_dir)
+        self.finish: Callable[[str, Any], None] | None = None
         self.reasons: dict[str, str] = {}
+        self.seen: dict[str, CheckedCase] = {}
 
     def attach(self, engine: Workflow) -> None:
         """Follow ``engine``. Attach this handler after all others."""
@@ -97,15 +114,21 @@ class CaseFailures:
 
     def started(self, engine: Workflow) -> None:
         """Forget an earlier run."""
-        self.reasons = {}
+        self.reasons, self.seen = {}, {}
 
     def __call__(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> Any:
         """Do one iteration, a batch of one case. The output of a case that fails is an empty list."""
         if REASON in batch:
             self._note(batch["case"][0], batch[REASON][0])
         else:
+            checked, read = batch.pop(CHECKED, None), batch.pop(READ, None)
             try:
-                return engine._iteration(engine, batch)
+                if checked is not None:
+                    self._tell(checked)
+                output = engine._iteration(engine, batch)
+                if self.finish is not None:
+                    self.finish(_case_of_batch(batch), read)
+                return output
             except CASE_ERRORS as error:
                 self.add(_case_of_batch(batch), error)
         engine.state.output = []
@@ -114,6 +137,12 @@ class CaseFailures:
             self._record(self.reasons)
             raise InputError(self.summary(self.reasons, len(self.reasons)))
         return []
+
+    def _tell(self, checked: CheckedCase) -> None:
+        for finding in dict.fromkeys(checked.findings):
+            logger.warning("%s", finding.message)
+        if (finding := seen_before(checked, self.seen)) is not None:
+            raise InputError(finding.message, finding.kind)
 
     def add(self, case: str, error: Exception) -> None:
         """Note that ``case`` failed.
@@ -132,15 +161,20 @@ class CaseFailures:
 
     def completed(self, engine: Workflow) -> None:
         """Name the cases that failed, of all ranks."""
-        shares: list[Any] = [(self.reasons, engine.state.epoch_length)]
+        shares: list[Any] = [(self.reasons, engine.state.epoch_length, self.seen)]
         if world_size() > 1:
-            shares = [None] * world_size()
-            dist.all_gather_object(shares, (self.reasons, engine.state.epoch_length))
-        failed = {case: reason for reasons, _ in shares for case, reason in reasons.items()}
+            (own,), shares = shares, [None] * world_size()
+            dist.all_gather_object(shares, own)
+        failed = {case: reason for reasons, _, _ in shares for case, reason in reasons.items()}
+        seen: dict[str, CheckedCase] = {}
+        for checked in [checked for *_, share in shares for checked in share.values()]:
+            # Each rank has seen its own cases alone.
+            if (finding := seen_before(checked, seen)) is not None:
+                failed[checked.case] = finding.message
         if not failed:
             return
         self._record(failed)
-        raise InputError(self.summary(failed, sum(count for _, count in shares)))
+        raise InputError(self.summary(failed, sum(count for _, count, _ in shares)))
 
     def _record(self, failed: Mapping[str, str]) -> None:
         if rank() == 0:

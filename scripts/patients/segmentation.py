@@ -6,49 +6,31 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import math
 import os
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from monai.bundle import ConfigWorkflow
-from rich.console import Console
-from rich.progress import track
 from scripts import networks
-from scripts.brats import SEQUENCE_TITLES, SEQUENCES
-from scripts.data.cases import NO_FILE, image_files, missing_sequences
-from scripts.data.datalist import unlabeled_items
-from scripts.data.datalist_file import LONGEST_NAME, is_plain_name, misnamed
-from scripts.data.dicom import series_file
-from scripts.data.findings import CHOICES
-from scripts.data.images import read_image, voxels_of
-from scripts.data.inspection import check_files, nothing_found, refuse_errors
-from scripts.inference.dicom_seg import check_source, save_dicom_seg
-from scripts.inference.writers import map_files
+from scripts.data.cases import image_files
+from scripts.inference.dicom_seg import check_source
+from scripts.patients.items import find_items, given_case, refuse_other_images, with_absolute_paths
 from scripts.patients.options import Options
-from scripts.pictures.patient import read_patient
-from scripts.pictures.preview import draw_preview
-from scripts.pictures.surface import draw_surface
-from scripts.scores.volumetry import measure
+from scripts.patients.results import Results
 from scripts.utils.errors import InputError, input_error_behind, one_line
-from scripts.utils.files import BUNDLE_ROOT, CONFIGS, file_checksum, keep_earlier, read_json, save_json
+from scripts.utils.files import BUNDLE_ROOT, CONFIGS
 from scripts.utils.literals import literal, shown
 from scripts.utils.machine import computes_in
 from scripts.utils.run_json import bundle_version
-from scripts.weights.record import Record, only_phantoms, read_weights_record, record_file
-from scripts.workflow.output import earlier_cases, same_images
+from scripts.weights.record import Record, read_weights_record, record_file
 from scripts.workflow.settings import check_device
 
 logger = logging.getLogger(__name__)
 
 OWN_WEIGHTS = BUNDLE_ROOT / "models" / "model.pt"
 STARTER_WEIGHTS = BUNDLE_ROOT / "models" / "starter" / "model.pt"
-# A title of a picture has little room.
-SEQUENCE_NAMES = {**SEQUENCE_TITLES, "t1ce": "T1ce"}
 
 
 def weights_to_use(model: Path | None) -> tuple[Path, Record]:
@@ -127,9 +109,7 @@ def configuration_of(record: Record, model: Path, options: Options) -> tuple[lis
         "device": device,
         "overwrite": options.overwrite,
         "prepared_only": True,
-        # A thread loads the next case, because a process that has run OpenVINO may crash when it forks.
-        "dataloader#_target_": "ThreadDataLoader",
-        "num_workers": 0,
+        "dataset#keep_files": True,
     }
     if window := (record.get("training") or {}).get("window"):
         settings["roi_size"] = window
@@ -150,96 +130,6 @@ def configuration_of(record: Record, model: Path, options: Options) -> tuple[lis
 def openvino_is_installed() -> bool:
     """Whether the package openvino can be imported."""
     return importlib.util.find_spec("openvino") is not None
-
-
-def given_case(files: Mapping[str, Path], name: str | None) -> dict[str, Any]:
-    """The entry of a case whose files have any name. A folder of one DICOM series counts as its first file.
-
-    Raises:
-        InputError: the case's name is no plain name, or a file's name says another sequence.
-
-    Example:
-        >>> given_case({"flair": Path("a.nii"), "t1": Path("b.nii"), "t1ce": Path("c.nii"), "t2": Path("d.nii")}, "ann")
-        {'case': 'ann', 'image': ['b.nii', 'd.nii', 'c.nii', 'a.nii']}
-        >>> given_case({"t1": Path("b.nii")}, None)["image"]
-        ['b.nii', 'missing', 'missing', 'missing']
-        >>> given_case({"t1": Path("b.nii")}, "../ann")
-        Traceback (most recent call last):
-        scripts.utils.errors.InputError: --name ../ann: results are named after it; use at most 200 bytes and no slash.
-        >>> given_case({"t1": Path("ann_t2.nii")}, "ann")
-        Traceback (most recent call last):
-        scripts.utils.errors.InputError: --t1 ann_t2.nii: its name says t2; correct the option, or rename the file.
-    """
-    if name is not None and not is_plain_name(name):
-        raise InputError(f"--name {name}: results are named after it; use at most {LONGEST_NAME} bytes and no slash.")
-    image = [series_file(files[s]) if s in files else NO_FILE for s in SEQUENCES]
-    # A datalist with such names is refused, too, and the run writes one.
-    for file, sequence, other in misnamed(image, SEQUENCES):
-        raise InputError(f"--{sequence} {file}: its name says {other}; correct the option, or rename the file.")
-    return {"case": name or "case", "image": image}
-
-
-def find_items(cases: Sequence[Path], may_lack: int) -> list[dict[str, Any]]:
-    """The entries of all cases in ``cases``. Their files are checked by their names, and by their content in the run.
-
-    A case that ``cases`` name several times is taken once.
-
-    Raises:
-        InputError: there is no case, a case has a missing or doubled file, or two cases have the same name.
-    """
-    items: dict[str, dict[str, Any]] = {}
-    for path in cases:
-        found = unlabeled_items(path)
-        findings = check_files(found, path, may_lack=may_lack)
-        refuse_errors(findings, path)
-        # The run is given a list of cases, so it cannot tell what was left out of the folder.
-        for finding in findings:
-            if finding.kind in CHOICES:
-                logger.warning("%s", finding.message)
-        if not found:
-            raise InputError(nothing_found(path, "cases"))
-        for item in found:
-            first = items.setdefault(item["case"], item)
-            if not same_images(first, item):
-                refuse_errors(check_files([first, item], None, may_lack=may_lack), path)
-            if first is not item:
-                logger.warning("%s: %s was named before; it is segmented once.", path, item["case"])
-    return list(items.values())
-
-
-def with_absolute_paths(item: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry of a case with absolute paths without "..", for later calls and readers in other folders.
-
-    Example:
-        >>> Path(with_absolute_paths({"case": "ann", "image": "ann.nii.gz"})["image"]).is_absolute()
-        True
-    """
-    image = item["image"]
-    if isinstance(image, str):
-        return {**item, "image": _absolute(image)}
-    return {**item, "image": [file if file == NO_FILE else _absolute(file) for file in image]}
-
-
-def _absolute(file: str) -> str:
-    path = Path(file)
-    # A path such as link/../ann leads elsewhere than ann if the link leads to another folder.
-    return str(path.resolve() if ".." in path.parts else path.absolute())
-
-
-def refuse_other_images(items: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
-    """Check that no earlier call has given ``output_dir`` a case of the same name with other images.
-
-    Raises:
-        InputError: there is such a case.
-    """
-    earlier = earlier_cases(str(output_dir), ".")
-    for item in items:
-        other = earlier.get(item["case"])
-        if other is not None and not same_images(item, other):
-            raise InputError(
-                f"{output_dir}: holds a case {item['case']} of other images ({image_files(other['image'])[0]}); choose "
-                "another --output_dir, or add --overwrite (the earlier folder is then kept under a dated name)."
-            )
 
 
 def segment(
@@ -271,12 +161,10 @@ def segment(
     model, record = weights_to_use(options.model)
     model, output_dir = model.absolute(), Path(output_dir).resolve()
     names, settings = configuration_of(record, model, options)
-    may_lack = int(record.get("missing_sequences", 0))
     if files is not None:
         items = [given_case({key: Path(path) for key, path in files.items()}, name)]
-        refuse_errors(check_files(items, None, may_lack=may_lack), "the given files")
     else:
-        items = find_items([Path(case) for case in cases], may_lack)
+        items = find_items([Path(case) for case in cases], int(record.get("missing_sequences", 0)))
     items = [with_absolute_paths(item) for item in items]
     if not options.overwrite:
         refuse_other_images(items, output_dir)
@@ -285,123 +173,54 @@ def segment(
             check_source(image_files(item["image"])[0])
     folders = [Path(file).parent for item in items for file in image_files(item["image"])]
     paths = {"output_dir": output_dir, "bundle_root": BUNDLE_ROOT, "dataset_dir": os.path.commonpath(folders)}
-    # MONAI's parser looks into lists, but not into tuples.
-    settings |= {"all_cases": tuple(items), **{key: literal(str(path)) for key, path in paths.items()}}
-    started = time.monotonic()
-    failure = run_inference(names, settings)
-    seconds = time.monotonic() - started
-    parameters = {
-        "configurations": names,
-        **{k: shown(v) for k, v in settings.items() if k not in ("all_cases", "bundle_root")},
+    settings |= {key: literal(str(path)) for key, path in paths.items()}
+    facts = {
+        "weights": {"file": str(model), **{key: record[key] for key in ("checksum", "trained_on")}},
+        "bundle_version": bundle_version(),
+        "parameters": {"configurations": names, **{k: shown(v) for k, v in settings.items() if k != "bundle_root"}},
     }
-    results = []
-    for item in track(items, "Measuring and drawing", console=Console(stderr=True), transient=True):
-        label_map = map_files(item["case"], output_dir, case_folders=True)[0]
-        numbers, dicom = (label_map.with_name(f"{item['case']}{ending}") for ending in (".json", ".dcm"))
-        preview, surface = (label_map.with_name(f"{item['case']}{ending}") for ending in (".png", "_3d.png"))
-        # What belongs to an earlier label map must not stand beside a new one, or beside none.
-        made = label_map.stat().st_mtime if label_map.is_file() else math.inf
-        for path in (numbers, dicom, preview, surface):
-            if path.is_file() and path.stat().st_mtime < made:
-                logger.info("Kept an earlier %s as %s", path, keep_earlier(path))
-        if not label_map.is_file():  # the case failed
-            continue
-        if numbers.is_file():
-            result = read_json(numbers)
-        else:
-            result = describe(item, label_map, options.et_label)
-            result |= {"weights": {"file": str(model), **{key: record[key] for key in ("checksum", "trained_on")}}}
-            result |= {"bundle_version": bundle_version(), "parameters": parameters}
-            result["seconds_of_the_run"] = round(seconds, 2)
-            save_json(result, numbers)
-        # There is no DICOM object of an empty segmentation.
-        if options.dicom_seg and result["volumes_ml"]["WT"] and not dicom.is_file():
-            image = image_files(item["image"])[0]
-            save_dicom_seg(label_map, image, options.et_label, dicom)
-        if options.pictures and not (preview.is_file() and surface.is_file()):
-            patient = read_patient(item, label_map)
-            note = note_of(record, result["missing_sequences"], options.fast)
-            draw_preview(patient, preview, note)
-            draw_surface(patient, surface, note)
-        results.append(result)
+    results = Results({item["case"]: item for item in items}, output_dir, options, record, facts)
+    # MONAI's parser looks into lists, but not into tuples.
+    failure, failed = run_inference(names, {**settings, "all_cases": tuple(items)}, results)
+    if failure is not None and not failed:
+        raise failure
+    for case in results.items:
+        # An earlier call has segmented it.
+        if case not in results.found and case not in failed:
+            results.finish(case)
     if failure is not None:
         raise failure
-    return results
+    return [results.found[case] for case in results.items]
 
 
-def note_of(record: Record, lacking: Sequence[str], fast: bool) -> str:
-    """What the pictures say of how a case was segmented.
-
-    Args:
-        record: the record of the weights.
-        lacking: sequences that the case lacked.
-        fast: whether the whole brain was taken at once.
-
-    Example:
-        >>> note_of({"trained_on": {"patients": 16, "phantoms": 0}}, ["t1ce", "flair"], fast=True)
-        'for research only; without T1ce and FLAIR; fast'
-    """
-    notes = ["for research only"]
-    if only_phantoms(record):
-        notes.append("weights trained on phantoms")
-    if lacking:
-        notes.append(f"without {' and '.join(SEQUENCE_NAMES[sequence] for sequence in lacking)}")
-    if fast:
-        notes.append("fast")
-    return "; ".join(notes)
-
-
-def describe(item: Mapping[str, Any], label_map: Path, et_label: int) -> dict[str, Any]:
-    """The numbers of a segmented case, and where they come from.
-
-    Args:
-        item: the entry of the case.
-        label_map: its label map.
-        et_label: value of ET there.
-    """
-    image = read_image(label_map)
-    measures = asdict(measure(voxels_of(image, label_map), image.affine, et_label))
-    lacking = missing_sequences(item["image"])
-    if isinstance(item["image"], str):
-        inputs = [{"sequence": "all", "file": item["image"], "sha256": file_checksum(item["image"])}]
-    else:
-        inputs = [
-            {"sequence": sequence, "file": file, "sha256": file_checksum(file)}
-            for sequence, file in zip(SEQUENCES, item["image"], strict=True)
-            if file != NO_FILE
-        ]
-    return {
-        "case": item["case"],
-        "use": "for research, not for diagnosis",
-        "label_map": str(label_map),
-        "et_label": et_label,
-        "volumes_ml": measures["volume_ml"],
-        "lesion_count": measures["lesion_count"],
-        "lesions": measures["lesions"],
-        "missing_sequences": lacking,
-        "inputs": inputs,
-    }
-
-
-def run_inference(names: Sequence[str], settings: Mapping[str, Any]) -> InputError | None:
+def run_inference(
+    names: Sequence[str], settings: Mapping[str, Any], results: Results
+) -> tuple[InputError | None, Collection[str]]:
     """Run the inference of these configurations in this process.
 
-    Returns:
-        The error that names the cases that failed, if any.
+    Args:
+        names: names of files in ``configs``.
+        settings: settings over them.
+        results: what finishes each case as soon as it is segmented.
 
-    Raises:
-        InputError: the run could not begin.
+    Returns:
+        The error that ended the run or names the cases that failed, if any; and names of cases that failed.
     """
     workflow = ConfigWorkflow(
         [str(CONFIGS / name) for name in names], workflow_type="infer", logging_file=False, **settings
     )
+    failures, failure = None, None
     try:
         workflow.initialize()
+        failures = workflow.parser.get_parsed_content("failures")
+        failures.finish = results.finish
         workflow.run()
     except (RuntimeError, ValueError) as error:
-        if (wrong := input_error_behind(error)) is None:
+        if (failure := input_error_behind(error)) is None:
             raise
-        return wrong
     finally:
         workflow.finalize()
-    return None
+        for case in results.items:
+            if not results.label_map(case).is_file():
+                results.set_aside(case)
+    return failure, failures.reasons if failures is not None else {}

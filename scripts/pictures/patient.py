@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 from scripts.brats import CHANNEL_ORDER, CORE_LABEL, EDEMA_LABEL, ET_LABELS, SEQUENCES
-from scripts.data.cases import NO_FILE
-from scripts.data.images import in_lps, is_phantom, read_image, voxels_of
+from scripts.data.cases import NO_FILE, image_files
+from scripts.data.images import check_dimensions, in_lps, is_phantom, read_file, voxels_of
 from scripts.data.inspection import check_channel_order, check_grid
 from scripts.pictures.colors import CORE_PART, EDEMA_PART, ENHANCING_PART
 from scripts.scores.volumetry import connected_lesions
@@ -93,27 +93,11 @@ def parts_of(labels: Volume, et_labels: Sequence[int] = ET_LABELS, edema_label: 
     return found
 
 
-def read_labels(
-    path: str | Path, shape: tuple[int, ...], et_labels: Sequence[int], edema_label: int = EDEMA_LABEL
-) -> Volume:
-    """Read a label map in LPS order.
-
-    Args:
-        path: file of the label map.
-        shape: shape that the label map must have.
-        et_labels, edema_label: as in ``parts_of``, which gives the result.
-
-    Raises:
-        InputError: the file is absent or unreadable, or it has another shape.
-    """
-    labels = voxels_of(in_lps(read_image(path)), path)
-    if labels.shape != shape:
-        raise InputError(f"{path}: shape {labels.shape}, not the case's {shape}; give a label map in its grid.")
-    return parts_of(labels, et_labels, edema_label)
-
-
 def read_patient(
-    item: Mapping[str, Any], prediction: str | Path | None = None, channel_order: Sequence[str] = CHANNEL_ORDER
+    item: Mapping[str, Any],
+    prediction: str | Path | None = None,
+    channel_order: Sequence[str] = CHANNEL_ORDER,
+    read: Callable[[str], nib.Nifti1Image] = read_file,
 ) -> Patient:
     """Read a patient for its pictures.
 
@@ -121,34 +105,37 @@ def read_patient(
         item: datalist entry of the case (``scripts.data.datalist``), with or without ``label``.
         prediction: file of a label map in the case's grid, which this bundle has written.
         channel_order: the sequences in the order of a four-dimensional file's channels.
+        read: gives the files.
 
     Raises:
         InputError: a file is unreadable or has another grid, or the dataset states another order of channels.
     """
-    image = item["image"]
-    opened: dict[str, nib.Nifti1Image] = {}
-    if isinstance(image, str | Path):
-        check_channel_order(item, channel_order)
-        whole = read_image(image, channels=len(SEQUENCES))
-        first_path, first = str(image), in_lps(whole)
-        voxels = voxels_of(first, image)
-        images = {sequence: voxels[..., channel_order.index(sequence)] for sequence in SEQUENCES}
+    image, four_dimensional = item["image"], isinstance(item["image"], str | Path)
+    check_channel_order(item, channel_order)
+    opened = {path: read(path) for path in image_files(image)}
+    first_path, first = next(iter(opened.items()))
+    for path, one in opened.items():
+        check_dimensions(path, one, len(SEQUENCES) if four_dimensional else 0)
+        check_grid(path, one, first_path, first)
+    voxels = {path: voxels_of(in_lps(one), path).astype(np.float32) for path, one in opened.items()}
+    if four_dimensional:
+        images = {name: voxels[str(image)][..., channel_order.index(name)] for name in SEQUENCES}
     else:
-        paths = {name: str(path) for name, path in zip(SEQUENCES, image, strict=True) if str(path) != NO_FILE}
-        opened = {name: read_image(path) for name, path in paths.items()}
-        first_path, whole = next(iter(paths.values())), next(iter(opened.values()))
-        for name, path in paths.items():
-            check_grid(path, opened[name], first_path, whole)
-        first = in_lps(whole)
-        images = {name: voxels_of(in_lps(opened[name]), path) for name, path in paths.items()}
-    shape = first.shape[:3]
-    reference = None
-    if "label" in item:
-        # Only the release's own value is ET. In BraTS 2024 ET is 3, and 4 is the resection cavity.
-        reference = read_labels(item["label"], shape, [item["et_label"]], item["edema_label"])
-    predicted = None if prediction is None else read_labels(prediction, shape, ET_LABELS)
-    images = {name: voxels.astype(np.float32) for name, voxels in images.items()}
-    return Patient(str(item["case"]), images, first.affine, reference, predicted, is_phantom(whole))
+        images = {name: voxels[str(path)] for name, path in zip(SEQUENCES, image, strict=True) if path != NO_FILE}
+    shape = next(iter(images.values())).shape
+
+    def labels(path: str | Path, *values: Any) -> Volume:
+        found = read(str(path))
+        check_dimensions(path, found)
+        in_order = voxels_of(in_lps(found), path)
+        if in_order.shape != shape:
+            raise InputError(f"{path}: shape {in_order.shape}, not the case's {shape}; give a label map in its grid.")
+        return parts_of(in_order, *values)
+
+    # Only the release's own value is ET. In BraTS 2024 ET is 3, and 4 is the resection cavity.
+    reference = labels(item["label"], [item["et_label"]], item["edema_label"]) if "label" in item else None
+    predicted = None if prediction is None else labels(prediction, ET_LABELS)
+    return Patient(str(item["case"]), images, in_lps(first).affine, reference, predicted, is_phantom(first))
 
 
 def lesion_mask(patient: Patient) -> Volume:

@@ -24,6 +24,7 @@ from scripts.data.cases import image_files
 from scripts.data.datalist import Cohort, labeled_items, warn_of_shared_patients
 from scripts.data.datalist_file import write_datalist
 from scripts.data.inspection import check_cases
+from scripts.inference.reading import CheckedDataset
 from scripts.training.training_state import check_resumable, newest_state, remove_unfinished_state
 from scripts.utils.distributed import on_rank_zero, rank, unwrap, world_size
 from scripts.utils.errors import InputError
@@ -188,7 +189,7 @@ def prepare_evaluation(
     load_pretrain: bool = True,
     selection: str | None = None,
     all_cases: Sequence[Mapping[str, Any]] | None = None,
-    prepared_only: bool = False,
+    dataset: CheckedDataset | None = None,
 ) -> None:
     """Check settings, cases and weights, and write configuration and versions into the output's folder.
 
@@ -209,7 +210,8 @@ def prepare_evaluation(
         load_pretrain: the engine loads ``model_file`` into ``network``; if false, ``network`` or ``inferer`` reads it.
         selection: which cases an evaluation takes; None for inference.
         all_cases: all entries of an inference, done or not; None for an evaluation, which is always done anew.
-        prepared_only: refuse scans as the scanner made them.
+        dataset: the dataset of an inference, which checks the voxels of each case when it reads them. Here the headers
+            of all cases are checked, and voxels until one case is sound. None for an evaluation: all is checked here.
 
     Raises:
         InputError: a setting cannot work or contradicts another; there is no case or a faulty one; the weights are
@@ -253,9 +255,11 @@ def prepare_evaluation(
         may_lack = min((record or {}).get("missing_sequences", 0) for record in records)
         listed = cohort.datalist_file
         searched = None if brought else cohort.dataset_dir
-        checked = check_cases(items, searched, kind, listed, cohort.channel_order, may_lack, prepared_only)
-        phantoms = any(checked)
+        how = {} if dataset is None else {"headers_only": True, "prepared_only": dataset.prepared_only}
+        phantoms = any(check_cases(items, searched, kind, listed, cohort.channel_order, may_lack, **how))
         check_ranks(items, kind)
+        if dataset is not None:
+            dataset.refuse_if_all_are_faulty()
         phantom_weights = [only_phantoms(record) for record in records]
         for file, synthetic in zip(files, phantom_weights, strict=True):
             if synthetic:

@@ -24,18 +24,12 @@ from scripts.data.datalist_file import write_datalist
 from scripts.data.inspection import PREPARATION_PAGE
 from scripts.pages.page import make_report
 from scripts.pages.runs import cases_of, read_run
+from scripts.patients import results as patient_results
 from scripts.patients import segmentation
+from scripts.patients.items import find_items, given_case, refuse_other_images, with_absolute_paths
 from scripts.patients.options import Options
-from scripts.patients.segmentation import (
-    configuration_of,
-    find_items,
-    given_case,
-    note_of,
-    refuse_other_images,
-    segment,
-    weights_to_use,
-    with_absolute_paths,
-)
+from scripts.patients.results import note_of
+from scripts.patients.segmentation import configuration_of, segment, weights_to_use
 from scripts.utils.errors import InputError
 from scripts.utils.files import BUNDLE_ROOT
 from scripts.utils.literals import shown
@@ -527,11 +521,12 @@ def test_a_case_that_is_named_twice_is_taken_once(patients, caplog):
     ]
 
 
-def test_two_cases_of_one_name_are_refused(patients, tmp_path):
+def test_two_cases_of_one_name_are_refused(patients, options, tmp_path):
     case = sorted(patients.iterdir())[0]
     other = shutil.copytree(case, tmp_path / case.name)
     with pytest.raises(InputError, match=rf"the case {case.name} is also in {case}; results are named after cases"):
-        find_items([case, other], 0)
+        segment([case, other], tmp_path / "out", options=options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_pictures_say_what_a_result_lacks():
@@ -565,7 +560,7 @@ def test_a_second_call_writes_the_dicom_object_that_is_missing(patients, options
         path.write_text("object")
 
     monkeypatch.setattr(segmentation, "check_source", lambda file: None)
-    monkeypatch.setattr(segmentation, "save_dicom_seg", save)
+    monkeypatch.setattr(patient_results, "save_dicom_seg", save)
     chosen = replace(options, dicom_seg=True)
     segment([case], tmp_path / "out", options=options)
     for _ in range(2):

@@ -19,7 +19,7 @@ from scripts.data.cases import NO_FILE
 from scripts.data.datalist import every_item
 from scripts.pictures import surface
 from scripts.pictures.figure import NO_TUMOR, PHANTOM
-from scripts.pictures.patient import Patient, read_labels, read_patient
+from scripts.pictures.patient import Patient, read_patient
 from scripts.pictures.preview import overview, preview
 from scripts.pictures.surface import surface_view
 from scripts.utils.errors import InputError
@@ -330,7 +330,7 @@ def test_a_label_map_of_another_grid_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"other.nii.gz: shape \(6, 7, 9\), not the case's \(6, 7, 8\)"):
         read_patient(item, other)
     with pytest.raises(InputError, match="no such file"):
-        read_labels(tmp_path / "absent.nii.gz", (6, 7, 8), [4])
+        read_patient(item, tmp_path / "absent.nii.gz")
 
 
 @pytest.mark.parametrize("count", [1, 3])
