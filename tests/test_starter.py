@@ -20,8 +20,8 @@ from packaged import check_hooks, check_pages, check_workshop_is_absent
 from scripts.lab import package
 from scripts.utils.errors import InputError, input_error_behind
 from scripts.utils.files import file_checksum
-from scripts.weights.record import read_weights_record
-from workflows import CONFIGS, ROOT, TRAINING_SIZE, bundle_run, rows, voxels
+from scripts.weights.record import differences, read_weights_record
+from workflows import CONFIGS, ROOT, TRAINING_SIZE, bundle_run, initialized, rows, voxels
 
 STARTER = ROOT / "models" / "starter"
 MODEL = STARTER / "model.pt"
@@ -59,6 +59,11 @@ def test_settings_of_use_and_of_training_are_the_same():
     window = overlay("train_starter_patients.yaml")["patch_size"]
     assert used["roi_size"] == window == record["training"]["window"]
     assert used["flips"] == overlay("tta.yaml")["flips"]
+
+
+def test_the_overlay_says_what_the_record_says():
+    parser = initialized("inference.json", "starter.yaml", kind="infer").parser
+    assert differences(read_weights_record(MODEL), parser.get_parsed_content("weights_settings")) == []
 
 
 def test_where_there_are_no_weights_the_overlay_is_named(cohort, tmp_path):

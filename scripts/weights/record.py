@@ -10,6 +10,7 @@ with its settings.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
@@ -274,6 +275,18 @@ def save_weights(weights: Mapping[str, torch.Tensor], model_file: str | Path, re
             temporary_record.write_text(json.dumps(whole, indent=4) + "\n", encoding="utf-8")
 
 
+def model_checksum(model_file: str | Path) -> str:
+    """Checksum of a file of weights. A process reads a file for it only once, unless the file changes."""
+    file = Path(model_file).resolve()
+    found = file.stat()
+    return _checksum(file, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@functools.lru_cache
+def _checksum(file: Path, *state: int) -> str:
+    return file_checksum(file)
+
+
 def read_weights_record(model_file: str | Path, quiet: bool = False) -> Record | None:
     """The record of ``model_file``.
 
@@ -291,7 +304,7 @@ def read_weights_record(model_file: str | Path, quiet: bool = False) -> Record |
     record = read_json(path) if path is not None else {}
     if "checksum" not in record:
         missing = f"{model_file}: there is no record of these weights ({record_file(model_file).name})"
-    elif record["checksum"] != file_checksum(model_file):
+    elif record["checksum"] != model_checksum(model_file):
         missing = f"{path}: this record belongs to other weights (by their checksum) than {model_file}"
     elif (fault := _fault(record)) is not None:
         raise InputError(f"{path}: a damaged record of weights ({fault}); restore or remove it.")

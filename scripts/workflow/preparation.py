@@ -28,13 +28,14 @@ from scripts.inference.reading import CheckedDataset
 from scripts.training.training_state import check_resumable, newest_state, remove_unfinished_state
 from scripts.utils.distributed import on_rank_zero, rank, unwrap, world_size
 from scripts.utils.errors import InputError
-from scripts.utils.files import file_checksum, keep_earlier
+from scripts.utils.files import keep_earlier
 from scripts.utils.run_json import CONFIG_FILE, read_run_json, write_run_json
 from scripts.weights.loading import check_weights, load_pretrained
 from scripts.weights.record import (
     UNKNOWN,
     Record,
     check_start,
+    model_checksum,
     normalization,
     only_phantoms,
     origin,
@@ -244,7 +245,7 @@ def prepare_evaluation(
             source = cohort.datalist_file or cohort.dataset_dir
             raise InputError(f"{source}: no case for {selection}; choose --cases all.")
         facts: dict[str, Any] = {"thresholds": settings["thresholds"]}
-        facts["weights"] = [file_checksum(file) for file in files]
+        facts["weights"] = [model_checksum(file) for file in files]
         if resume:
             output.refuse_other_run(configuration, facts)
             total, left = len(all_cases or ()), len(items)

@@ -222,7 +222,7 @@ def test_wrong_input_is_one_line_and_nothing_is_written(change, words, patients,
         (["case", "--device", "banana"], "--device banana: no such device"),
         (["--t1", "a.nii", "--name", "../ann"], "--name ../ann: results are named after it"),
         (["--t1", "p_t2.nii"], "--t1 p_t2.nii: its name says t2; correct the option, or rename the file"),
-        (["--t1", "a.nii"], "a.nii: case lacks t2 and t1ce and flair"),
+        (["--t1", "a.nii"], "the given list: 2 faults in 1 case"),  # it is absent, and the others are missing
         (["absent"], "absent: no such folder"),
     ],
 )
