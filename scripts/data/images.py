@@ -386,7 +386,8 @@ class LoadImageByReaderd(LoadImaged):
         """Load the images of one case. The function under ``READ``, if there is one, reads their files."""
         item = dict(data)
         files = {key: resolve_image(data[key]) for key in self.key_iterator(item)}
-        if (read := item.pop(READ, None)) is not None:
+        read = item.pop(READ, None)
+        if read is not None and isinstance(self.reader, SequenceReader):
             reader = self.reader.reading_by(read)
         loaded: dict[Hashable, Any] = super().__call__({**item, **files}, reader or self.reader)
         return loaded

@@ -310,8 +310,7 @@ def check_files(
 ) -> list[Finding]:
     """What is wrong with the names and the number of files, before any image is read. The arguments are those of
     ``check_cases``."""
-    searched = dataset_dir is not None and datalist_file is None
-    findings = check_folder(dataset_dir, may_lack) if searched else []
+    findings = check_folder(dataset_dir, may_lack) if dataset_dir is not None and datalist_file is None else []
     incomplete = {finding.case for finding in findings if finding.kind == "missing sequence"}
     names: dict[str, str] = {}
     said = {finding.message for finding in findings}

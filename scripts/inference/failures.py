@@ -141,8 +141,8 @@ class CaseFailures:
     def _tell(self, checked: CheckedCase) -> None:
         for finding in dict.fromkeys(checked.findings):
             logger.warning("%s", finding.message)
-        if (finding := seen_before(checked, self.seen)) is not None:
-            raise InputError(finding.message, finding.kind)
+        if (twin := seen_before(checked, self.seen)) is not None:
+            raise InputError(twin.message, twin.kind)
 
     def add(self, case: str, error: Exception) -> None:
         """Note that ``case`` failed.

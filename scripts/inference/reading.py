@@ -97,7 +97,7 @@ class CheckedDataset(CaseDataset):
         if isinstance(found, Exception):
             raise found
         read, checked = found
-        item = apply_transform(self.transform, {**self.data[index], READ: read})
+        item: Any = apply_transform(self.transform, {**self.data[index], READ: read})
         return {**item, CHECKED: checked, **({READ: read} if self.keep_files else {})}
 
 
