@@ -18,6 +18,7 @@ import pytest
 import yaml
 from monai.bundle import ConfigParser
 from pages import ALL
+from scripts.workflow.configuration import Configuration
 from workflows import ROOT, initialized
 
 # By page and line, with ``x`` in the place of what the user fills in.
@@ -65,6 +66,7 @@ def test_a_command_of_monai_names_files_and_settings_that_exist(line):
     if command != "run":
         return
     config = ConfigParser.load_config_files([str(ROOT / name) for name in names])
+    assert arguments[0] == Configuration(ConfigParser(config)).workflow
     settings = {key: yaml.safe_load(value) for key, value in options.items()}
     for key in settings:
         assert ConfigParser(config).get(key.replace("#", "::"), default=_ABSENT) is not _ABSENT, key

@@ -41,9 +41,9 @@ NOT_RUN = {
     "--channels 8 16 24 32 40": SAME,
     "python -m scripts.lab.benchmark training --device cpu --size 64 --samples 0 --steps 5 "
     "--channels 16 32 64 96 128": SAME,
-    "python -m monai.bundle run --config_file \"['configs/inference.json','configs/inference_trt.json']\" "
+    "python -m monai.bundle run inference --config_file \"['configs/inference.json','configs/inference_trt.json']\" "
     "--dataset_dir x": GPU,
-    "torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint x:29500 -m monai.bundle run "
+    "torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint x:29500 -m monai.bundle run training "
     "--config_file \"['configs/train.json','configs/multi_gpu_train.json']\" --dataset_dir x": "it needs two machines",
     "tensorboard --logdir runs": "it is a server, which does not end",
     "python -m monai.bundle download --name brats_mri_panet_segmentation --url x --bundle_dir x": SERVER,
@@ -93,12 +93,15 @@ AUTHORS = "import and segment by the authors' path"
 GROUPS = {
     "train, evaluate and look": [
         Step("panet check x", says="0 errors"),
-        Step("run --config_file configs/train.json --dataset_dir x", ("runs/train/model.pt", "runs/train/model.json")),
+        Step(
+            "training --config_file configs/train.json --dataset_dir x",
+            ("runs/train/model.pt", "runs/train/model.json"),
+        ),
         Step(
             "['configs/train.json','configs/evaluate.json']\" --dataset_dir x",
             ("runs/train/evaluation_validation/scores.csv", "runs/train/evaluation_validation/*.nii.gz"),
         ),
-        Step("configs/train_resume.yaml']\" --dataset_dir x", ("runs/train/model_last.pt",), "--max_epochs 2"),
+        Step("--resume True", ("runs/train/model_last.pt",), "--max_epochs 2"),
         Step(
             "'configs/whole_brain.yaml']\" --dataset_dir x --overwrite True",
             ("runs/train/evaluation_validation/scores.csv", "runs/train/evaluation_validation_2*/scores.csv"),
@@ -166,7 +169,8 @@ GROUPS = {
             (f"authors/{CASE}.nii.gz",),
             # The weights are for 1 mm, and the small cases stay as they are.
             "--output_dir authors --network_def#channels [6,8,8,12,16] --spacing [1,1,1] --roi_size [64,64,48] "
-            "--image_transforms#2#_disabled_ True --image_transforms#3#spatial_size [64,64,48]",
+            "--image_transforms \"['@load_image','@channels_first','@to_lps','@pad','@normalize']\" "
+            "--pad#spatial_size [64,64,48]",
         ),
     ],
     "train in other ways": [
@@ -184,10 +188,10 @@ GROUPS = {
             "--output_dir second",
             given=(("cascade.pt", "runs/cascade/model.pt"),),
         ),
-        Step("['configs/train.json','configs/train_folds.yaml']\" --dataset_dir x --fold 0", ("runs/fold_0/model.pt",)),
+        Step("configs/train.json --dataset_dir x --fold 0", ("runs/fold_0/model.pt",)),
         Step("'configs/evaluate.json']\" --dataset_dir x --fold 0", ("runs/fold_0/evaluation_validation/scores.csv",)),
         Step(
-            "'configs/train_cached.yaml','configs/train_folds.yaml']\" --dataset_dir x --fold 0",
+            "'configs/train_cached.yaml']\" --dataset_dir x --fold 0",
             ("cached/model.pt", "cache/*"),
             "--output_dir cached",
         ),

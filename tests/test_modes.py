@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
-from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export
+from monai.bundle import ckpt_export
 from monai.data.utils import dense_patch_slices
 from scripts.networks import AttentionUNet, CascadedUNet, DynUNet, PriorAttentionNet, SegResNet, SwinUNETR
 from scripts.networks.blocks import InstanceNorm3d
@@ -85,12 +85,56 @@ def members(small_cohort, tmp_path_factory) -> list[str]:
     return paths
 
 
+# Training, evaluation and inference by name, as `run training` and so on.
+
+WORKFLOWS = {
+    "training": ("train.json",),
+    "evaluation": ("train.json", "evaluate.json"),
+    "inference": ("inference.json",),
+}
+
+
+def test_each_workflow_runs_by_its_name(small_cohort, tmp_path):
+    plain, named = tmp_path / "plain", tmp_path / "named"
+    for run, folder in ((None, plain), *((name, named) for name in WORKFLOWS)):
+        place = {"dataset_dir": str(small_cohort), "output_dir": str(folder)}
+        if run in (None, "training"):
+            bundle_run("train.json", **place, **TRAINING, **({"run_id": run} if run else {}))
+        elif run == "evaluation":
+            bundle_run(*WORKFLOWS[run], **place, **EVALUATION, run_id=run)
+        else:
+            model = str(folder / "model.pt")
+            infer(small_cohort, tmp_path / "maps", model_file=model, run_id=run)
+    ours, theirs = weights(named / "model_last.pt"), weights(plain / "model_last.pt")
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    (case,) = datalist(named)["validation"]
+    scored = voxels(named / "evaluation_validation" / f"{case}.nii.gz")
+    assert np.array_equal(voxels(tmp_path / "maps" / f"{case}.nii.gz"), scored)
+
+
+@pytest.mark.parametrize(
+    ("name", "workflow", "wanted"),
+    [
+        ("training", "evaluation", "train.json"),
+        ("training", "inference", "train.json"),
+        ("evaluation", "training", "train.json and evaluate.json"),
+        ("inference", "training", "inference.json"),
+        ("inference", "evaluation", "inference.json"),
+    ],
+)
+def test_a_name_of_another_workflow_is_refused(name, workflow, wanted, small_cohort, tmp_path):
+    place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run")}
+    said = refused(*WORKFLOWS[workflow], **place, run_id=name)
+    assert said == f"run {name}: these files are of another workflow; write run {workflow}, or give {wanted}."
+    assert not (tmp_path / "run").exists()
+
+
 # Training.
 
 
 def test_all_cases_without_validation(small_cohort, tmp_path):
     settings = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run")}
-    bundle_run("train.json", "train_all_cases.yaml", **settings, **without(TRAINING, "val_interval"))
+    bundle_run("train.json", **settings, **{**TRAINING, "validation_fraction": 0, "val_interval": 0})
     state = weights(tmp_path / "run" / "trainer_state.pt")
     split = datalist(tmp_path / "run")
     assert (len(split["training"]), split["validation"]) == (6, [])
@@ -106,7 +150,7 @@ def test_folds_hold_out_every_case_once(small_cohort, tmp_path):
     held_out, trained_on = [], []
     for fold in range(3):
         settings = {"dataset_dir": str(small_cohort), "folds": 3, "fold": fold}
-        made = initialized("train.json", "train_folds.yaml", kind="train", **settings)
+        made = initialized("train.json", kind="train", **settings)
         assert made.parser.get_parsed_content("output_dir") == str(ROOT / "runs" / f"fold_{fold}")
         held_out += [item["case"] for item in made.val_dataset_data]
         trained_on += [item["case"] for item in made.train_dataset_data]
@@ -117,18 +161,18 @@ def test_folds_hold_out_every_case_once(small_cohort, tmp_path):
 
 
 def test_one_fold_is_trained_and_evaluated_on_its_held_out_cases(small_cohort, tmp_path):
-    train(small_cohort, tmp_path / "run", "train_folds.yaml", fold=1, folds=3)
+    train(small_cohort, tmp_path / "run", fold=1, folds=3)
     held_out = datalist(tmp_path / "run")["validation"]
     assert len(held_out) == 2
     place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run"), "fold": 1, "folds": 3}
-    bundle_run("train.json", "train_folds.yaml", "evaluate.json", **place, **EVALUATION)
+    bundle_run("train.json", "evaluate.json", **place, **EVALUATION)
     assert sorted(rows(tmp_path / "run" / "evaluation_validation" / "scores.csv")) == held_out
 
 
 def test_evaluating_another_fold_than_was_trained_is_refused(small_cohort, tmp_path):
-    train(small_cohort, tmp_path / "run", "train_folds.yaml", fold=1, folds=3, max_epochs=1)
+    train(small_cohort, tmp_path / "run", fold=1, folds=3, max_epochs=1)
     place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run"), "fold": 2, "folds": 3}
-    said = refused("train.json", "train_folds.yaml", "evaluate.json", **place, **EVALUATION)
+    said = refused("train.json", "evaluate.json", **place, **EVALUATION)
     assert said.endswith(
         "datalist.json: not the split of fold 2 of 3; give that fold's --output_dir, or leave out --fold to take this "
         "split."
@@ -145,7 +189,7 @@ def test_evaluating_another_fold_than_was_trained_is_refused(small_cohort, tmp_p
 )
 def test_an_unknown_fold_is_refused(small_cohort, tmp_path, settings, said):
     place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run")}
-    assert refused("train.json", "train_folds.yaml", **place, **TRAINING, **settings) == said
+    assert refused("train.json", **place, **TRAINING, **settings) == said
     assert not (tmp_path / "run").exists()
 
 
@@ -154,7 +198,7 @@ def test_a_fold_of_a_list_that_is_split_already_is_refused(small_cohort, tmp_pat
     mine.write_text(json.dumps({"training": [], "validation": []}))
     place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run"), "datalist_file": str(mine)}
     said = f"--fold 1: {mine} already holds a split; leave out --fold or --datalist_file."
-    assert refused("train.json", "train_folds.yaml", **place, **TRAINING, fold=1) == said
+    assert refused("train.json", **place, **TRAINING, fold=1) == said
     assert not (tmp_path / "run").exists()
 
 
@@ -169,20 +213,24 @@ def test_sgd_recipe(small_cohort, tmp_path):
 
 
 def test_half_precision(small_cohort, tmp_path):
-    """A CPU trains in float32 with this overlay; tests/test_devices.py checks the scaled loss of a GPU."""
-    state = train(small_cohort, tmp_path / "run", "train_fp16.yaml")
+    """A CPU trains in float32 with this option; tests/test_devices.py checks the scaled loss of a GPU."""
+    state = train(small_cohort, tmp_path / "run", amp_dtype="float16")
     assert state["epoch"] == 2
     place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "mixed"), "device": "cpu", "amp": True}
-    said = refused("train.json", "train_fp16.yaml", **place, **TRAINING)
+    said = refused("train.json", **place, **TRAINING, amp_dtype="float16")
     assert said.startswith("--amp_dtype float16: a CPU mixes precision in bfloat16 only")
 
 
-@pytest.mark.parametrize("overlay", [None, "train_benchmark.yaml", "train_fast.yaml"])
-def test_deterministic_or_fast(overlay):
-    made = initialized("train.json", *[overlay] * (overlay is not None), kind="train", amp=False)
-    made.parser.get_parsed_content("run::3")
+@pytest.mark.parametrize("how", ["deterministic", "benchmark", "fast"])
+def test_deterministic_or_fast(how, tmp_path):
+    benchmark, fast = how != "deterministic", how == "fast"
+    overlays = ["train_fast.yaml"] if fast else []
+    changes = {"deterministic": False} if how == "benchmark" else {}
+    made = initialized("train.json", *overlays, kind="train", amp=False, dataset_dir=str(tmp_path / "none"), **changes)
+    with pytest.raises(RuntimeError) as caught:
+        made.run()
+    assert "no such folder" in str(input_error_behind(caught.value)), "the cases are checked last"
     network, optimizer = made.parser.get_parsed_content("network"), made.parser.get_parsed_content("optimizer")
-    benchmark, fast = overlay is not None, overlay == "train_fast.yaml"
     assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == (benchmark, not benchmark)
     assert made.trainer.inferer.inferer.enabled == fast
     # A weight with one voxel or one channel has both layouts at once, so it tells nothing.
@@ -194,29 +242,27 @@ def test_deterministic_or_fast(overlay):
 
 
 NETWORKS = {
-    "network_batch_norm.yaml": (nn.BatchNorm3d, {nn.PReLU}),
+    ("norm", "batch"): (nn.BatchNorm3d, {nn.PReLU}),
     # Only the first block has ReLU.
-    "network_group_norm.yaml": (nn.GroupNorm, {nn.PReLU, nn.ReLU}),
-    "network_relu.yaml": (InstanceNorm3d, {nn.ReLU}),
+    ("norm", "group"): (nn.GroupNorm, {nn.PReLU, nn.ReLU}),
+    ("act", "relu"): (InstanceNorm3d, {nn.ReLU}),
 }
 
 
-@pytest.mark.parametrize("overlay", NETWORKS)
-def test_networks_train_evaluate_and_infer_by_one_overlay(overlay, small_cohort, tmp_path):
-    train(small_cohort, tmp_path / "run", overlay, max_epochs=1)
+@pytest.mark.parametrize("argument", NETWORKS, ids="=".join)
+def test_networks_train_evaluate_and_infer_by_one_option(argument, small_cohort, tmp_path):
+    option = {f"network_def#{argument[0]}": argument[1]}
+    train(small_cohort, tmp_path / "run", max_epochs=1, **option)
     place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run")}
-    bundle_run("train.json", overlay, "evaluate.json", **place, **EVALUATION)
+    bundle_run("train.json", "evaluate.json", **place, **EVALUATION, **option)
     model = str(tmp_path / "run" / "model.pt")
-    infer(small_cohort, tmp_path / "maps", overlay, model_file=model)
+    infer(small_cohort, tmp_path / "maps", model_file=model, **option)
     (case,) = datalist(tmp_path / "run")["validation"]
     scored = voxels(tmp_path / "run" / "evaluation_validation" / f"{case}.nii.gz")
     assert np.array_equal(voxels(tmp_path / "maps" / f"{case}.nii.gz"), scored)
-    # The layers outside the head are those of the overlay. The head has batch normalization and PReLU in every network.
-    made = ConfigWorkflow(
-        files("inference.json", overlay), workflow_type="infer", logging_file=False, bundle_root=str(ROOT), **SIZE
-    )
-    made.initialize()
-    norm, acts = NETWORKS[overlay]
+    # The layers outside the head are those of the option. The head has batch normalization and PReLU in every network.
+    made = initialized("inference.json", kind="infer", **SIZE, **option)
+    norm, acts = NETWORKS[argument]
     norms = {nn.BatchNorm3d, nn.GroupNorm, nn.InstanceNorm3d, InstanceNorm3d}
     for wanted, inside in (({norm}, acts), False), (({nn.BatchNorm3d}, {nn.PReLU}), True):
         kinds = {type(m) for name, m in made.network_def.named_modules() if name.startswith("head") == inside}
@@ -231,15 +277,17 @@ SMALL_DYNUNET = {
     "network_def#deep_supr_num": 2,
 }
 SMALL_UNET = {"network_def#channels": CHANNELS}
-# For each network that PANet is compared with: its class, the settings that make it small, and its maps in training.
+WITHOUT_PRIOR = {**SMALL_UNET, "network_def#prior_attention": False}
+# For each network that PANet is compared with, by its overlay or its name: its class, the settings that make it, small,
+# and its maps in training.
 COMPARED = {
-    "network_unet.yaml": (PriorAttentionNet, SMALL_UNET, {"out"}),
-    "network_enhanced_unet.yaml": (PriorAttentionNet, SMALL_UNET, {"out", "level1", "level2", "level3"}),
+    "U-Net": (PriorAttentionNet, {**WITHOUT_PRIOR, "network_def#deep_supervision": False}, {"out"}),
+    "enhanced U-Net": (PriorAttentionNet, WITHOUT_PRIOR, {"out", "level1", "level2", "level3"}),
     "network_attention_unet.yaml": (AttentionUNet, SMALL_UNET, {"out"}),
     "network_cascaded_unet.yaml": (CascadedUNet, SMALL_UNET, {"out", "prior"}),
     "network_segresnet.yaml": (SegResNet, {"network_def#init_filters": 8}, {"out"}),
     "network_dynunet.yaml": (DynUNet, SMALL_DYNUNET, {"out", "level1", "level2"}),
-    "network_dynunet_residual.yaml": (DynUNet, SMALL_DYNUNET, {"out", "level1", "level2"}),
+    "residual DynUNet": (DynUNet, {**SMALL_DYNUNET, "network_def#res_block": True}, {"out", "level1", "level2"}),
     "network_swin_unetr.yaml": (
         SwinUNETR,
         {"network_def#feature_size": 12, "roi_size": [64, 64, 64], "patch_size": [64, 32, 32]},
@@ -248,30 +296,33 @@ COMPARED = {
 }
 
 
-def sized(settings: dict, overlay: str) -> dict:
-    """The settings with the arguments that make the overlay's network small in the place of PANet's."""
-    changed = {**without(settings, "network_def#channels"), **COMPARED[overlay][1]}
+def overlays_of(name: str) -> list[str]:
+    return ["network_dynunet.yaml"] if "DynUNet" in name else [name] if name.endswith(".yaml") else []
+
+
+def sized(settings: dict, name: str) -> dict:
+    """The settings with those of the network, instead of PANet's size."""
+    changed = {**without(settings, "network_def#channels"), **COMPARED[name][1]}
     return changed if "patch_size" in settings else without(changed, "patch_size")
 
 
-@pytest.mark.parametrize("overlay", COMPARED)
-def test_networks_to_compare_with_are_trained_evaluated_inferred_and_exported_by_one_overlay(
-    overlay, small_cohort, tmp_path
-):
-    kind, _, maps = COMPARED[overlay]
+@pytest.mark.parametrize("name", COMPARED)
+def test_networks_to_compare_with_are_trained_evaluated_inferred_and_exported(name, small_cohort, tmp_path):
+    kind, _, maps = COMPARED[name]
+    overlays = overlays_of(name)
     run, model = tmp_path / "run", str(tmp_path / "run" / "model.pt")
     place = {"dataset_dir": str(small_cohort), "output_dir": str(run)}
-    bundle_run("train.json", overlay, **place, **sized({**TRAINING, "max_epochs": 1}, overlay))
-    bundle_run("train.json", overlay, "evaluate.json", **place, **sized(EVALUATION, overlay))
-    settings = {**sized(SIZE, overlay), "dataset_dir": str(small_cohort), "model_file": model}
-    bundle_run("inference.json", overlay, output_dir=str(tmp_path / "maps"), **settings)
+    bundle_run("train.json", *overlays, **place, **sized({**TRAINING, "max_epochs": 1}, name))
+    bundle_run("train.json", *overlays, "evaluate.json", **place, **sized(EVALUATION, name))
+    settings = {**sized(SIZE, name), "dataset_dir": str(small_cohort), "model_file": model}
+    bundle_run("inference.json", *overlays, output_dir=str(tmp_path / "maps"), **settings)
     (case,) = datalist(run)["validation"]
     scored = voxels(run / "evaluation_validation" / f"{case}.nii.gz")
     assert np.array_equal(voxels(tmp_path / "maps" / f"{case}.nii.gz"), scored)
     # The record names the network, and the loss has seen each of its maps.
     record = json.loads((run / "model.json").read_text())["network"]
     assert record["class"] == kind.__name__
-    made = initialized("inference.json", overlay, kind="infer", **settings)
+    made = initialized("inference.json", *overlays, kind="infer", **settings)
     network = made.network_def
     assert type(network) is kind and set(network.train()(torch.randn(1, 4, 64, 32, 32))) == maps
     network.load_state_dict(weights(Path(model)))
@@ -282,11 +333,11 @@ def test_networks_to_compare_with_are_trained_evaluated_inferred_and_exported_by
     traced = {"use_trace": True, "input_shape": [1, 4, 64, 32, 32]} if kind is SwinUNETR else {}
     ckpt_export(
         bundle_root=str(ROOT),
-        config_file=files("inference.json", overlay),
+        config_file=files("inference.json", *overlays),
         ckpt_file=model,
         filepath=str(exported),
         **traced,
-        **without(sized(SIZE, overlay), "num_workers"),
+        **without(sized(SIZE, name), "num_workers"),
     )
     torch.testing.assert_close(torch.jit.load(str(exported))(x), wanted, rtol=1e-4, atol=1e-4)
     # Weights of one network are refused by another, and the line names what to add.
@@ -294,8 +345,7 @@ def test_networks_to_compare_with_are_trained_evaluated_inferred_and_exported_by
     if kind is PriorAttentionNet:
         assert "another network (" in said and "--network_def#prior_attention False" in said
     else:
-        first = "network_dynunet.yaml" if kind is DynUNet else overlay
-        assert f"the network {kind.__name__}, not PriorAttentionNet; add configs/{first}" in said
+        assert f"the network {kind.__name__}, not PriorAttentionNet; add configs/{overlays[0]}" in said
 
 
 def test_a_second_stage_is_finetuned_behind_a_trained_first_one(small_cohort, tmp_path):
@@ -320,26 +370,14 @@ def test_a_second_stage_is_finetuned_behind_a_trained_first_one(small_cohort, tm
         assert torch.equal(before[name], after[name]) == name.startswith("first_stage."), name
 
 
-def test_the_two_dynunets_differ_in_their_blocks_alone():
-    plain, residual = (
-        ConfigParser.load_config_file(str(CONFIGS / name))["network_def"]
-        for name in ("network_dynunet.yaml", "network_dynunet_residual.yaml")
-    )
-    assert (plain.pop("res_block"), residual.pop("res_block")) == (False, True)
-    assert plain == residual
-
-
 def test_exclusive_classes(small_cohort, tmp_path):
     """Training, evaluation and inference use a softmax, and the label map holds the likeliest class of each voxel."""
-    overlay = "network_exclusive.yaml"
-    train(small_cohort, tmp_path / "run", overlay)
-    place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run")}
-    bundle_run("train.json", overlay, "evaluate.json", **place, **EVALUATION)
+    train(small_cohort, tmp_path / "run", exclusive=True)
+    place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run"), "exclusive": True}
+    bundle_run("train.json", "evaluate.json", **place, **EVALUATION)
     model = str(tmp_path / "run" / "model.pt")
-    plain = {"thresholds#min_et_mm3": 0, "thresholds#min_component_mm3": 0}
-    maps = infer(
-        small_cohort, tmp_path / "maps", overlay, model_file=model, overlap=0.0, save_probabilities=True, **plain
-    )
+    plain = {"exclusive": True, "thresholds#min_et_mm3": 0, "thresholds#min_component_mm3": 0}
+    maps = infer(small_cohort, tmp_path / "maps", model_file=model, overlap=0.0, save_probabilities=True, **plain)
     (case,) = datalist(tmp_path / "run")["validation"]
     assert (tmp_path / "run" / "evaluation_validation" / f"{case}.nii.gz").is_file()
     et, tc, wt = (voxels(maps / f"{FIRST}_prob_{name}.nii.gz") for name in ("enhance", "core", "whole"))
@@ -617,7 +655,7 @@ def test_the_authors_path_step_by_step(cohort, members, tmp_path):
 def test_the_authors_path_is_evaluated_as_it_is_inferred(small_cohort, members, tmp_path):
     settings = {"model_file": members[0], "roi_size": [128] * 3, "overlap": 0.0}
     place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run"), **EVALUATION, **settings}
-    padding = {"image_transforms#3#spatial_size": [64, 64, 48]}
+    padding = {"pad#spatial_size": [64, 64, 48]}
     bundle_run("train.json", "evaluate.json", "authors.yaml", **place, **padding)
     (scored,) = (tmp_path / "run" / "evaluation_validation").glob("*.nii.gz")
     case = scored.name.removesuffix(".nii.gz")

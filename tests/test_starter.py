@@ -181,7 +181,7 @@ def test_both_stages_train_one_after_the_other_and_the_second_resumes(small_coho
     place |= {"pretrained_file": str(first / "model.pt"), "output_dir": str(second)}
     names = ("train.json", "train_starter.yaml", "train_starter_patients.yaml")
     bundle_run(*names, **place)
-    bundle_run(*names, "train_resume.yaml", **{**place, "max_epochs": TRAINING_SIZE["max_epochs"] + 1})
+    bundle_run(*names, **{**place, "max_epochs": TRAINING_SIZE["max_epochs"] + 1, "resume": True})
     assert json.loads((second / "run.json").read_text())["resumed"]
     record = read_weights_record(second / "model.pt")
     assert record["missing_sequences"] == 1

@@ -11,12 +11,11 @@ import torch
 from monai.bundle import ConfigParser
 from monai.inferers import SimpleInferer
 from monai.transforms import Compose
-from scripts.data.datalist import Cohort
+from scripts.brats import CHANNEL_ORDER
 from scripts.data.postprocessing import THRESHOLDS
 from scripts.networks import PriorAttentionNet
 from scripts.weights.record import weights_settings
 from scripts.workflow.configuration import Configuration
-from scripts.workflow.output import Output
 from scripts.workflow.preparation import prepare_evaluation, prepare_training
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -70,33 +69,70 @@ def settings() -> dict:
     return weights_settings(small_network(), {}, [1, 1, 1], False, Compose([]), THRESHOLDS)
 
 
-def prepare(datalist, dataset_dir, output_dir, datalist_file=None, overwrite=False, **changes):
+class Given(Configuration):
+    """A configuration that is not a file's: its settings and parts are given by name, and its content if it matters."""
+
+    workflow = "inference"
+    content = None
+
+    def __init__(self, values: dict, content: dict | None = None) -> None:
+        super().__init__()
+        self.values = values
+        self.content = content or {}
+
+    def get(self, name, default=None):
+        return self.values.get(name, default)
+
+
+COMMON = {"datalist_file": None, "channel_order": list(CHANNEL_ORDER), "saved_et_label": 4}
+
+
+def prepare(datalist, dataset_dir, output_dir, **changes):
     """Prepare a training on the lists of ``datalist``."""
     network = small_network()
-    lists = {name: datalist[name] for name in ("training", "validation")}
-    prepare_training(
-        Configuration(),
-        settings(),
-        Cohort(lists, str(dataset_dir), datalist_file, needed=list(lists)),
-        Output(str(output_dir), overwrite=overwrite),
-        **{
-            "network": network,
-            "optimizer": torch.optim.Adam(network.parameters()),
-            "preprocessing": Compose([]),
+    values = {
+        **COMMON,
+        "weights_settings": settings(),
+        "train#dataset#data": datalist["training"],
+        "validate#dataset#data": datalist["validation"],
+        "val_interval": 1,
+        "dataset_dir": str(dataset_dir),
+        "output_dir": str(output_dir),
+        "overwrite": False,
+        "network": network,
+        "optimizer": torch.optim.Adam(network.parameters()),
+        "train#preprocessing": Compose([]),
+        "batch_size": 1,
+        "resume": False,
+        "pretrained_file": None,
+        "reinitialize": (),
+    }
+    prepare_training(Given(values | changes))
+
+
+def evaluate(items, dataset_dir, model, output_dir, **changes):
+    """Prepare an evaluation of ``items``, or an inference of them if ``all_cases`` are given."""
+    given = Given(
+        {
+            **COMMON,
+            "weights_settings": settings(),
+            "dataset#data": items,
+            "validate#dataset#data": items,
+            "dataset_dir": str(dataset_dir),
+            "output_dir": str(output_dir),
+            "evaluation_dir": str(output_dir),
+            "cases": "all",
+            "overwrite": False,
+            "network": small_network(),
+            "inferer": SimpleInferer(),
+            "validate#inferer": SimpleInferer(),
+            "model_file": str(model),
+            "load_pretrain": True,
             **changes,
-        },
+        }
     )
-
-
-def evaluate(items, dataset_dir, model, output_dir, map_dir=None, overwrite=False, **changes):
-    """Prepare an evaluation, or inference, of ``items``."""
-    prepare_evaluation(
-        Configuration(),
-        settings(),
-        Cohort({"cases": items}, str(dataset_dir)),
-        Output(str(output_dir), map_dir, overwrite),
-        **{"network": small_network(), "inferer": SimpleInferer(), "model_file": str(model), **changes},
-    )
+    given.workflow = "inference" if "all_cases" in changes else "evaluation"
+    prepare_evaluation(given)
 
 
 class ShiftedThresholds(torch.nn.Module):

@@ -115,7 +115,6 @@ class Cohort:
         datalist_file: file with the user's own lists, or None.
         channel_order: the sequences in the order of the channels of four-dimensional files.
         et_label: value of ET in label maps that this bundle saves.
-        needed: names of the lists that must not be empty.
     """
 
     lists: Mapping[str, Sequence[Mapping[str, Any]]]
@@ -123,7 +122,6 @@ class Cohort:
     datalist_file: str | None = None
     channel_order: Sequence[str] = CHANNEL_ORDER
     et_label: int = ET_LABELS[-1]
-    needed: Sequence[str] = ()
 
     def completed(self) -> dict[str, list[dict[str, Any]]]:
         """The lists, with entries that ``complete_item`` has completed."""
@@ -150,7 +148,8 @@ def split_datalist(
             split. If it has no list ``validation``, its list ``training`` is split as the cases of a folder are.
         recorded: file of the split that an earlier training wrote. If it exists, its split is used instead of a new
             one, so that no case of the training is held out.
-        validation_fraction: share of cases to hold out at random (Monte Carlo cross-validation, as the authors do).
+        validation_fraction: share of cases to hold out at random (Monte Carlo cross-validation, as the authors do); 0
+            holds out none.
         seed: seed of the split. It is independent of other seeds.
         et_label: the label value of ET, or None for the value of each case's release.
         folds: number of parts for cross-validation (``scripts.data.splits.make_folds``). Entries say in ``held_out_in``
@@ -194,7 +193,7 @@ def split_datalist(
             ]
             training = [item for number, part in enumerate(parts) if number != fold for item in part]
             validation = parts[fold]
-        elif cases != "all" and len(items) > 1:
+        elif cases != "all" and validation_fraction and len(items) > 1:
             training, validation = random_split(items, validation_fraction, seed)
         lists = {"training": training, "validation": validation}
         for name in lists:

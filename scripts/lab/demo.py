@@ -17,7 +17,9 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from monai.bundle import ConfigParser
 from rich.console import Console
 from rich.table import Table
 from scripts import command
@@ -72,6 +74,13 @@ def typical_case(scores: Scores) -> str:
     return ranked[len(ranked) // 2]
 
 
+def inference_settings() -> dict[str, Any]:
+    """The settings of inference.json for weights of train_demo.yaml: its network and resolution, and its patches."""
+    trained = ConfigParser.load_config_file(str(CONFIGS / "train_demo.yaml"))
+    same = {key: trained[key] for key in ("network_def#channels", "spacing", "num_workers")}
+    return {**same, "roi_size": trained["patch_size"]}
+
+
 def demo(run_dir: Path, cases: int, epochs: int, seed: int) -> None:
     """Run all steps that are not done yet, and write all results below ``run_dir``."""
     cohort, training, segmentation = run_dir / "phantoms", run_dir / "train", run_dir / "segmentation"
@@ -84,9 +93,8 @@ def demo(run_dir: Path, cases: int, epochs: int, seed: int) -> None:
     if done == epochs:
         print(f"\n== training: done already, {model}")
     else:
-        names = ["train.json", "train_demo.yaml", *(["train_resume.yaml"] if done else [])]
-        settings = {**common, "max_epochs": epochs, "validation_fraction": 0.25}
-        step("training", *workflow_arguments(names, settings))
+        settings = {**common, "max_epochs": epochs, "validation_fraction": 0.25, "resume": done > 0}
+        step("training", *workflow_arguments(["train.json", "train_demo.yaml"], settings))
 
     if newer(evaluation / "summary.csv", model):
         print(f"\n== evaluation: done already, {evaluation}")
@@ -102,8 +110,8 @@ def demo(run_dir: Path, cases: int, epochs: int, seed: int) -> None:
     if newer(label_map, model):
         print(f"\n== segmentation: done already, {label_map}")
     else:
-        settings = {"dataset_dir": case_dir, "output_dir": segmentation, "model_file": model, "overwrite": True}
-        step("one patient", *workflow_arguments(["inference.json", "inference_demo.yaml"], settings))
+        place = {"dataset_dir": case_dir, "output_dir": segmentation, "model_file": model, "overwrite": True}
+        step("one patient", *workflow_arguments(["inference.json"], {**place, **inference_settings()}))
 
     starter_map = run_dir / "segmentation_starter" / label_map.name
     starter = BUNDLE_ROOT / "models" / "starter" / "model.pt"
@@ -121,8 +129,9 @@ def demo(run_dir: Path, cases: int, epochs: int, seed: int) -> None:
     if newer(exported, model):
         print(f"\n== TorchScript: done already, {exported}")
     else:
-        files = config_files(["inference.json", "inference_demo.yaml"])
-        options = ["--bundle_root", str(BUNDLE_ROOT), "--ckpt_file", str(model), "--filepath", str(exported)]
+        files = config_files(["inference.json"])
+        options = [text for key, value in inference_settings().items() for text in (f"--{key}", str(value))]
+        options += ["--bundle_root", str(BUNDLE_ROOT), "--ckpt_file", str(model), "--filepath", str(exported)]
         options += ["--_meta_#weights", f"%{record_file(model)}"]
         step("TorchScript", "monai.bundle", "ckpt_export", "--config_file", files, *options)
 

@@ -161,7 +161,7 @@ def _remedy(engine: Workflow) -> str:
     if engine.state.epoch < 2:
         return f"{anew}."
     return (
-        f"nothing of this epoch was written: go on after epoch {engine.state.epoch - 1} with train_resume.yaml "
+        f"nothing of this epoch was written: go on after epoch {engine.state.epoch - 1} with --resume True "
         f"(and --amp False, if the precision may be the cause), or {anew}."
     )
 

@@ -238,7 +238,6 @@ def imported_record(
 def command_to_run(model_file: Path, network: torch.nn.Module, record: Record) -> str:
     """Return the command that segments patients with the imported weights of ``network``."""
     names = ["inference.json", "authors.yaml"]
-    names += ["network_exclusive.yaml"] if record["exclusive"] else []
     overlay = network_overlay(record["network"]["class"])
     names += [overlay] if overlay is not None else []
     plain = ConfigParser.load_config_files([str(CONFIGS / name) for name in names])["network_def"]
@@ -246,8 +245,9 @@ def command_to_run(model_file: Path, network: torch.nn.Module, record: Record) -
     configs = [f"configs/{name}" for name in names]
     theirs = record["network"]["arguments"]
     options = network_options({name: value for name, value in theirs.items() if value != own[name]})
+    options += ["--exclusive True"] if record["exclusive"] else []
     parts = [
-        "python -m monai.bundle run",
+        "python -m monai.bundle run inference",
         f'--config_file "{configs}"',
         f"--model_file {shlex.quote(str(model_file))}",
         *options,

@@ -378,10 +378,9 @@ def differences(record: Record, settings: Record) -> list[str]:
         found.append(f'voxels of {_mm(theirs)} mm, not {_mm(settings["spacing"])}; add --spacing "{theirs}"')
     if record["exclusive"] != settings["exclusive"]:
         found.append(
-            "classes that exclude each other (softmax), not regions that overlap; add configs/network_exclusive.yaml"
+            "classes that exclude each other (softmax), not regions that overlap; add --exclusive True"
             if record["exclusive"]
-            else "regions that overlap, not classes that exclude each other; leave out --exclusive and "
-            "configs/network_exclusive.yaml"
+            else "regions that overlap, not classes that exclude each other; leave out --exclusive"
         )
     if (theirs := record["normalization"]) != (ours := settings["normalization"]):
         remedy = {

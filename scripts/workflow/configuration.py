@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ConfigWorkflow
 from scripts.utils.errors import InputError
 from scripts.utils.literals import shown
+from scripts.weights.record import Record
+from scripts.weights.record import weights_settings as record_of_settings
 
 # MONAI adds these keys for --tracking mlflow.
 TRACKING = {"experiment_name", "is_not_rank0", "run_name", "save_execute_config", "tracking_uri"}
@@ -23,18 +25,19 @@ class Configuration:
 
     Args:
         parser: the parser; None outside a bundle's run.
+        run_id: the name by which MONAI runs the configuration (``bundle run training``); empty if it does not run it.
 
     Example:
         >>> parser = ConfigParser({"size": [96, 96], "crop": {"_target_": "CenterSpatialCrop", "roi_size": "@size"}})
-        >>> parser.parse()
+        >>> Configuration(parser).get("crop").roi_size
+        [96, 96]
         >>> Configuration(parser).arguments("crop")["roi_size"]
         [96, 96]
-        >>> Configuration().content
-        {}
     """
 
-    def __init__(self, parser: ConfigParser | None = None) -> None:
+    def __init__(self, parser: ConfigParser | None = None, run_id: str = "") -> None:
         self.parser = parser
+        self.run_id = run_id
 
     @property
     def source(self) -> dict[str, Any]:
@@ -51,19 +54,31 @@ class Configuration:
         """
         return dict(shown(self.source))
 
+    @property
+    def workflow(self) -> str:
+        """``training``, ``evaluation`` or ``inference``; empty for a configuration that is none of them."""
+        config = self.source
+        if "train" in config:
+            return "evaluation" if "evaluation_dir" in config else "training"
+        return "inference" if "evaluator" in config else ""
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value of a setting, or the object that a part makes; ``default`` if there is no such key."""
+        if self.parser is None or name not in self.parser:
+            return default
+        return self.parser.get_parsed_content(name)
+
     def arguments(self, name: str) -> dict[str, Any]:
-        """Arguments of the component ``name``, with references resolved; empty outside a bundle's run.
+        """Arguments of the component ``name``, with references resolved.
 
         Raises:
             InputError: the component is an expression, so its arguments cannot be read.
         """
-        if self.parser is None or (text := self.parser.get(name)) is None:
-            return {}
-        while isinstance(text, str) and text.startswith("@"):
+        assert self.parser is not None
+        while isinstance(text := self.parser.get(name), str) and text.startswith("@"):
             name = text[1:]
-            text = self.parser.get(name)
         # The parser knows what a component refers to only after it has made the component.
-        self.parser.ref_resolver.get_resolved_content(name)
+        self.get(name)
         item = self.parser.ref_resolver.get_item(name)
         config = item.get_config() if item is not None else None
         if not isinstance(config, Mapping):
@@ -94,13 +109,45 @@ def running_configuration() -> Configuration:
     A configuration cannot refer to itself, so this function takes MONAI's parser from the calling frames. No other code
     of the bundle does so.
     """
+    found = Configuration()
     frame = inspect.currentframe()
     while frame is not None:
         owner = frame.f_locals.get("self")
         if isinstance(owner, ConfigParser):
-            return Configuration(owner)
+            found.parser = found.parser or owner
+        elif isinstance(owner, ConfigWorkflow):
+            found.run_id = owner.run_id
+            break
         frame = frame.f_back
-    return Configuration()
+    return found
+
+
+def weights_settings(configuration: Configuration) -> Record:
+    """The settings of a configuration that weights depend on, in the form of their record.
+
+    Raises:
+        InputError: a threshold is missing, unknown or no volume; or the network is an expression.
+    """
+    get = configuration.get
+    training = None
+    if trains := "train" in configuration.source:
+        training = {
+            "window": get("patch_size"),
+            "overlap": get("overlap"),
+            "inferer": get("windows"),
+            "precision": get("amp_dtype") if get("amp") else "float32",
+        }
+    return record_of_settings(
+        network=get("network_def"),
+        arguments=configuration.arguments("network_def"),
+        spacing=get("spacing"),
+        exclusive=get("exclusive"),
+        preprocessing=get("validate#preprocessing" if trains else "preprocessing"),
+        thresholds=get("thresholds"),
+        training=training,
+        data_license=get("data_license"),
+        augmentation=get("train#preprocessing"),
+    )
 
 
 def brings_own_data(config: Mapping[str, Any]) -> bool:

@@ -25,10 +25,12 @@ from scripts.data.datalist import Cohort, labeled_items, warn_of_shared_patients
 from scripts.data.datalist_file import write_datalist
 from scripts.data.inspection import check_cases
 from scripts.inference.reading import CheckedDataset
+from scripts.training.reproducibility import choose_algorithms
 from scripts.training.training_state import check_resumable, newest_state, remove_unfinished_state
-from scripts.utils.distributed import on_rank_zero, rank, unwrap, world_size
+from scripts.utils.distributed import on_rank_zero, rank, start, unwrap, world_size
 from scripts.utils.errors import InputError
 from scripts.utils.files import keep_earlier
+from scripts.utils.machine import keep_freed_memory
 from scripts.utils.run_json import CONFIG_FILE, read_run_json, write_run_json
 from scripts.weights.loading import check_weights, load_pretrained
 from scripts.weights.record import (
@@ -47,54 +49,64 @@ from scripts.weights.record import (
 from scripts.workflow.configuration import Configuration
 from scripts.workflow.output import DATALIST_FILE, Output, earlier_cases
 from scripts.workflow.recipe import changed_recipe
-from scripts.workflow.settings import weights_readers
+from scripts.workflow.settings import check_settings, check_trainable, check_windows, weights_readers
 
 logger = logging.getLogger(__name__)
 
 
-def prepare_training(
-    configuration: Configuration,
-    settings: Record,
-    cohort: Cohort,
-    output: Output,
-    network: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    preprocessing: Compose,
-    batch_size: int = 1,
-    pretrained_file: str | None = None,
-    reinitialize: str | Sequence[str] = (),
-    resume: bool = False,
-) -> None:
-    """Check settings and cases, load ``pretrained_file``, then write split, configuration and versions to ``output``.
+def prepare(configuration: Configuration) -> None:
+    """What every run begins with: check settings, cases and weights, and write down what is run.
 
-    With several ranks, rank 0 alone checks and writes. Each rank loads ``pretrained_file``. The record of these weights
-    is compared with ``settings``.
-
-    A caller such as MONAI Label may bring its own lists, which replace the cases below ``cohort.dataset_dir``. Such a
-    caller trains again and again, so the folder of its earlier run is kept under a dated name even without
-    ``overwrite``.
+    With several ranks, rank 0 alone checks and writes.
 
     Args:
         configuration: the configuration that is run.
-        settings: what weights depend on (``scripts.weights.record.weights_settings``). This function adds what the
-            weights are trained on, for their records.
-        cohort: the lists ``training`` and ``validation``. The second is empty if nothing is validated.
-        output: where results go.
-        network: the network to train.
-        optimizer: its optimizer.
-        preprocessing: preprocessing of the patches. It must normalize in the same way as the preprocessing of images to
-            be segmented.
-        batch_size: patches in a step of each rank.
-        pretrained_file: weights to start from.
-        reinitialize: modules to leave at their initial values.
-        resume: go on with the training in the output's folder.
+
+    Raises:
+        InputError: the run cannot work. The message names the setting or the file.
+    """
+    check_settings(configuration)
+    get, training = configuration.get, configuration.workflow == "training"
+    keep_freed_memory(get("device"))
+    start(get("device"), get("world_size"))
+    if training:
+        choose_algorithms(get("deterministic"), get("network_def"), get("channels_last"))
+    network, inferer = get("network"), get("validate#inferer")
+
+    def check() -> None:
+        if training:
+            check_trainable(network, inferer)
+        sizes = ("patch_size", "roi_size") if training else ("roi_size",)
+        check_windows(network, {name: get(name) for name in sizes})
+
+    on_rank_zero(check)
+    (prepare_training if training else prepare_evaluation)(configuration)
+
+
+def prepare_training(configuration: Configuration) -> None:
+    """Check settings and cases, load ``pretrained_file``, then write split, configuration and versions.
+
+    Each rank loads ``pretrained_file``. What the weights are trained on is added to ``weights_settings``, for their
+    records.
+
+    A caller such as MONAI Label may bring its own lists, which replace the cases below ``dataset_dir``. Such a caller
+    trains again and again, so the folder of its earlier run is kept under a dated name even without ``overwrite``.
 
     Raises:
         InputError: a setting cannot work or contradicts another; there are too few cases or a faulty one; the output's
-            folder is in use; with ``resume``, the folder holds nothing to resume from; or ``pretrained_file`` takes
-            channels in another order.
+            folder is in use; to resume, the folder holds nothing; or ``pretrained_file`` takes channels in another
+            order.
     """
-    pretrained_file = None if resume else pretrained_file
+    get = configuration.get
+    settings: Record = get("weights_settings")
+    lists_of = {"training": "train#dataset#data", "validation": "validate#dataset#data"}
+    needed = list(lists_of) if get("val_interval") else ["training"]
+    cohort = cohort_of(configuration, {name: get(lists_of[name]) if name in needed else [] for name in lists_of})
+    map_dir = get("label_map_dir") if get("save_label_maps") else None
+    output = Output(get("output_dir"), map_dir, get("overwrite"))
+    network, resume, reinitialize = get("network"), get("resume"), get("reinitialize")
+    optimizer, preprocessing = get("optimizer"), get("train#preprocessing")
+    pretrained_file = None if resume else get("pretrained_file")
     searched: str | None = cohort.dataset_dir
     if configuration.brings_own_data:
         searched, output = None, replace(output, overwrite=True)
@@ -106,7 +118,7 @@ def prepare_training(
         start: Record | None = None
         if resume:
             path, state = newest_state(output.folder)
-            steps = math.ceil(math.ceil(len(cohort.lists["training"]) / world_size()) / batch_size)
+            steps = math.ceil(math.ceil(len(cohort.lists["training"]) / world_size()) / get("batch_size"))
             check_resumable(state, path, unwrap(network), optimizer, steps)
             last = Path(output.folder) / "model_last.pt"
             if last.is_file() and (kept := read_weights_record(last)) is not None:
@@ -124,11 +136,11 @@ def prepare_training(
             list(both.values()), searched, "labeled cases", cohort.datalist_file, cohort.channel_order
         )
         phantoms = any(synthetic)
-        for name in cohort.needed:
+        for name in needed:
             if not lists[name]:
                 raise InputError(
                     f"{cohort.datalist_file or cohort.dataset_dir}: no case for {name}; at least one for each of "
-                    f"{' and '.join(cohort.needed)} is needed."
+                    f"{' and '.join(needed)} is needed."
                 )
             check_ranks(lists[name], f"cases for {name}")
         if pretrained_file is not None:
@@ -179,45 +191,35 @@ def check_normalization(preprocessing: Compose, settings: Record) -> None:
         )
 
 
-def prepare_evaluation(
-    configuration: Configuration,
-    settings: Record,
-    cohort: Cohort,
-    output: Output,
-    network: torch.nn.Module,
-    inferer: Inferer,
-    model_file: str | Sequence[str],
-    load_pretrain: bool = True,
-    selection: str | None = None,
-    all_cases: Sequence[Mapping[str, Any]] | None = None,
-    dataset: CheckedDataset | None = None,
-) -> None:
-    """Check settings, cases and weights, and write configuration and versions into the output's folder.
+def prepare_evaluation(configuration: Configuration) -> None:
+    """Check settings, cases and weights, and write configuration and versions into the folder of the results.
 
-    Evaluation (of cases with labels) and inference (of cases without labels) use this function. With several ranks,
-    rank 0 alone checks and writes.
+    This is for an evaluation (of cases with labels) and for an inference (of cases without).
 
-    An inference into the folder of an earlier one goes on with it: the list ``cases`` holds what is left of
-    ``all_cases``. Cases of the earlier one that are not among them stay in the folder's datalist and record.
-
-    Args:
-        configuration: the configuration that is run.
-        settings: what weights depend on (``scripts.weights.record.weights_settings``).
-        cohort: the list ``cases``.
-        output: where results go.
-        network: the network that segments.
-        inferer: how the network is run over a volume.
-        model_file: one file or, for an ensemble, several. The records of these weights are compared with ``settings``.
-        load_pretrain: the engine loads ``model_file`` into ``network``; if false, ``network`` or ``inferer`` reads it.
-        selection: which cases an evaluation takes; None for inference.
-        all_cases: all entries of an inference, done or not; None for an evaluation, which is always done anew.
-        dataset: the dataset of an inference, which checks the voxels of each case when it reads them. Here the headers
-            of all cases are checked, and voxels until one case is sound. None for an evaluation: all is checked here.
+    An inference into the folder of an earlier one goes on with it: its dataset holds what is left of ``all_cases``.
+    Cases of the earlier one that are not among them stay in the folder's datalist and record.
 
     Raises:
         InputError: a setting cannot work or contradicts another; there is no case or a faulty one; the weights are
             absent, belong to another network or were trained with other settings; or the output's folder is in use.
     """
+    get = configuration.get
+    settings: Record = get("weights_settings")
+    # An evaluation selects cases, and is always done anew.
+    selection = get("cases") if configuration.workflow == "evaluation" else None
+    all_cases = get("all_cases") if selection is None else None
+    # The dataset of an inference checks the voxels of a case when it reads them. So only headers are checked here, and
+    # voxels until one case is sound.
+    dataset: CheckedDataset | None = get("dataset") if selection is None else None
+    if selection is None:
+        cohort = cohort_of(configuration, {"cases": get("dataset#data")})
+        output = Output(get("output_dir"), get("output_dir"), get("overwrite"), get("case_folders"))
+    else:
+        cohort = cohort_of(configuration, {"cases": get("validate#dataset#data")})
+        map_dir = get("label_map_dir") if get("save_label_maps") else None
+        output = Output(get("evaluation_dir"), map_dir, get("overwrite"))
+    network, inferer = get("network"), get("inferer" if selection is None else "validate#inferer")
+    model_file, load_pretrain = get("model_file"), get("load_pretrain")
 
     def check_and_claim() -> None:
         check_et_label(cohort.et_label)
@@ -291,6 +293,14 @@ def prepare_evaluation(
         write_run_json(output.folder, configuration.content, phantoms, **facts)
 
     on_rank_zero(check_and_claim)
+
+
+def cohort_of(configuration: Configuration, lists: Mapping[str, Any]) -> Cohort:
+    """The cases of a run, with their origin."""
+    names = ("dataset_dir", "datalist_file", "channel_order")
+    return Cohort(
+        lists, **{name: configuration.get(name) for name in names}, et_label=configuration.get("saved_et_label")
+    )
 
 
 def check_who_reads_weights(

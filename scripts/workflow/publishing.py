@@ -19,7 +19,7 @@ from scripts.workflow.recipe import changed_recipe
 logger = logging.getLogger(__name__)
 
 
-def publish(configuration: Configuration, output_dir: str, bundle_root: str, enabled: bool = True) -> None:
+def publish(configuration: Configuration) -> None:
     """Copy the best weights of a plain training and their record to ``models``, where MONAI's tools look for them.
 
     An earlier model file there, its record and its TorchScript are kept under dated names. Weights from phantoms are
@@ -28,21 +28,21 @@ def publish(configuration: Configuration, output_dir: str, bundle_root: str, ena
 
     Args:
         configuration: the configuration that was run.
-        output_dir: folder of the run.
-        bundle_root: root of the bundle.
-        enabled: every variation of the plain recipe sets this to false.
     """
     if rank() != 0:
         return
+    output_dir, bundle_root = configuration.get("output_dir"), configuration.get("bundle_root")
     best = Path(output_dir) / "model.pt"
     record = read_run_json(output_dir)
     plain = Path(bundle_root) / "configs" / "train.json"
-    changed = changed_recipe(configuration.content, plain) if configuration.content else []
     # A training that was resumed with other settings follows no single recipe.
-    changed = sorted({*changed, *record.get("recipe_changed", [])})
-    if not enabled or changed:
-        what = f" ({', '.join(changed)})" if changed else ""
-        logger.info("Weights: %s; not published, since this is a variation of the plain recipe%s.", best, what)
+    changed = sorted({*changed_recipe(configuration.content, plain), *record.get("recipe_changed", [])})
+    if not configuration.get("publish"):
+        logger.info("Weights: %s; not published, by --publish False.", best)
+        return
+    if changed:
+        told = ", ".join(changed)
+        logger.info("Weights: %s; not published, since this is a variation of the plain recipe (%s).", best, told)
         return
     if record.get("phantoms"):
         logger.warning("Weights: %s; not published, since they come from synthetic phantoms.", best)

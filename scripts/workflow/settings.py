@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from monai.inferers import Inferer
 from monai.utils import ensure_tuple
-from scripts.utils.distributed import launched_rank, on_rank_zero, unwrap
+from scripts.utils.distributed import launched_rank, unwrap
 from scripts.utils.errors import InputError, show_input_errors
 from scripts.utils.files import CONFIGS
 from scripts.utils.literals import shown
@@ -29,13 +29,17 @@ from scripts.workflow.configuration import MLFLOW, TRACKING, Configuration, with
 logger = logging.getLogger(__name__)
 
 # MONAI reads these keys; no other key refers to them.
-READ_BY_MONAI = {"imports", "initialize", "run", "finalize"}
+READ_BY_MONAI = {"imports", "initialize", "run", "finalize", "training", "evaluation", "inference"}
+# The main configurations of each workflow, by the name that runs it.
+MAIN_FILES = {
+    "training": ("train.json",),
+    "evaluation": ("train.json", "evaluate.json"),
+    "inference": ("inference.json",),
+}
 # Packages that some of MONAI's parts need when they are used.
 PACKAGES_BEHIND = {MLFLOW: ("mlflow", "sqlalchemy", "alembic")}
 # Sections of a configuration that hold settings of their own.
 SECTIONS = ("train", "validate")
-# Former names of settings, which would have no effect.
-RENAMED = {"oedema_last": "edema_last", "validate#activation": "activation"}
 AMP_DTYPES = ("bfloat16", "float16")
 # Settings with these endings are paths.
 PATH_ENDINGS = ("_dir", "_file", "_root")
@@ -52,8 +56,8 @@ def check_settings(configuration: Configuration) -> None:
     Raises:
         InputError: a value is the text "true" or "false" (the command line leaves a switch in lower case as text, and
             Python takes both texts for true); the device or precision does not exist; a part needs a package that is
-            not installed; a setting has a former name; a part refers to a setting that does not exist; or torchrun
-            started several processes for a configuration of one process.
+            not installed; the run's name is another workflow's; a part refers to a setting that does not exist; or
+            torchrun started several processes for a configuration of one process.
 
     Example:
         >>> from monai.bundle import ConfigParser
@@ -65,9 +69,10 @@ def check_settings(configuration: Configuration) -> None:
     show_input_errors()
     config = configuration.source
     settings = _settings(config)
-    for former, name in RENAMED.items():
-        if former in settings:
-            raise InputError(f"--{former}: this setting is called {name} now.")
+    named, workflow = configuration.run_id, configuration.workflow
+    if named in MAIN_FILES and workflow in MAIN_FILES and named != workflow:
+        wanted = " and ".join(MAIN_FILES[named])
+        raise InputError(f"run {named}: these files are of another workflow; write run {workflow}, or give {wanted}.")
     for name, value in _leaves(config):
         if isinstance(value, str) and value in ("true", "false"):
             raise InputError(f"--{name} {value}: write {value.capitalize()}, with a capital.")
@@ -92,7 +97,7 @@ def check_settings(configuration: Configuration) -> None:
     if launched_rank() != 0 or configuration.brings_own_data:
         return
     text = json.dumps(without_tracking(config), default=str).replace("::", "#")
-    known = READ_BY_MONAI | TRACKING | _own_settings(_workflow(config))
+    known = READ_BY_MONAI | TRACKING | _own_settings(configuration.workflow)
     for name in settings:
         if name not in known and not re.search(rf"@{re.escape(name)}\b", text):
             section = name.rpartition("#")[0]
@@ -159,16 +164,10 @@ def _unquoted(text: str) -> Any:
         return text
 
 
-def _workflow(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The main configurations that a configuration begins with; all of them if that is unclear."""
-    if "train" not in config:
-        return ("inference.json",) if "evaluator" in config else ("train.json", "evaluate.json", "inference.json")
-    return ("train.json", "evaluate.json") if "evaluation_dir" in config else ("train.json",)
-
-
 @functools.cache
-def _own_settings(names: tuple[str, ...]) -> frozenset[str]:
-    """Settings of these main configurations. The workflow that they make reads each of them."""
+def _own_settings(workflow: str) -> frozenset[str]:
+    """Settings of a workflow's main configurations, or of all of them. The workflow reads each of them."""
+    names = MAIN_FILES.get(workflow, ("train.json", "evaluate.json", "inference.json"))
     files = [CONFIGS / name for name in names]
     content = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
     return frozenset(name for config in content for name in _settings(config))
@@ -295,8 +294,6 @@ def weights_readers(network: torch.nn.Module, inferer: Inferer) -> list[str]:
 def check_trainable(network: torch.nn.Module, inferer: Inferer) -> None:
     """Refuse a training with a part that reads weights from a file, since they would replace the weights in training.
 
-    Rank 0 alone checks.
-
     Args:
         network: the network to train.
         inferer: the inferer of its validation.
@@ -304,19 +301,15 @@ def check_trainable(network: torch.nn.Module, inferer: Inferer) -> None:
     Raises:
         InputError: one of the two reads weights from a file (``weights_readers``).
     """
-
-    def check() -> None:
-        if readers := weights_readers(network, inferer):
-            raise InputError(
-                f"{' and '.join(readers)}: reads weights from --model_file, so nothing can be trained with it; leave "
-                "out openvino.yaml and ensemble.yaml, or add evaluate.json to evaluate."
-            )
-
-    on_rank_zero(check)
+    if readers := weights_readers(network, inferer):
+        raise InputError(
+            f"{' and '.join(readers)}: reads weights from --model_file, so nothing can be trained with it; leave "
+            "out openvino.yaml and ensemble.yaml, or add evaluate.json to evaluate."
+        )
 
 
 def check_windows(network: torch.nn.Module, sizes: Mapping[str, Sequence[int]]) -> None:
-    """Refuse a patch or window that ``network`` cannot take, before hours of work are lost. Rank 0 alone checks.
+    """Refuse a patch or window that ``network`` cannot take, before hours of work are lost.
 
     Args:
         network: a network that takes multiples of its ``size_multiple``; without this attribute it takes any size.
@@ -324,22 +317,11 @@ def check_windows(network: torch.nn.Module, sizes: Mapping[str, Sequence[int]]) 
 
     Raises:
         InputError: a size is not a multiple of ``size_multiple``, or all sizes of a patch or window equal it.
-
-    Example:
-        >>> network = torch.nn.Identity()
-        >>> network.size_multiple = 16
-        >>> check_windows(network, {"patch_size": [100, 96]})  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        scripts.utils.errors.InputError: --patch_size [100, 96]: each must be a multiple of 16, ...
     """
     multiple = int(getattr(unwrap(network), "size_multiple", 1))
-
-    def check() -> None:
-        for name, size in sizes.items():
-            if any(n < multiple or n % multiple for n in size) or (multiple > 1 and all(n == multiple for n in size)):
-                raise InputError(
-                    f"--{name} {list(size)}: each must be a multiple of {multiple}, and one of them at least "
-                    f"{2 * multiple}."
-                )
-
-    on_rank_zero(check)
+    for name, size in sizes.items():
+        if any(n < multiple or n % multiple for n in size) or (multiple > 1 and all(n == multiple for n in size)):
+            raise InputError(
+                f"--{name} {list(size)}: each must be a multiple of {multiple}, and one of them at least "
+                f"{2 * multiple}."
+            )

@@ -225,9 +225,19 @@ def test_an_explicit_et_label_counts_for_all_and_makes_4_beside_3_a_cavity(tmp_p
 
 @pytest.mark.parametrize(
     ("count", "fraction", "held_out"),
-    [(10, 0.2, 2), (11, 0.2, 2), (13, 0.2, 3), (2, 0.2, 1), (3, 0.01, 1), (4, 0.99, 3), (5, 0.4, 2), (369, 0.2, 74)],
+    [
+        (10, 0.2, 2),
+        (10, 0, 0),
+        (11, 0.2, 2),
+        (13, 0.2, 3),
+        (2, 0.2, 1),
+        (3, 0.01, 1),
+        (4, 0.99, 3),
+        (5, 0.4, 2),
+        (369, 0.2, 74),
+    ],
 )
-def test_split_has_the_share_asked_for_and_at_least_one_each(tmp_path, count, fraction, held_out):
+def test_split_has_the_share_asked_for_and_at_least_one_each_unless_it_is_0(tmp_path, count, fraction, held_out):
     split = split_datalist(cohort(tmp_path, count), validation_fraction=fraction)
     assert len(split["validation"]) == held_out
     assert len(split["training"]) == count - held_out

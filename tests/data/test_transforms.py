@@ -138,8 +138,9 @@ def test_resampled_labels_and_the_way_back_are_those_of_monai():
 def test_an_offset_or_a_factor_does_not_reach_the_network(name, change):
     parser = ConfigParser(ConfigParser.load_config_file(str(CONFIGS / name)))
     parser["spacing"] = [2.0, 2.0, 2.0]
-    steps = [t for t in parser["image_transforms"] if "Load" not in t["_target_"] and "Channel" not in t["_target_"]]
-    transform = Compose([ConfigParser({**parser.get(), "step": s}).get_parsed_content("step") for s in steps])
+    steps = [name for name in parser["image_transforms"] if name not in ("@load_image", "@channels_first")]
+    assert len(steps) == 4
+    transform = Compose([parser.get_parsed_content(name.removeprefix("@")) for name in steps])
     values = torch.cat([brain_in_air(seed) for seed in range(4)])
     changed = torch.where(values != 0, change(values.double()).float(), 0)
     plain, other = (transform({"image": cube(v)})["image"] for v in (values, changed))

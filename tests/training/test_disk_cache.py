@@ -384,7 +384,7 @@ def test_training_with_the_cache(small_cohort, tmp_path, caplog):
     in_process = train(small_cohort, tmp_path / "in_process", augment_in_loader=False)
     # The first part has the schedule of the whole training, as a resumed training needs.
     train(small_cohort, tmp_path / "parts", **{"train#trainer#max_epochs": 1, "lr_scheduler#max_epochs": 2})
-    resumed = train(small_cohort, tmp_path / "parts", "train_resume.yaml")
+    resumed = train(small_cohort, tmp_path / "parts", resume=True)
     for name, value in wanted.items():
         assert torch.equal(value, in_process[name]), name
         assert torch.equal(value, resumed[name]), name

@@ -337,7 +337,7 @@ def test_a_loss_that_is_not_finite_ends_the_epoch_before_its_files(bad, iteratio
     assert str(caught.value).startswith(
         f"iteration {iteration} (epoch 2): the loss is {bad}; nothing of this epoch was"
     )
-    assert "go on after epoch 1 with train_resume.yaml" in str(caught.value)
+    assert "go on after epoch 1 with --resume True" in str(caught.value)
     assert done == [1, 2, 3, 4, "files", 5, 6, 7, 8]
 
 

@@ -25,7 +25,7 @@ def weights(path, bias: float) -> str:
 
 INFERENCE = {
     "plain": ["inference.json"],
-    "exclusive": ["inference.json", "network_exclusive.yaml"],
+    "exclusive": ["inference.json"],
     "whole brain": ["inference.json", "whole_brain.yaml"],
     "flips": ["inference.json", "tta.yaml"],
     "ensemble": ["inference.json", "ensemble.yaml"],
@@ -55,6 +55,8 @@ def test_a_prediction_that_is_not_finite_stops_its_case_and_leaves_nothing(run, 
         place |= {"save_probabilities": True, "save_uncertainty": True}
     else:
         place |= {"cases": "all"}
+    if "exclusive" in run:
+        place |= {"exclusive": True}
     workers = 1 if "pipelined" in run else 0
     with pytest.raises(RuntimeError) as caught:
         bundle_run(*names, **place, **{**SIZE, "num_workers": workers})

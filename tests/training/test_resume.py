@@ -39,7 +39,7 @@ def kill(cohort: Path, output: Path, folder: Path, handler: dict = MIDDLE_OF_EPO
 
 
 def resume(cohort: Path, output: Path, **changes) -> None:
-    bundle_run("train.json", "train_resume.yaml", **settings(cohort, output, **changes))
+    bundle_run("train.json", **settings(cohort, output, **changes), resume=True)
 
 
 def spoil(cohort: Path, output: Path, folder: Path, what: str, iteration: int, **changes) -> str:
@@ -136,7 +136,7 @@ def test_a_loss_that_is_not_finite_ends_it_with_the_last_good_state(
     line = spoil(small_cohort, output, tmp_path, what, iteration)
     epoch = 2 if iteration == 8 else 3
     assert line == (
-        f"{said}; nothing of this epoch was written: go on after epoch {epoch} with train_resume.yaml (and "
+        f"{said}; nothing of this epoch was written: go on after epoch {epoch} with --resume True (and "
         "--amp False, if the precision may be the cause), or train anew with a lower --learning_rate, or with "
         "--amp False."
     )
@@ -257,8 +257,8 @@ def test_what_cannot_be_resumed_is_refused_and_left_alone(kind, small_cohort, ki
     changes = change(output)
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
     with pytest.raises(RuntimeError) as caught:
-        names = ("train.json", *changes.pop("overlays", []), "train_resume.yaml")
-        bundle_run(*names, **{**settings(small_cohort, output), **changes})
+        names = ("train.json", *changes.pop("overlays", []))
+        bundle_run(*names, **{**settings(small_cohort, output), **changes}, resume=True)
     error = input_error_behind(caught.value)
     assert error is not None and said in str(error) and "\n" not in str(error)
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
@@ -271,7 +271,7 @@ def test_a_finetuning_is_resumed_without_its_file(small_cohort, killed, tmp_path
     first = {**settings(small_cohort, output, max_epochs=1), "pretrained_file": str(pretrained)}
     bundle_run(*names, **first)
     pretrained.unlink()
-    bundle_run(*names, "train_resume.yaml", **{**first, "max_epochs": 2})
+    bundle_run(*names, **{**first, "max_epochs": 2, "resume": True})
     assert load(output / "trainer_state.pt")["epoch"] == 2
 
 

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -13,7 +12,7 @@ import sys
 import pytest
 import torch
 from scripts.utils.machine import keep_freed_memory, processors
-from workflows import CONFIGS, ROOT
+from workflows import ROOT
 
 GLIBC = platform.libc_ver()[0] == "glibc"
 # The program counts the page faults of ten tensors of 64 MB, one after another.
@@ -63,14 +62,6 @@ def test_elsewhere_nothing_is_set(monkeypatch):
     assert keep_freed_memory("cpu") is False
     monkeypatch.setattr(sys, "platform", "linux")
     assert keep_freed_memory(torch.device("cuda:0")) is False
-
-
-def test_every_workflow_does_so_before_anything_large():
-    for name in ("train", "evaluate", "inference"):
-        first, second, *_ = json.loads((CONFIGS / f"{name}.json").read_text())["run"]
-        assert first["_target_"] == "scripts.workflow.settings.check_settings"
-        wanted = {"_target_": "scripts.utils.machine.keep_freed_memory", "device": "@device"}
-        assert {key: second[key] for key in wanted} == wanted
 
 
 @pytest.mark.parametrize(("free", "most", "number"), [(1, 4, 1), (3, 4, 3), (16, 4, 4)])

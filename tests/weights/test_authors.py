@@ -184,7 +184,7 @@ def test_exclusive_classes_come_in_this_bundles_order(tmp_path, capsys):
     plain, exclusive = tmp_path / "plain.pt", tmp_path / "exclusive.pt"
     source = str(GOLDEN / "panet_fcn_checkpoint.pkl")
     assert main([source, str(plain)]) == main([source, str(exclusive), "--exclusive"]) == 0
-    assert "'configs/network_exclusive.yaml'" in capsys.readouterr().out.splitlines()[-1]
+    assert " --exclusive True " in capsys.readouterr().out.splitlines()[-1]
     assert read_weights_record(exclusive)["exclusive"] is True
     network, x = PriorAttentionNet(channels=SMALL), torch.randn(1, 4, 32, 16, 16)
     results = []

@@ -154,7 +154,7 @@ def test_weights_copied_with_their_record_keep_what_it_says(tmp_path):
 
 # Refusals and warnings.
 
-SOFTMAX = "classes that exclude each other (softmax), not regions that overlap; add configs/network_exclusive.yaml"
+SOFTMAX = "classes that exclude each other (softmax), not regions that overlap; add --exclusive True"
 OTHER = [
     ({"sequences": ["t1", "t1ce", "t2", "flair"]}, "channels in the order t1, t1ce, t2, flair, which is t1, t2, t1ce"),
     ({"spacing": [2.0, 2.0, 2.0]}, 'voxels of 2 x 2 x 2 mm, not 1 x 1 x 1; add --spacing "[2.0, 2.0, 2.0]"'),
@@ -406,9 +406,9 @@ def test_the_configurations_state_one_set_of_thresholds():
     ("changes", "overlays", "said"),
     [
         ({"spacing": [2.0, 2.0, 2.0]}, (), 'voxels of 4 x 4 x 4 mm, not 2 x 2 x 2; add --spacing "[4.0, 4.0, 4.0]".'),
-        ({}, ("network_exclusive.yaml",), "regions that overlap, not classes that exclude each other; leave out"),
+        ({"exclusive": True}, (), "regions that overlap, not classes that exclude each other; leave out"),
         ({}, ("authors.yaml",), "sequences normalized over: brain, not: volume; leave out the overlay"),
-        ({}, ("network_relu.yaml",), 'another network (act ["prelu", {"init": 0.25}]); add --network_def#act'),
+        ({"network_def#act": "relu"}, (), 'another network (act ["prelu", {"init": 0.25}]); add --network_def#act'),
     ],
 )
 def test_inference_refuses_another_use_of_weights_in_one_line(training, cohort, tmp_path, changes, overlays, said):

@@ -24,7 +24,7 @@ def test_the_running_configuration_is_the_parsers_that_makes_it():
 def test_outside_a_run_there_is_none():
     made = running_configuration()
     assert made.parser is None
-    assert made.content == {} and made.arguments("network_def") == {}
+    assert made.content == {} and made.get("network_def", default=1) == 1 and made.run_id == made.workflow == ""
     assert made.brings_own_data is False and made.loaded_by_caller is None
 
 

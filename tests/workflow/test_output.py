@@ -66,7 +66,8 @@ def test_a_label_map_never_replaces_an_image_or_a_label(tmp_path, model, folder)
     assert len(items) == 1
     out, case = root / folder, items[0]["case"]
     with pytest.raises(InputError) as caught:
-        evaluate(items, root, model, out, map_dir=str(out), selection="all" if labeled else None)
+        kind = {"save_label_maps": True, "label_map_dir": str(out)} if labeled else {"all_cases": items}
+        evaluate(items, root, model, out, **kind)
     assert str(caught.value) == (
         f"{out / case}.nii.gz: would be written over {out / case}.nii.gz, an input; choose another --output_dir."
     )

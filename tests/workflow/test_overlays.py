@@ -17,7 +17,7 @@ from tiny import small_network
 from workflows import CHANNELS, TRAINING_SIZE, bundle_run, files, initialized
 
 BASES = {"inference": (["inference.json"], "infer"), "evaluation": (["train.json", "evaluate.json"], "train")}
-OVERLAYS = ("tta.yaml", "whole_brain.yaml", "ensemble.yaml", "authors.yaml", "openvino.yaml", "network_exclusive.yaml")
+OVERLAYS = ("tta.yaml", "whole_brain.yaml", "ensemble.yaml", "authors.yaml", "openvino.yaml")
 MEMBERS = ["a.pt", "b.pt"]
 
 
@@ -63,8 +63,7 @@ def test_windows_flips_and_ensemble_are_put_into_one_another(base, whole, flips,
 
 @pytest.mark.parametrize("base", BASES)
 def test_outputs_that_exclude_each_other_are_told_to_all(base, tmp_path):
-    overlays = ("ensemble.yaml", "tta.yaml", "network_exclusive.yaml")
-    parser = made(base, *overlays, tmp_path=tmp_path, model_file=MEMBERS).parser
+    parser = made(base, "ensemble.yaml", "tta.yaml", tmp_path=tmp_path, model_file=MEMBERS, exclusive=True).parser
     inferer = parser.get_parsed_content("inferer")
     assert inferer.exclusive is True and inferer.inferer.exclusive is True
     logits = torch.tensor([2.0, 0.0, 0.0, 0.0]).view(4, 1, 1, 1)

@@ -13,7 +13,20 @@ from scripts.data.datalist_file import read_datalist
 from scripts.data.images import PHANTOM_DESCRIPTION
 from scripts.utils.errors import InputError
 from scripts.weights.record import UNKNOWN, save_weights, trained_on
-from tiny import evaluate, make_cases, prepare, record, settings, small_network
+from scripts.workflow import preparation
+from tiny import Given, evaluate, make_cases, prepare, record, settings, small_network
+
+
+def test_a_workflow_keeps_freed_memory_and_joins_the_others_before_it_makes_anything_large(monkeypatch):
+    made = []
+    for name in ("check_settings", "keep_freed_memory", "start"):
+        monkeypatch.setattr(preparation, name, lambda *values, name=name: made.append((name, *values)))
+    given = Given({"device": "cpu", "world_size": 2})
+    monkeypatch.setattr(given, "get", lambda name, default=None: made.append(name) or given.values.get(name, default))
+    with pytest.raises(TypeError):
+        preparation.prepare(given)
+    assert made[0] == ("check_settings", given)
+    assert made.index("network") > made.index(("start", "cpu", 2)) > made.index(("keep_freed_memory", "cpu"))
 
 
 def test_a_training_leaves_its_split_and_record(tmp_path, data):
@@ -80,7 +93,7 @@ def test_an_evaluation_leaves_its_record(tmp_path, model, label, caplog):
     data = make_cases(tmp_path / "data", 2, label)
     items = labeled_items(data) if label else unlabeled_items(data)
     with caplog.at_level(logging.INFO):
-        evaluate(items, data, model, tmp_path / "out", selection="all" if label else None)
+        evaluate(items, data, model, tmp_path / "out", **({} if label else {"all_cases": items}))
     found = record(tmp_path / "out")
     assert (found["cases"], found["model_file"], found["phantoms"]) == (2, str(model), False)
     assert found["weights"] == [sha256(model.read_bytes()).hexdigest()]
@@ -118,4 +131,4 @@ def test_absent_weights_are_refused_before_the_cases_are_read(tmp_path):
 
 def test_an_empty_side_of_the_split_names_the_other(tmp_path, data, model):
     with pytest.raises(InputError, match=r"no case for validation; choose --cases all\.$"):
-        evaluate([], data, model, tmp_path / "out", selection="validation")
+        evaluate([], data, model, tmp_path / "out", cases="validation")

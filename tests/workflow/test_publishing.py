@@ -9,11 +9,11 @@ import shutil
 import time
 
 import pytest
+from monai.bundle import ConfigParser
 from scripts.weights.record import read_weights_record, save_weights, trained_on
-from scripts.workflow.configuration import Configuration
 from scripts.workflow.publishing import publish
 from scripts.workflow.recipe import NOT_OF_THE_RECIPE, changed_recipe
-from tiny import configuration, settings, small_network
+from tiny import Given, settings, small_network
 from workflows import CONFIGS
 
 
@@ -29,6 +29,12 @@ def bundle(tmp_path):
     return root, run
 
 
+def ran(root, run, enabled=True, **changes):
+    """The configuration of the run, as plain as the bundle's train.json but for ``changes``."""
+    content = json.loads((root / "configs" / "train.json").read_text()) | changes
+    return Given({"output_dir": str(run), "bundle_root": str(root), "publish": enabled}, content)
+
+
 def published(root):
     folder = root / "models"
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())} if folder.exists() else {}
@@ -36,7 +42,7 @@ def published(root):
 
 def test_the_best_weights_are_published(bundle):
     root, run = bundle
-    publish(Configuration(), str(run), str(root))
+    publish(ran(root, run))
     assert published(root) == {name: (run / name).read_bytes() for name in ("model.json", "model.pt")}
     assert read_weights_record(root / "models" / "model.pt")["trained_on"]["patients"] == 4
     assert (run / "model.pt").exists()
@@ -44,9 +50,9 @@ def test_the_best_weights_are_published(bundle):
 
 def test_what_is_published_already_is_not_published_again(bundle):
     root, run = bundle
-    publish(Configuration(), str(run), str(root))
+    publish(ran(root, run))
     before = (root / "models" / "model.pt").stat().st_mtime_ns
-    publish(Configuration(), str(run), str(root))
+    publish(ran(root, run))
     assert list(published(root)) == ["model.json", "model.pt"]
     assert (root / "models" / "model.pt").stat().st_mtime_ns == before
 
@@ -55,14 +61,14 @@ def test_published_weights_without_their_record_get_it(bundle):
     root, run = bundle
     (root / "models").mkdir()
     shutil.copy(run / "model.pt", root / "models")
-    publish(Configuration(), str(run), str(root))
+    publish(ran(root, run))
     assert published(root)["model.json"] == (run / "model.json").read_bytes()
 
 
 def test_weights_whose_record_is_gone_are_not_published(bundle, caplog):
     root, run = bundle
     (run / "model.json").unlink()
-    publish(Configuration(), str(run), str(root))
+    publish(ran(root, run))
     assert published(root) == {}
     assert "not published, since their record (model.json) is gone." in caplog.text
 
@@ -76,12 +82,12 @@ def test_earlier_published_weights_and_their_export_are_kept_under_their_date(bu
         earlier.write_bytes(content)
         earlier.with_suffix(".json").write_bytes(b"record of " + content)
         os.utime(earlier, (seconds, seconds))
-        publish(Configuration(), str(run), str(root))
+        publish(ran(root, run))
     exported = root / "models" / "model.ts"
     exported.write_bytes(b"export")
     os.utime(exported, (seconds, seconds))
     earlier.unlink()
-    publish(Configuration(), str(run), str(root))
+    publish(ran(root, run))
     assert published(root) == {
         "model.pt": (run / "model.pt").read_bytes(),
         "model.json": (run / "model.json").read_bytes(),
@@ -118,6 +124,12 @@ RECIPE = {
     "thresholds",
     "edema_last",
     "configuration",
+    "load_image",
+    "channels_first",
+    "to_lps",
+    "crop_to_brain",
+    "normalize",
+    "resample",
     "image_transforms",
     "windows",
     "flips",
@@ -136,6 +148,9 @@ RECIPE = {
     "validate",
     "initialize",
     "run",
+    "training",
+    "evaluation",
+    "inference",
     "imports",
 }
 
@@ -193,15 +208,28 @@ def test_nothing_is_published_of_a_variation_or_phantoms(bundle, case, earlier, 
         (run / "run.json").write_text('{"phantoms": true}')
     if case == "resumed with another":
         (run / "run.json").write_text('{"phantoms": false, "recipe_changed": ["learning_rate"]}')
-    ran = configuration({"max_epochs": 1}) if case == "another recipe" else Configuration()
+    changes = {"max_epochs": 1} if case == "another recipe" else {}
     with caplog.at_level(logging.INFO):
-        publish(ran, str(run), str(root), case != "disabled")
+        publish(ran(root, run, case != "disabled", **changes))
     assert published(root) == ({"model.pt": b"earlier"} if earlier else {})
     (message,) = [m for m in caplog.messages if "not published" in m]
     assert str(run / "model.pt") in message
     reason = {
+        "disabled": "not published, by --publish False.",
         "phantoms": "synthetic phantoms",
         "another recipe": "of the plain recipe (max_epochs)",
         "resumed with another": "of the plain recipe (learning_rate)",
     }
-    assert reason.get(case, "a variation of the plain recipe.") in message
+    assert reason[case] in message
+
+
+OVERLAYS = sorted(path.name for path in CONFIGS.iterdir() if path.suffix == ".yaml" or "multi_gpu" in path.name)
+
+
+@pytest.mark.parametrize("overlay", [name for name in OVERLAYS if not name.startswith("inference")])
+def test_no_overlay_publishes_a_variation(overlay):
+    names = ["train.json", *(["train_starter.yaml"] if overlay == "train_starter_patients.yaml" else []), overlay]
+    config = ConfigParser.load_config_files([str(CONFIGS / name) for name in names])
+    changed = changed_recipe(config, CONFIGS / "train.json")
+    # This one changes how fast a training runs and nothing else.
+    assert bool(changed) == (overlay != "train_fast.yaml"), changed

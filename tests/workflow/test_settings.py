@@ -73,19 +73,6 @@ def test_a_precision_that_may_be_one_passes(precision):
     check_settings(configuration({"amp_dtype": precision, "precision": "float16", "run": ["@precision"]}))
 
 
-@pytest.mark.parametrize(
-    ("content", "former", "now"),
-    [
-        ({"oedema_last": True}, "oedema_last", "edema_last"),
-        ({"validate": {"activation": {"_target_": "Activationsd"}}}, "validate#activation", "activation"),
-    ],
-)
-def test_a_former_name_is_refused_with_the_new_one(content, former, now):
-    with pytest.raises(InputError) as caught:
-        check_settings(configuration({**content, "run": []}))
-    assert str(caught.value) == f"--{former}: this setting is called {now} now."
-
-
 @pytest.mark.parametrize("section", ["train", "validate"])
 def test_a_setting_in_a_section_that_nothing_reads_is_warned_of(section, caplog):
     content = {"train": {"trainer": {"_target_": "x"}}, "validate": {"evaluator": {"_target_": "x"}}, "run": []}

@@ -103,7 +103,7 @@ class Job:
             if self.start is not None:
                 settings["pretrained_file"] = self.start
             if any((self.folder / name).is_file() for name in STATE_FILES):
-                names.append("train_resume.yaml")
+                settings["resume"] = True
             settings["datalist_file"] = self.lists / f"training{run.part.name}.json"
         else:
             names.append("evaluate.json")
@@ -239,7 +239,7 @@ def start(job: Job, environment: dict[str, str], lock: IO[str]) -> tuple[Job, st
     assert step is not None
     arguments = job.arguments(step)
     job.begin(step)
-    say(f"{job.run.name}: {step}{' goes on' if 'train_resume.yaml' in str(arguments) else ''}")
+    say(f"{job.run.name}: {step}{' goes on' if '--resume' in arguments else ''}")
     with job.log.open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", *arguments],

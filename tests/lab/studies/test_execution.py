@@ -17,8 +17,8 @@ PART = Part("", [{"case": "a"}, {"case": "b"}], [{"case": "c"}], [{"case": "d"}]
 
 
 def job(folder: Path, name: str = "unet", seed: int = 0, **settings) -> Job:
-    variant = Variant(name, name, ("network_relu.yaml",), settings, (seed,))
-    return Job(Run(variant, seed, PART, ("network_relu.yaml",), {"max_epochs": 2, **settings}), folder, Path("/data"))
+    variant = Variant(name, name, ("train_sgd.yaml",), settings, (seed,))
+    return Job(Run(variant, seed, PART, ("train_sgd.yaml",), {"max_epochs": 2, **settings}), folder, Path("/data"))
 
 
 def finish(one: Job, training: float, evaluation: float) -> Job:
@@ -37,17 +37,17 @@ def test_the_commands_of_a_run(tmp_path):
     one = job(tmp_path, learning_rate=0.2)
     assert one.next_step() == "training"
     said = options(one.arguments("training"))
-    assert "train.json" in said["--config_file"] and "network_relu.yaml" in said["--config_file"]
-    assert "train_resume.yaml" not in said["--config_file"]
+    assert "train.json" in said["--config_file"] and "train_sgd.yaml" in said["--config_file"]
+    assert "--resume" not in said
     assert (said["--learning_rate"], said["--seed"], said["--publish"]) == ("0.2", "0", "False")
     assert said["--datalist_file"] == str(tmp_path / "lists" / "training.json")
     # What lies in the folder of the training is gone on with.
     one.folder.mkdir(parents=True)
     (one.folder / "trainer_state.pt").touch()
-    assert "train_resume.yaml" not in options(one.arguments("evaluation"))["--config_file"]
-    assert "train_resume.yaml']" in options(one.arguments("training"))["--config_file"]
+    assert "--resume" not in options(one.arguments("evaluation"))
+    assert options(one.arguments("training"))["--resume"] == "True"
     said = options(one.arguments("evaluation"))
-    assert "evaluate.json" in said["--config_file"] and "resume" not in said["--config_file"]
+    assert "evaluate.json" in said["--config_file"]
     assert said["--model_file"] == str(tmp_path / "runs" / "unet_seed0" / "model_last.pt")
     assert said["--datalist_file"] == str(tmp_path / "lists" / "unseen.json")
 

@@ -17,7 +17,7 @@ overlays: [train_demo.yaml]
 settings: {max_epochs: 3, learning_rate: 0.1}
 variants:
   - {name: first, title: First, seeds: [4, 2]}
-  - {name: second, title: Second, seeds: [4], overlays: [network_relu.yaml], settings: {learning_rate: 0.2}}
+  - {name: second, title: Second, seeds: [4], overlays: [train_sgd.yaml], settings: {learning_rate: 0.2}}
 """
 
 
@@ -38,7 +38,7 @@ def test_the_runs_of_a_study(tmp_path):
     assert [run.name for run in runs] == ["first_seed4", "second_seed4", "first_seed2"]
     assert {run.samples for run in runs} == {6}
     assert runs[1].plan == {
-        "overlays": ["train_demo.yaml", "network_relu.yaml"],
+        "overlays": ["train_demo.yaml", "train_sgd.yaml"],
         "settings": {"max_epochs": 3, "learning_rate": 0.2},
         "seed": 4,
         "training": ["case0", "case1"],
@@ -89,10 +89,7 @@ REFUSED = {
     "title: First, ": ("", "variant 1 lacks the key 'title'; add it."),
     "name: second": ("name: first", "two variants have the name 'first'; rename one."),
     "name: sec": ("name: ../sec", "the name of variant 2 is '../second'; use small letters"),
-    "network_relu": (
-        "network_rely",
-        "the overlays of second: there is no configs/network_rely.yaml; correct the name.",
-    ),
+    "train_sgd": ("train_sgt", "the overlays of second: there is no configs/train_sgt.yaml; correct the name."),
     "{learning_rate: 0.2}": ("{seed: 1}", "the settings of second: the study sets 'seed' itself; leave it out."),
     "learning_rate: 0.2": (
         "max_epochs: 9",
