@@ -94,21 +94,16 @@ WORKFLOWS = {
 }
 
 
-def test_each_workflow_runs_by_its_name(small_cohort, tmp_path):
-    plain, named = tmp_path / "plain", tmp_path / "named"
-    for run, folder in ((None, plain), *((name, named) for name in WORKFLOWS)):
-        place = {"dataset_dir": str(small_cohort), "output_dir": str(folder)}
-        if run in (None, "training"):
-            bundle_run("train.json", **place, **TRAINING, **({"run_id": run} if run else {}))
-        elif run == "evaluation":
-            bundle_run(*WORKFLOWS[run], **place, **EVALUATION, run_id=run)
-        else:
-            model = str(folder / "model.pt")
-            infer(small_cohort, tmp_path / "maps", model_file=model, run_id=run)
-    ours, theirs = weights(named / "model_last.pt"), weights(plain / "model_last.pt")
+def test_each_workflow_runs_by_its_name(trained, small_cohort, tmp_path):
+    place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run")}
+    bundle_run(*WORKFLOWS["training"], **place, **TRAINING, run_id="training")
+    bundle_run(*WORKFLOWS["evaluation"], **place, **EVALUATION, run_id="evaluation")
+    infer(small_cohort, tmp_path / "maps", model_file=str(tmp_path / "run" / "model.pt"), run_id="inference")
+    # A plain `run` does the same.
+    ours, theirs = (weights(folder / "model_last.pt") for folder in (tmp_path / "run", trained))
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
-    (case,) = datalist(named)["validation"]
-    scored = voxels(named / "evaluation_validation" / f"{case}.nii.gz")
+    (case,) = datalist(tmp_path / "run")["validation"]
+    scored = voxels(tmp_path / "run" / "evaluation_validation" / f"{case}.nii.gz")
     assert np.array_equal(voxels(tmp_path / "maps" / f"{case}.nii.gz"), scored)
 
 
