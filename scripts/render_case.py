@@ -37,9 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     from scripts.data.datalist import every_item
+    from scripts.pictures.figure import save_figure
     from scripts.pictures.patient import read_patient
-    from scripts.pictures.preview import draw_cases, draw_preview
-    from scripts.pictures.surface import draw_surface
+    from scripts.pictures.preview import overview, preview
+    from scripts.pictures.surface import surface_view
 
     items = every_item(args.case_dir)
     if not 1 <= len(items) <= MOST_CASES:
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for option in ("prediction", "surface"):
             if getattr(args, option) is not None:
                 raise InputError(f"--{option}: {args.case_dir} holds {len(items)} cases; give the folder of one case.")
-        draw_cases(items, args.picture, args.channel_order)
+        save_figure(overview(items, args.channel_order), args.picture)
         print(args.picture)
         return 0
     note = ""
@@ -56,10 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         record = read_run_json(args.prediction.parent)
         note = "weights trained on phantoms" if record.get("phantom_weights") else ""
     patient = read_patient(items[0], args.prediction, args.channel_order)
-    draw_preview(patient, args.picture, note)
+    save_figure(preview(patient, note), args.picture)
     print(args.picture)
     if args.surface is not None:
-        draw_surface(patient, args.surface, note)
+        save_figure(surface_view(patient, note), args.surface)
         print(args.surface)
     return 0
 

@@ -19,8 +19,8 @@ from scripts.brats import REGIONS, SEQUENCE_TITLES
 from scripts.pages import plots
 from scripts.pages.runs import EVALUATION, INFERENCE, TRAINING, Case, Run, cases_of, read_curves, read_summary
 from scripts.pages.viewer import viewer_content
-from scripts.pictures.colors import SUB_REGIONS
 from scripts.pictures.figure import DPI
+from scripts.pictures.parts import SUB_REGIONS
 from scripts.pictures.patient import Patient, read_patient
 from scripts.pictures.preview import preview
 from scripts.scores.table import VOLUMES, columns_of, score_of, scores_in, split_column

@@ -16,8 +16,7 @@ from scripts.brats import CHANNEL_ORDER
 from scripts.data.datalist_file import read_datalist
 from scripts.data.images import read_image, voxels_of
 from scripts.inference.writers import map_files
-from scripts.pictures.colors import REGION_PARTS
-from scripts.pictures.patient import parts_of
+from scripts.pictures.parts import REGION_PARTS, parts_of
 from scripts.scores.paired import read_scores
 from scripts.scores.table import columns_of
 from scripts.scores.volumetry import voxel_volume

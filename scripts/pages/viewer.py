@@ -11,7 +11,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from scripts.pictures.patient import Patient, affine_of_part, box_of, gray_window, slices_through
+from scripts.pictures.patient import Patient
+from scripts.pictures.planes import affine_of_box, box_of, gray_window, slices_through
 
 # Lesions are brightest in it, so the viewer begins with it.
 FIRST_SEQUENCE = "flair"
@@ -31,7 +32,7 @@ def viewer_content(patient: Patient) -> dict[str, Any]:
     """
     brain = patient.brain
     cut = box_of(brain)
-    affine = affine_of_part(patient.affine, cut)
+    affine = affine_of_box(patient.affine, cut)
     given = {"reference": patient.reference, "prediction": patient.prediction}
     maps = {name: parts[cut] for name, parts in given.items() if parts is not None}
     tumor = next((parts > 0 for parts in maps.values() if parts.any()), brain[cut])

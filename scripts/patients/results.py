@@ -20,9 +20,10 @@ from scripts.data.images import read_file, voxels_of
 from scripts.inference.dicom_seg import save_dicom_seg
 from scripts.inference.writers import map_files
 from scripts.patients.options import Options
+from scripts.pictures.figure import save_figure
 from scripts.pictures.patient import read_patient
-from scripts.pictures.preview import draw_preview
-from scripts.pictures.surface import draw_surface
+from scripts.pictures.preview import preview
+from scripts.pictures.surface import surface_view
 from scripts.scores.volumetry import measure
 from scripts.utils.files import keep_earlier, read_json, save_json
 from scripts.weights.record import Record, only_phantoms
@@ -79,7 +80,7 @@ class Results:
         """
         read = read or functools.cache(read_file)
         item, label_map = self.items[case], self.label_map(case)
-        numbers, dicom, preview, surface = self._beside(case, ".json", ".dcm", ".png", "_3d.png")
+        numbers, dicom, slices, views = self._beside(case, ".json", ".dcm", ".png", "_3d.png")
         seconds = time.monotonic() - self.started
         self.set_aside(case)
         if not (result := read_json(numbers)):
@@ -89,11 +90,11 @@ class Results:
         # There is no DICOM object of an empty segmentation.
         if self.options.dicom_seg and result["volumes_ml"]["WT"] and not dicom.is_file():
             save_dicom_seg(label_map, image_files(item["image"])[0], self.options.et_label, dicom)
-        if self.options.pictures and not (preview.is_file() and surface.is_file()):
+        if self.options.pictures and not (slices.is_file() and views.is_file()):
             patient = read_patient(item, label_map, read=read)
             note = note_of(self.record, result["missing_sequences"], self.options.fast)
-            draw_preview(patient, preview, note)
-            draw_surface(patient, surface, note)
+            save_figure(preview(patient, note), slices)
+            save_figure(surface_view(patient, note), views)
         self.found[case] = result
 
 

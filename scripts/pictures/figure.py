@@ -14,8 +14,9 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from scripts.pictures.colors import REGION_PARTS, SUB_REGIONS
-from scripts.pictures.patient import Patient, Volume
+from scripts.pictures.parts import REGION_PARTS, SUB_REGIONS
+from scripts.pictures.patient import Patient
+from scripts.pictures.planes import Volume
 from scripts.scores.volumetry import voxel_volume
 from scripts.utils.errors import printable
 from scripts.utils.files import replacing
@@ -44,9 +45,16 @@ def draw_colors(ax: Axes, plane: Volume, extent: Extent) -> None:
     ax.imshow(plane, cmap=overlay, vmin=0, vmax=3, alpha=0.5, extent=extent, interpolation="nearest")
 
 
-def save_figure(figure: Figure, picture: str | Path) -> None:
-    with replacing(picture) as temporary:
-        figure.savefig(temporary, dpi=DPI, format="png")
+def draw_outline(ax: Axes, plane: Volume, regions: Sequence[str], extent: Extent) -> None:
+    """Draw the borders of regions in a plane of the reference."""
+    _, across, down, _ = extent
+    # Borders of a region that reaches the edge of the slice are closed.
+    rows, columns = (np.arange(-0.5, size + 1) for size in plane.shape)
+    for region in regions:
+        mask = np.pad(np.isin(plane, REGION_PARTS[region]), 1)
+        if mask.any():
+            x, y = columns * across / plane.shape[1], rows * down / plane.shape[0]
+            ax.contour(x, y, mask, levels=[0.5], colors="white", linewidths=0.7)
 
 
 def legend_texts(labels: Volume, affine: Volume) -> tuple[list[str], str]:
@@ -116,13 +124,11 @@ def scale_bar(ax: Axes, width: float, height: float) -> None:
     ax.text(length / 2, height, length_text(length), color="white", fontsize=8, ha="center", va="bottom")
 
 
-def draw_outline(ax: Axes, plane: Volume, regions: Sequence[str], extent: Extent) -> None:
-    """Draw the borders of regions in a plane of the reference."""
-    _, across, down, _ = extent
-    # Borders of a region that reaches the edge of the slice are closed.
-    rows, columns = (np.arange(-0.5, size + 1) for size in plane.shape)
-    for region in regions:
-        mask = np.pad(np.isin(plane, REGION_PARTS[region]), 1)
-        if mask.any():
-            x, y = columns * across / plane.shape[1], rows * down / plane.shape[0]
-            ax.contour(x, y, mask, levels=[0.5], colors="white", linewidths=0.7)
+def save_figure(figure: Figure, picture: str | Path) -> None:
+    """Write a figure into the PNG file ``picture``.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    with replacing(picture) as temporary:
+        figure.savefig(temporary, dpi=DPI, format="png")

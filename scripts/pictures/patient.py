@@ -11,17 +11,14 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import numpy.typing as npt
-from scipy import ndimage
-from scripts.brats import CHANNEL_ORDER, CORE_LABEL, EDEMA_LABEL, ET_LABELS, SEQUENCES
+from scripts.brats import CHANNEL_ORDER, ET_LABELS, SEQUENCES
 from scripts.data.cases import NO_FILE, image_files
 from scripts.data.images import check_dimensions, in_lps, is_phantom, read_file, voxels_of
 from scripts.data.inspection import check_channel_order, check_grid
-from scripts.pictures.colors import CORE_PART, EDEMA_PART, ENHANCING_PART
+from scripts.pictures.parts import parts_of
+from scripts.pictures.planes import Volume
 from scripts.scores.volumetry import connected_lesions
 from scripts.utils.errors import InputError
-
-Volume = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -66,31 +63,22 @@ class Patient:
         return found
 
     @property
+    def lesion(self) -> Volume:
+        """Mask of what the slices go through, bool of shape (x, y, z).
+
+        This is the largest lesion of the label map that is shown or else of the reference. Without any it is the brain.
+        """
+        for labels in (self.shown, self.reference):
+            if labels is not None and labels.any():
+                largest: Volume = connected_lesions(labels > 0) == 1
+                return largest
+        return self.brain
+
+    @property
     def spacing(self) -> Volume:
         """Size of a voxel along each axis in mm, (3,)."""
         sizes: Volume = np.linalg.norm(self.affine[:3, :3], axis=0)
         return sizes
-
-
-def parts_of(labels: Volume, et_labels: Sequence[int] = ET_LABELS, edema_label: int = EDEMA_LABEL) -> Volume:
-    """Numbers of the parts in ``SUB_REGIONS``, from 1, in place of the values of a label map, uint8.
-
-    Args:
-        labels: the label map, of any shape.
-        et_labels: values of the enhancing tumor. Any other value than these, 1 and 2 is no part.
-        edema_label: value of edema, 2 or 1. The core has the other value of the two.
-
-    Example:
-        >>> parts_of(np.array([0, 1, 2, 4])).tolist()
-        [0, 1, 2, 3]
-        >>> parts_of(np.array([0, 1, 2, 3, 4]), [3], edema_label=1).tolist()
-        [0, 2, 1, 3, 0]
-    """
-    found = np.zeros(labels.shape, np.uint8)
-    core_label = CORE_LABEL + EDEMA_LABEL - edema_label
-    for part, values in ((CORE_PART, [core_label]), (EDEMA_PART, [edema_label]), (ENHANCING_PART, et_labels)):
-        found[np.isin(labels, values)] = part
-    return found
 
 
 def read_patient(
@@ -136,57 +124,3 @@ def read_patient(
     reference = labels(item["label"], [item["et_label"]], item["edema_label"]) if "label" in item else None
     predicted = None if prediction is None else labels(prediction, ET_LABELS)
     return Patient(str(item["case"]), images, in_lps(first).affine, reference, predicted, is_phantom(first))
-
-
-def lesion_mask(patient: Patient) -> Volume:
-    # What the slices go through: the largest lesion, first of the label map that is shown, or else the whole brain.
-    for labels in (patient.shown, patient.reference):
-        if labels is not None and labels.any():
-            lesion: Volume = connected_lesions(labels > 0) == 1
-            return lesion
-    return patient.brain
-
-
-def affine_of_part(affine: npt.NDArray[np.float64], part: Sequence[slice]) -> npt.NDArray[np.float64]:
-    """The affine, (4, 4), of the part of a volume that three slices cut out.
-
-    Example:
-        >>> affine_of_part(np.diag([2.0, 2.0, 2.0, 1.0]), (slice(3, 5), slice(0, 5), slice(1, 5)))[:3, 3].tolist()
-        [6.0, 0.0, 2.0]
-    """
-    moved = affine.copy()
-    moved[:3, 3] += affine[:3, :3] @ [s.start for s in part]
-    return moved
-
-
-def slices_through(mask: Volume) -> list[int]:
-    """For each axis, the index of the slice with the largest area of a mask.
-
-    Example:
-        >>> mask = np.zeros((4, 5, 6), bool)
-        >>> mask[1:3, 2, 3] = mask[1, 2, 4] = True
-        >>> slices_through(mask)
-        [1, 2, 3]
-    """
-    return [int(np.argmax(mask.sum(axis=tuple(a for a in range(3) if a != axis)))) for axis in range(3)]
-
-
-def plane_of(volume: Volume, axis: int, position: int) -> Volume:
-    """A slice of a volume in LPS order, in the radiological convention."""
-    # In LPS order indices run to the left, to the back and up. The rows of an axial slice run to the back, as they
-    # should. The rows of the other slices run up, so they are reversed.
-    plane = np.take(volume, position, axis=axis).T
-    return plane if axis == 2 else plane[::-1]
-
-
-def box_of(mask: Volume) -> tuple[slice, ...]:
-    """The smallest box that holds a mask, bool, which is not empty."""
-    (found,) = ndimage.find_objects(mask.view(np.uint8))
-    box: tuple[slice, ...] = found
-    return box
-
-
-def gray_window(image: Volume, brain: Volume) -> tuple[float, float]:
-    """The values that are black and white, from the values in the whole brain."""
-    low, high = np.percentile(image[brain], [1, 99.5])
-    return min(float(low), 0.0), float(high)

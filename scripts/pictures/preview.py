@@ -5,24 +5,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from scripts.brats import CHANNEL_ORDER, SEQUENCE_TITLES, SEQUENCES
-from scripts.pictures.colors import SUB_REGIONS
-from scripts.pictures.figure import (
-    draw_colors,
-    draw_gray,
-    draw_legend,
-    draw_outline,
-    draw_title,
-    save_figure,
-    scale_bar,
-)
-from scripts.pictures.patient import Patient, box_of, gray_window, lesion_mask, plane_of, read_patient, slices_through
+from scripts.pictures.figure import draw_colors, draw_gray, draw_legend, draw_outline, draw_title, scale_bar
+from scripts.pictures.parts import SUB_REGIONS
+from scripts.pictures.patient import Patient, read_patient
+from scripts.pictures.planes import box_of, gray_window, plane_of, slices_through
 from scripts.utils.errors import printable
 
 # The letters stand at the left and at the right of a slice.
@@ -34,8 +26,18 @@ SHOWN: tuple[tuple[Sequence[str], Sequence[str]], ...] = ((("t1ce", "t1"), ("ET"
 
 
 def preview(patient: Patient, note: str = "") -> Figure:
-    """The figure that ``draw_preview`` saves. The coordinates of its slices are mm."""
-    lesion, brain = lesion_mask(patient), patient.brain
+    """Slices through the largest lesion of a patient. Their coordinates are mm.
+
+    The columns are the sequence that shows the enhancing tumor and the core best, and the one that shows edema best,
+    each without and with colors. The colors are those of the prediction. If there is a reference as well, its ET and
+    TC are outlined on the first sequence, and its WT on the second. Without a prediction the colors are those of the
+    reference.
+
+    Args:
+        patient: the patient.
+        note: text for the title, such as the origin of the weights.
+    """
+    lesion, brain = patient.lesion, patient.brain
     cut = box_of(patient.drawn)
     center = [c - s.start for c, s in zip(slices_through(lesion), cut, strict=True)]
     size = np.array([s.stop - s.start for s in cut]) * patient.spacing  # of what is drawn, in mm
@@ -94,27 +96,12 @@ def preview(patient: Patient, note: str = "") -> Figure:
     return figure
 
 
-def draw_preview(patient: Patient, picture: str | Path, note: str = "") -> None:
-    """Draw slices through the largest lesion of a patient into the PNG file ``picture``.
-
-    The columns are the sequence that shows the enhancing tumor and the core best, and the one that shows edema best,
-    each without and with colors. The colors are those of the prediction. If there is a reference as well, its ET and
-    TC are outlined on the first sequence, and its WT on the second. Without a prediction the colors are those of the
-    reference.
-
-    Args:
-        patient: the patient.
-        picture: file to write.
-        note: text for the title, such as the origin of the weights.
+def overview(items: Sequence[Mapping[str, Any]], channel_order: Sequence[str] = CHANNEL_ORDER) -> Figure:
+    """The axial slice with most tumor of each case, one row for each.
 
     Raises:
-        WriteError: the file cannot be written.
+        InputError: as in ``read_patient``.
     """
-    save_figure(preview(patient, note), picture)
-
-
-def overview(items: Sequence[Mapping[str, Any]], channel_order: Sequence[str] = CHANNEL_ORDER) -> Figure:
-    """The figure that ``draw_cases`` saves."""
     figure = Figure(figsize=(1.6 * 5, 1.9 * len(items) + 0.7), facecolor="black")
     axes = figure.subplots(len(items), 5, squeeze=False)
     labeled = False
@@ -151,20 +138,3 @@ def overview(items: Sequence[Mapping[str, Any]], channel_order: Sequence[str] = 
         handles = [Patch(color=region.color, label=region.name) for region in SUB_REGIONS]
         figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False, labelcolor="white", fontsize=10)
     return figure
-
-
-def draw_cases(
-    items: Sequence[Mapping[str, Any]], picture: str | Path, channel_order: Sequence[str] = CHANNEL_ORDER
-) -> None:
-    """Draw the axial slice with most tumor of each case into the PNG file ``picture``, one row for each case.
-
-    Args:
-        items: datalist entries of the cases.
-        picture: file to write.
-        channel_order: as in ``read_patient``.
-
-    Raises:
-        InputError: as in ``read_patient``.
-        WriteError: the file cannot be written.
-    """
-    save_figure(overview(items, channel_order), picture)

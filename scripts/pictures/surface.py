@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy import ndimage
-from scripts.pictures.colors import CORE_PART, EDEMA_PART, ENHANCING_PART, SUB_REGIONS
-from scripts.pictures.figure import DPI, draw_legend, draw_title, length_text, save_figure, scale_length
-from scripts.pictures.patient import Patient, Volume, affine_of_part, box_of, lesion_mask
+from scripts.pictures.figure import DPI, draw_legend, draw_title, length_text, scale_length
+from scripts.pictures.parts import CORE_PART, EDEMA_PART, ENHANCING_PART, SUB_REGIONS
+from scripts.pictures.patient import Patient
+from scripts.pictures.planes import Volume, affine_of_box, box_of
 from scripts.pictures.rays import Camera, Surface, render
 from scripts.utils.machine import processors
 
@@ -27,7 +27,7 @@ VIEW_PIXELS = 380  # width of each view of a rendering
 
 def _views(patient: Patient, middle: Volume) -> dict[str, Camera]:
     # The viewer stands on the side of the largest lesion, so that it is not behind the other half of the brain.
-    lesion = np.argwhere(lesion_mask(patient)).mean(axis=0) @ patient.affine[:3, :3].T + patient.affine[:3, 3]
+    lesion = np.argwhere(patient.lesion).mean(axis=0) @ patient.affine[:3, :3].T + patient.affine[:3, 3]
     side, name = (1.0, "right") if lesion[0] >= middle[0] else (-1.0, "left")
     return {
         f"front {name}": Camera((0.65 * side, 0.7, 0.3)),
@@ -65,7 +65,7 @@ def _texture(images: Mapping[str, Volume], brain: Volume, spacing: Volume) -> Vo
 def _surfaces(patient: Patient) -> list[Surface]:
     brain = patient.brain
     cut = box_of(brain)
-    affine = affine_of_part(patient.affine, cut)
+    affine = affine_of_box(patient.affine, cut)
     images = {name: image[cut] for name, image in patient.images.items()}
     texture = _texture(images, brain[cut], patient.spacing)
     surfaces = [Surface(brain[cut], affine, (1.0, 0.96, 0.94), 0.28, 0.8, blur_mm=2.0, texture=texture)]
@@ -79,7 +79,16 @@ def _surfaces(patient: Patient) -> list[Surface]:
 
 
 def surface_view(patient: Patient, note: str = "") -> Figure:
-    """The figure that ``draw_surface`` saves. Its views are one image."""
+    """The brain and the sub-regions of a patient from three sides, which are one image.
+
+    The brain and edema are translucent. Letters say where the patient's right and left, front and back, top and bottom
+    are. The colors are those of the prediction, or without one those of the reference. Surfaces are smoothed, so a
+    layer of less than one millimeter may not be seen.
+
+    Args:
+        patient: the patient.
+        note: text for the title, such as the origin of the weights.
+    """
     places = np.argwhere(patient.drawn[::4, ::4, ::4]) * 4 @ patient.affine[:3, :3].T + patient.affine[:3, 3]
     middle = (places.min(axis=0) + places.max(axis=0)) / 2
     views = _views(patient, middle)
@@ -114,21 +123,3 @@ def surface_view(patient: Patient, note: str = "") -> Figure:
     draw_legend(figure, patient, outlined=False)
     draw_title(figure, patient, note)
     return figure
-
-
-def draw_surface(patient: Patient, picture: str | Path, note: str = "") -> None:
-    """Draw the brain and the sub-regions of a patient from three sides into the PNG file ``picture``.
-
-    The brain and edema are translucent. Letters say where the patient's right and left, front and back, top and bottom
-    are. The colors are those of the prediction, or without one those of the reference. Surfaces are smoothed, so a
-    layer of less than one millimeter may not be seen.
-
-    Args:
-        patient: the patient.
-        picture: file to write.
-        note: text for the title, such as the origin of the weights.
-
-    Raises:
-        WriteError: the file cannot be written.
-    """
-    save_figure(surface_view(patient, note), picture)

@@ -202,13 +202,14 @@ def test_doubts_about_voxels_are_told_by_an_inference_and_refused_by_the_command
 def test_a_case_whose_picture_fails_is_named_and_the_others_are_done(run, monkeypatch, tmp_path):
     from scripts.patients import results
 
-    def draw(patient, path, note):
+    def draw(patient, note):
         if patient.name == NAMES[0]:
             raise InputError("no picture can be drawn.")
-        path.write_text("picture")
+        return "picture"
 
-    monkeypatch.setattr(results, "draw_preview", draw)
-    monkeypatch.setattr(results, "draw_surface", draw)
+    monkeypatch.setattr(results, "preview", draw)
+    monkeypatch.setattr(results, "surface_view", draw)
+    monkeypatch.setattr(results, "save_figure", lambda figure, path: path.write_text(figure))
     said = run("command", pictures=True)
     assert said == f"1 of 3 cases failed, and the others are done: {NAMES[0]} (no picture can be drawn.)"
     assert {path.name for path in (tmp_path / "out").rglob("*.png")} == {

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scripts.pictures.patient import slices_through
+from scripts.pictures.planes import slices_through
 from scripts.scores.volumetry import Diameters, connected_lesions, measure
 from scripts.utils.errors import InputError
 

@@ -1,0 +1,59 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Slices, boxes and gray windows of volumes in LPS order: axes run to the left, to the back and up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+Volume = npt.NDArray[Any]
+
+
+def affine_of_box(affine: npt.NDArray[np.float64], box: Sequence[slice]) -> npt.NDArray[np.float64]:
+    """The affine, (4, 4), of the box that three slices cut out of a volume.
+
+    Example:
+        >>> affine_of_box(np.diag([2.0, 2.0, 2.0, 1.0]), (slice(3, 5), slice(0, 5), slice(1, 5)))[:3, 3].tolist()
+        [6.0, 0.0, 2.0]
+    """
+    moved = affine.copy()
+    moved[:3, 3] += affine[:3, :3] @ [s.start for s in box]
+    return moved
+
+
+def slices_through(mask: Volume) -> list[int]:
+    """For each axis, the index of the slice with the largest area of a mask.
+
+    Example:
+        >>> mask = np.zeros((4, 5, 6), bool)
+        >>> mask[1:3, 2, 3] = mask[1, 2, 4] = True
+        >>> slices_through(mask)
+        [1, 2, 3]
+    """
+    return [int(np.argmax(mask.sum(axis=tuple(a for a in range(3) if a != axis)))) for axis in range(3)]
+
+
+def plane_of(volume: Volume, axis: int, position: int) -> Volume:
+    """A slice of a volume in LPS order, in the radiological convention."""
+    # In LPS order indices run to the left, to the back and up. The rows of an axial slice run to the back, as they
+    # should. The rows of the other slices run up, so they are reversed.
+    plane = np.take(volume, position, axis=axis).T
+    return plane if axis == 2 else plane[::-1]
+
+
+def box_of(mask: Volume) -> tuple[slice, ...]:
+    """The smallest box that holds a mask, bool, which is not empty."""
+    (found,) = ndimage.find_objects(mask.view(np.uint8))
+    box: tuple[slice, ...] = found
+    return box
+
+
+def gray_window(image: Volume, brain: Volume) -> tuple[float, float]:
+    """The values that are black and white, from the values in the whole brain."""
+    low, high = np.percentile(image[brain], [1, 99.5])
+    return min(float(low), 0.0), float(high)
