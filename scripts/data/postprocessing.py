@@ -18,31 +18,27 @@ from monai.data import MetaTensor
 from scipy import ndimage
 from scripts.brats import ET_CHANNEL, TC_CHANNEL, WT_CHANNEL
 from scripts.data.regions import lesion_box
+from scripts.utils.errors import InputError
 
 # The authors' values: volumes in mm^3, and whether each component of ET counts for itself. docs/configuration.md
 # explains them.
 THRESHOLDS: dict[str, Any] = {"min_component_mm3": 10, "min_tumor_mm3": 0, "min_et_mm3": 300, "et_per_component": False}
 
 
-def threshold_fault(thresholds: Any) -> str:
-    """What is wrong with thresholds, which have a value for each name in ``THRESHOLDS``; empty if nothing is.
-
-    Example:
-        >>> threshold_fault({**THRESHOLDS, "min_et_mm3": -1})
-        '--thresholds#min_et_mm3 -1: write a volume in mm^3, 0 or more.'
-    """
+def checked_thresholds(thresholds: Any) -> dict[str, Any]:
+    """The thresholds, if they are a value for each name in ``THRESHOLDS``; else an InputError says what is wrong."""
     if not isinstance(thresholds, Mapping):
-        return f"--thresholds {thresholds}: set single ones, such as --thresholds#min_et_mm3 100."
+        raise InputError(f"--thresholds {thresholds}: set single ones, such as --thresholds#min_et_mm3 100.")
     for name, value in {**dict.fromkeys(THRESHOLDS), **thresholds}.items():
         given = f"--thresholds#{name} {value}"
         if name not in THRESHOLDS:
-            return f"{given}: no such threshold; choose one of {', '.join(THRESHOLDS)}."
+            raise InputError(f"{given}: no such threshold; choose one of {', '.join(THRESHOLDS)}.")
         if name == "et_per_component":
             if not isinstance(value, bool):
-                return f"{given}: write True or False."
+                raise InputError(f"{given}: write True or False.")
         elif isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-            return f"{given}: write a volume in mm^3, 0 or more."
-    return ""
+            raise InputError(f"{given}: write a volume in mm^3, 0 or more.")
+    return dict(thresholds)
 
 
 def voxel_mm3(volume: torch.Tensor) -> float:

@@ -14,7 +14,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, RandomizableTransform, Spacingd
 from scripts.brats import EDEMA_LABEL, ET_CHANNEL, SEQUENCES, check_et_label, check_label_values
 from scripts.data.postprocessing import (
-    threshold_fault,
+    checked_thresholds,
     voxel_mm3,
     without_small_components,
     without_small_et,
@@ -185,9 +185,7 @@ class ProbabilitiesToLabelMapd(MapTransform):
         edema_last: bool = False,
     ) -> None:
         super().__init__(keys)
-        if fault := threshold_fault(thresholds):
-            raise InputError(fault)
-        self.thresholds = dict(thresholds)
+        self.thresholds = checked_thresholds(thresholds)
         self.exclusive = exclusive
         self.et_label = check_et_label(et_label)
         self.edema_last = edema_last

@@ -33,7 +33,7 @@ from monai.transforms import (
 )
 from monai.utils import ensure_tuple
 from scripts.brats import SEQUENCES
-from scripts.data.postprocessing import THRESHOLDS, threshold_fault
+from scripts.data.postprocessing import THRESHOLDS, checked_thresholds
 from scripts.data.transforms import RandDropSequenced
 from scripts.utils.errors import InputError
 from scripts.utils.files import CONFIGS, file_checksum, read_json, replacing
@@ -90,15 +90,13 @@ def weights_settings(
     Raises:
         InputError: a threshold is missing, unknown or no volume.
     """
-    if fault := threshold_fault(thresholds):
-        raise InputError(fault)
     settings: Record = {
         "network": network_definition(network, arguments),
         "sequences": list(SEQUENCES),
         "spacing": [float(mm) for mm in spacing],
         "exclusive": bool(exclusive),
         "normalization": normalization(preprocessing),
-        "thresholds": dict(thresholds),
+        "thresholds": checked_thresholds(thresholds),
     }
     if training is not None:
         settings["training"] = _plain(training)
