@@ -508,6 +508,21 @@ def test_a_step_aside_is_refused(tmp_path):
     assert caught.value.kind == "missing slice"
 
 
+@pytest.mark.parametrize(("step", "even"), [(3.02, True), (3.2, False), (2.4, False)])
+def test_a_step_that_is_not_even_is_refused(tmp_path, step, even):
+    """A step may differ from the usual 3 mm by 1 %, since headers hold rounded numbers."""
+    voxels = np.asanyarray(images()["t1"].dataobj)
+    write_series(tmp_path, voxels[..., :4], affine())
+    on = affine() @ nib.affines.from_matvec(np.eye(3), (0, 0, 3 + step / 3))
+    write_series(tmp_path, voxels[..., 4:], on, ["a", "b", "c"])
+    if even:
+        assert read_image(tmp_path / "a").shape == SHAPE
+    else:
+        with pytest.raises(InputError, match=r"IM0004 to .*a is .* mm and not 3 mm straight on") as caught:
+            read_image(tmp_path / "a")
+        assert caught.value.kind == "missing slice"
+
+
 def test_unreadable_files_of_a_series_are_not_left_out(tmp_path, monkeypatch):
     files = write_series(tmp_path, np.asanyarray(images()["t1"].dataobj), affine())
     opened = Path.open

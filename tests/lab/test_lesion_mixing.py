@@ -57,6 +57,28 @@ def test_the_whole_lesion_arrives_with_its_labels_at_its_place_or_mirrored(seed)
     assert not target["label"].any()  # the input itself is not changed
 
 
+def test_a_mirrored_lesion_lies_on_the_other_side():
+    """Its shape, which is no mirror image of itself, tells whether it was mirrored."""
+    donor = case("donor", 1.0, LESION)
+    for key in ("image", "label"):
+        donor[key][:, 22:24, 12:14] = 0 if key == "label" else 1
+    plain = donor["label"][0] > 0
+    sides = set()
+    for seed in range(6):
+        found = mixed(case("target", -1.0), seed, [donor])["label"][0] > 0
+        sides.add(bool(found[:20].any()))
+        assert torch.equal(found, plain.flip(0) if found[:20].any() else plain)
+    assert sides == {True, False}
+
+
+def test_the_label_is_the_donors_where_half_of_the_image_is():
+    """At a distance of 2 voxels from a lesion with a margin of 2, image and label change hands."""
+    all_over = (slice(4, 36), slice(4, 32), slice(4, 28))
+    found = mixed(case("target", -1.0, all_over), 0, margin=(2.0, 2.0))
+    half = found["image"][0] == (9 + 1) / 2
+    assert half.sum() > 50 and not found["label"][0, half].any()
+
+
 def _dilated(mask: np.ndarray, steps: int) -> np.ndarray:
     return ndimage.binary_dilation(mask, np.ones((3, 3, 3)), iterations=steps)
 

@@ -119,6 +119,7 @@ def test_runs_are_named_after_their_folders(tmp_path):
         ({"cases": [*CASES, "Q"]}, r"a/scores.csv: lacks Q of .*b/scores.csv; compare evaluations of the same cases"),
         ({"measures": ["iou"]}, r"a/scores.csv, .*b/scores.csv: share no score; evaluate all runs with the same"),
         ({"volumes": 2.0}, r"b/scores.csv: reference_volume_ET of P0 differs from that in .*a/scores.csv; compare"),
+        ({"volumes": 1.02}, r"b/scores.csv: reference_volume_ET of P0 differs from that in"),
         ({"cases": ["P1", "P1"]}, r"b/scores.csv: holds a case twice"),
         ({"cases": []}, r"b/scores.csv: holds no scores by case"),
         ({"shift": math.nan}, r"b/scores.csv: dice_ET of P0 is nan; give its metric a rule"),

@@ -83,6 +83,21 @@ def test_a_box(axes):
     assert diameters.perpendicular_mm == pytest.approx(np.abs(apart @ [-along[1], along[0]])[near].max())
 
 
+def test_a_perpendicular_may_be_off_by_half_of_the_larger_side_of_a_voxel():
+    first, second, _ = np.indices((11, 11, 1))
+    mask = np.abs(first - second) <= 2
+    points = np.argwhere(mask[:, :, 0]) * [1.0, 2.5]
+    along = np.array([1, 2.5]) / math.hypot(1, 2.5)
+    apart = points[:, None] - points[None]
+
+    def longest(tolerance: float) -> float:
+        return np.abs(apart @ [-along[1], along[0]])[np.abs(apart @ along) <= tolerance].max()
+
+    found = whole(mask, np.diag([1, 2.5, 1, 1]))
+    assert found.axial_mm == pytest.approx(10 * math.hypot(1, 2.5))
+    assert found.perpendicular_mm == pytest.approx(longest(1.25)) and longest(1.25) > 1.5 * longest(0.5)
+
+
 def test_a_square_has_two_equal_diagonals_at_right_angles():
     mask = np.zeros((9, 9, 3), bool)
     mask[2:7, 2:7, 1] = True

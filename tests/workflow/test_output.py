@@ -2,12 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The folder of a run: which run it belongs to, and which of its files are never replaced."""
 
+import json
+import os
+
 import nibabel as nib
 import numpy as np
 import pytest
 from scripts.data.datalist import labeled_items, split_datalist, unlabeled_items
 from scripts.utils.errors import InputError
-from scripts.workflow.output import Output
+from scripts.workflow.output import Output, left_to_do
 from tiny import contents, evaluate, prepare
 
 
@@ -131,3 +134,38 @@ def test_a_trainings_split_never_replaces_the_datalist_given(tmp_path, data):
         prepare(split, data, out, datalist_file=str(out / "datalist.json"))
     assert (out / "datalist.json").read_text() == "mine"
     prepare(split, data, tmp_path / "other", datalist_file=str(out / "datalist.json"))
+
+
+# Cases of an earlier run.
+
+
+@pytest.mark.parametrize(
+    ("seconds", "done"),
+    [
+        ({}, True),
+        # An image is newer than one of the maps, than all of them, or as old.
+        ({"flair": 5, "p_prob_whole": 4}, False),
+        ({"flair": 5, "p": 4}, False),
+        ({"flair": 20}, False),
+        ({"flair": 10}, True),
+    ],
+)
+def test_a_case_is_done_if_no_image_is_newer_than_any_of_its_maps(tmp_path, seconds, done):
+    """Images are of second 0 and maps of second 10, but for those whose second is given."""
+    images = [tmp_path / f"p_{sequence}.nii.gz" for sequence in ("t1", "t2", "t1ce", "flair")]
+    out = tmp_path / "out"
+    out.mkdir()
+    maps = [out / f"p{name}.nii.gz" for name in ("", "_prob_enhance", "_prob_core", "_prob_whole")]
+    item = {"case": "p", "image": list(map(str, images))}
+    (out / "run.json").write_text(json.dumps({"dataset_dir": str(tmp_path)}))
+    (out / "datalist.json").write_text(json.dumps({"testing": [item]}))
+    for path, usual in (*((path, 0) for path in images), *((path, 10) for path in maps)):
+        path.touch()
+        name = path.name.removesuffix(".nii.gz")
+        moment = 10**9 + seconds.get(name, seconds.get(name.removeprefix("p_"), usual))
+        os.utime(path, (moment, moment))
+    left = left_to_do([item], str(out), str(tmp_path), probabilities=True)
+    assert left == ([] if done else [item])
+    maps[2].unlink()
+    assert left_to_do([item], str(out), str(tmp_path), probabilities=True) == [item]
+    assert left_to_do([item], str(out), str(tmp_path), overwrite=True) == [item]
