@@ -3,22 +3,26 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo test check lint package package-starter gpu-check gpu-wheels clean
+.PHONY: install demo test test-lab check lint package package-starter gpu-check gpu-wheels clean
 
 install: .venv/.installed
 
 demo: .venv/.installed
 	$(BIN)/python -m scripts.lab.demo
 
-# Two processes, one for each of two cores. A file's tests stay together and in order: conftest.py says why the order counts.
-PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# Two processes, one for each of two cores. Tests of one group stay together; conftest.py says why, and orders all tests.
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 test: lint .venv/.interoperability
-	$(PYTEST)
+	$(PYTEST) -m "not lab"
 
-# For whoever works here: what can be known in three minutes.
+# What takes long and rarely breaks: benchmarks, studies, the GPU check, the demonstration, learning from a real case.
+test-lab: .venv/.interoperability
+	$(PYTEST) -m lab
+
+# For whoever works here: what can be known in two minutes.
 check: lint
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not lab"
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

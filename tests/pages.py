@@ -8,10 +8,10 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from forks import python
 from workflows import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -61,10 +61,10 @@ def run(line: str, folder: Path, *more: str, **settings: object) -> subprocess.C
     """Run a command in ``folder``, with more arguments and settings at its end. It must succeed."""
     program, *arguments = shlex.split(line)
     start = {
-        "python": [sys.executable],
-        "panet": [sys.executable, "-m", "scripts.panet"],
-        "torchrun": [sys.executable, "-m", "torch.distributed.run"],
-        "make": ["make"],
+        "python": [python()],
+        "panet": [python(), "-m", "scripts.panet"],
+        "torchrun": [python(), "-m", "torch.distributed.run"],
+        "make": ["make", f"BIN={Path(python()).parent}", "--assume-old=.venv/.installed"],
     }[program]
     options = [text for key, value in settings.items() for text in (f"--{key}", str(value))]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(ROOT)}

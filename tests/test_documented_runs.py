@@ -13,7 +13,6 @@ import json
 import re
 import shlex
 import shutil
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +31,7 @@ NOT_RUN = {
     "make install": "it needs a package index",
     "make demo": MINUTES,
     "make test": "it runs this test",
+    "make test-lab": "it runs the tests",
     "make check": "it runs the tests",
     "make gpu-check": GPU,
     "make gpu-wheels": "it needs a package index",
@@ -84,7 +84,6 @@ def timed(end: str, adds: str = "") -> Step:
 NAME = "brats_mri_panet_segmentation"
 CASE = "BraTS20_Training_001"
 WIDTHS = f"--channels {' '.join(map(str, CHANNELS))}"
-MAKE = f"BIN={Path(sys.executable).parent} --assume-old .venv/.installed"
 ONE_STEP = f"--size 32 --steps 1 --runs 1 --samples 0 --no-compile {WIDTHS}"
 ONE_WINDOW = f"--spacing 4 --window 48 {WIDTHS}"
 # An import refuses to replace weights, so this group begins without them.
@@ -281,8 +280,8 @@ GROUPS = {
         Step("python -m json.tool --indent 4 x x", ("written.json",)),
     ],
     "package by make": [
-        Step("make package", (f"dist/{NAME}/models/model.pt", f"dist/{NAME}_v*.zip"), MAKE),
-        Step("make package-starter", (f"dist/{NAME}_starter/models/model.pt", f"dist/{NAME}_starter_v*.zip"), MAKE),
+        Step("make package", (f"dist/{NAME}/models/model.pt", f"dist/{NAME}_v*.zip")),
+        Step("make package-starter", (f"dist/{NAME}_starter/models/model.pt", f"dist/{NAME}_starter_v*.zip")),
     ],
     "time": [
         timed("scripts.lab.benchmark case --dataset_dir x --runs 2", f"--runs 1 {ONE_WINDOW}"),
@@ -297,6 +296,9 @@ GROUPS = {
         Step("scripts.lab.benchmark plot", ("docs/images/performance.png",)),
     ],
 }
+
+
+LAB = {"phantoms and the starter weights", "plan studies", "package by make", "time"}
 
 
 def filled(line: str) -> str:
@@ -392,7 +394,7 @@ def listed(case: Path) -> list[dict[str, object]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("group", [pytest.param(name, marks=[pytest.mark.lab] * (name in LAB)) for name in GROUPS])
 def test_the_commands_run_and_make_what_their_pages_promise(group, bundle, values, tmp_path):
     root = tmp_path / "bundle"
     shutil.copytree(bundle, root)

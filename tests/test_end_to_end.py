@@ -16,13 +16,25 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow
 from monai.data import load_net_with_metadata
 from scripts.networks import PriorAttentionNet
 from scripts.utils.run_json import bundle_version
 from scripts.workflow.recipe import changed_recipe
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from workflows import CHANNELS, CONFIGS, ROOT, SIZE, TRAINING_SIZE, bundle_run, command, files, models, rows, voxels
+from workflows import (
+    CHANNELS,
+    CONFIGS,
+    ROOT,
+    SIZE,
+    TRAINING_SIZE,
+    bundle_run,
+    command,
+    files,
+    initialized,
+    models,
+    rows,
+    voxels,
+)
 
 REGIONS = {"ET": (4,), "TC": (1, 4), "WT": (1, 2, 4)}
 
@@ -119,8 +131,8 @@ def test_evaluation_scores_are_those_of_the_saved_label_maps(evaluation, cohort)
             a, b = np.isin(predicted, labels), np.isin(reference, labels)
             dice = 2 * (a & b).sum() / (a.sum() + b.sum()) if (a | b).any() else 1.0
             assert float(row[f"dice_{region}"]) == pytest.approx(dice, abs=1e-4)
-            assert float(row[f"volume_{region}"]) == a.sum()
-            assert float(row[f"reference_volume_{region}"]) == b.sum()
+            assert float(row[f"volume_{region}"]) == 8 * a.sum()  # voxels of 2 mm
+            assert float(row[f"reference_volume_{region}"]) == 8 * b.sum()
             sensitivity = (a & b).sum() / b.sum() if b.any() else float(not a.any())
             assert float(row[f"sensitivity_{region}"]) == pytest.approx(sensitivity, abs=1e-4)
             # The share is that of the whole grid, although scores are computed in the box of the lesion.
@@ -150,7 +162,7 @@ def test_label_maps_have_the_input_grid(segmentation, cohort):
     assert [path.name.removesuffix(".nii.gz") for path in maps] == [f"BraTS20_Training_{i:03d}" for i in (1, 2, 3)]
     for path in maps:
         image, source = nib.load(path), nib.load(next(cohort.rglob(path.name.replace(".nii.gz", "_t1.nii.gz"))))
-        assert image.shape == source.shape == (240, 240, 155)
+        assert image.shape == source.shape == (120, 120, 78)
         assert np.array_equal(image.affine, source.affine)
         assert image.get_data_dtype() == np.uint8
         assert set(np.unique(voxels(path))) <= {0, 1, 2, 4}
@@ -193,15 +205,9 @@ def test_an_offset_or_a_factor_of_the_intensities_leaves_the_label_map(small_coh
 
 
 def test_training_and_validation_preprocess_alike(cohort):
-    made = ConfigWorkflow(
-        files("train.json"), workflow_type="train", logging_file=False, bundle_root=str(ROOT), dataset_dir=str(cohort)
-    )
-    made.initialize()
+    made = initialized("train.json", kind="train", dataset_dir=str(cohort), spacing=[2.0] * 3)
     item = made.train_dataset_data[0]
-    inference = ConfigWorkflow(
-        files("inference.json"), workflow_type="infer", logging_file=False, bundle_root=str(ROOT)
-    )
-    inference.initialize()
+    inference = initialized("inference.json", kind="infer", spacing=[2.0] * 3)
     deterministic = made.train_preprocessing.transforms[:5]
     trained = item
     for step in deterministic:
@@ -375,11 +381,12 @@ def test_results_are_not_overwritten_in_silence(cohort, training, segmentation, 
     assert {path: path.stat().st_mtime_ns for path in segmentation.iterdir()} == before
 
 
-def test_demo_command_end_to_end(models_before, cohort, tmp_path):
+@pytest.mark.lab
+def test_demo_command_end_to_end(models_before, phantoms, tmp_path):
     """The demo runs with two phantoms and one epoch, and a second call finds everything done."""
     arguments = ("--run_dir", str(tmp_path / "demo"), "--cases", "2", "--epochs", "1", "--seed", "2")
     # The demo would make the same phantoms as the fixture, so they are copied.
-    shutil.copytree(cohort, tmp_path / "demo" / "phantoms")
+    shutil.copytree(phantoms, tmp_path / "demo" / "phantoms")
     done = command("scripts.lab.demo", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     for name in ("picture_starter.png", "picture_demo.png"):

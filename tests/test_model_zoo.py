@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forks import python
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
 from scripts.lab import package
 from scripts.networks import PriorAttentionNet
@@ -182,7 +183,7 @@ def test_the_unit_tests_for_the_zoo_pass_again_and_again_in_one_checkout(name, z
     runs = 1 if name.endswith("_dist") else 2
     for _ in range(runs):
         done = subprocess.run(
-            [sys.executable, "-m", "unittest", name],
+            [python(), "-m", "unittest", name],
             cwd=zoo.parents[1],
             env={**os.environ, "PYTHONPATH": str(unit_tests), "CUDA_VISIBLE_DEVICES": ""},
             capture_output=True,

@@ -617,20 +617,20 @@ def test_enhancing_tumor_by_component(small_cohort, members, tmp_path):
     assert (labels[kept == 4] == 1).all()
 
 
-def test_the_authors_path_step_by_step(cohort, members, tmp_path):
-    """The path equals the same steps by hand, in one window to save time; a whole case takes fifty windows."""
-    case = next(cohort.rglob(FIRST))
-    whole = {"spacing": [1.0] * 3, "roi_size": [240, 240, 160]}
+def test_the_authors_path_step_by_step(small_cohort, members, tmp_path):
+    """The path equals the same steps by hand, on a small case in one window; a whole case takes fifty windows."""
+    case = small_cohort / FIRST
+    whole = {"spacing": [4.0] * 3, "roi_size": [64, 64, 48], "image_transforms#3#spatial_size": [64, 64, 48]}
     whole |= {"thresholds#min_component_mm3": 0, "thresholds#min_et_mm3": 0}
     folder = infer(case, tmp_path / "maps", "authors.yaml", model_file=members[0], **whole)
     raw = np.stack([nib.load(case / f"{FIRST}_{s}.nii.gz").get_fdata() for s in ("t1", "t2", "t1ce", "flair")])
-    padded = np.pad(raw, [(0, 0), (0, 0), (0, 0), (2, 3)])
+    padded = np.pad(raw, [(0, 0), (2, 2), (2, 2), (4, 5)])
     flat = padded.reshape(4, -1)
     normal = (padded - flat.mean(1).reshape(4, 1, 1, 1)) / flat.std(1).reshape(4, 1, 1, 1)
     network = PriorAttentionNet(channels=CHANNELS).eval()
     network.load_state_dict(weights(Path(members[0])))
     with torch.no_grad():
-        logits = network(torch.as_tensor(normal, dtype=torch.float32)[None])[0, :, :, :, 2:-3].numpy()
+        logits = network(torch.as_tensor(normal, dtype=torch.float32)[None])[0, :, 2:-2, 2:-2, 4:-5].numpy()
     _, et, tc, wt = logits >= 0
     wanted = np.zeros(et.shape, np.uint8)
     wanted[tc] = 1
@@ -643,6 +643,7 @@ def test_the_authors_path_step_by_step(cohort, members, tmp_path):
 
     made = initialized("inference.json", "authors.yaml", kind="infer")
     windows = made.inferer.inferer
+    assert made.preprocessing.transforms[-2].spatial_size == [240, 240, 160]
     assert (windows.overlap, windows.mode, windows.roi_size) == (0.75, "constant", [128] * 3)
     assert len(dense_patch_slices((240, 240, 160), (128, 128, 128), (32, 32, 32))) == 50
 

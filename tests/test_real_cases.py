@@ -94,6 +94,7 @@ def test_case_without_et_is_scored_by_the_rules(real_cases, weights, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.lab
 def test_a_small_network_learns_a_real_case(real_cases, tmp_path):
     """Within minutes, training on one patient reaches a whole-tumor Dice of 0.85 on that patient."""
     item = next(item for item in labeled_items(real_cases) if item["case"] == "TCGA-FG-6692")

@@ -8,13 +8,13 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from forks import python
 from monai.bundle import verify_metadata, verify_net_in_out
 from packaged import check_hooks, check_pages, check_workshop_is_absent
 from scripts.lab import package
@@ -152,7 +152,7 @@ def test_the_package_passes_the_zoos_checks(packed, tmp_path):
 def test_the_package_segments_as_soon_as_it_is_unpacked(packed, cohort, tmp_path):
     arguments = ["--config_file", "configs/inference.json", "--output_dir", str(tmp_path / "maps")]
     case = sorted(path for path in cohort.rglob("BraTS20_*") if path.is_dir())[0]
-    command = [sys.executable, "-m", "monai.bundle", "run", *arguments, "--dataset_dir", str(case)]
+    command = [python(), "-m", "monai.bundle", "run", *arguments, "--dataset_dir", str(case)]
     subprocess.run(command, cwd=packed, check=True, capture_output=True)
     bundle_run("inference.json", "starter.yaml", dataset_dir=str(case), output_dir=str(tmp_path / "here"))
     name = f"{case.name}.nii.gz"

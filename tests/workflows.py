@@ -8,13 +8,13 @@ import csv
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import monai
 import nibabel as nib
 import numpy as np
 import torch
+from forks import python
 from ignite.engine import Events
 from monai.bundle import ConfigWorkflow
 from scripts.utils import distributed
@@ -67,12 +67,7 @@ def command(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProc
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
     }
     return subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
+        [python(), "-m", module, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False
     )
 
 

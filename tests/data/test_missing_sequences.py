@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A case that lacks a sequence is segmented by weights that bear it, and refused otherwise."""
 
+import json
 import logging
 import shutil
 
@@ -14,6 +15,7 @@ from scripts.data.datalist import labeled_items, unlabeled_items
 from scripts.data.images import LoadImageByReaderd, SequenceReader
 from scripts.data.inspection import check_cases
 from scripts.utils.errors import InputError, input_error_behind
+from tiny import make_cases
 from workflows import SIZE, bundle_run, rows, voxels
 
 
@@ -39,8 +41,10 @@ def test_the_loader_gives_zeros_in_its_place(cohort, tmp_path):
 
 
 @pytest.mark.parametrize(("may_lack", "without"), [(0, ["t2"]), (1, ["t1", "flair"])])
-def test_more_missing_than_the_weights_bear_is_refused(cohort, tmp_path, may_lack, without):
-    root = copied(cohort, tmp_path / "data", *without)
+def test_more_missing_than_the_weights_bear_is_refused(tmp_path, may_lack, without):
+    root = make_cases(tmp_path / "data", count=2)
+    for sequence in without:
+        (root / "BraTS20_Training_002" / f"BraTS20_Training_002_{sequence}.nii.gz").unlink()
     items = unlabeled_items(root)
     bear = "the weights bear 1 missing sequence at most; " * may_lack
     for listed, said in (
@@ -64,15 +68,25 @@ def test_a_training_takes_complete_cases_only(cohort, tmp_path):
 
 
 @pytest.mark.parametrize("sequence", SEQUENCES)
-def test_the_starter_segments_a_case_without_a_sequence(cohort, tmp_path, sequence):
+def test_a_case_without_a_sequence_is_segmented(small_cohort, training, tmp_path, sequence):
     """The result is that of the whole case whose sequence is left out on purpose."""
-    lacking, whole = copied(cohort, tmp_path / "lacking", sequence), copied(cohort, tmp_path / "whole")
-    bundle_run("inference.json", "starter.yaml", dataset_dir=str(lacking), output_dir=str(tmp_path / "a"))
-    names = ("inference.json", "starter.yaml", "missing_sequence.yaml")
-    place = {"dataset_dir": str(whole), "output_dir": str(tmp_path / "b"), "missing_sequence": sequence}
-    bundle_run(*names, **place)
-    name = "BraTS20_Training_002.nii.gz"
-    np.testing.assert_array_equal(voxels(tmp_path / "a" / name), voxels(tmp_path / "b" / name))
+    shutil.copy(training / "model.pt", tmp_path)
+    record = json.loads((training / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps({**record, "missing_sequences": 1}))
+    lacking, whole = copied(small_cohort, tmp_path / "lacking", sequence), copied(small_cohort, tmp_path / "whole")
+    settings = {**SIZE, "model_file": str(tmp_path / "model.pt"), "save_probabilities": True}
+    bundle_run("inference.json", **settings, dataset_dir=str(lacking), output_dir=str(tmp_path / "a"))
+    settings |= {"dataset_dir": str(whole), "output_dir": str(tmp_path / "b"), "missing_sequence": sequence}
+    bundle_run("inference.json", "missing_sequence.yaml", **settings)
+    for name in ("", "_prob_enhance", "_prob_core", "_prob_whole"):
+        found, wanted = (voxels(tmp_path / run / f"BraTS20_Training_002{name}.nii.gz") for run in "ab")
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_the_starter_segments_a_case_without_a_sequence(cohort, tmp_path):
+    place = {"dataset_dir": str(copied(cohort, tmp_path / "data", "flair")), "output_dir": str(tmp_path / "maps")}
+    bundle_run("inference.json", "starter.yaml", **place)
+    assert voxels(tmp_path / "maps" / "BraTS20_Training_002.nii.gz").any()
 
 
 def test_it_is_evaluated_too(cohort, tmp_path):

@@ -15,6 +15,7 @@ from hashlib import sha256
 import numpy as np
 import pytest
 import torch
+from forks import python
 from monai.inferers import SimpleInferer
 from scripts.inference import openvino
 from scripts.inference.ensembles import EnsembleInferer
@@ -67,7 +68,7 @@ def test_cases_overlap_whichever_overlay_comes_first(small_cohort, tmp_path):
         place |= {"openvino_cache": str(tmp_path / "openvino"), "openvino_precision": "f32"}
         arguments = json.dumps([["inference.json", *overlays], {**SIZE, **place, "num_workers": 1}])
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-        command = [sys.executable, "-W", "ignore", "-c", OVERLAPPED, arguments]
+        command = [python(), "-c", OVERLAPPED, arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.splitlines()[-1] == f"overlapped: {overlapped}"

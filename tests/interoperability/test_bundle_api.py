@@ -7,11 +7,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import textwrap
 
 import numpy as np
 import torch
+from forks import python
 from workflows import voxels
 
 PROGRAM = """
@@ -68,7 +68,7 @@ def test_a_program_elsewhere_trains_and_segments(fresh_bundle, small_cohort, coh
     away.mkdir()
     case = next(cohort.rglob("BraTS20_Training_001"))
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(PROGRAM), str(fresh_bundle), str(small_cohort), str(case)],
+        [python(), "-c", textwrap.dedent(PROGRAM), str(fresh_bundle), str(small_cohort), str(case)],
         cwd=away,
         env={**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(fresh_bundle)},
         capture_output=True,

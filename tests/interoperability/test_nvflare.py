@@ -8,12 +8,12 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from consumers import PACKAGES
+from forks import python
 
 SIMULATOR = """
 import sys
@@ -91,6 +91,7 @@ def application(folder: Path, bundle: Path, name: str, content: dict) -> None:
     (folder / "config" / name).write_text(json.dumps(content))
 
 
+@pytest.mark.lab
 def test_the_server_holds_the_weighted_mean_of_what_two_sites_trained(bundle, small_cohort, tmp_path):
     for package in ("nvflare", "monai_nvflare"):
         if not list(PACKAGES.glob(f"{package}-*.dist-info")):
@@ -111,7 +112,7 @@ def test_the_server_holds_the_weighted_mean_of_what_two_sites_trained(bundle, sm
         application(job / site, bundle, "config_fed_client.json", client(place))
 
     done = subprocess.run(
-        [sys.executable, "-c", SIMULATOR, str(job), str(tmp_path / "workspace"), str(PACKAGES)],
+        [python(), "-c", SIMULATOR, str(job), str(tmp_path / "workspace"), str(PACKAGES)],
         cwd=tmp_path,
         env={**os.environ, "PYTHONWARNINGS": "ignore"},
         capture_output=True,

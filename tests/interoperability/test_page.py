@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from consumers import monai_deploy, monai_label
+from forks import python
 from workflows import ROOT
 
 PAGE = ROOT / "docs" / "interoperability.md"
@@ -61,7 +62,7 @@ def run_shell(content: str) -> None:
         if word in content:
             for package in packages:
                 pytest.importorskip(package)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = f"{Path(python()).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", content], env=environment, capture_output=True, text=True, check=False

@@ -18,10 +18,10 @@ from workflows import ROOT, command
 
 # These modules are installed there, or `make gpu-wheels` brings them. The bundle does not need scikit-image.
 ALLOWED = {"torch", "functorch", "monai", "ignite", "nibabel", "numpy", "scipy", "tensorboard", "rich", "matplotlib"}
-ALLOWED |= {"pytest", "_pytest", "yaml", "jsonschema"}
+ALLOWED |= {"pytest", "_pytest", "yaml", "jsonschema", "filelock"}
 # These modules are installed only for other tests or for a single overlay, so they may be missing there.
 OTHERS = {"hypothesis", "itk", "openvino", "pydicom", "onnx", "onnxscript", "onnxruntime", "skimage", "mlflow", "tqdm"}
-SUPPORT = ("tests/conftest.py", "tests/tiny.py", "tests/workflows.py")
+SUPPORT = ("tests/conftest.py", "tests/forks.py", "tests/times.py", "tests/tiny.py", "tests/workflows.py")
 
 
 def imported(path: Path) -> set[str]:
@@ -52,7 +52,7 @@ def test_its_first_step_collects_these_files_alone(device, tmp_path):
 
 @pytest.mark.parametrize("name", [*GPU_TESTS, *SUPPORT])
 def test_the_files_import_what_is_there(name):
-    own = {"scripts", "tiny", "workflows"}
+    own = {"scripts", "forks", "times", "tiny", "workflows"}
     assert imported(ROOT / name) <= ALLOWED | own | set(sys.stdlib_module_names)
 
 

@@ -12,13 +12,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from forks import python
 from monai.bundle import ConfigParser
 from monai.data import DataLoader, NibabelReader
 from monai.transforms import (
@@ -215,9 +215,7 @@ def test_entries_are_the_same_in_every_process(small_cohort, tmp_path):
         f"made = dataset(['train.json', 'train_cached.yaml'], items, cache_dir={str(tmp_path)!r}); "
         "print(json.dumps([made.recipe, str(made.path(items[0]))]))"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([python(), "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     recipe, path = json.loads(done.stdout.splitlines()[-1])
     items = labeled_items(small_cohort)
     here = pipeline.dataset(FILES, items, cache_dir=str(tmp_path))

@@ -5,10 +5,10 @@
 import os
 import pickle
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forks import python
 from scripts.utils.errors import InputError, input_error_behind
 
 ROOT = Path(__file__).parents[1]
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 def run(code):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    return subprocess.run([python(), "-c", code], env=env, capture_output=True, text=True, check=False)
 
 
 IMPORT = "from scripts.utils.errors import InputError, show_input_errors\nshow_input_errors()\nshow_input_errors()\n"

@@ -7,11 +7,11 @@ import pickle
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forks import python
 from scripts.import_checkpoint import main
 from scripts.networks import AttentionUNet, CascadedUNet, PriorAttentionNet
 from scripts.utils.errors import InputError
@@ -225,7 +225,7 @@ def test_weights_are_not_given_a_name_whose_record_is_another_file(name, tmp_pat
 def test_command_line_imports_and_then_refuses_to_overwrite(tmp_path):
     """The command runs in a process of its own; a refusal gives status 1, one line of error and no traceback."""
     target = tmp_path / "model.pt"
-    command = [sys.executable, "-m", "scripts.import_checkpoint", str(GOLDEN / "panet_fcn_checkpoint.pkl"), str(target)]
+    command = [python(), "-m", "scripts.import_checkpoint", str(GOLDEN / "panet_fcn_checkpoint.pkl"), str(target)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     first = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert first.returncode == 0, first.stderr

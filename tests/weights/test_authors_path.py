@@ -57,6 +57,6 @@ def test_a_real_case_comes_out_as_from_the_authors_program(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shared() is not None, reason="the authors' own label map is here, and compared with")
-def test_a_phantom_comes_out_as_it_did_when_the_real_case_did(cohort, tmp_path):
-    case = next(path for path in cohort.rglob("BraTS20_Training_001") if path.is_dir())
+def test_a_phantom_comes_out_as_it_did_when_the_real_case_did(phantoms, tmp_path):
+    case = next(path for path in phantoms.rglob("BraTS20_Training_001") if path.is_dir())
     compare(label_map(case, tmp_path), voxels(GOLDEN / "authors_path_phantom.nii.gz"))

@@ -18,17 +18,17 @@ from scripts.lab.phantoms import cohort as phantom
 from scripts.lab.phantoms.cohort import COHORT_FOLDER, MODALITIES, best_threshold_dice
 from scripts.utils.errors import InputError
 
-SEED = 2  # The fixture `cohort` has this seed.
+SEED = 2  # The fixture `phantoms` has this seed.
 WITHOUT_ENHANCEMENT = 3  # With seed 2, this case has no enhancing tumor.
 AROUND = np.ones((3, 3, 3), bool)
 
 
 @pytest.fixture(scope="session")
-def patients(cohort):
+def patients(phantoms):
     """The images by modality and the segmentation of each patient, as read back from disk."""
     found = []
     for index in (1, 2, 3):
-        folder = cohort / COHORT_FOLDER / phantom.phantom_name(index)
+        folder = phantoms / COHORT_FOLDER / phantom.phantom_name(index)
         volumes = {
             part: np.asanyarray(nib.load(folder / f"{folder.name}_{part}.nii.gz").dataobj)
             for part in (*MODALITIES, "seg")
@@ -43,13 +43,13 @@ def largest_part(mask):
     return sizes.max()
 
 
-def test_layout_and_geometry_are_those_of_brats_2020(cohort):
-    files = sorted(str(path.relative_to(cohort)) for path in cohort.rglob("*") if path.is_file())
+def test_layout_and_geometry_are_those_of_brats_2020(phantoms):
+    files = sorted(str(path.relative_to(phantoms)) for path in phantoms.rglob("*") if path.is_file())
     case = "MICCAI_BraTS2020_TrainingData/BraTS20_Training_00{0}/BraTS20_Training_00{0}_{1}.nii.gz"
     expected = [case.format(i, part) for i in (1, 2, 3) for part in ("flair", "seg", "t1", "t1ce", "t2")]
     assert files == [*expected, "phantoms.json"]
     for name in expected[:5]:
-        image = nib.load(cohort / name)
+        image = nib.load(phantoms / name)
         assert image.shape == (240, 240, 155)
         assert image.get_data_dtype() == np.int16
         wanted = [[-1, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]]
@@ -150,7 +150,7 @@ def test_no_threshold_finds_the_tumor(patients):
             assert best_threshold_dice(image[brain], labels[brain] > 0) < 0.46
 
 
-def test_a_case_depends_on_seed_and_number_alone(cohort, patients):
+def test_a_case_depends_on_seed_and_number_alone(phantoms, patients, tmp_path):
     images, labels = phantom.make_patient(SEED, 3, "demo")
     assert list(images) == list(MODALITIES)
     for name, image in images.items():
@@ -158,9 +158,9 @@ def test_a_case_depends_on_seed_and_number_alone(cohort, patients):
         np.testing.assert_array_equal(image, patients[2][0][name])
     np.testing.assert_array_equal(labels, patients[2][1])
     assert not np.array_equal(labels, patients[1][1])
-    again = cohort.parent / "again.nii.gz"
+    again = tmp_path / "again.nii.gz"
     phantom.write_volume(again, labels)
-    assert again.read_bytes() == next(cohort.rglob("*003_seg.nii.gz")).read_bytes()
+    assert again.read_bytes() == next(phantoms.rglob("*003_seg.nii.gz")).read_bytes()
 
 
 @given(st.lists(st.tuples(st.integers(-4, 6), st.booleans()), min_size=1, max_size=30), st.sampled_from([1, 0.25]))
@@ -192,14 +192,14 @@ def snapshot(folder: Path):
     return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in folder.rglob("*")}
 
 
-def test_second_call_reuses_complete_cases(cohort, capsys):
-    before = snapshot(cohort / COHORT_FOLDER)
-    assert make_phantoms.main([str(cohort), "--cases", "3", "--seed", str(SEED)]) == 0
+def test_second_call_reuses_complete_cases(phantoms, capsys):
+    before = snapshot(phantoms / COHORT_FOLDER)
+    assert make_phantoms.main([str(phantoms), "--cases", "3", "--seed", str(SEED)]) == 0
     out = capsys.readouterr().out
     assert "Reusing 3 complete case(s) of 3" in out
-    assert str(cohort / COHORT_FOLDER) in out and " MB" in out
-    assert snapshot(cohort / COHORT_FOLDER) == before
-    manifest = json.loads((cohort / "phantoms.json").read_text())
+    assert str(phantoms / COHORT_FOLDER) in out and " MB" in out
+    assert snapshot(phantoms / COHORT_FOLDER) == before
+    manifest = json.loads((phantoms / "phantoms.json").read_text())
     assert manifest == {
         "version": phantom.GENERATOR_VERSIONS["demo"],
         "seed": SEED,
@@ -209,11 +209,11 @@ def test_second_call_reuses_complete_cases(cohort, capsys):
 
 
 @pytest.mark.parametrize("change", [("--seed", "9"), ("--seed", str(SEED), "--difficulty", "hard")])
-def test_other_arguments_into_the_same_folder_are_refused(cohort, change):
-    before = snapshot(cohort)
-    with pytest.raises(InputError, match=f"{cohort} holds phantoms .* name another folder"):
-        make_phantoms.main([str(cohort), "--cases", "4", *change])
-    assert snapshot(cohort) == before
+def test_other_arguments_into_the_same_folder_are_refused(phantoms, change):
+    before = snapshot(phantoms)
+    with pytest.raises(InputError, match=f"{phantoms} holds phantoms .* name another folder"):
+        make_phantoms.main([str(phantoms), "--cases", "4", *change])
+    assert snapshot(phantoms) == before
 
 
 @pytest.mark.parametrize("option", ["--cases", "--workers"])
@@ -262,12 +262,12 @@ def test_failed_write_leaves_no_case(tmp_path, monkeypatch):
     assert len(list(broken.iterdir())) == 5
 
 
-def test_threshold_baseline_reports_and_limits(cohort, capsys):
-    assert threshold_baseline.main([str(cohort), "--limit", "0.5"]) == 0
+def test_threshold_baseline_reports_and_limits(phantoms, capsys):
+    assert threshold_baseline.main([str(phantoms), "--limit", "0.5"]) == 0
     out = capsys.readouterr().out
     assert all(phantom.phantom_name(index) in out for index in (1, 2, 3))
     assert "Maximum over 3 case(s): 0." in out
-    one = str(cohort / COHORT_FOLDER / phantom.phantom_name(1))
+    one = str(phantoms / COHORT_FOLDER / phantom.phantom_name(1))
     assert threshold_baseline.main([one, "--limit", "0.01"]) == 1
     error = capsys.readouterr().err
     assert "above the limit of 0.01" in error and error.count("\n") == 1

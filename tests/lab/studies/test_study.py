@@ -9,13 +9,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from forks import python
 from PIL import Image
 from scripts.brats import REGIONS
 from workflows import ROOT, TRAINING_SIZE, command, rows
@@ -83,7 +83,7 @@ def test_a_study_writes_a_table_and_plots(whole):
 def test_a_study_that_was_stopped_goes_on_to_the_same_weights(whole, small_cohort, tmp_path):
     options = [written(tmp_path), "--dataset_dir", str(small_cohort), "--output_dir", str(tmp_path / "out")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    running = subprocess.Popen([sys.executable, "-m", "scripts.lab.studies", *options], env=environment, cwd=tmp_path)
+    running = subprocess.Popen([python(), "-m", "scripts.lab.studies", *options], env=environment, cwd=tmp_path)
     state = tmp_path / "out" / "runs" / "panet_seed0" / "trainer_state.pt"
     while not state.is_file():
         assert running.poll() is None
@@ -133,6 +133,7 @@ def test_a_run_that_fails_is_named_and_the_others_are_finished(small_cohort, tmp
         assert [row["run"] for row in csv.DictReader(file)] == ["unet_seed0"]
 
 
+@pytest.mark.slow
 def test_a_dry_run_prints_the_plan_alone(data, tmp_path):
     options = ["--dataset_dir", str(data), "--output_dir", str(tmp_path / "out"), "--dry_run"]
     done = command("scripts.lab.studies", written(tmp_path), *options, cwd=tmp_path)
@@ -145,6 +146,7 @@ def test_a_dry_run_prints_the_plan_alone(data, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("study", "options", "said"),
     [
