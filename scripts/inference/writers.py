@@ -80,28 +80,22 @@ class SaveImageByCased(SaveImaged):
     Args:
         keys: keys of label maps in the input's grid.
         output_dir: folder to write to.
-        case_key: key of the case's name. An item without it is named after its image file.
         case_folders: as in ``map_files``.
     """
 
     def __init__(
-        self,
-        keys: KeysCollection,
-        output_dir: PathLike,
-        case_key: str = "case",
-        allow_missing_keys: bool = False,
-        case_folders: bool = False,
+        self, keys: KeysCollection, output_dir: PathLike, allow_missing_keys: bool = False, case_folders: bool = False
     ) -> None:
         super().__init__(keys, output_dir=str(output_dir), allow_missing_keys=allow_missing_keys)
         self.output_dir = Path(output_dir)
-        self.case_key = case_key
         self.case_folders = case_folders
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Save the label maps of one case."""
         item = dict(data)
         for key in self.key_iterator(item):
-            case = item.get(self.case_key) or case_name(item[key].meta["filename_or_obj"])
+            # MONAI Label gives no name of the case.
+            case = item.get("case") or case_name(item[key].meta["filename_or_obj"])
             save_map(item[key], map_files(case, self.output_dir, case_folders=self.case_folders)[0], np.uint8)
         return item
 
@@ -114,7 +108,6 @@ class SaveRegionMapsd(MapTransform):
         output_dir: folder to write to.
         kind: "prob" saves the probabilities (float32), "unc" saves their uncertainty (uint8, from 0 to 100).
         exclusive: the channels exclude each other (see ``probabilities_to_regions``).
-        case_key: key of the case's name.
         case_folders: as in ``map_files``.
 
     Raises:
@@ -127,7 +120,6 @@ class SaveRegionMapsd(MapTransform):
         output_dir: PathLike,
         kind: str = "prob",
         exclusive: bool = False,
-        case_key: str = "case",
         allow_missing_keys: bool = False,
         case_folders: bool = False,
     ) -> None:
@@ -137,7 +129,6 @@ class SaveRegionMapsd(MapTransform):
         self.output_dir = Path(output_dir)
         self.kind = kind
         self.exclusive = exclusive
-        self.case_key = case_key
         self.case_folders = case_folders
         self.dtype: DtypeLike = np.float32 if kind == "prob" else np.uint8
 
@@ -148,7 +139,7 @@ class SaveRegionMapsd(MapTransform):
             maps = region_probabilities(item[key], self.exclusive)
             if self.kind == "unc":
                 maps = uncertainty(maps).round()
-            files = map_files(item[self.case_key], self.output_dir, [self.kind], self.case_folders)[1:]
+            files = map_files(item["case"], self.output_dir, [self.kind], self.case_folders)[1:]
             for path, region in zip(files, maps, strict=True):
                 save_map(region[None], path, self.dtype)
         return item

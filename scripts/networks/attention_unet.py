@@ -53,17 +53,9 @@ class AttentionUNet(PriorAttentionNet):
     evaluation mode, and in every scripted, traced or exported form, the result is the tensor ``out``.
 
     Args:
-        spatial_dims: 2 or 3.
-        in_channels: number of input sequences. In BraTS these are t1, t2, t1ce, flair.
-        out_channels: number of output maps. In BraTS these are background, ET, TC, WT.
-        channels: feature maps of the five levels.
-        strides: strides of the five encoder blocks.
-        norm: normalization outside the gates, as in ``PriorAttentionNet``.
-        act: activation outside the gates, as MONAI names it.
-        upsample: "interpolate" (linear) or "deconv" (transposed convolution) in the decoder.
         gate_norm: normalization in the gates. The authors use batch normalization.
-        bottleneck: build all blocks in bottleneck form. None follows the authors, who do so if the last width exceeds
-            320.
+        spatial_dims, in_channels, out_channels, channels, strides, norm, act, upsample, bottleneck: as in
+            ``PriorAttentionNet``.
 
     Raises:
         ValueError: an argument has an invalid value, or (in ``forward``) the network cannot take an input of this size.

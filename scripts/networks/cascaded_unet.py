@@ -24,16 +24,9 @@ class CascadedUNet(nn.Module):
     one channel). In evaluation mode, and in every scripted, traced or exported form, the result is the tensor ``out``.
 
     Args:
-        spatial_dims: 2 or 3.
-        in_channels: number of input sequences. In BraTS these are t1, t2, t1ce, flair.
         out_channels: number of output maps of the second stage. In BraTS these are background, ET, TC, WT.
-        channels: feature maps of the five levels, in both stages.
-        strides: strides of the five encoder blocks, in both stages.
-        norm: normalization, as in ``PriorAttentionNet``.
-        act: activation, as MONAI names it.
-        upsample: "interpolate" (linear) or "deconv" (transposed convolution) in the decoders.
-        bottleneck: build all blocks in bottleneck form. None follows the authors, who do so if the last width exceeds
-            320.
+        spatial_dims, in_channels, channels, strides, norm, act, upsample, bottleneck: as in ``PriorAttentionNet``, for
+            both stages.
 
     Raises:
         ValueError: an argument has an invalid value, or (in ``forward``) the network cannot take an input of this size.

@@ -63,9 +63,7 @@ class SegResNet(MONAINetwork):
     In training mode the result is a dict that holds ``out`` alone.
 
     Args:
-        spatial_dims: 2 or 3.
-        in_channels: number of input sequences.
-        out_channels: number of output maps.
+        spatial_dims, in_channels, out_channels: as in ``MONAINetwork``.
         init_filters: feature maps of the first level. They double at each level.
         blocks_down: residual blocks of each level of the encoder.
         blocks_up: residual blocks of each level of the decoder, one level fewer.
@@ -114,9 +112,7 @@ class DynUNet(MONAINetwork):
     size), which MONAI resizes by the nearest voxel.
 
     Args:
-        spatial_dims: 2 or 3.
-        in_channels: number of input sequences.
-        out_channels: number of output maps.
+        spatial_dims, in_channels, out_channels: as in ``MONAINetwork``.
         filters: feature maps of each level.
         strides: strides of each level. All kernels have the size 3.
         norm: normalization, as MONAI names it.
@@ -198,9 +194,7 @@ class SwinUNETR(MONAINetwork):
     Python from the image's size. So the network can be traced for one size, but no exported form takes every size.
 
     Args:
-        spatial_dims: 2 or 3.
-        in_channels: number of input sequences.
-        out_channels: number of output maps.
+        spatial_dims, in_channels, out_channels: as in ``MONAINetwork``.
         feature_size: feature maps of the first level, a multiple of 12.
         depths: transformer layers of each level.
         num_heads: attention heads of each level.

@@ -29,7 +29,7 @@ from monai.utils import convert_to_dst_type, ensure_tuple_rep
 
 
 class RandFastElasticd(RandomizableTransform, MapTransform):
-    """A faster form of MONAI's ``Rand3DElasticd``, with the same arguments and displacements of the same statistics.
+    """A faster form of MONAI's ``Rand3DElasticd``, with displacements of the same statistics.
 
     MONAI draws uniform noise on every voxel and smooths it by a Gaussian. A Gaussian that is wider than a voxel does
     not need noise on every voxel. So this transform draws noise on nodes that are ``sigma`` voxels apart (at least one
@@ -45,8 +45,7 @@ class RandFastElasticd(RandomizableTransform, MapTransform):
         sigma_range: range of the Gaussian's standard deviation, voxels.
         magnitude_range: range of the factor on the smoothed noise, voxels. The noise is uniform from -1 to 1.
         prob: probability of a deformation.
-        rotate_range, shear_range, translate_range, scale_range: as in MONAI's ``RandAffineGrid`` (radians, 1, voxels,
-            1).
+        rotate_range, shear_range, scale_range: as in MONAI's ``RandAffineGrid`` (radians, 1, 1).
         mode: ``bilinear`` or ``nearest``, one for all keys or one for each.
         padding_mode: as in ``torch.nn.functional.grid_sample``, one for all keys or one for each.
 
@@ -66,7 +65,6 @@ class RandFastElasticd(RandomizableTransform, MapTransform):
         prob: float = 0.1,
         rotate_range: Any = None,
         shear_range: Any = None,
-        translate_range: Any = None,
         scale_range: Any = None,
         mode: str | Sequence[str] = "bilinear",
         padding_mode: str | Sequence[str] = "reflection",
@@ -76,7 +74,7 @@ class RandFastElasticd(RandomizableTransform, MapTransform):
         RandomizableTransform.__init__(self, prob)
         self.sigma_range = sigma_range
         self.magnitude_range = magnitude_range
-        self.affine_grid = RandAffineGrid(rotate_range, shear_range, translate_range, scale_range, lazy=True)
+        self.affine_grid = RandAffineGrid(rotate_range, shear_range, None, scale_range, lazy=True)
         self.mode = ensure_tuple_rep(mode, len(self.keys))
         self.padding_mode = ensure_tuple_rep(padding_mode, len(self.keys))
         self.sigma = self.magnitude = 1.0

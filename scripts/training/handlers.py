@@ -35,7 +35,6 @@ class LazySummaryWriter:
 
     def __init__(self, log_dir: str) -> None:
         self.log_dir = log_dir
-
         self._writer: SummaryWriter | None = None
 
     def add_scalar(self, tag: str, value: Any, step: int) -> None:

@@ -13,6 +13,7 @@ from monai.losses import DiceLoss
 from torch.utils.checkpoint import checkpoint
 
 CROSS_ENTROPIES = ("binary", "authors")
+WHOLE_TUMOR = 3  # channel of the regions
 
 
 class PriorAttentionLoss(nn.Module):
@@ -38,7 +39,6 @@ class PriorAttentionLoss(nn.Module):
         prior_weight: weight of the term of ``prior``.
         cross_entropy: "binary" or "authors". It has no effect with ``exclusive``.
         exclusive: learn classes that exclude each other instead of regions that overlap.
-        whole_tumor_channel: channel of the target for the comparison with the prior.
 
     Raises:
         ValueError: an argument has an invalid value.
@@ -63,7 +63,6 @@ class PriorAttentionLoss(nn.Module):
         prior_weight: float = 1.0,
         cross_entropy: str = "binary",
         exclusive: bool = False,
-        whole_tumor_channel: int = 3,
     ) -> None:
         super().__init__()
         if len(level_weights) != 4:
@@ -73,7 +72,6 @@ class PriorAttentionLoss(nn.Module):
         self.weights = dict(zip(("out", "level1", "level2", "level3"), level_weights, strict=True))
         self.weights["prior"] = prior_weight
         self.cross_entropy = cross_entropy
-        self.whole_tumor_channel = whole_tumor_channel
         self.exclusive = exclusive
         self.dice = DiceLoss(sigmoid=True, squared_pred=True)
         self.softmax_dice = DiceLoss(softmax=True, squared_pred=True)
@@ -96,7 +94,7 @@ class PriorAttentionLoss(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """The weighted terms, scalars by the name of the map; the arguments are the same as in ``forward``."""
         maps = {"out": prediction} if isinstance(prediction, torch.Tensor) else prediction
-        tumor = target[:, self.whole_tumor_channel : self.whole_tumor_channel + 1]
+        tumor = target[:, WHOLE_TUMOR : WHOLE_TUMOR + 1]
         if self.exclusive:
             # The classes are the background, ET, TC without ET, and WT without TC.
             target = torch.cat([target[:, :2], target[:, 2:].float() - target[:, 1:-1]], dim=1)

@@ -10,12 +10,15 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+# First and last factor of the learning rate, as in the authors' program.
+FLOOR = 1e-3
+
 
 class WarmupFlatCosineLR(LambdaLR):
     """A schedule of three stretches: a linear warm-up, a flat stretch, and half a cosine down.
 
-    The scheduler is stepped once in each iteration. The rate starts and ends at ``floor`` times the optimizer's
-    learning rate. The cosine takes the epochs after the first two stretches. If there are none, the rate stays flat to
+    The scheduler is stepped once in each iteration. The rate starts and ends at a thousandth of the
+    optimizer's learning rate. The cosine takes the epochs after the first two stretches. If there are none, the rate stays flat to
     the end.
 
     Args:
@@ -23,7 +26,6 @@ class WarmupFlatCosineLR(LambdaLR):
         max_epochs: length of the training.
         iterations_per_epoch: steps in an epoch.
         warmup_epochs, flat_epochs: lengths of the first two stretches.
-        floor: first and last factor (1/1000 in the authors' program).
 
     Example:
         >>> import torch
@@ -40,13 +42,11 @@ class WarmupFlatCosineLR(LambdaLR):
         iterations_per_epoch: int,
         warmup_epochs: float = 5,
         flat_epochs: float = 35,
-        floor: float = 1e-3,
     ) -> None:
         self.max_epochs = max_epochs
         self.iterations_per_epoch = max(iterations_per_epoch, 1)
         self.warmup_epochs = warmup_epochs
         self.flat_epochs = flat_epochs
-        self.floor = floor
         super().__init__(optimizer, self.factor)
 
     def state_dict(self) -> dict[str, Any]:
@@ -65,8 +65,8 @@ class WarmupFlatCosineLR(LambdaLR):
         epoch = iteration / self.iterations_per_epoch
         cosine_start = self.warmup_epochs + self.flat_epochs
         if epoch < self.warmup_epochs:
-            return self.floor + (1 - self.floor) * epoch / self.warmup_epochs
+            return FLOOR + (1 - FLOOR) * epoch / self.warmup_epochs
         if epoch < cosine_start or cosine_start >= self.max_epochs:
             return 1.0
         progress = min((epoch - cosine_start) / (self.max_epochs - cosine_start), 1.0)
-        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2
+        return FLOOR + (1 - FLOOR) * (1 + math.cos(math.pi * progress)) / 2

@@ -62,7 +62,6 @@ class SeededCompose(Compose):
         transforms: as in ``Compose``.
         seed: seed of the training.
         rank: number of the process.
-        case_key: key of the case's name. If an item has no such key, the name is taken from its image's file.
 
     Example:
         >>> from monai.transforms import RandGaussianNoised
@@ -74,11 +73,10 @@ class SeededCompose(Compose):
         (True, False)
     """
 
-    def __init__(self, transforms: Any = None, seed: int = 0, rank: int = 0, case_key: str = "case") -> None:
+    def __init__(self, transforms: Any = None, seed: int = 0, rank: int = 0) -> None:
         super().__init__(transforms)
         self.seed = seed
         self.rank = rank
-        self.case_key = case_key
         # Shared memory lets loader workers that outlive an epoch see the new number.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
 
@@ -97,7 +95,8 @@ class SeededCompose(Compose):
         """Transform one case."""
         # MONAI fills a cache with threading, and this involves no random transform.
         if not threading and isinstance(input_, Mapping):
-            case = input_.get(self.case_key) or image_name(resolve_image(input_["image"]))
+            # An item of another program has no name, so that of its image's file is taken.
+            case = input_.get("case") or image_name(resolve_image(input_["image"]))
             self.set_random_state(derive_seed(self.seed, self.epoch, self.rank, str(case)))
         return super().__call__(input_, start=start, end=end, threading=threading, lazy=lazy)
 

@@ -18,8 +18,6 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 from scripts.utils.errors import InputError
-from torch.distributed.nn.functional import all_reduce
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 logger = logging.getLogger(__name__)
@@ -139,16 +137,10 @@ def unwrap(network: nn.Module) -> nn.Module:
 
 
 def replicate(network: nn.Module, device: torch.device | str) -> nn.Module:
-    """Return ``network`` as the copy of this process in a training of several processes.
+    """``network`` on ``device``, the device of this process. Of several processes, each gets a copy.
 
-    Gradients are averaged over the processes, and batch normalization uses the samples of all processes.
-
-    Args:
-        network: the network.
-        device: device of this process.
-
-    Returns:
-        ``network`` itself for one process, otherwise a ``DistributedDataParallel``.
+    Gradients are averaged over the processes. On GPUs, batch normalization uses the samples of all processes. torch has
+    no such normalization for CPUs.
     """
     network = network.to(device)
     if world_size() == 1:
@@ -158,57 +150,9 @@ def replicate(network: nn.Module, device: torch.device | str) -> nn.Module:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         devices = [torch.device(device)]
     else:
-        synchronize_batch_norm(network)
+        logger.warning("On CPUs, each process normalizes a batch by its own samples.")
     # Synchronized statistics are equal on all ranks, so they need no broadcast. A broadcast in every forward pass would
     # also block ranks that validate different numbers of windows.
     replica = DistributedDataParallel(network, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
     _replicas.append(replica)
     return replica
-
-
-class CpuSyncBatchNorm(_BatchNorm):
-    """Batch normalization over the samples of all processes, on CPUs, where torch's own class refuses to run."""
-
-    def _check_input_dim(self, input: torch.Tensor) -> None:
-        """Accept any number of spatial dimensions."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Normalize ``input``, (batch, channel, *spatial)."""
-        if not self.training:
-            return super().forward(input)
-        dims = [0, *range(2, input.dim())]
-        count = all_reduce(input.new_tensor(float(input.numel() / input.shape[1])))
-        mean = all_reduce(input.sum(dims)) / count
-        shape = [1, -1] + [1] * (input.dim() - 2)
-        centered = input - mean.view(shape)
-        variance = all_reduce(centered.square().sum(dims)) / count
-        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-            unbiased = variance.detach() * count / (count - 1)
-            self.running_mean.lerp_(mean.detach(), momentum)
-            self.running_var.lerp_(unbiased, momentum)
-        result = centered * torch.rsqrt(variance + self.eps).view(shape)
-        if self.weight is not None and self.bias is not None:
-            result = result * self.weight.view(shape) + self.bias.view(shape)
-        return result
-
-
-def synchronize_batch_norm(module: nn.Module) -> None:
-    """Replace every batch normalization in ``module`` by its synchronized form for CPUs, and keep its state.
-
-    Example:
-        >>> block = nn.Sequential(nn.Conv3d(4, 8, 3), nn.BatchNorm3d(8))
-        >>> synchronize_batch_norm(block)
-        >>> type(block[1]).__name__
-        'CpuSyncBatchNorm'
-    """
-    for name, child in module.named_children():
-        if isinstance(child, _BatchNorm):
-            layer = CpuSyncBatchNorm(
-                child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
-            )
-            layer.load_state_dict(child.state_dict())
-            setattr(module, name, layer)
-        else:
-            synchronize_batch_norm(child)

@@ -153,13 +153,11 @@ def test_a_tensor_counts_as_out():
     assert float(loss(logits, target)) == float(loss({"out": logits}, target)) > 0
 
 
-def test_prior_is_compared_with_the_chosen_channel():
+def test_prior_is_compared_with_the_whole_tumor():
     target = overlapping_target()
-    prior = logit_maps(target)["prior"]
-    for channel in (1, 3):
-        region = target[:, channel : channel + 1]
-        loss = PriorAttentionLoss(whole_tumor_channel=channel)({"prior": to_torch(prior)}, to_torch(target))
-        assert float(loss) == pytest.approx(dice(prior, region) + binary_cross_entropy(prior, region), rel=1e-5)
+    prior, tumor = logit_maps(target)["prior"], target[:, 3:]
+    loss = PriorAttentionLoss()({"prior": to_torch(prior)}, to_torch(target))
+    assert float(loss) == pytest.approx(dice(prior, tumor) + binary_cross_entropy(prior, tumor), rel=1e-5)
 
 
 @pytest.mark.parametrize("form", ["binary", "authors"])

@@ -72,9 +72,9 @@ def test_optimizer_gets_one_rate_an_iteration_up_flat_and_down():
     assert found[0] == found[-1] == pytest.approx(2e-5)
 
 
-def test_floor_is_first_and_last_factor():
-    scheduler = schedule(max_epochs=10, iterations_per_epoch=1, warmup_epochs=1, flat_epochs=1, floor=0.25)
-    assert [scheduler.factor(i) for i in (0, 1, 2, 6, 10)] == pytest.approx([0.25, 1, 1, 0.625, 0.25])
+def test_a_thousandth_is_first_and_last_factor():
+    scheduler = schedule(max_epochs=10, iterations_per_epoch=1, warmup_epochs=1, flat_epochs=1)
+    assert [scheduler.factor(i) for i in (0, 1, 2, 6, 10)] == pytest.approx([1e-3, 1, 1, 0.5005, 1e-3])
 
 
 @pytest.mark.parametrize("max_epochs", [1, 3, 5, 20, 40])
