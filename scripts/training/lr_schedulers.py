@@ -17,8 +17,8 @@ FLOOR = 1e-3
 class WarmupFlatCosineLR(LambdaLR):
     """A schedule of three stretches: a linear warm-up, a flat stretch, and half a cosine down.
 
-    The scheduler is stepped once in each iteration. The rate starts and ends at a thousandth of the
-    optimizer's learning rate. The cosine takes the epochs after the first two stretches. If there are none, the rate stays flat to
+    The scheduler is stepped once in each iteration. The rate starts and ends at a thousandth of the optimizer's
+    learning rate. The cosine takes the epochs after the first two stretches. If there are none, the rate stays flat to
     the end.
 
     Args:
