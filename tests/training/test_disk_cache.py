@@ -36,7 +36,6 @@ from scripts.data.images import LoadImageByReaderd, SequenceReader
 from scripts.lab.benchmark import pipeline
 from scripts.training.disk_cache import DiskCacheDataset, describe
 from scripts.training.reproducibility import SeededCompose
-from scripts.utils.files import save_torch
 from workflows import ROOT, TRAINING_SIZE, bundle_run, files, listed
 
 PATCH = [24, 24, 24]
@@ -120,7 +119,7 @@ def touched_kb(path: Path) -> int:
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux's account of mapped files")
 def test_a_crop_reads_its_own_part_of_the_file(tmp_path):
     file = tmp_path / "entry.pt"
-    save_torch({"image": (torch.ones(2, 128, 256, 256, dtype=torch.float16), torch.eye(4))}, file)
+    torch.save({"image": (torch.ones(2, 128, 256, 256, dtype=torch.float16), torch.eye(4))}, file)
     image, _ = dataset([], tmp_path)._read(file)["image"]
     assert touched_kb(file) < 200
     crop = RandSpatialCropd("image", [32, 256, 256], random_size=False)
@@ -322,7 +321,7 @@ def test_damaged_entries_are_made_again(items, tmp_path, caplog):
 
 
 def test_nothing_is_unpickled(tmp_path):
-    save_torch(Path("an object"), tmp_path / "entry.pt")
+    torch.save(Path("an object"), tmp_path / "entry.pt")
     assert dataset([], tmp_path)._read(tmp_path / "entry.pt") is None
 
 
