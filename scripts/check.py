@@ -3,7 +3,7 @@
 """Check data before anything runs, and name all that is wrong with them.
 
 The status is 1 if there is an error, which would stop a workflow. Warnings leave it at 0, although ``panet segment``
-refuses some of them, as the end of the list says. docs/troubleshooting.md explains every kind of finding.
+refuses some of them, as the end of the list says. docs/reference.md explains every kind of finding.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     numbers = {"error": len(errors), "warning": len(findings) - len(errors)}
     told = [f"{count} {word}{'s' * (count != 1)}" for word, count in {"case": len(items), **numbers}.items()]
     console.print(
-        f"{told[0]}: {', '.join(told[1:])}" + ("; docs/troubleshooting.md explains each kind." if findings else "."),
+        f"{told[0]}: {', '.join(told[1:])}" + ("; docs/reference.md explains each kind." if findings else "."),
         highlight=False,
     )
     if args.json:

@@ -123,7 +123,7 @@ def test_overlays_begin_with_their_reason(overlay):
 
 
 def test_the_table_of_configurations_is_complete():
-    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
     table = re.findall(r"^\| `([\w.]+)`(?:, `([\w.]+)`)* \|", text, re.MULTILINE)
     named = set(
         re.findall(r"`([a-z_0-9]+\.(?:json|yaml|conf))`", "".join(re.findall(r"^\|[^|]*\|", text, re.MULTILINE)))
@@ -133,7 +133,7 @@ def test_the_table_of_configurations_is_complete():
 
 def test_the_table_of_keys_is_complete():
     """Every key at the top of the configurations that holds a plain value is explained, and no other."""
-    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
     section = text.split("## Keys for the command line")[1].split("\n## ")[0]
     named = set(re.findall(r"`([a-z_]+)`", "".join(re.findall(r"^\|[^|]*\|", section, re.MULTILINE))))
     found = [entry for name in ("train.json", "evaluate.json", "inference.json") for entry in read(name).items()]

@@ -83,7 +83,7 @@ FORBIDDEN_IMPORTS = {
     *("ftplib", "http", "requests", "socket", "telnetlib", "urllib", "urllib3", "smtplib"),
     *("pty", "code", "codeop"),
 }
-# These files have a reason for their import: files.py names pickle's error, machine.py sets two thresholds of the C
+# These files have a reason for their import: tensors.py names pickle's error, machine.py sets two thresholds of the C
 # library, and the others start this bundle's own commands.
 STARTING = (
     "lab/demo",
@@ -93,7 +93,7 @@ STARTING = (
     "lab/benchmark/cohort",
     "lab/benchmark/ranks",
 )
-ALLOWED = {("scripts/utils/files.py", "pickle"), ("scripts/utils/machine.py", "ctypes")}
+ALLOWED = {("scripts/utils/tensors.py", "pickle"), ("scripts/utils/machine.py", "ctypes")}
 ALLOWED |= {*((f"scripts/{name}.py", "subprocess") for name in STARTING)}
 
 

@@ -33,13 +33,13 @@ def test_from_four_scans_to_a_segmentation(cohort, place):
     for letter, name in zip("abcd", ("t1", "t1ce", "t2", "flair"), strict=True):
         shutil.copy(case / f"{case.name}_{name}.nii.gz", place / "ann" / f"ann_{name}.nii.gz")
         shutil.copy(case / f"{case.name}_{name}.nii.gz", place / f"{letter}.nii.gz")
-    check, segment, named = in_blocks(DOCS / "from_scans_to_segmentation.md")
+    _install, check, segment, named = in_blocks(DOCS / "get_started.md")
     assert "0 errors" in run(check, place).stdout
     done = run(segment, place)
     assert re.search(r"out/ann/ann\.nii\.gz: ET [\d.]+ ml, TC [\d.]+ ml, WT [\d.]+ ml", done.stdout)
     made = {str(path.relative_to(place)) for path in (place / "out").rglob("*") if path.is_file()}
     # The files are those of the page's table.
-    text = (DOCS / "from_scans_to_segmentation.md").read_text(encoding="utf-8")
+    text = (DOCS / "get_started.md").read_text(encoding="utf-8")
     assert made == set(re.findall(r"`(out/[^`]+)`", text))
     first = (place / "out" / "ann" / "ann.nii.gz").read_bytes()
     shutil.move(place / "out", place / "first")
@@ -65,7 +65,7 @@ def test_from_a_brats_download_to_scores(cohort, place):
         for file in case.glob("*.nii.gz"):
             if "_seg" not in file.name:
                 (place / "brats_validation" / case.name / file.name).symlink_to(file)
-    check, score, train, evaluate, hand_in = in_blocks(DOCS / "from_brats_to_scores.md")
+    check, score, train, evaluate, hand_in = in_blocks(DOCS / "train_and_evaluate.md")[:5]
     assert "0 errors" in run(check, place).stdout
     root = {"bundle_root": place}
     (place / "models").mkdir()

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What may be wrong with data: the kinds of findings, each with its severity.
 
-docs/troubleshooting.md has a section for each kind, under the same name.
+docs/reference.md has a row for each kind.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ ERRORS = (
 )
 # Findings that are reported and do not stop a run.
 WARNINGS = (
-    "borne missing sequence",
+    "tolerated missing sequence",
     "other origin of a label map",
     "other voxel size",
     "skull not stripped",

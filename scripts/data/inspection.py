@@ -47,7 +47,7 @@ from scripts.utils.machine import available_memory, container_memory, processors
 
 logger = logging.getLogger(__name__)
 
-PREPARATION_PAGE = "docs/prepare.md"
+PREPARATION_PAGE = "docs/get_started.md"
 # The BraTS preprocessing resamples to this spacing. A network that was trained on it knows no other scale.
 EXPECTED_SPACING_MM = 1.0
 
@@ -333,7 +333,7 @@ def check_files(
                 )
             elif absent and len(absent) <= may_lack:
                 found.add(
-                    "borne missing sequence",
+                    "tolerated missing sequence",
                     f"{name} lacks {' and '.join(absent)}. The weights were trained to bear this, but the result is "
                     "worse than with all sequences.",
                 )

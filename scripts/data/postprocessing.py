@@ -20,7 +20,7 @@ from scripts.brats import ET_CHANNEL, TC_CHANNEL, WT_CHANNEL
 from scripts.data.regions import lesion_box
 from scripts.utils.errors import InputError
 
-# The authors' values: volumes in mm^3, and whether each component of ET counts for itself. docs/configuration.md
+# The authors' values: volumes in mm^3, and whether each component of ET counts for itself. docs/reference.md
 # explains them.
 THRESHOLDS: dict[str, Any] = {"min_component_mm3": 10, "min_tumor_mm3": 0, "min_et_mm3": 300, "et_per_component": False}
 

@@ -53,11 +53,12 @@ REPOSITORY = (
     "docs/benchmarks/**/*",
     "docs/images/p*.png",
     "docs/performance.md",
+    "docs/phantoms.md",
     "docs/reproduction.md",
     "scripts/lab/**/*",
 )
 # What only the package of the starter weights holds.
-STARTER = ("docs/from_*.md", "docs/images/tcga*.png")
+STARTER = ("docs/get_started.md", "docs/images/tcga*.png")
 STARTER_CARD = ("models/starter/README.md", "docs/starter.md")
 STARTER_OVERLAY = "configs/starter.yaml"
 STARTER_WEIGHTS = "models/starter/model.pt"

@@ -156,7 +156,7 @@ FAULTS: dict[str, Callable[[Path], object]] = {
     ),
     "multi-frame DICOM": lambda root: several_frames(dicom(root)["t2"]),
     "series in several folders": lambda root: shutil.copytree(dicom(root)["t2"][0].parent, root / NAME / "copy"),
-    "borne missing sequence": lambda root: file(root).unlink(),
+    "tolerated missing sequence": lambda root: file(root).unlink(),
     "other origin of a label map": lambda root: rewrite(file(root, "seg"), affine=shifted()),
     "other voxel size": lambda root: all_files(root, np.diag([-1.0, -1.0, 1.5, 1.0])),
     "skull not stripped": lambda root: full(root),
@@ -294,7 +294,7 @@ def test_the_fault_is_found_by_its_kind_and_nothing_else_is(tmp_path, kind, monk
     root = write(tmp_path / "data")
     FAULTS[kind](root)
     arguments = ["--datalist_file", str(root / "list.json")] if (root / "list.json").exists() else []
-    if kind == "borne missing sequence":
+    if kind == "tolerated missing sequence":
         arguments += ["--may_lack", "1"]
     if kind == "ET 3 and 4 mixed":
         arguments += ["--et_label", "3"]
@@ -313,7 +313,7 @@ def test_the_fault_is_found_by_its_kind_and_nothing_else_is(tmp_path, kind, monk
         assert one["severity"] == ("error" if kind in ERRORS else "warning")
         assert "\n" not in one["message"]
     shown = capsys.readouterr().out
-    assert kind in " ".join(shown.split()) and "docs/troubleshooting.md explains each kind" in shown
+    assert kind in " ".join(shown.split()) and "docs/reference.md explains each kind" in shown
 
 
 @pytest.mark.parametrize("swapped", [("t1", "t2"), ("t1ce", "t2"), ("flair", "t2"), ("t1", "t1ce")])
@@ -366,12 +366,13 @@ def test_a_report_is_not_overwritten_and_an_empty_folder_is_refused(tmp_path):
 
 
 def test_the_docs_explain_every_kind_under_its_severity():
-    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
-    errors, warnings = text.split("## Errors\n")[1].split("## Warnings\n")
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8").split("## Findings\n")[1]
+    errors, warnings = text.split("| warning |")
     for section, kinds in ((errors, ERRORS), (warnings, WARNINGS)):
-        parts = re.split(r"^### (.*)\n", section, flags=re.MULTILINE)[1:]
-        assert parts[::2] == list(kinds)
-        assert all(len(part.split()) > 6 for part in parts[1::2])
+        rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", section, re.MULTILINE)
+        explained = {kind: words for kind, words in rows if kind not in ("error", "---")}
+        assert list(explained) == list(kinds)
+        assert all(len(words.split()) > 3 for words in explained.values())
 
 
 def test_an_unknown_kind_is_a_mistake_of_the_program():

@@ -195,7 +195,7 @@ def test_doubts_about_voxels_are_told_by_an_inference_and_refused_by_the_command
     assert caplog.text.count(f"{file}: 50% of its brain (the voxels that are not 0) differs") == 1
     said = run("command", overwrite=True)
     assert said.startswith(f"1 of 3 cases failed, and the others are done: {NAMES[1]} ({file}: 50% of its brain")
-    assert "docs/prepare.md names programs that do this" in said
+    assert "docs/get_started.md names programs that do this" in said
     assert not list((tmp_path / "out").rglob(f"{NAMES[1]}*"))
 
 

@@ -90,7 +90,7 @@ def test_zip_has_one_folder_of_plain_files(archive, packed, root):
     code = [p for p in (ROOT / "scripts").rglob("*.py") if "lab" not in p.parts]
     expected = {str(p.relative_to(ROOT)) for p in [*code, *(ROOT / "scripts/pages/assets").iterdir()]}
     expected |= {f"configs/{p.name}" for p in CONFIGS.iterdir() if not re.search("demo|starter", p.name)}
-    pages = "README configuration data how_to interoperability networks prepare security troubleshooting"
+    pages = "README interoperability networks reference security train_and_evaluate"
     expected |= {f"docs/{name}.md" for name in pages.split()}
     expected |= {f"docs/{name}" for name in ("data_license.txt", "segmentation_schema.json", "images/demo.png")}
     expected |= {"docs/images/demo_3d.png", "LICENSE", "models/model.pt", "models/model.json"}
@@ -108,12 +108,12 @@ def test_a_page_is_fitted_to_its_package(packed):
     page = (
         "<!-- repository -->\nmake demo\n<!-- /repository -->\n<!-- starter -->\nscores\n<!-- /starter -->\n"
         "| `train_demo.yaml` | gone |\n| `train.json` | kept |\n"
-        "[data](data.md), [a\npage](architecture.md#top), [site](https://example.org), [above](#above)\n"
+        "[reference](reference.md), [a\npage](architecture.md#top), [site](https://example.org), [above](#above)\n"
         "['configs/inference.json','configs/starter.yaml']\n"
     )
     plain = package.fit_page(page, packed / NAME, {"train_demo.yaml"}, starter=False)
     assert plain == (
-        "| `train.json` | kept |\n[data](data.md), a\npage, [site](https://example.org), [above](#above)\n"
+        "| `train.json` | kept |\n[reference](reference.md), a\npage, [site](https://example.org), [above](#above)\n"
         "['configs/inference.json','configs/starter.yaml']\n"
     )
     starter = package.fit_page(page, packed / NAME, {"train_demo.yaml"}, starter=True)
@@ -236,7 +236,7 @@ def spoil(root: Path, tmp_path: Path, kind: str) -> list[str]:
     elif kind == "no 'name'":
         metadata.write_text("{}")
     elif kind == "a link":
-        (copy / "docs" / "more.md").symlink_to("data.md")
+        (copy / "docs" / "more.md").symlink_to("reference.md")
     elif kind == "address of weights":
         (copy / "models" / "model.pt").unlink()
         arguments += ["--weights_url", "https://example.org"]

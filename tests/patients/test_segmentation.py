@@ -193,7 +193,7 @@ def moved(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (without_skull, "docs/prepare.md names programs"),
+        (without_skull, "docs/get_started.md names programs"),
         (damaged, "damaged"),
         (moved, "co-register and resample all sequences to one grid"),
         (lambda folder: next(folder.glob("*_t2.nii.gz")).unlink(), "there is no"),
