@@ -125,7 +125,7 @@ def test_pages_of_the_package_are_its_own(packed):
     check_workshop_is_absent(packed)
     pages = {path.name: path.read_text(encoding="utf-8") for path in (packed / "docs").glob("*.md")}
     assert pages["README.md"].startswith("# BraTS MRI PANet segmentation starter\n")
-    assert "Starter weights come with the bundle." in pages["README.md"]
+    assert "Starter weights come with the bundle" in pages["README.md"]
     assert {"starter.md", "get_started.md", "train_and_evaluate.md"} < set(pages)
     for name, text in pages.items():
         assert "starter.yaml" not in text.replace("`starter.yaml`", ""), name
