@@ -20,7 +20,8 @@ from packaged import check_hooks, check_pages, check_workshop_is_absent
 from scripts.lab import package
 from scripts.utils.errors import InputError, input_error_behind
 from scripts.utils.files import file_checksum
-from scripts.weights.record import differences, read_weights_record
+from scripts.weights.record import read_weights_record
+from scripts.weights.settings import differences
 from workflows import CONFIGS, ROOT, TRAINING_SIZE, bundle_run, initialized, rows, voxels
 
 STARTER = ROOT / "models" / "starter"

@@ -14,7 +14,7 @@ from monai.transforms import Compose
 from scripts.brats import CHANNEL_ORDER
 from scripts.data.postprocessing import THRESHOLDS
 from scripts.networks import PriorAttentionNet
-from scripts.weights.record import weights_settings
+from scripts.weights.settings import weights_settings
 from scripts.workflow.configuration import Configuration
 from scripts.workflow.preparation import prepare_evaluation, prepare_training
 

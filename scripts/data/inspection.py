@@ -3,9 +3,8 @@
 """Checks of the data before long work starts.
 
 A fault that is found here costs seconds instead of hours. The ``run`` list of a workflow calls ``check_cases`` before
-its engine, and ``panet check`` reports the same findings. An inference checks the headers of all cases
-before, and the voxels of each case when it reads them. Constructing a workflow calls nothing here. So a bundle without
-data can be loaded and inspected, and a caller can give it other data.
+its engine, and ``panet check`` reports the same findings. An inference checks the headers of all cases before, and the
+voxels of each case when it reads them.
 """
 
 from __future__ import annotations
@@ -55,21 +54,12 @@ EXPECTED_SPACING_MM = 1.0
 # array, and masks.
 MEMORY_PER_CASE = 700e6
 
-# Names of cases become names of files. These characters make no trouble in any file system or shell.
-PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-
 
 @dataclass(frozen=True)
 class CheckedCase:
-    """What the check of one case found.
+    """What the check of one case found. ``file`` is its first image, and ``et_values`` are those in its label map.
 
-    Attributes:
-        case: name of the case.
-        file: the first of its images.
-        phantom: the header says that the case is a synthetic phantom.
-        findings: what is wrong or doubtful.
-        et_values: the values of ET (3 or 4) in its label map.
-        checksum: of the voxels of the first image; empty if they were not read.
+    ``checksum`` is that of the voxels of the first image, and empty if they were not read.
     """
 
     case: str
@@ -81,28 +71,13 @@ class CheckedCase:
 
 
 def check_grid(path: str, image: nib.Nifti1Image, first_path: str, first: nib.Nifti1Image, label: bool = False) -> bool:
-    """Check that a file of a case has the same grid as the first file of the case.
-
-    Args:
-        path: the file, for the message.
-        image: its image.
-        first_path: the first file of the case, for the message.
-        first: image of the first file.
-        label: the file is a label map, whose origin may differ.
+    """Check that a file of a case has the same grid as the first file of the case; the paths are for the message.
 
     Returns:
-        Whether the origin is the same, too.
+        Whether the origin is the same, too. It may differ for a label map.
 
     Raises:
         InputError: the grids differ in shape or affine.
-
-    Example:
-        >>> first, other = (nib.Nifti1Image(np.zeros(size, np.uint8), np.eye(4)) for size in ((4, 4, 4), (4, 4, 5)))
-        >>> check_grid("p1_t1ce.nii", first, "p1_t1.nii", first)
-        True
-        >>> check_grid("p1_t2.nii", other, "p1_t1.nii", first)  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        scripts.utils.errors.InputError: p1_t2.nii: its grid (shape (4, 4, 5)) differs from that of p1_t1.nii ...
     """
     same_axes = image.shape[:3] == first.shape[:3] and np.allclose(image.affine[:3, :3], first.affine[:3, :3])
     # The check is as strict as MONAI, which stacks the sequences and would stop at a difference.
@@ -150,7 +125,13 @@ def check_case(
             check_dimensions(path, opened, len(SEQUENCES) if four_dimensional else 0)
             if first is None:
                 first = path, opened
-                check_spacing(found, path, opened)
+                spacing = opened.header.get_zooms()[:3]
+                if not np.allclose(spacing, EXPECTED_SPACING_MM, atol=0.05):
+                    found.add(
+                        "other voxel size",
+                        f"{path}: voxels of {' x '.join(f'{mm:g}' for mm in spacing)} mm; the network expects BraTS "
+                        "preprocessing (1 mm, skull-stripped).",
+                    )
             check_grid(path, opened, *first)
             if headers_only:
                 continue
@@ -187,32 +168,10 @@ def check_case(
     return CheckedCase(found.case, given[0][1], phantom, found.list, frozenset(et_values), checksum)
 
 
-def check_spacing(found: Findings, path: str, image: nib.Nifti1Image) -> None:
-    """Add a finding if the voxels of an image are not those that the network knows."""
-    spacing = image.header.get_zooms()[:3]
-    if not np.allclose(spacing, EXPECTED_SPACING_MM, atol=0.05):
-        found.add(
-            "other voxel size",
-            f"{path}: voxels of {' x '.join(f'{mm:g}' for mm in spacing)} mm; the network expects BraTS preprocessing "
-            "(1 mm, skull-stripped).",
-        )
-
-
 def check_image(path: str, voxels: np.ndarray) -> None:
-    """Check that no sequence in a file is empty or constant and that every voxel is finite.
+    """Refuse a file if a sequence in it is 0 everywhere or has one other value only, or if a voxel is not finite.
 
-    Args:
-        path: the file, for the message.
-        voxels: voxels of one sequence, (*size), or of several, (*size, channel).
-
-    Raises:
-        InputError: a sequence is 0 everywhere, all its other voxels have one value, or a voxel is not finite.
-
-    Example:
-        >>> check_image("p1_t1.nii", np.array([[[0, 300, 0, 250]]]))
-        >>> check_image("p1_t2.nii", np.zeros((1, 1, 4)))
-        Traceback (most recent call last):
-        scripts.utils.errors.InputError: p1_t2.nii: empty, every voxel is 0; export the sequence again.
+    The voxels are those of one sequence, (*size), or of several, (*size, channel).
     """
     channels = np.moveaxis(voxels, -1, 0) if voxels.ndim == 4 else voxels[None]
     # In the order of the memory, a voxel takes a fraction of the time.
@@ -233,23 +192,11 @@ def check_image(path: str, voxels: np.ndarray) -> None:
             )
 
 
-def reading_threads() -> int:
-    """Number of cases to read at the same time: one for each processor, or fewer if memory is short."""
-    return max(1, min(processors(), int(min(available_memory(), container_memory()) / MEMORY_PER_CASE)))
-
-
 def check_channel_order(item: Mapping[str, Any], channel_order: Sequence[str]) -> None:
-    """Refuse a four-dimensional file if its dataset states another order of channels than the setting.
+    """Refuse an entry's four-dimensional file if its dataset states another order of channels, or other channels.
 
     The Medical Segmentation Decathlon states the order as ``modality`` in the file ``dataset.json`` beside
-    ``imagesTr``. Without such a file the setting alone decides.
-
-    Args:
-        item: the datalist entry of a case.
-        channel_order: the setting.
-
-    Raises:
-        InputError: the two orders differ, or the names in the file are not the four sequences.
+    ``imagesTr``. Without such a file ``channel_order`` alone decides.
     """
     stated = Path(image_files(item["image"])[0]).parent.parent / "dataset.json"
     if not isinstance(item["image"], str | Path) or not stated.is_file():
@@ -275,11 +222,10 @@ def check_channel_order(item: Mapping[str, Any], channel_order: Sequence[str]) -
 
 
 def check_folder(dataset_dir: str | Path, may_lack: int = 0) -> list[Finding]:
-    """What is wrong with the files of the cases below a folder, by their names. Nothing is said about complete cases.
+    """What is wrong with the files of the cases below a folder, by their names.
 
-    Args:
-        dataset_dir: folder of cases or of one case, or a four-dimensional file.
-        may_lack: how many sequences a case may lack, by the record of the weights.
+    ``dataset_dir`` may also be the folder of one case, or a four-dimensional file. ``may_lack`` says how many sequences
+    a case may lack, by the record of the weights.
     """
     findings: list[Finding] = []
     for case in find_cases(dataset_dir):
@@ -292,7 +238,7 @@ def check_folder(dataset_dir: str | Path, may_lack: int = 0) -> list[Finding]:
                 "add it, or move the folder away.",
             )
         elif case.choice:
-            _show_choice(found, case.folder, case.choice)
+            _tell_choice(found, case.folder, case.choice)
         if case.doubled:
             found.add(
                 "doubled file", f"{case.doubled[0]}: {case.name} has this image twice; keep one of the two files."
@@ -308,8 +254,7 @@ def check_files(
     channel_order: Sequence[str] = CHANNEL_ORDER,
     may_lack: int = 0,
 ) -> list[Finding]:
-    """What is wrong with the names and the number of files, before any image is read. The arguments are those of
-    ``check_cases``."""
+    """What is wrong with the files of a cohort before any image is read. The arguments are those of ``check_cases``."""
     findings = check_folder(dataset_dir, may_lack) if dataset_dir is not None and datalist_file is None else []
     incomplete = {finding.case for finding in findings if finding.kind == "missing sequence"}
     names: dict[str, str] = {}
@@ -337,7 +282,8 @@ def check_files(
                     f"{name} lacks {' and '.join(absent)}. The weights were trained to bear this, but the result is "
                     "worse than with all sequences.",
                 )
-            if not PLAIN_NAME.fullmatch(name):
+            # Names of cases become names of files. Plain characters make no trouble in any file system or shell.
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
                 found.add(
                     "odd name",
                     f"{file}: the name of the case ({name!r}) has characters that some programs do not take; rename it "
@@ -352,7 +298,11 @@ def check_files(
     return findings + _of_patients(items) + _of_other_tumors(names)
 
 
-def _show_choice(found: Findings, folder: Path, choice: Choice) -> None:
+def _bearable(may_lack: int) -> str:
+    return f"the weights bear {may_lack} missing sequence at most; " if may_lack else ""
+
+
+def _tell_choice(found: Findings, folder: Path, choice: Choice) -> None:
     if choice.several:
         found.add(
             "several series of a sequence",
@@ -405,12 +355,7 @@ def _of_other_tumors(names: Iterable[str]) -> list[Finding]:
 
 
 def seen_before(case: CheckedCase, seen: dict[str, CheckedCase]) -> Finding | None:
-    """The finding that another case has the same first image; None if no case in ``seen`` has it.
-
-    Args:
-        case: the case.
-        seen: earlier cases by their checksums. The case is added.
-    """
+    """The finding that a case in ``seen``, by checksums, has the same first image, or None. ``case`` is added to it."""
     other = seen.setdefault(case.checksum, case) if case.checksum else case
     if other.case == case.case:
         return None
@@ -422,47 +367,39 @@ def seen_before(case: CheckedCase, seen: dict[str, CheckedCase]) -> Finding | No
 
 
 def compare_cases(items: Sequence[Mapping[str, Any]], checked: Sequence[CheckedCase]) -> list[Finding]:
-    """What is wrong with cases together that are sound one by one.
-
-    Args:
-        items: the datalist entries.
-        checked: the result of ``check_case`` for each.
-    """
+    """What is wrong with cases together that are sound one by one; ``checked`` is what was found in each item."""
     findings: list[Finding] = []
     seen: dict[str, CheckedCase] = {}
     releases: dict[str, dict[int, list[str]]] = {}
     for item, case in zip(items, checked, strict=True):
         if (finding := seen_before(case, seen)) is not None:
             findings.append(finding)
-        release = released_file(str(item.get("label", "")))
-        if release and len(case.et_values) == 1:
-            values = releases.setdefault(release.release.name, {})
-            values.setdefault(next(iter(case.et_values)), []).append(str(item["case"]))
-    for release_name, values in releases.items():
+        label = released_file(str(item.get("label", "")))
+        if label and len(case.et_values) == 1:
+            values = releases.setdefault(label.release.name, {})
+            values.setdefault(next(iter(case.et_values)), []).append(case.case)
+    for release, values in releases.items():
         if len(values) > 1:
             (few, cases), (most, others) = sorted(values.items(), key=lambda pair: len(pair[1]))
-            findings.append(
-                Finding(
-                    "ET 3 and 4 mixed",
-                    cases[0],
-                    f"{cases[0]}: label maps named as in {release_name} hold {few} in {len(cases)} cases and {most} in "
-                    f"{len(others)}; ET has one value in a release, so correct the label maps, or name the values of "
-                    "each case in a --datalist_file.",
-                )
+            told = (
+                f"{cases[0]}: label maps named as in {release} hold {few} in {len(cases)} cases and {most} in "
+                f"{len(others)}; ET has one value in a release, so correct the label maps, or name the values of each "
+                "case in a --datalist_file."
             )
+            findings.append(Finding("ET 3 and 4 mixed", cases[0], told))
     return findings
 
 
-def read_cases(
-    items: Sequence[Mapping[str, Any]], cases: str, channel_order: Sequence[str], headers_only: bool = False
+def _read_cases(
+    items: Sequence[Mapping[str, Any]], cases: str, channel_order: Sequence[str], headers_only: bool
 ) -> list[CheckedCase]:
-    """Check each item by ``check_case``, on all processors that this process may use, with a progress bar."""
     # Without a terminal a progress bar would only leave empty lines in the log.
     quiet = not sys.stderr.isatty()
     read = read_header if headers_only else read_file
     check = partial(check_case, channel_order=channel_order, read=read, headers_only=headers_only)
     # Decompression releases the interpreter's lock, so threads use all cores.
-    pool = ThreadPoolExecutor(reading_threads())
+    memory = min(available_memory(), container_memory())
+    pool = ThreadPoolExecutor(max(1, min(processors(), int(memory / MEMORY_PER_CASE))))
     try:
         done = pool.map(check, items)
         step = f"Reading {'headers of ' * headers_only}{len(items)} {cases}"
@@ -488,7 +425,7 @@ def examine(
     findings = check_files(items, dataset_dir, datalist_file, channel_order, may_lack)
     if not items and not any(finding.is_error for finding in findings):
         raise InputError(nothing_found(Path(dataset_dir or "."), cases))
-    checked = read_cases(items, cases, channel_order, headers_only) if items else []
+    checked = _read_cases(items, cases, channel_order, headers_only) if items else []
     findings += [finding for case in checked for finding in case.findings] + compare_cases(items, checked)
     # A datalist may hold a case, and an entry a file, more than once.
     return list(dict.fromkeys(findings)), checked
@@ -509,10 +446,9 @@ def check_cases(
     Args:
         items: the datalist that the workflow will read.
         dataset_dir: the folder of the cases, or None if a caller brought its own list. An incomplete case in this
-            folder is refused too, because leaving it out without notice would change the cohort. It is not refused if
-            the user chose the cases by ``datalist_file``.
+            folder is refused too, because leaving it out without notice would change the cohort.
         cases: word for the items in the messages.
-        datalist_file: the file that the items came from, or None.
+        datalist_file: the file in which the user chose the cases, or None. Without it, all in the folder count.
         channel_order: the sequences in the order of the channels of four-dimensional files.
         may_lack: how many sequences a case may lack, by the record of the weights.
         headers_only: the workflow checks the voxels of each case itself, and tells of doubts then.
@@ -522,9 +458,8 @@ def check_cases(
         For each item, whether it is a synthetic phantom.
 
     Raises:
-        InputError: there is no case, or one of ``scripts.data.findings.ERRORS`` was found, or with ``prepared_only``
-            one of ``NOT_PREPARED``. The message of a single error is the finding's. Several errors are logged, and the
-            message counts them.
+        InputError: there is no case, or one of ``scripts.data.findings.ERRORS`` was found (``refuse_errors``), or with
+            ``prepared_only`` one of ``NOT_PREPARED``.
     """
     findings, checked = examine(items, dataset_dir, cases, datalist_file, channel_order, may_lack, headers_only)
     if prepared_only:
@@ -541,11 +476,7 @@ def check_cases(
 
 
 def refuse_unprepared(findings: Sequence[Finding]) -> None:
-    """Refuse scans as the scanner made them.
-
-    Raises:
-        InputError: there is one of ``NOT_PREPARED`` among ``findings``.
-    """
+    """Refuse scans as the scanner made them: an InputError for one of ``NOT_PREPARED`` among the findings."""
     for finding in findings:
         if finding.kind in NOT_PREPARED:
             raise InputError(
@@ -555,14 +486,9 @@ def refuse_unprepared(findings: Sequence[Finding]) -> None:
 
 
 def refuse_errors(findings: Sequence[Finding], source: str | Path) -> None:
-    """Raise an error if there is one among ``findings``. Several errors are logged, and the raised one counts them.
+    """Raise an InputError if there is an error among ``findings``. Several are logged, and the raised one counts them.
 
-    Args:
-        findings: what was found.
-        source: where the cases come from, for the message.
-
-    Raises:
-        InputError: there is an error among ``findings``.
+    ``source`` is the place that the cases come from, for the message.
     """
     errors = [finding for finding in findings if finding.is_error]
     if len(errors) == 1:
@@ -575,10 +501,6 @@ def refuse_errors(findings: Sequence[Finding], source: str | Path) -> None:
             f"{source}: {len(errors)} faults in {count} case{'s' * (count > 1)}, which the lines above name with their "
             "remedies."
         )
-
-
-def _bearable(may_lack: int) -> str:
-    return f"the weights bear {may_lack} missing sequence at most; " if may_lack else ""
 
 
 def nothing_found(dataset_dir: Path, cases: str) -> str:

@@ -20,7 +20,7 @@ from scripts.lab.complexity import flops, parameters
 from scripts.networks import PriorAttentionNet
 from scripts.utils.errors import InputError
 from scripts.utils.files import CONFIGS
-from scripts.weights.record import network_options
+from scripts.weights.settings import network_options
 
 HEADER = ("| configuration | network | parameters | multiply-adds (10^9) | FLOPs (10^12) |", "|---|---|---:|---:|---:|")
 

@@ -64,7 +64,7 @@ class TrainingFiles(TrainingParts):
 
     Args:
         args, kwargs: as in ``TrainingParts``.
-        settings: what the weights depend on, for their record (``scripts.weights.record.weights_settings``).
+        settings: what the weights depend on, for their record (``scripts.weights.settings.weights_settings``).
     """
 
     def __init__(self, *args: Any, settings: Record, **kwargs: Any) -> None:

@@ -23,7 +23,8 @@ from scripts.data.postprocessing import THRESHOLDS
 from scripts.networks import AttentionUNet, CascadedUNet, PriorAttentionNet
 from scripts.utils.errors import InputError
 from scripts.utils.files import CONFIGS
-from scripts.weights.record import UNKNOWN, Record, network_definition, network_options, network_overlay
+from scripts.weights.record import UNKNOWN, Record
+from scripts.weights.settings import network_definition, network_options, network_overlay
 
 # Index of each of this bundle's outputs among the authors' exclusive classes: background, necrotic core, edema, ET.
 EXCLUSIVE_ORDER = (0, 3, 1, 2)
@@ -59,11 +60,7 @@ _DEAD = {
 
 
 def read_state_dict(checkpoint: Any, path: str | Path) -> dict[str, torch.Tensor]:
-    """The weights of a loaded checkpoint, which keeps them under ``net`` or is itself the state dict.
-
-    Raises:
-        InputError: the checkpoint holds no state dict.
-    """
+    """The weights of a loaded checkpoint, which keeps them under ``net`` or is itself the state dict."""
     state = checkpoint.get("net", checkpoint) if isinstance(checkpoint, Mapping) else {}
     named = isinstance(state, Mapping) and all(isinstance(name, str) for name in state)
     if not state or not named or not all(isinstance(value, torch.Tensor) for value in state.values()):
@@ -82,8 +79,7 @@ def network_class(state: Mapping[str, torch.Tensor]) -> type[PriorAttentionNet] 
 def network_arguments(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Arguments of ``network_class(state)`` by the names and shapes in a state dict of the authors' layout.
 
-    Raises:
-        KeyError: a tensor is missing that every such network has. The error's argument is its name.
+    A KeyError names a tensor that is missing and that every such network has.
     """
     made = network_class(state)
     # The two stages of a cascade differ in their outputs only, and those of the network are those of the second.
@@ -147,10 +143,6 @@ def convert(
 ) -> tuple[PriorAttentionNet | CascadedUNet, list[str]]:
     """Build the network that a state dict in the authors' layout belongs to, with its weights.
 
-    Args:
-        state: the authors' state dict.
-        path: name of the checkpoint in error messages.
-
     Returns:
         The network, and the authors' names of the unused tensors that were dropped.
 
@@ -163,9 +155,7 @@ def convert(
     except KeyError as error:
         raise InputError(f"{path}: no tensor {error.args[0]}; expected the layout of the PANet authors.") from error
     except ValueError as error:
-        raise InputError(
-            f"{path}: not weights of a PANet ({error}); expected the layout of the PANet authors."
-        ) from error
+        raise InputError(f"{path}: not weights of a PANet ({error}); expected the authors' layout.") from error
     wanted = network.state_dict()
     modules = _module_names(arguments)
     dead = _DEAD[arguments["norm"] == "group"]
@@ -196,20 +186,14 @@ def convert(
 def exclusive_outputs(state: Mapping[str, torch.Tensor], path: str | Path = "checkpoint") -> dict[str, torch.Tensor]:
     """A state dict of the authors' network for exclusive classes, with the outputs in this bundle's order.
 
-    The authors' order is background, necrotic core, edema, ET. This bundle's order is background, ET, the rest of TC,
-    the rest of WT.
-
-    Raises:
-        InputError: the number of outputs is not four.
+    That is background, ET, the rest of TC, the rest of WT. Other than four outputs raise an InputError.
     """
     changed = dict(state)
     for name in state:
         # The first stage of a cascade has one output, which is no class.
         if re.fullmatch(r"(second_stage\.)?convds[0-3]\.(weight|bias)", name):
-            if len(state[name]) != len(EXCLUSIVE_ORDER):
-                raise InputError(
-                    f"{path}: {len(state[name])} outputs, not the four classes of --exclusive; leave it out."
-                )
+            if (count := len(state[name])) != len(EXCLUSIVE_ORDER):
+                raise InputError(f"{path}: {count} outputs, not the four classes of --exclusive; leave it out.")
             changed[name] = state[name][list(EXCLUSIVE_ORDER)]
     return changed
 
@@ -236,7 +220,7 @@ def imported_record(
 
 
 def command_to_run(model_file: Path, network: torch.nn.Module, record: Record) -> str:
-    """Return the command that segments patients with the imported weights of ``network``."""
+    """The command that segments patients with the imported weights of ``network``."""
     names = ["inference.json", "authors.yaml"]
     overlay = network_overlay(record["network"]["class"])
     names += [overlay] if overlay is not None else []
@@ -244,12 +228,12 @@ def command_to_run(model_file: Path, network: torch.nn.Module, record: Record) -
     own = network_definition(network, plain)["arguments"]
     configs = [f"configs/{name}" for name in names]
     theirs = record["network"]["arguments"]
-    options = network_options({name: value for name, value in theirs.items() if value != own[name]})
-    options += ["--exclusive True"] if record["exclusive"] else []
     parts = [
         "python -m monai.bundle run inference",
         f'--config_file "{configs}"',
         f"--model_file {shlex.quote(str(model_file))}",
-        *options,
+        *network_options({name: value for name, value in theirs.items() if value != own[name]}),
+        *(["--exclusive True"] if record["exclusive"] else []),
+        "--dataset_dir <folder of cases>",
     ]
-    return " ".join([*parts, "--dataset_dir <folder of cases>"])
+    return " ".join(parts)

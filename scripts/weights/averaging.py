@@ -12,16 +12,13 @@ from scripts.utils.errors import InputError
 from scripts.weights.record import Record, origin, read_weights_record, record_file, trained_after
 
 # Keys of a record that belong to one file of weights, and not to the mean.
-OF_ONE_FILE = ("bundle_version", "checksum", "scores")
-# Keys in which the trainings may differ.
-MAY_DIFFER = (*OF_ONE_FILE, "training", "trained_on")
+OF_ONE_FILE = {"bundle_version", "checksum", "scores"}
 
 
 def mean_state(states: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The mean of each tensor, in its own type; counters are those of the first state.
+    """The mean of each tensor of weights with the same names and shapes, in its own type.
 
-    Args:
-        states: weights by name, with the same names and shapes.
+    Counters are those of the first state.
 
     Example:
         >>> mean_state([{"weight": torch.tensor([1.0])}, {"weight": torch.tensor([2.0])}])
@@ -49,7 +46,7 @@ def common_record(files: Sequence[Path]) -> Record:
         records.append(record)
     first = records[0]
     for file, record in zip(files, records, strict=True):
-        for key in sorted({*first, *record} - set(MAY_DIFFER)):
+        for key in sorted({*first, *record} - OF_ONE_FILE - {"training", "trained_on"}):
             if record.get(key) != first.get(key):
                 raise InputError(
                     f"{record_file(file)}: {key} differs from that in {record_file(files[0])}; average trainings of "

@@ -17,16 +17,14 @@ from scripts.utils.distributed import launched_rank, rank, unwrap
 from scripts.utils.errors import InputError
 from scripts.utils.files import CONFIGS
 from scripts.utils.tensors import load_torch
-from scripts.weights.record import Record, read_weights_record, refuse_other_use
+from scripts.weights.record import Record, read_weights_record
+from scripts.weights.settings import refuse_other_use
 
 logger = logging.getLogger(__name__)
 
 
 def find_model_file(output_dir: str, bundle_root: str) -> str:
-    """Path of the weights to evaluate: the run's own in ``output_dir``, or else the bundle's in ``models``.
-
-    The log names the file.
-    """
+    """Path of the weights to evaluate: the run's own in ``output_dir``, or else the bundle's in ``models``."""
     own = Path(output_dir) / "model.pt"
     found = own if own.is_file() else Path(bundle_root) / "models" / "model.pt"
     if launched_rank() == 0:
@@ -37,10 +35,7 @@ def find_model_file(output_dir: str, bundle_root: str) -> str:
 def check_weights(network: torch.nn.Module, model_file: str, settings: Record | None = None) -> Record | None:
     """Check that ``model_file`` fits ``network`` and, by its record, the other settings.
 
-    Args:
-        network: the network that the weights are for.
-        model_file: file of bare weights.
-        settings: settings of the configuration (``weights_settings``); None leaves them unchecked.
+    The settings (``weights_settings``) are not checked if they are None.
 
     Returns:
         The weights' record. If there is none, the result is None, and a warning is logged.
@@ -72,8 +67,6 @@ def weights_difference(network: torch.nn.Module, state: Any) -> str:
     Example:
         >>> weights_difference(torch.nn.Conv2d(4, 8, 3), torch.nn.Conv2d(1, 8, 3).state_dict())
         'weight is [8, 1, 3, 3], not [8, 4, 3, 3]'
-        >>> weights_difference(torch.nn.Conv2d(4, 8, 3), torch.nn.Conv2d(4, 8, 3).state_dict())
-        ''
     """
     if not isinstance(state, Mapping):
         return "no state dict"
@@ -92,24 +85,14 @@ def load_pretrained(
 ) -> list[str]:
     """Load those tensors of ``model_file`` that fit ``network``; rank 0 logs every tensor that is left out.
 
-    Args:
-        network: the network. Tensors that are not loaded keep their initial values.
-        model_file: file of bare weights, of this network or of a related one.
-        reinitialize: modules to leave at their initial values, such as ``outputs`` (the output convolutions) or
-            ``head`` (the attention-guiding head).
+    The file holds bare weights of this network or of a related one. ``reinitialize`` names modules to leave at their
+    initial values, such as ``outputs`` (the output convolutions) or ``head`` (the attention-guiding head).
 
     Returns:
-        Names of the network's tensors that were not loaded.
+        Names of the network's tensors that were not loaded and keep their initial values.
 
     Raises:
         InputError: the file is absent or unreadable, no tensor in it fits, or the network has no such module.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     torch.save(torch.nn.Conv2d(4, 8, 3).state_dict(), f"{folder}/model.pt")
-        ...     load_pretrained(torch.nn.Conv2d(1, 8, 3), f"{folder}/model.pt")
-        ['weight']
     """
     network = unwrap(network)
     reinitialize = ensure_tuple(reinitialize)

@@ -11,11 +11,9 @@ from typing import Any
 
 from scripts.data.postprocessing import THRESHOLDS
 
-
-def _switch_or_volume(default: Any) -> dict[str, Any]:
-    return {"type": "boolean"} if isinstance(default, bool) else {"type": "number", "minimum": 0}
-
-
+_SETTINGS = ("network", "sequences", "spacing", "exclusive", "normalization", "thresholds")
+_SWITCH = {"type": "boolean"}
+_VOLUME = {"type": "number", "minimum": 0}
 _COUNT = {"type": ["integer", "null"], "minimum": 0}
 _SIZES = {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 2, "maxItems": 3}
 _TRAINED_ON = {
@@ -36,16 +34,7 @@ _ARGUMENT = {
 RECORD_SCHEMA: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "type": "object",
-    "required": [
-        "checksum",
-        "network",
-        "sequences",
-        "spacing",
-        "exclusive",
-        "normalization",
-        "thresholds",
-        "trained_on",
-    ],
+    "required": ["checksum", *_SETTINGS, "trained_on"],
     "properties": {
         "checksum": {"type": "string"},
         "network": {
@@ -63,7 +52,7 @@ RECORD_SCHEMA: dict[str, Any] = {
         "thresholds": {
             "type": "object",
             "required": list(THRESHOLDS),
-            "properties": {name: _switch_or_volume(value) for name, value in THRESHOLDS.items()},
+            "properties": {name: _SWITCH if isinstance(value, bool) else _VOLUME for name, value in THRESHOLDS.items()},
             "additionalProperties": False,
         },
         "training": {"type": ["object", "null"], "properties": {"window": _SIZES}},

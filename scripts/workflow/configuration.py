@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from scripts.utils.errors import InputError
 from scripts.utils.literals import shown
 from scripts.weights.record import Record
-from scripts.weights.record import weights_settings as record_of_settings
+from scripts.weights.settings import weights_settings as record_of_settings
 
 # MONAI adds these keys for --tracking mlflow.
 TRACKING = {"experiment_name", "is_not_rank0", "run_name", "save_execute_config", "tracking_uri"}

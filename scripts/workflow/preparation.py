@@ -36,16 +36,14 @@ from scripts.weights.loading import check_weights, load_pretrained
 from scripts.weights.record import (
     UNKNOWN,
     Record,
-    check_start,
     model_checksum,
-    normalization,
     only_phantoms,
     origin,
     read_weights_record,
-    refuse_other_use,
     trained_after,
     trained_on,
 )
+from scripts.weights.settings import check_start, normalization, refuse_other_use
 from scripts.workflow.configuration import Configuration
 from scripts.workflow.output import DATALIST_FILE, Output, earlier_cases
 from scripts.workflow.recipe import changed_recipe

@@ -21,7 +21,8 @@ from scripts.patients.segmentation import segment
 from scripts.utils.errors import InputError, input_error_behind
 from scripts.utils.files import file_checksum
 from scripts.weights import record as weights_record
-from scripts.weights.record import save_weights, trained_on, weights_settings
+from scripts.weights.record import save_weights, trained_on
+from scripts.weights.settings import weights_settings
 from tiny import ARGUMENTS, make_cases, record, small_network
 from workflows import bundle_run
 

@@ -144,8 +144,8 @@ def test_the_record_says_how_the_authors_weights_are_used_and_the_command_does_s
     assert record["training"]["window"] == [128] * 3
     assert record["trained_on"] == {"patients": None, "phantoms": None, "origin": None}
     shown = shlex.split(capsys.readouterr().out.splitlines()[-1])
-    assert shown[:4] == ["python", "-m", "monai.bundle", "run"]
-    options = dict(zip(shown[4:-4:2], shown[5:-4:2], strict=True))
+    assert shown[:5] == ["python", "-m", "monai.bundle", "run", "inference"]
+    options = dict(zip(shown[5:-4:2], shown[6:-4:2], strict=True))
     configs = ["configs/inference.json", "configs/authors.yaml"]
     assert options.pop("--config_file") == str(configs)
     assert options.pop("--model_file") == str(target)

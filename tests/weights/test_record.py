@@ -21,10 +21,6 @@ from scripts.utils.errors import InputError, input_error_behind
 from scripts.weights.loading import check_weights
 from scripts.weights.record import (
     UNKNOWN,
-    check_start,
-    differences,
-    network_definition,
-    normalization,
     only_phantoms,
     origin,
     record_file,
@@ -32,8 +28,8 @@ from scripts.weights.record import (
     thresholds_in_use,
     trained_after,
     trained_on,
-    weights_settings,
 )
+from scripts.weights.settings import check_start, differences, network_definition, normalization, weights_settings
 from workflows import CONFIGS, ROOT, SIZE, bundle_run, command, files, initialized
 
 CHANNELS = [4, 4, 4, 4, 8]

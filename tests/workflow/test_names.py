@@ -36,7 +36,8 @@ from scripts.segment import main as segment_command
 from scripts.utils.errors import InputError, input_error_behind, printable
 from scripts.utils.literals import literal, shown
 from scripts.utils.run_json import read_run_json
-from scripts.weights.record import UNKNOWN, read_weights_record, save_weights, weights_settings
+from scripts.weights.record import UNKNOWN, read_weights_record, save_weights
+from scripts.weights.settings import weights_settings
 from scripts.workflow.configuration import Configuration
 from scripts.workflow.output import Output, refuse_missing_maps
 from scripts.workflow.settings import check_path
