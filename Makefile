@@ -11,7 +11,7 @@ demo: .venv/.installed
 	$(BIN)/python -m scripts.lab.demo
 
 # Two processes, one for each of two cores. Tests of one group stay together; conftest.py says why, and orders all tests.
-PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder $(if $(TIMES),--times $(TIMES))
 
 test: lint .venv/.interoperability
 	$(PYTEST) -m "not lab"

@@ -25,7 +25,7 @@ WINDOWS |= {"thresholds#min_et_mm3": 0, "thresholds#min_component_mm3": 0}
 
 @pytest.mark.parametrize("overlays", [(), ("whole_brain.yaml",), ("tta.yaml",)])
 def test_maps_are_those_of_one_case_after_another(overlays, small_cohort, model_file, tmp_path):
-    place = {"dataset_dir": str(small_cohort), "model_file": model_file, **WINDOWS}
+    place = {"dataset_dir": str(small_cohort), "model_file": model_file, **WINDOWS, "overlap": 0.0}
     for name, more in (("plain", ()), ("pipelined", ("inference_pipelined.yaml",))):
         bundle_run("inference.json", *overlays, *more, output_dir=str(tmp_path / name), **place)
     plain, pipelined = (
