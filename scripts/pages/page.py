@@ -15,7 +15,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from scripts.brats import REGIONS, SEQUENCE_TITLES
+from scripts.brats import CHANNEL_ORDER, REGIONS, SEQUENCE_TITLES
 from scripts.pages import plots
 from scripts.pages.runs import EVALUATION, INFERENCE, TRAINING, Case, Run, cases_of, read_curves, read_summary
 from scripts.pages.viewer import viewer_content
@@ -56,17 +56,13 @@ FACTS = {
 
 
 def make_report(run: Run) -> str:
-    """The page of a run.
-
-    Args:
-        run: the run. Sentences about what was not found are added to its ``notes``.
+    """The page of a run, to whose ``notes`` sentences about what was not found are added.
 
     Raises:
         InputError: a file of the run cannot be read.
     """
     if run.kind == TRAINING:
-        curves = _curves(run)
-        return _page(run, {"Learning curves": curves, "Cases": _split(run)}, [])
+        return _page(run, {"Learning curves": _curves(run), "Cases": _split(run)}, [])
     cases = cases_of(run)
     name, content = ("Scores", _scores(run, cases)) if run.kind == EVALUATION else ("Volumes", _volumes(cases))
     volumes: list[str] = []
@@ -83,7 +79,8 @@ def _card(run: Run, number: int, case: Case, volumes: list[str]) -> str:
     figure = ""
     if case.entry is not None and number <= MOST_PICTURES:
         try:
-            patient = read_patient(case.entry, case.prediction, run.channel_order)
+            order = run.record.get("channel_order") or CHANNEL_ORDER
+            patient = read_patient(case.entry, case.prediction, order)
         except InputError as error:
             notes.append(f"It has no picture, since its images cannot be read. {escape(str(error))}")
         else:
@@ -119,7 +116,6 @@ def _case_table(case: Case) -> str:
 
 
 def _texts(case: Case, names: Sequence[str]) -> list[str]:
-    """Scores of a case as texts, in the order of ``columns_of``."""
     return [_text(column, case.scores[column]) for column in columns_of(names)]
 
 
@@ -133,13 +129,7 @@ def _heading(column: str) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], links: Sequence[str] = ()) -> str:
-    """A table of texts.
-
-    Args:
-        header: titles of the columns.
-        rows: the texts. The first one of a row is its title.
-        links: where the titles of the rows lead to.
-    """
+    """A table of texts. The first text of a row is its title, which leads to the row's link."""
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in header)
     lines = []
     for number, (title, *texts) in enumerate(rows):
@@ -149,7 +139,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], links: Sequence
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 
-def _plots(*drawn: str) -> str:
+def _plots(drawn: Sequence[str]) -> str:
     return f'<div class="plots">{"".join(drawn)}</div>'
 
 
@@ -167,7 +157,7 @@ def _curves(run: Run) -> str:
         steps, values = curves["val_mean_dice"]
         at = max(range(len(values)), key=values.__getitem__)
         best = f"<p>The best validation has a mean Dice of {values[at]:.3f}, in epoch {steps[at]}.</p>"
-    return best + _plots(*drawn) if drawn else "<p>There are no curves.</p>"
+    return best + _plots(drawn) if drawn else "<p>There are no curves.</p>"
 
 
 def _split(run: Run) -> str:
@@ -176,7 +166,7 @@ def _split(run: Run) -> str:
     for name in ("training", "validation"):
         if entries := lists.get(name):
             names = ", ".join(escape(str(entry.get("case"))) for entry in entries)
-            parts.append(f"<details><summary>{len(entries)} for {name}</summary><p>{names}</p></details>")
+            parts.append(_details(f"{len(entries)} for {name}", f"<p>{names}</p>"))
     return "".join(parts) or "<p>The folder holds no list of cases.</p>"
 
 
@@ -193,15 +183,11 @@ def _scores(run: Run, cases: Sequence[Case]) -> str:
     drawn = [plots.distributions(cases, name) for name in names]
     if set(columns_of(VOLUMES)) <= cases[0].scores.keys():
         drawn.append(plots.volumes_compared(cases))
-    return table + _plots(*drawn) + _all_cases(cases, names)
-
-
-def _all_cases(cases: Sequence[Case], names: Sequence[str]) -> str:
     header = ["case", "mean Dice", *map(_heading, columns_of(names))]
     rows = [[case.name, f"{case.mean_dice:.3f}", *_texts(case, names)] for case in cases]
     links = [f"#case-{number}" for number in range(1, len(cases) + 1)]
-    title = f"All {len(cases)} cases, the worst first"
-    return f"<details open><summary>{title}</summary>{_table(header, rows, links)}</details>"
+    every = _details(f"All {len(cases)} cases, the worst first", _table(header, rows, links), " open")
+    return table + _plots(drawn) + every
 
 
 def _volumes(cases: Sequence[Case]) -> str:
@@ -211,8 +197,11 @@ def _volumes(cases: Sequence[Case]) -> str:
     rows = [[case.name, *_texts(case, ["volume"])] for case in done]
     links = [f"#case-{number}" for number, case in enumerate(cases, 1) if case.scores]
     table = _table(["case", *map(_heading, columns_of(["volume"]))], rows, links)
-    plot = _plots(plots.distributions(done, "volume"))
-    return f"{plot}<details open><summary>All cases</summary>{table}</details>"
+    return _plots([plots.distributions(done, "volume")]) + _details("All cases", table, " open")
+
+
+def _details(title: str, content: str, state: str = "") -> str:
+    return f"<details{state}><summary>{title}</summary>{content}</details>"
 
 
 def _case_order(run: Run, count: int) -> str:
@@ -238,7 +227,6 @@ def _overview(run: Run) -> str:
 
 
 def _list(facts: Mapping[str, str]) -> str:
-    """A list of texts by title."""
     lines = (f"<dt>{escape(title)}</dt><dd>{escape(without_secrets(text))}</dd>" for title, text in facts.items())
     return f"<dl>{''.join(lines)}</dl>"
 
@@ -263,22 +251,16 @@ def _settings(run: Run) -> str:
     if not run.config:
         return "<p>The folder holds no configuration.</p>"
     text = escape(without_secrets(json.dumps(run.config, indent=2)))
-    return f"<details><summary>The configuration that was run ({CONFIG_FILE})</summary><pre>{text}</pre></details>"
+    return _details(f"The configuration that was run ({CONFIG_FILE})", f"<pre>{text}</pre>")
 
 
 def _licenses() -> str:
     texts = "\n\n".join((NIIVUE / name).read_text(encoding="utf-8") for name in ("LICENSE", "THIRD_PARTY.txt"))
-    return f"<details><summary>The viewer is NiiVue 0.69.0 (BSD-2-Clause)</summary><pre>{escape(texts)}</pre></details>"
+    return _details("The viewer is NiiVue 0.69.0 (BSD-2-Clause)", f"<pre>{escape(texts)}</pre>")
 
 
 def _page(run: Run, parts: Mapping[str, str], volumes: Sequence[str]) -> str:
-    """The page.
-
-    Args:
-        run: the run.
-        parts: contents of the sections in the middle, by title.
-        volumes: elements with the volumes of the cases that have a viewer.
-    """
+    """The page: ``parts`` are its middle sections by title, and ``volumes`` the elements for the viewers."""
     sections = {"Overview": _overview(run), **parts, "Settings": _settings(run)}
     scripts: list[str] = []
     viewer = ""

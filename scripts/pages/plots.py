@@ -35,13 +35,7 @@ MOST_BESIDE = 3
 
 
 def thinned(curve: Curve) -> Curve:
-    """A curve of at most ``MOST_POINTS`` points, which are means.
-
-    Example:
-        >>> steps, values = thinned((list(range(1000)), [1.0] * 1000))
-        >>> len(steps), set(values)
-        (400, {1.0})
-    """
+    """A curve of at most ``MOST_POINTS`` points, which are means."""
     steps, values = curve
     parts = min(MOST_POINTS, len(steps))
     return (
@@ -121,15 +115,7 @@ def volumes_compared(cases: Sequence[Case]) -> str:
 
 
 def draw_box(ax: Axes, values: Sequence[float], center: float, width: float, box_color: str, **points: Any) -> None:
-    """Draw a box of the quartiles of values, and a point for each value over it.
-
-    Args:
-        ax: the plot.
-        values: the values, (values,).
-        center, width: where the box stands, and how wide it is.
-        box_color: color of the box.
-        points: how the points look, as in ``Axes.scatter``.
-    """
+    """Draw a box of the quartiles of values, and over it a point for each value, which looks as ``points`` say."""
     lines: dict[str, Any] = {f"{part}props": {"color": box_color} for part in ("box", "whisker", "cap")}
     lines["medianprops"] = {"color": "black"}
     ax.boxplot(values, positions=[center], widths=width, showfliers=False, **lines)
@@ -144,28 +130,24 @@ def draw_runs(evaluations: Sequence[Evaluation], names: Sequence[str]) -> Figure
     lines = math.ceil(len(names) / beside)
     figure = Figure(figsize=(4.2 * beside, 3.2 * lines + 0.4), layout="constrained")
     axes = list(figure.subplots(lines, beside, squeeze=False).flat)
+    width = 0.8 / len(evaluations)
     for ax, name in zip(axes, names, strict=False):
-        _boxes_of_runs(ax, evaluations, name)
+        for number, evaluation in enumerate(evaluations):
+            color = RUN_COLORS[number % len(RUN_COLORS)]
+            for place, region in enumerate(REGIONS):
+                values = evaluation.values(f"{name}_{region}").tolist()
+                center = place + (number - (len(evaluations) - 1) / 2) * width
+                label = evaluation.name if place == 0 else None
+                draw_box(ax, values, center, 0.8 * width, color, color=color, s=9, alpha=0.7, label=label)
+        ax.set_xticks(range(len(REGIONS)), REGIONS)
+        ax.set_xlim(-0.6, len(REGIONS) - 0.4)
+        ax.set_ylabel(score_of(name).heading)
+        style_axes(ax)
     for ax in axes[len(names) :]:
         ax.remove()
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4), frameon=False, markerscale=2)
     return figure
-
-
-def _boxes_of_runs(ax: Axes, evaluations: Sequence[Evaluation], name: str) -> None:
-    width = 0.8 / len(evaluations)
-    for number, evaluation in enumerate(evaluations):
-        color = RUN_COLORS[number % len(RUN_COLORS)]
-        for place, region in enumerate(REGIONS):
-            values = evaluation.values(f"{name}_{region}").tolist()
-            center = place + (number - (len(evaluations) - 1) / 2) * width
-            label = evaluation.name if place == 0 else None
-            draw_box(ax, values, center, 0.8 * width, color, color=color, s=9, alpha=0.7, label=label)
-    ax.set_xticks(range(len(REGIONS)), REGIONS)
-    ax.set_xlim(-0.6, len(REGIONS) - 0.4)
-    ax.set_ylabel(score_of(name).heading)
-    style_axes(ax)
 
 
 def _figure() -> tuple[Figure, Axes]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scripts.brats import CHANNEL_ORDER
 from scripts.data.datalist_file import read_datalist
 from scripts.data.images import read_image, voxels_of
 from scripts.inference.writers import map_files
@@ -35,58 +34,33 @@ Entry = Mapping[str, Any]  # of a datalist
 
 @dataclass
 class Case:
-    """A case of an evaluation or of an inference.
-
-    Attributes:
-        name: name of the case.
-        scores: scores and volumes (mm^3) by the names of the columns of ``scores.csv``.
-        entry: datalist entry of the case, or None if nothing says where its images are.
-        prediction: the label map that the run has saved, or None.
-    """
+    """A case of an evaluation or of an inference."""
 
     name: str
-    scores: dict[str, float] = field(default_factory=dict)
-    entry: Entry | None = None
-    prediction: Path | None = None
+    scores: dict[str, float] = field(default_factory=dict)  # scores and volumes (mm^3), by columns of scores.csv
+    entry: Entry | None = None  # None if nothing says where the images are
+    prediction: Path | None = None  # the label map that the run has saved
 
     @property
     def mean_dice(self) -> float:
-        """Mean Dice of the regions; NaN without scores.
-
-        Example:
-            >>> Case("P1", {"dice_ET": 0.5, "dice_TC": 0.75, "dice_WT": 1.0, "hd95_ET": 3.0}).mean_dice
-            0.75
-        """
+        """Mean Dice of the regions; NaN without scores."""
         return float(np.mean([self.scores.get(column, math.nan) for column in columns_of(["dice"])]))
 
 
 @dataclass
 class Run:
-    """A run's folder.
-
-    Attributes:
-        folder: the folder.
-        kind: "training", "evaluation" or "inference".
-        record: content of ``run.json``.
-        config: content of ``config.json``; empty without this file.
-        notes: what could not be found, in sentences.
-    """
+    """A run's folder."""
 
     folder: Path
-    kind: str
-    record: dict[str, Any]
-    config: dict[str, Any]
-    notes: list[str] = field(default_factory=list)
+    kind: str  # TRAINING, EVALUATION or INFERENCE
+    record: dict[str, Any]  # run.json
+    config: dict[str, Any]  # config.json; empty without this file
+    notes: list[str] = field(default_factory=list)  # what could not be found, in sentences
 
     @property
     def failed(self) -> dict[str, str]:
         """Reasons by the names of the cases that failed."""
-        return dict(self.record.get("failed") or {})
-
-    @property
-    def channel_order(self) -> list[str]:
-        """The sequences in the order of the channels of four-dimensional files."""
-        return list(self.record.get("channel_order") or CHANNEL_ORDER)
+        return dict(self.record.get("failed", {}))
 
 
 def read_run(folder: Path) -> Run:
@@ -94,12 +68,6 @@ def read_run(folder: Path) -> Run:
 
     Raises:
         InputError: there is no such folder, it holds no run, or a file of it cannot be read.
-
-    Example:
-        >>> read_run(Path("no_such_folder"))
-        Traceback (most recent call last):
-        scripts.utils.errors.InputError: no_such_folder: no such folder; give the output folder of a training, an \
-evaluation or an inference.
     """
     if not (folder / RUN_FILE).is_file():
         fault = f"holds no {RUN_FILE}" if folder.is_dir() else "no such folder"

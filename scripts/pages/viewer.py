@@ -46,13 +46,7 @@ def viewer_content(patient: Patient) -> dict[str, Any]:
 
 
 def gray_values(image: npt.NDArray[Any], brain: npt.NDArray[np.bool_]) -> Bytes:
-    """Gray values from 0 to 255 in steps of ``GRAY_STEP``. The window goes from the brain's percentile 1 to 99.5.
-
-    Where that percentile is above 0, the window begins at 0.
-
-    Args:
-        image: voxels of a sequence, of any shape.
-        brain: where the brain is, in the same shape.
+    """Gray values from 0 to 255 in steps of ``GRAY_STEP``, by the window of the values in the brain (``gray_window``).
 
     Example:
         >>> image = np.arange(0.0, 1001.0)
@@ -65,12 +59,6 @@ def gray_values(image: npt.NDArray[Any], brain: npt.NDArray[np.bool_]) -> Bytes:
 
 
 def encoded(volume: Bytes, affine: npt.NDArray[np.float64]) -> str:
-    """A volume as base64 of a gzip file of NIfTI. The same volume gives the same text.
-
-    Example:
-        >>> text = encoded(np.full((2, 3, 4), 7, np.uint8), np.eye(4))
-        >>> nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(text))).shape
-        (2, 3, 4)
-    """
+    """A volume as base64 of a gzip file of NIfTI. The same volume gives the same text."""
     nifti = nib.Nifti1Image(volume, affine)
     return base64.b64encode(gzip.compress(nifti.to_bytes(), mtime=0)).decode("ascii")

@@ -58,14 +58,7 @@ def draw_outline(ax: Axes, plane: Volume, regions: Sequence[str], extent: Extent
 
 
 def legend_texts(labels: Volume, affine: Volume) -> tuple[list[str], str]:
-    """What a legend says of a label map.
-
-    Args:
-        labels: numbers of the parts in ``SUB_REGIONS``, from 1, (x, y, z).
-        affine: matrix from indices to mm, (4, 4).
-
-    Returns:
-        A text for each part in ``SUB_REGIONS``, and one for the regions.
+    """What a legend says of parts by number, (x, y, z): a text for each of ``SUB_REGIONS``, and one for the regions.
 
     Example:
         >>> parts, regions = legend_texts(np.array([[[1, 2, 2, 3]]]), np.diag([10.0, 10.0, 10.0, 1.0]))
@@ -109,26 +102,20 @@ def draw_title(figure: Figure, patient: Patient, note: str) -> None:
         text.set_fontsize(11 * TITLE_SHARE / share)
 
 
-def scale_length(width: float) -> int:
-    # Of the bar in mm: 5 cm, or less in a picture that is narrower.
-    return next((mm for mm in (50, 10) if mm <= width), 1)
-
-
-def length_text(length: int) -> str:
-    return f"{length // 10} cm" if length >= 10 else f"{length} mm"
+def scale(width: float) -> tuple[int, str]:
+    """Length in mm and text of the scale bar of a picture of this width in mm."""
+    if width >= 50:
+        return 50, "5 cm"
+    return (10, "1 cm") if width >= 10 else (1, "1 mm")
 
 
 def scale_bar(ax: Axes, width: float, height: float) -> None:
-    length = scale_length(width)
+    length, text = scale(width)
     ax.plot([0, length], [height, height], color="white", linewidth=2, solid_capstyle="butt", gid="scale bar")
-    ax.text(length / 2, height, length_text(length), color="white", fontsize=8, ha="center", va="bottom")
+    ax.text(length / 2, height, text, color="white", fontsize=8, ha="center", va="bottom")
 
 
 def save_figure(figure: Figure, picture: str | Path) -> None:
-    """Write a figure into the PNG file ``picture``.
-
-    Raises:
-        WriteError: the file cannot be written.
-    """
+    """Write a figure into a PNG file, or raise a WriteError."""
     with replacing(picture) as temporary:
         figure.savefig(temporary, dpi=DPI, format="png")

@@ -25,18 +25,13 @@ from scripts.utils.errors import InputError
 class Patient:
     """The images and label maps of a patient in LPS order: axes run to the left, to the back and up.
 
-    Attributes:
-        name: name of the case.
-        images: voxels of the sequences that the case has, in the order of ``SEQUENCES``, each (x, y, z).
-        affine: matrix from indices to mm, (4, 4), in nibabel's convention: to the right, to the front and up.
-        reference: numbers of the parts in ``SUB_REGIONS``, from 1, (x, y, z), or None.
-        prediction: the same for the prediction.
-        phantom: whether the case is a synthetic phantom.
+    The images are those that the case has, by sequence in the order of ``SEQUENCES``. The label maps hold the numbers
+    of the parts in ``SUB_REGIONS``, from 1. All have the shape (x, y, z).
     """
 
-    name: str
+    name: str  # of the case
     images: dict[str, Volume]
-    affine: Volume
+    affine: Volume  # from indices to mm, (4, 4), in nibabel's convention: to the right, to the front and up
     reference: Volume | None = None
     prediction: Volume | None = None
     phantom: bool = False
@@ -64,10 +59,7 @@ class Patient:
 
     @property
     def lesion(self) -> Volume:
-        """Mask of what the slices go through, bool of shape (x, y, z).
-
-        This is the largest lesion of the label map that is shown or else of the reference. Without any it is the brain.
-        """
+        """Mask of what the slices go through, bool of shape (x, y, z): the largest lesion, or without any the brain."""
         for labels in (self.shown, self.reference):
             if labels is not None and labels.any():
                 largest: Volume = connected_lesions(labels > 0) == 1
@@ -93,7 +85,7 @@ def read_patient(
         item: datalist entry of the case (``scripts.data.datalist``), with or without ``label``.
         prediction: file of a label map in the case's grid, which this bundle has written.
         channel_order: the sequences in the order of a four-dimensional file's channels.
-        read: gives the files.
+        read: gives the image of a file.
 
     Raises:
         InputError: a file is unreadable or has another grid, or the dataset states another order of channels.

@@ -40,16 +40,14 @@ def slices_through(mask: Volume) -> list[int]:
 
 def plane_of(volume: Volume, axis: int, position: int) -> Volume:
     """A slice of a volume in LPS order, in the radiological convention."""
-    # In LPS order indices run to the left, to the back and up. The rows of an axial slice run to the back, as they
-    # should. The rows of the other slices run up, so they are reversed.
+    # The rows of an axial slice run to the back, as they should. Those of other slices run up, so they are reversed.
     plane = np.take(volume, position, axis=axis).T
     return plane if axis == 2 else plane[::-1]
 
 
 def box_of(mask: Volume) -> tuple[slice, ...]:
     """The smallest box that holds a mask, bool, which is not empty."""
-    (found,) = ndimage.find_objects(mask.view(np.uint8))
-    box: tuple[slice, ...] = found
+    box: tuple[slice, ...] = ndimage.find_objects(mask.view(np.uint8))[0]
     return box
 
 

@@ -31,21 +31,18 @@ def preview(patient: Patient, note: str = "") -> Figure:
     The columns are the sequence that shows the enhancing tumor and the core best, and the one that shows edema best,
     each without and with colors. The colors are those of the prediction. If there is a reference as well, its ET and
     TC are outlined on the first sequence, and its WT on the second. Without a prediction the colors are those of the
-    reference.
-
-    Args:
-        patient: the patient.
-        note: text for the title, such as the origin of the weights.
+    reference. The ``note``, such as the origin of the weights, is added to the title.
     """
-    lesion, brain = patient.lesion, patient.brain
     cut = box_of(patient.drawn)
-    center = [c - s.start for c, s in zip(slices_through(lesion), cut, strict=True)]
+    center = [c - s.start for c, s in zip(slices_through(patient.lesion), cut, strict=True)]
     size = np.array([s.stop - s.start for s in cut]) * patient.spacing  # of what is drawn, in mm
+    colors = patient.shown
     columns: list[tuple[str, Sequence[str], bool]] = []
     for sequences, regions in SHOWN:
         # At least one sequence is there.
         sequence = next(s for s in (*sequences, *SEQUENCES) if s in patient.images)
-        columns += [(sequence, regions, False)] + [(sequence, regions, True)] * (patient.shown is not None)
+        columns += [(sequence, regions, False)] + [(sequence, regions, True)] * (colors is not None)
+    brain = patient.brain
     windows = {sequence: gray_window(patient.images[sequence], brain) for sequence, _, _ in columns}
     outline = patient.reference if patient.prediction is not None else None
 
@@ -57,29 +54,17 @@ def preview(patient: Patient, note: str = "") -> Figure:
     top, bottom, left = 0.62, 0.5, 0.28
     width, height = left + 2.95 * len(columns), top + bottom + inches * sum(heights) + 0.16
     figure = Figure(figsize=(max(width, 8.0), height), facecolor="black")
-    axes = figure.subplots(
-        len(PLANES),
-        len(columns),
-        squeeze=False,
-        gridspec_kw={
-            "height_ratios": heights,
-            "left": left / width,
-            "right": 1,
-            "top": 1 - top / height,
-            "bottom": bottom / height,
-            "wspace": 0.02,
-            "hspace": 0.02,
-        },
-    )
+    axes = figure.subplots(len(PLANES), len(columns), squeeze=False, height_ratios=heights)
+    figure.subplots_adjust(left / width, bottom / height, 1, 1 - top / height, wspace=0.02, hspace=0.02)
     for row, (plane, axis, (first, last)) in enumerate(PLANES):
         across, down = (size[a] for a in range(3) if a != axis)
         extent = (0.0, float(across), float(down), 0.0)
         for column, (sequence, regions, colored) in enumerate(columns):
             ax = axes[row][column]
-            image = patient.images[sequence]
-            draw_gray(ax, plane_of(image[cut], axis, center[axis]), windows[sequence], extent)
-            if colored and patient.shown is not None:
-                draw_colors(ax, plane_of(patient.shown[cut], axis, center[axis]), extent)
+            gray = plane_of(patient.images[sequence][cut], axis, center[axis])
+            draw_gray(ax, gray, windows[sequence], extent)
+            if colored and colors is not None:
+                draw_colors(ax, plane_of(colors[cut], axis, center[axis]), extent)
             if colored and outline is not None:
                 draw_outline(ax, plane_of(outline[cut], axis, center[axis]), regions, extent)
             # Outlines may have moved the limits.
@@ -97,11 +82,7 @@ def preview(patient: Patient, note: str = "") -> Figure:
 
 
 def overview(items: Sequence[Mapping[str, Any]], channel_order: Sequence[str] = CHANNEL_ORDER) -> Figure:
-    """The axial slice with most tumor of each case, one row for each.
-
-    Raises:
-        InputError: as in ``read_patient``.
-    """
+    """The axial slice with most tumor of each case, one row for each. Errors are those of ``read_patient``."""
     figure = Figure(figsize=(1.6 * 5, 1.9 * len(items) + 0.7), facecolor="black")
     axes = figure.subplots(len(items), 5, squeeze=False)
     labeled = False
@@ -131,9 +112,7 @@ def overview(items: Sequence[Mapping[str, Any]], channel_order: Sequence[str] = 
         label = printable(patient.name[-16:]) + ("\nsynthetic phantom" if patient.phantom else "")
         axes[row][0].set_ylabel(label, color="white", fontsize=7, parse_math=False)
     height = figure.get_figheight()
-    figure.subplots_adjust(
-        left=0.035, right=0.995, top=1 - 0.3 / height, bottom=0.35 / height, wspace=0.02, hspace=0.02
-    )
+    figure.subplots_adjust(0.035, 0.35 / height, 0.995, 1 - 0.3 / height, wspace=0.02, hspace=0.02)
     if labeled:
         handles = [Patch(color=region.color, label=region.name) for region in SUB_REGIONS]
         figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False, labelcolor="white", fontsize=10)

@@ -8,15 +8,14 @@ viewer's upper left. The projection is parallel, so millimeters are equal everyw
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from scipy import ndimage
+from scripts.pictures.planes import affine_of_box, box_of
 from torch.nn import functional
 
 LEVEL = 0.5  # of a blurred mask, at its surface
@@ -25,37 +24,29 @@ AMBIENT = 0.3  # brightness of a part that the light does not reach
 LIGHT = functional.normalize(torch.tensor([-0.45, 0.6, 1.0]), dim=0)  # its direction, in the camera's axes
 
 Array = npt.NDArray[Any]
-Color = tuple[float, float, float]
 
 
-@dataclass(frozen=True)
-class Camera:
-    """From where a picture is taken.
+def camera_axes(to_viewer: Sequence[float], up: Sequence[float] = (0.0, 0.0, 1.0)) -> Array:
+    """Unit vectors to the right and to the top of a picture, and to its viewer, as rows of a matrix (3, 3).
 
-    Attributes:
+    Args:
         to_viewer: direction from the patient to the viewer: to the right, to the front and up.
         up: direction that points upward in the picture. It need not be at a right angle to ``to_viewer``.
+
+    Example:
+        >>> camera_axes((0, 1, 0)).tolist()  # from the front, the patient's left is on the right
+        [[-1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
     """
-
-    to_viewer: tuple[float, float, float]
-    up: tuple[float, float, float] = (0.0, 0.0, 1.0)
-
-    def axes(self) -> Array:
-        """Unit vectors to the picture's right, to its top, and to the viewer, as rows of a matrix (3, 3).
-
-        Example:
-            >>> Camera(to_viewer=(0, 1, 0)).axes().tolist()  # from the front, the patient's left is on the right
-            [[-1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
-        """
-        viewer = np.asarray(self.to_viewer, float)
-        viewer = viewer / np.linalg.norm(viewer)
-        right = np.cross(self.up, viewer)
-        right = right / np.linalg.norm(right)
-        return np.stack([right, np.cross(viewer, right), viewer]) + 0.0  # no negative zeros
+    viewer = np.asarray(to_viewer, float)
+    viewer = viewer / np.linalg.norm(viewer)
+    right = np.cross(up, viewer)
+    right = right / np.linalg.norm(right)
+    return np.stack([right, np.cross(viewer, right), viewer]) + 0.0  # no negative zeros
 
 
 class _Field:
-    # A volume that is read at any place, by linear interpolation. Outside it is 0, or as at its border.
+    """A volume that is read at any place, by linear interpolation. Outside it is 0 ("zeros"), or as at its "border"."""
+
     def __init__(self, values: Array, affine: Array, outside: str = "zeros") -> None:
         self.values = torch.as_tensor(np.ascontiguousarray(values, np.float32))[None, None]
         self.outside = outside
@@ -68,12 +59,12 @@ class _Field:
         self.offset = torch.as_tensor(inverse[[2, 1, 0], 3].copy(), dtype=torch.float32)
 
     def at(self, places: torch.Tensor) -> torch.Tensor:
-        # Values, (n,), at places in mm, (n, 3).
+        """Values, (n,), at places in mm, (n, 3)."""
         grid = (places @ self.matrix + self.offset)[None, None, None]
         return functional.grid_sample(self.values, grid, padding_mode=self.outside, align_corners=False)[0, 0, 0, 0]
 
     def downhill(self, places: torch.Tensor, distance: float) -> torch.Tensor:
-        # Unit vectors, (n, 3), in the direction in which the values fall fastest.
+        """Unit vectors, (n, 3), in the direction in which the values fall fastest."""
         shifts = torch.eye(3) * distance
         slopes = torch.stack([self.at(places - shift) - self.at(places + shift) for shift in shifts], dim=1)
         return functional.normalize(slopes, dim=1)
@@ -97,7 +88,7 @@ class Surface:
         self,
         mask: Array,
         affine: Array,
-        color: Color,
+        color: Sequence[float],
         opacity: float = 1.0,
         rim: float = 1.0,
         blur_mm: float = 0.7,
@@ -105,15 +96,14 @@ class Surface:
     ) -> None:
         self.color, self.opacity, self.rim = torch.tensor(color), opacity, rim
         self.texture = None if texture is None else _Field(texture, affine)
-        (box,) = ndimage.find_objects(mask.view(np.uint8))
+        box = box_of(mask)
         sigma = blur_mm / np.linalg.norm(affine[:3, :3], axis=0)
         margin = np.ceil(3 * sigma).astype(int) + 1
         values = np.pad(mask[box], [(m, m) for m in margin]).astype(np.float32)
         # What is blurred needs fewer samples.
         stride = np.maximum(sigma, 1).astype(int)
         values = ndimage.gaussian_filter(values, sigma)[tuple(slice(None, None, s) for s in stride)]
-        own = np.array(affine, float)
-        own[:3, 3] += own[:3, :3] @ (np.array([b.start for b in box]) - margin)
+        own = affine_of_box(affine, [slice(along.start - m, None) for along, m in zip(box, margin, strict=True)])
         own[:3, :3] *= stride
         spacing = np.linalg.norm(own[:3, :3], axis=0)
         self.spacing = float(spacing.max())
@@ -125,14 +115,16 @@ class Surface:
         self.corners: Array = np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(-1, 3) @ own[:3, :3].T
         self.corners += own[:3, 3]
 
-    def _meet(self, places: torch.Tensor, basis: torch.Tensor, end: float) -> torch.Tensor:
-        # The depth at which each ray meets the surface, (n,), or NaN. Rays run from ``places``, (n, 3) in the camera's
-        # axes, to the depth ``end``.
+    def _meet(self, places: torch.Tensor, axes: torch.Tensor, end: float) -> torch.Tensor:
+        """The depth at which each ray meets the surface, (n,), or NaN.
+
+        Rays run from ``places``, (n, 3) along the camera's ``axes``, to the depth ``end``.
+        """
         met = torch.full((len(places),), float("nan"))
         going = torch.arange(len(places))
         before, moved = torch.zeros(len(places)), torch.zeros(len(places))
         while len(going):
-            at = places @ basis
+            at = places @ axes
             now = self.field.at(at)
             hit = now >= LEVEL
             # Between two samples the value is taken to rise evenly.
@@ -144,12 +136,12 @@ class Surface:
             places[:, 2] -= moved
         return met
 
-    def seen(self, camera: Camera, columns: Array, rows: Array) -> tuple[Array, Array, Array]:
+    def seen(self, camera: Array, columns: Array, rows: Array) -> tuple[Array, Array, Array]:
         """What a camera sees at each point of a picture.
 
         Args:
-            camera: the camera.
-            columns, rows: places of the points along the camera's first and second axis, in mm.
+            camera: the camera's axes (``camera_axes``).
+            columns, rows: places of the points along the first and the second axis, in mm.
 
         Returns:
             Depth toward the viewer in mm (minus infinity where there is nothing), opacity, and color, float32 of the
@@ -158,51 +150,38 @@ class Surface:
         shape = (len(rows), len(columns))
         depth, opacity = np.full(shape, -np.inf, np.float32), np.zeros(shape, np.float32)
         color = np.zeros((*shape, 3), np.float32)
-        axes = camera.axes()
-        reach = self.corners @ axes.T
+        reach = self.corners @ camera.T
         low, high = reach.min(axis=0), reach.max(axis=0)
-        row = np.flatnonzero((rows >= low[1]) & (rows <= high[1]))
-        column = np.flatnonzero((columns >= low[0]) & (columns <= high[0]))
-        y, x = (places.ravel() for places in np.meshgrid(rows[row], columns[column], indexing="ij"))
-        basis = torch.as_tensor(axes, dtype=torch.float32)
-        start = torch.as_tensor(np.stack([x, y, np.full(x.size, high[2])], axis=1), dtype=torch.float32)
-        met = self._meet(start.clone(), basis, float(low[2]))
-        hits = torch.nonzero(~met.isnan())[:, 0]
-        places = torch.cat([start[hits, :2], met[hits, None]], dim=1) @ basis
-        normals = self.field.downhill(places, self.spacing) @ basis.T
+        beside = (columns >= low[0]) & (columns <= high[0])
+        row, column = np.nonzero(((rows >= low[1]) & (rows <= high[1]))[:, None] & beside)
+        axes = torch.as_tensor(camera, dtype=torch.float32)
+        start = np.stack([columns[column], rows[row], np.full(len(row), high[2])], axis=1)
+        places = torch.as_tensor(start, dtype=torch.float32)
+        places[:, 2] = self._meet(places, axes, float(low[2]))
+        hit = ~places[:, 2].isnan()
+        where, places = (row[hit.numpy()], column[hit.numpy()]), places[hit]
+        depth[where] = places[:, 2]
+        places = places @ axes
+        normals = self.field.downhill(places, self.spacing) @ axes.T
         halfway = functional.normalize(LIGHT + torch.tensor([0.0, 0.0, 1.0]), dim=0)
         shade = AMBIENT + (1 - AMBIENT) * (normals @ LIGHT).clamp(0, 1)
         if self.texture is not None:
             shade = shade * self.texture.at(places)
         gloss = 0.25 * (normals @ halfway).clamp(0, 1) ** 40
         facing = normals[:, 2].clamp(0, 1)
-        where = tuple(part[hits.numpy()] for part in (np.repeat(row, len(column)), np.tile(column, len(row))))
-        depth[where] = met[hits]
         opacity[where] = self.rim + (self.opacity - self.rim) * facing
         color[where] = (shade[:, None] * self.color + gloss[:, None]).clamp(0, 1)
         return depth, opacity, color
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    # A step of the rays is short. Where other programs use the processors, torch's threads would wait for each other at
-    # each step, and a picture took a minute instead of seconds.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def render(
-    surfaces: Sequence[Surface], camera: Camera, center: Array, size_mm: tuple[float, float], pixels: float
+    surfaces: Sequence[Surface], camera: Array, center: Array, size_mm: tuple[float, float], pixels: float
 ) -> Array:
     """Draw surfaces before black.
 
     Args:
         surfaces: the surfaces, at least one.
-        camera: the camera.
+        camera: the camera's axes (``camera_axes``).
         center: place in mm that is in the middle of the picture, (3,).
         size_mm: height and width of the picture.
         pixels: pixels per mm.
@@ -212,17 +191,16 @@ def render(
 
     Example:
         >>> cube = Surface(np.ones((8, 8, 8), bool), np.eye(4), color=(1.0, 0.0, 0.0))
-        >>> picture = render([cube], Camera((0, 1, 0)), np.array([3.5, 3.5, 3.5]), (12.0, 16.0), pixels=1.0)
+        >>> picture = render([cube], camera_axes((0, 1, 0)), np.array([3.5, 3.5, 3.5]), (12.0, 16.0), pixels=1.0)
         >>> picture.shape, picture[0, 0].tolist(), bool(picture[6, 8, 0] > 0.5)
         ((12, 16, 3), [0.0, 0.0, 0.0], True)
     """
     # Each pixel is the mean of four points, so edges are smooth.
     height, width = (2 * round(size * pixels) for size in size_mm)
-    x, y, _ = camera.axes() @ center
+    x, y, _ = camera @ center
     columns = x + (np.arange(width) - (width - 1) / 2) / (2 * pixels)
     rows = y - (np.arange(height) - (height - 1) / 2) / (2 * pixels)
-    with _one_thread():
-        layers = [surface.seen(camera, columns, rows) for surface in surfaces]
+    layers = [surface.seen(camera, columns, rows) for surface in surfaces]
     depth, opacity, color = (np.stack(kind) for kind in zip(*layers, strict=True))
     picture = np.zeros((height, width, 3), np.float32)
     for layer in np.argsort(depth, axis=0, kind="stable"):  # from the back to the front

@@ -9,15 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy import ndimage
-from scripts.pictures.figure import DPI, draw_legend, draw_title, length_text, scale_length
+from scripts.pictures.figure import DPI, draw_legend, draw_title, scale
 from scripts.pictures.parts import CORE_PART, EDEMA_PART, ENHANCING_PART, SUB_REGIONS
 from scripts.pictures.patient import Patient
 from scripts.pictures.planes import Volume, affine_of_box, box_of
-from scripts.pictures.rays import Camera, Surface, render
+from scripts.pictures.rays import Surface, camera_axes, render
 from scripts.utils.machine import processors
 
 # Fluid is dark in these sequences, so the furrows of the brain's surface are.
@@ -25,22 +26,22 @@ DARK_FLUID = ("t1", "t1ce", "flair")
 VIEW_PIXELS = 380  # width of each view of a rendering
 
 
-def _views(patient: Patient, middle: Volume) -> dict[str, Camera]:
+def _views(patient: Patient, middle: Volume) -> dict[str, Volume]:
+    """The axes of three cameras by name."""
     # The viewer stands on the side of the largest lesion, so that it is not behind the other half of the brain.
     lesion = np.argwhere(patient.lesion).mean(axis=0) @ patient.affine[:3, :3].T + patient.affine[:3, 3]
     side, name = (1.0, "right") if lesion[0] >= middle[0] else (-1.0, "left")
     return {
-        f"front {name}": Camera((0.65 * side, 0.7, 0.3)),
-        name: Camera((side, 0.0, 0.0)),
-        "above": Camera((0.0, 0.0, 1.0), up=(0.0, 1.0, 0.0)),
+        f"front {name}": camera_axes((0.65 * side, 0.7, 0.3)),
+        name: camera_axes((side, 0.0, 0.0)),
+        "above": camera_axes((0.0, 0.0, 1.0), up=(0.0, 1.0, 0.0)),
     }
 
 
 def direction_letters(direction: Volume) -> str:
-    """Letters of a direction: right, left, anterior, posterior, superior, inferior. The main one comes first.
+    """Letters of a unit vector to the right, to the front and up, (3,). The main one comes first.
 
-    Args:
-        direction: unit vector to the right, to the front and up, (3,).
+    They are those of right, left, anterior, posterior, superior and inferior.
 
     Example:
         >>> direction_letters(np.array([-1.0, 0.0, 0.0])), direction_letters(np.array([0.6, -0.8, 0.0]))
@@ -51,7 +52,7 @@ def direction_letters(direction: Volume) -> str:
 
 
 def _texture(images: Mapping[str, Volume], brain: Volume, spacing: Volume) -> Volume | None:
-    # The brightness of the brain's surface, on which the furrows are dark.
+    """The brightness of the brain's surface, on which the furrows are dark."""
     found = [image / max(float(np.median(image[brain])), 1e-6) for name, image in images.items() if name in DARK_FLUID]
     if not found:
         return None
@@ -66,8 +67,7 @@ def _surfaces(patient: Patient) -> list[Surface]:
     brain = patient.brain
     cut = box_of(brain)
     affine = affine_of_box(patient.affine, cut)
-    images = {name: image[cut] for name, image in patient.images.items()}
-    texture = _texture(images, brain[cut], patient.spacing)
+    texture = _texture({name: image[cut] for name, image in patient.images.items()}, brain[cut], patient.spacing)
     surfaces = [Surface(brain[cut], affine, (1.0, 0.96, 0.94), 0.28, 0.8, blur_mm=2.0, texture=texture)]
     if patient.shown is not None:
         # Edema surrounds the other parts, so it is translucent.
@@ -83,22 +83,27 @@ def surface_view(patient: Patient, note: str = "") -> Figure:
 
     The brain and edema are translucent. Letters say where the patient's right and left, front and back, top and bottom
     are. The colors are those of the prediction, or without one those of the reference. Surfaces are smoothed, so a
-    layer of less than one millimeter may not be seen.
-
-    Args:
-        patient: the patient.
-        note: text for the title, such as the origin of the weights.
+    layer of less than one millimeter may not be seen. The ``note``, such as the origin of the weights, is added to the
+    title.
     """
     places = np.argwhere(patient.drawn[::4, ::4, ::4]) * 4 @ patient.affine[:3, :3].T + patient.affine[:3, 3]
     middle = (places.min(axis=0) + places.max(axis=0)) / 2
     views = _views(patient, middle)
-    reaches = [np.abs((places - middle) @ camera.axes()[:2].T).max(axis=0) for camera in views.values()]
+    reaches = [np.abs((places - middle) @ camera[:2].T).max(axis=0) for camera in views.values()]
     # The margins hold the marks, and a gap to the marks of the next view.
     wide, high = 2 * np.max(reaches, axis=0) + (36, 16)
     pixels = VIEW_PIXELS / wide
     surfaces = _surfaces(patient)
-    with ThreadPoolExecutor(processors()) as pool:
-        pictures = list(pool.map(lambda camera: render(surfaces, camera, middle, (high, wide), pixels), views.values()))
+    # A step of the rays is short. Where other programs use the processors, torch's own threads would wait for each
+    # other at each step, and a picture took a minute instead of seconds.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(processors()) as pool:
+            drawn = pool.map(lambda camera: render(surfaces, camera, middle, (high, wide), pixels), views.values())
+            pictures = list(drawn)
+    finally:
+        torch.set_num_threads(threads)
     rows, columns, _ = pictures[0].shape
     top, bottom = 66, 56  # room for the title and the legend
     width, height = columns * len(views), rows + top + bottom
@@ -109,17 +114,17 @@ def surface_view(patient: Patient, note: str = "") -> Figure:
         figure.text(x / width, (height - top - y) / height, text, **{"color": "white", "fontsize": 9, **options})
 
     for number, (name, camera) in enumerate(views.items()):
-        left, (right, up, _) = number * columns, camera.axes()
+        left, (right, up, _) = number * columns, camera
         middle_x, beside = left + columns / 2, reaches[number][0] * pixels + 4
         write(middle_x, -12, f"from {'' if name == 'above' else 'the '}{name}", fontsize=10, ha="center")
         write(middle_x - beside, rows / 2, direction_letters(-right), ha="right", va="center")
         write(middle_x + beside, rows / 2, direction_letters(right), ha="left", va="center")
         write(middle_x, 2, direction_letters(up), ha="center", va="top")
         write(middle_x, rows - 2, direction_letters(-up), ha="center", va="bottom")
-    length = scale_length(wide)
+    length, text = scale(wide)
     bar, level = length * pixels, (bottom + 8) / height
     figure.add_artist(Line2D([8 / width, (8 + bar) / width], [level] * 2, color="white", linewidth=2, gid="scale bar"))
-    write(8 + bar / 2, rows - 11, length_text(length), fontsize=8, ha="center")
+    write(8 + bar / 2, rows - 11, text, fontsize=8, ha="center")
     draw_legend(figure, patient, outlined=False)
     draw_title(figure, patient, note)
     return figure

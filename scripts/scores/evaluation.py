@@ -33,10 +33,7 @@ class EvaluationReport:
     metric with one mean only, such as ``val_mean_dice``, has no columns.
 
     With several ranks, each rank evaluates its share of the cases, and rank 0 writes the report of all cases. So attach
-    the handler on every rank.
-
-    Args:
-        output_dir: folder of the two files.
+    the handler on every rank. Both files are written into ``output_dir``.
     """
 
     def __init__(self, output_dir: str | Path) -> None:
@@ -88,21 +85,18 @@ class EvaluationReport:
         statistics = list(next(iter(summary.values())))
         rows = [[s, *(f"{values[s]:.4f}" for values in summary.values())] for s in statistics]
         save_csv(["statistic", *columns], rows, self.output_dir / "summary.csv")
-        self._print(summary, statistics, len(cases))
 
-    def _print(self, summary: dict[str, dict[str, float]], statistics: list[str], count: int) -> None:
-        table = Table(title=f"{count} case{'s' * (count != 1)}; BraTS 2020 rules for empty regions")
+        table = Table(title=f"{len(cases)} case{'s' * (len(cases) != 1)}; BraTS 2020 rules for empty regions")
         for title in ("score", "region"):
             table.add_column(title)
         for statistic in statistics:
             table.add_column(statistic, justify="right")
-        for column, values in summary.items():
+        for column, found in summary.items():
             name, region = split_column(column)
             score = score_of(name)
-            shown = score.heading if region == REGIONS[0] else ""
-            # A line parts the scores.
-            last = region == REGIONS[-1]
-            table.add_row(shown, region, *(score.text(values[s]) for s in statistics), end_section=last)
+            heading = score.heading if region == REGIONS[0] else ""
+            texts = [score.text(found[statistic]) for statistic in statistics]
+            table.add_row(heading, region, *texts, end_section=region == REGIONS[-1])
         Console().print(table)
         logger.info("Scores by case: %s", self.output_dir / "scores.csv")
 

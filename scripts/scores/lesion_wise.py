@@ -21,9 +21,9 @@ The rules are those of the challenge's own program (https://github.com/rachitsal
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,14 +40,8 @@ DILATIONS = 3
 ROUNDED_DIGITS = 3
 
 
-@dataclass(frozen=True)
-class LesionScore:
-    """The scores of a lesion that counts: one of the reference, or an invented one.
-
-    Attributes:
-        dice: its Dice, from 0 to 1.
-        hd95: its 95th percentile of the Hausdorff distance in mm.
-    """
+class LesionScore(NamedTuple):
+    """The Dice and the HD95 (mm) of a lesion that counts: one of the reference, or an invented one."""
 
     dice: float
     hd95: float
@@ -57,13 +51,15 @@ class LesionScore:
 WORST = LesionScore(0.0, WORST_LESION_HD95_MM)
 
 
-def lesion_scores(pred: np.ndarray, reference: np.ndarray, spacing: Sequence[float] | None = None) -> list[LesionScore]:
+def lesion_scores(
+    pred: np.ndarray, reference: np.ndarray, spacing: Sequence[float] = (1.0, 1.0, 1.0)
+) -> list[LesionScore]:
     """The scores of the lesions of a region that count, first those of the reference and then the invented ones.
 
     Args:
         pred: mask, bool of shape (x, y, z).
         reference: mask of the same shape.
-        spacing: size of a voxel along each axis in mm. The default is 1 mm.
+        spacing: size of a voxel along each axis in mm.
 
     Example:
         A cube of 64 mm^3 is found and one voxel too thick, and another one far away is invented:
@@ -79,44 +75,27 @@ def lesion_scores(pred: np.ndarray, reference: np.ndarray, spacing: Sequence[flo
     pred, reference = pred[box], reference[box]
     everything = ndimage.generate_binary_structure(3, 3)
     near = ndimage.binary_dilation(reference, ndimage.generate_binary_structure(3, 2), DILATIONS)
-    neighborhoods, _ = ndimage.label(near, everything)
+    dilated, _ = ndimage.label(near, everything)
     components, count = ndimage.label(pred, everything)
-    touching = pred & near
-    # A pair of numbers as one number is sorted much faster.
-    both = neighborhoods[touching].astype(int) * (count + 1) + components[touching]
-    pairs = np.stack(np.divmod(np.unique(both), count + 1))
-    found = list(_reference_lesions(neighborhoods * reference, components, pairs, spacing))
-    return found + [WORST] * (count - len(np.unique(pairs[1])))
-
-
-def _reference_lesions(
-    merged: np.ndarray, components: np.ndarray, pairs: np.ndarray, spacing: Sequence[float] | None
-) -> Iterator[LesionScore]:
-    """The lesions of the reference that count.
-
-    Args:
-        merged: numbers of the merged lesions, of shape (x, y, z).
-        components: numbers of the predicted components, of the same shape.
-        pairs: lesions and components that touch, of shape (2, pairs).
-        spacing: size of a voxel along each axis in mm, or None for 1 mm.
-    """
-    volumes = np.bincount(merged.ravel()) * prod(spacing or [1.0])
-    boxes, component_boxes = ndimage.find_objects(merged), ndimage.find_objects(components)
-    for number, box in enumerate(boxes, 1):
-        if round(volumes[number], ROUNDED_DIGITS) <= IGNORED_MM3:
+    component_boxes = ndimage.find_objects(components)
+    invented = set(range(1, count + 1))
+    found = []
+    for number, box in enumerate(ndimage.find_objects(dilated), 1):
+        own = np.unique(components[box][(dilated[box] == number) & pred[box]]).tolist()
+        invented.difference_update(own)
+        volume = int((reference[box] & (dilated[box] == number)).sum()) * prod(spacing)
+        if round(volume, ROUNDED_DIGITS) <= IGNORED_MM3:
             continue
-        own = pairs[1, pairs[0] == number]
-        if not len(own):
-            yield WORST
+        if not own:
+            found.append(WORST)
             continue
-        box = _joint_box([box, *(component_boxes[component - 1] for component in own)])
-        lesion, found = merged[box] == number, np.isin(components[box], own)
-        dice = 2 * int((lesion & found).sum()) / (int(lesion.sum()) + int(found.sum()))
-        yield LesionScore(dice, surface_hausdorff95(torch.as_tensor(found), torch.as_tensor(lesion), spacing))
-
-
-def _joint_box(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...]:
-    return tuple(slice(min(s.start for s in along), max(s.stop for s in along)) for along in zip(*boxes, strict=True))
+        boxes = zip(box, *(component_boxes[component - 1] for component in own), strict=True)
+        whole = tuple(slice(min(s.start for s in along), max(s.stop for s in along)) for along in boxes)
+        lesion, predicted = reference[whole] & (dilated[whole] == number), np.isin(components[whole], own)
+        dice = 2 * int((lesion & predicted).sum()) / (int(lesion.sum()) + int(predicted.sum()))
+        hd95 = surface_hausdorff95(torch.as_tensor(predicted), torch.as_tensor(lesion), spacing)
+        found.append(LesionScore(dice, hd95))
+    return found + [WORST] * len(invented)
 
 
 class LesionWiseScores(RegionMetric):

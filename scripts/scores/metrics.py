@@ -36,25 +36,17 @@ ROUNDING_MM = 1e-4
 
 @dataclass(frozen=True)
 class Grid:
-    """The grid in which a case is scored.
+    """The grid in which a case is scored."""
 
-    Attributes:
-        spacing: size of a voxel along each axis in mm, or None if nothing says it. A voxel then counts as 1 mm.
-        voxels: number of voxels of the whole grid, of which a metric may get only the box of the lesion.
-    """
-
-    spacing: list[float] | None
-    voxels: int
+    spacing: Sequence[float]  # size of a voxel along each axis in mm
+    voxels: int  # of the whole grid, of which a metric may get only the box of the lesion
 
 
 class RegionMetric(CumulativeIterationMetric):
     """Base of metrics that give ET, TC and WT of every case one score or several.
 
-    A subclass names its scores and defines ``score``. The buffer has the shape (cases, scores x regions), in the order
-    of ``scripts.scores.table.columns_of``.
-
-    Attributes:
-        scores: names of the scores, from ``scripts.scores.table``.
+    A subclass names its ``scores`` (``scripts.scores.table``) and defines ``score``. The buffer has the shape (cases,
+    scores x regions), in the order of ``columns_of``.
     """
 
     scores: Sequence[str]
@@ -90,17 +82,27 @@ class RegionMetric(CumulativeIterationMetric):
 
 
 def _grid(regions: torch.Tensor) -> Grid:
-    """The grid of regions, (batch, channel, *size)."""
-    voxels = regions[0, 0].numel()
+    """The grid of regions, (batch, channel, *size). Without metadata a voxel counts as 1 mm."""
+    voxels, axes = regions[0, 0].numel(), regions.dim() - 2
     if not isinstance(regions, MetaTensor):
-        return Grid(None, voxels)
+        return Grid([1.0] * axes, voxels)
     # A batch has one affine, or one for each case. Its cases share their grid, so the first affine is enough.
     affine = regions.affine.reshape(-1, *regions.affine.shape[-2:])[0]
-    spacing = affine_to_spacing(affine).tolist()[: regions.dim() - 2]
-    return Grid(spacing, int(torch.as_tensor(regions.meta.get(GRID_VOXELS, voxels)).reshape(-1)[0]))
+    voxels = int(torch.as_tensor(regions.meta.get(GRID_VOXELS, voxels)).reshape(-1)[0])
+    return Grid(affine_to_spacing(affine).tolist()[:axes], voxels)
 
 
-def hausdorff95(pred: torch.Tensor, reference: torch.Tensor, spacing: Sequence[float] | None = None) -> float:
+def _distances(ours: np.ndarray, theirs: np.ndarray, reach: float = np.inf) -> tuple[np.ndarray, np.ndarray]:
+    """How far each of our points, (points, axes), is from the nearest of theirs, and each of theirs from ours.
+
+    It is infinite beyond ``reach``.
+    """
+    there, _ = KDTree(theirs, leafsize=32).query(ours, distance_upper_bound=reach)
+    back, _ = KDTree(ours, leafsize=32).query(theirs, distance_upper_bound=reach)
+    return there, back
+
+
+def hausdorff95(pred: torch.Tensor, reference: torch.Tensor, spacing: Sequence[float]) -> float:
     """95th percentile of the Hausdorff distance of two masks, in mm.
 
     It is the larger of the two directed 95th percentiles, as MONAI defines it. MONAI's ``compute_hausdorff_distance``
@@ -111,7 +113,7 @@ def hausdorff95(pred: torch.Tensor, reference: torch.Tensor, spacing: Sequence[f
     Args:
         pred: mask, bool of shape (*size), not empty.
         reference: mask of the same shape, not empty.
-        spacing: size of a voxel along each axis in mm. The default is 1 mm.
+        spacing: size of a voxel along each axis in mm.
 
     Example:
         >>> pred, reference = torch.zeros(2, 9, 9).bool()
@@ -122,12 +124,12 @@ def hausdorff95(pred: torch.Tensor, reference: torch.Tensor, spacing: Sequence[f
     box = lesion_box([pred, reference])
     masks = (mask[box].cpu().numpy() for mask in (pred, reference))
     # The voxels at the border of the box are surface, too: erosion takes 0 for what is outside.
-    ours, theirs = (np.argwhere(mask ^ ndimage.binary_erosion(mask)) * np.asarray(spacing or 1.0) for mask in masks)
-    directed = (KDTree(b, leafsize=32).query(a)[0] for a, b in ((ours, theirs), (theirs, ours)))
+    ours, theirs = (np.argwhere(mask ^ ndimage.binary_erosion(mask)) * np.asarray(spacing) for mask in masks)
+    directed = _distances(ours, theirs)
     return max(float(torch.quantile(torch.as_tensor(distances, dtype=torch.float32), 0.95)) for distances in directed)
 
 
-def surface_hausdorff95(pred: torch.Tensor, reference: torch.Tensor, spacing: Sequence[float] | None = None) -> float:
+def surface_hausdorff95(pred: torch.Tensor, reference: torch.Tensor, spacing: Sequence[float]) -> float:
     """95th percentile of the Hausdorff distance of the surfaces of two masks, in mm.
 
     It is the larger of the two directed 95th percentiles. Each piece of a surface counts by its area, as in the program
@@ -138,20 +140,18 @@ def surface_hausdorff95(pred: torch.Tensor, reference: torch.Tensor, spacing: Se
     Args:
         pred: mask, bool of shape (*size), not empty, with two or three axes.
         reference: mask of the same shape, not empty.
-        spacing: size of a voxel along each axis in mm. The default is 1 mm.
+        spacing: size of a voxel along each axis in mm.
 
     Example:
         The voxel that is missed is a seventh of the voxels, but has less than 5% of the area:
 
         >>> pred, reference = torch.zeros(2, 9, 9, 9).bool()
         >>> pred[1:7, 4, 4] = reference[:7, 4, 4] = True
-        >>> round(hausdorff95(pred, reference), 1), surface_hausdorff95(pred, reference)
+        >>> round(hausdorff95(pred, reference, [1.0] * 3), 1), surface_hausdorff95(pred, reference, [1.0] * 3)
         (0.7, 0.0)
     """
-    (ours, own), (theirs, other) = _surfaces(pred, reference, spacing)
-    there, _ = KDTree(theirs, leafsize=32).query(ours)
-    back, _ = KDTree(ours, leafsize=32).query(theirs)
-    directed = ((there, own), (back, other))
+    (ours, own), (theirs, other) = (_surface(mask, spacing) for mask in (pred, reference))
+    directed = zip(_distances(ours, theirs), (own, other), strict=True)
     return max(float(np.quantile(mm, 0.95, weights=areas, method="inverted_cdf")) for mm, areas in directed)
 
 
@@ -242,41 +242,23 @@ class SurfaceDice(RegionMetric):
         """The score of one region for each tolerance."""
         if not (pred.any() and reference.any()):
             return [float(not (pred.any() or reference.any()))] * len(self.tolerances)
-        (ours, own), (theirs, other) = _surfaces(pred, reference, grid.spacing)
-        # Where the other surface is out of reach, the distance is infinite.
-        reach = max(self.tolerances) + ROUNDING_MM
-        there, _ = KDTree(theirs).query(ours, distance_upper_bound=reach)
-        back, _ = KDTree(ours).query(theirs, distance_upper_bound=reach)
+        (ours, own), (theirs, other) = (_surface(mask, grid.spacing) for mask in (pred, reference))
+        there, back = _distances(ours, theirs, max(self.tolerances) + ROUNDING_MM)
         return [
             float((own[there <= tolerance].sum() + other[back <= tolerance].sum()) / (own.sum() + other.sum()))
             for tolerance in self.tolerances
         ]
 
 
-def _surfaces(
-    pred: torch.Tensor, reference: torch.Tensor, spacing: Sequence[float] | None
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The surfaces of two masks that are not empty, each as ``_surface`` gives it."""
-    sizes = np.asarray(spacing or [1.0] * pred.dim())
-    table, corners = get_code_to_measure_table(tuple(sizes))
-    weights = corners.numpy().reshape((2,) * pred.dim())
-    return [_surface(mask, table.numpy(), weights, sizes) for mask in (pred, reference)]
-
-
-def _surface(
-    mask: torch.Tensor, table: np.ndarray, corners: np.ndarray, spacing: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The surface of a mask as points between the voxels.
-
-    Args:
-        mask: mask, bool of shape (*size), not empty.
-        table: area in mm^2 by the code of a point, which is the sum of its voxels' weights.
-        corners: weight of each of the voxels around a point, of shape (2, 2, 2), or (2, 2) for an image.
-        spacing: size of a voxel along each axis in mm.
+def _surface(mask: torch.Tensor, spacing: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """The surface of a mask, which is not empty, as points between the voxels.
 
     Returns:
-        The points in mm, of shape (points, axes), and their areas, of shape (points,).
+        The points in mm, of shape (points, axes), and their areas in mm^2, of shape (points,).
     """
+    # The table has the area by the code of a point, which is the sum of the weights of the voxels around the point.
+    areas, weights = get_code_to_measure_table(tuple(spacing))
+    table, corners = areas.numpy(), weights.numpy().reshape((2,) * mask.dim())
     box = lesion_box([mask])
     padded = np.pad(mask[box].cpu().numpy(), 1).astype(np.uint8)
     size = [n - 1 for n in padded.shape]
@@ -284,4 +266,4 @@ def _surface(
     for corner in np.ndindex(corners.shape):
         codes += np.uint8(corners[corner]) * padded[tuple(slice(c, c + n) for c, n in zip(corner, size, strict=True))]
     points = np.argwhere((codes != 0) & (codes != len(table) - 1))
-    return (points + [along.start for along in box]) * spacing, table[codes[tuple(points.T)]].astype(float)
+    return (points + [along.start for along in box]) * np.asarray(spacing), table[codes[tuple(points.T)]].astype(float)

@@ -28,13 +28,9 @@ Scores = dict[str, dict[str, float]]
 
 
 class Paired(NamedTuple):
-    """The mean of paired differences, and how sure it is.
+    """The mean of paired differences, its bootstrap interval (95 %), and the p-value of Wilcoxon's signed-rank test.
 
-    Attributes:
-        mean: mean difference.
-        low: lower end of its bootstrap interval (95 %); NaN for fewer than two cases.
-        high: upper end.
-        p: p-value of Wilcoxon's signed-rank test; NaN if no test is possible.
+    The interval is NaN for fewer than two cases, and the p-value if no test is possible.
     """
 
     mean: float
@@ -43,15 +39,15 @@ class Paired(NamedTuple):
     p: float
 
 
+UNKNOWN = Paired(math.nan, math.nan, math.nan, math.nan)
+
+
 def paired(differences: Sequence[float]) -> Paired:
     """Mean, interval and test of the differences of the same cases.
 
     The interval is a percentile bootstrap over the cases with a fixed seed. The test is Wilcoxon's signed-rank test,
     two-sided. No test is possible with fewer than two cases, or if no case differs. The p-value is not corrected for
     several comparisons, and with fewer than six cases it cannot be below 0.05.
-
-    Args:
-        differences: one for each case.
 
     Raises:
         ValueError: there is no difference.
@@ -70,7 +66,7 @@ def paired(differences: Sequence[float]) -> Paired:
         raise ValueError("Expected at least one difference.")
     mean = float(values.mean())
     if len(values) < 2:
-        return Paired(mean, math.nan, math.nan, math.nan)
+        return UNKNOWN._replace(mean=mean)
     p = float(wilcoxon(values).pvalue) if values.any() else math.nan
     if np.ptp(values) == 0:
         # All resamples are alike.
@@ -88,21 +84,15 @@ def paired(differences: Sequence[float]) -> Paired:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of a run.
+    """The scores of a run."""
 
-    Attributes:
-        name: name of the run.
-        path: its ``scores.csv``.
-        scores: scores by case and then by column.
-    """
-
-    name: str
-    path: Path
+    name: str  # of the run
+    path: Path  # of its scores.csv
     scores: Scores
 
     @property
     def columns(self) -> list[str]:
-        """Names of the columns, such as ``dice_ET``."""
+        """The columns, such as ``dice_ET``."""
         return list(next(iter(self.scores.values())))
 
     @property
@@ -150,12 +140,9 @@ def read_scores(path: Path) -> Scores:
 
 
 def read_evaluations(paths: Sequence[Path], names: Sequence[str] | None = None) -> list[Evaluation]:
-    """The evaluations to compare.
+    """The evaluations to compare, from two or more files ``scores.csv`` or their folders.
 
-    Args:
-        paths: files ``scores.csv``, or their folders; at least two.
-        names: names of the runs. By default, a run is named after its folder. The folder ``evaluation_...`` inside the
-            folder of a training counts as the training.
+    ``names`` are those of the runs. By default, a run is named after its folder (``run_name``).
 
     Raises:
         InputError: a file cannot be read, or the runs have no names of their own.
@@ -174,7 +161,7 @@ def read_evaluations(paths: Sequence[Path], names: Sequence[str] | None = None) 
 
 
 def run_name(file: Path) -> str:
-    """Name of the run that a ``scores.csv`` belongs to.
+    """Name of the run that a ``scores.csv`` belongs to. For an evaluation in a training's folder, this is the training.
 
     Example:
         >>> run_name(Path("runs/sgd/evaluation_validation/scores.csv")), run_name(Path("tables/a.csv"))
@@ -186,36 +173,26 @@ def run_name(file: Path) -> str:
     return folder.parent.name if folder.name.startswith("evaluation_") else folder.name
 
 
-def shared_scores(evaluations: Sequence[Evaluation]) -> list[str]:
-    """The scores that all evaluations have, without volumes.
+def scores_to_compare(evaluations: Sequence[Evaluation], names: Sequence[str] | None) -> list[str]:
+    """The scores with these names, such as ``dice``, or by default all that the evaluations share, without volumes.
 
     Raises:
-        InputError: there is none.
+        InputError: the evaluations share no score, or not all of them have a score that is named.
     """
-    first, *others = evaluations
-    shared = [name for name in first.names if not any(other.missing(name) for other in others)]
+    shared = [name for name in evaluations[0].names if not any(other.missing(name) for other in evaluations)]
     if not shared:
         files = ", ".join(str(evaluation.path) for evaluation in evaluations)
         raise InputError(f"{files}: share no score; evaluate all runs with the same settings.")
-    return shared
-
-
-def check_names(evaluations: Sequence[Evaluation], names: Sequence[str]) -> None:
-    """Refuse scores, such as ``dice``, that not all evaluations have.
-
-    Raises:
-        InputError: no evaluation has one of the scores, or only some have it.
-    """
-    for name in names:
+    for name in names or []:
         lacking = [evaluation for evaluation in evaluations if evaluation.missing(name)]
         if len(lacking) == len(evaluations):
-            choice = ", ".join(shared_scores(evaluations))
-            raise InputError(f"--scores {name}: no such score; choose among {choice}.")
+            raise InputError(f"--scores {name}: no such score; choose among {', '.join(shared)}.")
         if lacking:
             raise InputError(
                 f"{lacking[0].path}: has no column {lacking[0].missing(name)[0]}; evaluate all runs with the same "
                 f"settings, or leave {name} out of --scores."
             )
+    return list(dict.fromkeys(names or shared))
 
 
 def check_comparable(evaluations: Sequence[Evaluation]) -> None:
@@ -245,29 +222,17 @@ def check_comparable(evaluations: Sequence[Evaluation]) -> None:
 
 @dataclass(frozen=True)
 class Row:
-    """A score of a run in a region, compared with the first run.
+    """A score of a run in a region, compared with the first run."""
 
-    Attributes:
-        score: name of the score, such as ``dice``.
-        region: ET, TC or WT.
-        run: name of the run.
-        mean: mean of the run over the cases.
-        difference: mean of the differences from the first run, with its interval and test; None for the first run.
-    """
-
-    score: str
+    score: str  # such as dice
     region: str
     run: str
-    mean: float
-    difference: Paired | None
+    mean: float  # over the cases
+    difference: Paired | None  # from the first run; None for that run itself
 
 
 def compare(evaluations: Sequence[Evaluation], names: Sequence[str] | None = None) -> list[Row]:
-    """Compare evaluations with the first one, for each score and region.
-
-    Args:
-        evaluations: at least two, of the same cases.
-        names: the scores to compare. By default, these are all that the evaluations share, without volumes.
+    """Compare evaluations of the same cases with the first one, for each score (``scores_to_compare``) and region.
 
     Raises:
         InputError: the evaluations cannot be compared (``check_comparable``), or one of them lacks a score.
@@ -280,12 +245,8 @@ def compare(evaluations: Sequence[Evaluation], names: Sequence[str] | None = Non
     """
     first, *others = evaluations
     check_comparable(evaluations)
-    if names is None:
-        names = shared_scores(evaluations)
-    else:
-        check_names(evaluations, names)
     rows = []
-    for column in columns_of(list(dict.fromkeys(names))):
+    for column in columns_of(scores_to_compare(evaluations, names)):
         score, region = split_column(column)
         values = first.values(column)
         rows.append(Row(score, region, first.name, float(values.mean()), None))
@@ -299,8 +260,8 @@ def csv_rows(rows: Sequence[Row], cases: int) -> list[dict[str, str]]:
     """The rows as texts by column, for a CSV file. What is not known is empty."""
     table = []
     for row in rows:
-        found = row.difference or Paired(*[math.nan] * 4)
-        numbers = {"mean": row.mean, "difference": found.mean, "low": found.low, "high": found.high, "p": found.p}
+        difference, low, high, p = row.difference or UNKNOWN
+        numbers = {"mean": row.mean, "difference": difference, "low": low, "high": high, "p": p}
         texts = {name: "" if math.isnan(value) else f"{value:.6g}" for name, value in numbers.items()}
         table.append({"score": row.score, "region": row.region, "run": row.run, "cases": str(cases), **texts})
     return table

@@ -17,28 +17,18 @@ from scripts.brats import REGIONS
 class Score:
     """How a score is shown.
 
-    Attributes:
-        title: its name in words.
-        unit: its unit. A score without a unit is a share, from 0 to 1.
-        digits: digits behind the point.
-        divisor: what a value in ``scores.csv`` is divided by to get the unit.
-        minor: whether it says little more than the Dice. It then has no plot and no column in the list of all cases.
+    A minor score says little more than the Dice, so it has no plot and no column in the list of all cases.
     """
 
     title: str
-    unit: str = ""
-    digits: int = 3
-    divisor: float = 1.0
+    unit: str = ""  # A score without a unit is a share, from 0 to 1.
+    digits: int = 3  # behind the point
+    divisor: float = 1.0  # of a value in scores.csv, to get the unit
     minor: bool = False
 
     @property
     def heading(self) -> str:
-        """Title and unit.
-
-        Example:
-            >>> SCORES["hd95"].heading, SCORES["dice"].heading
-            ('HD95 (mm)', 'Dice')
-        """
+        """Title and unit, such as "HD95 (mm)"."""
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
     def text(self, value: float) -> str:
@@ -73,12 +63,7 @@ def score_of(name: str) -> Score:
 
 
 def split_column(column: str) -> tuple[str, str]:
-    """Score and region of a column.
-
-    Example:
-        >>> split_column("lesion_dice_ET")
-        ('lesion_dice', 'ET')
-    """
+    """Score and region of a column, such as "lesion_dice" and "ET"."""
     name, _, region = column.rpartition("_")
     return name, region
 

@@ -15,7 +15,6 @@ slices are the planes of voxels that are nearest to axial.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,53 +37,35 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Diameters:
-    """Diameters of a region in mm.
+    """Diameters of a region in mm."""
 
-    Attributes:
-        largest_mm: the largest distance in three dimensions.
-        axial_mm: the largest distance on any axial slice.
-        perpendicular_mm: the longest distance at a right angle to the axial diameter, on its slice.
-    """
-
-    largest_mm: float
-    axial_mm: float
-    perpendicular_mm: float
+    largest_mm: float  # in three dimensions
+    axial_mm: float  # on any axial slice
+    perpendicular_mm: float  # at a right angle to the axial diameter, on its slice
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """A connected component of the whole tumor.
+    """A connected component of the whole tumor: the regions inside it by name.
 
-    Attributes:
-        volume_ml: volume of each region inside the lesion.
-        diameters: diameters of the regions ET and WT inside the lesion. All parts of ET in one lesion are measured
-            together. None stands for a region that is empty.
+    All parts of ET in one lesion are measured together. The diameters of an empty region are None.
     """
 
     volume_ml: dict[str, float]
-    diameters: dict[str, Diameters | None]
+    diameters: dict[str, Diameters | None]  # of ET and WT
 
 
 @dataclass(frozen=True)
 class Measures:
-    """What a label map measures. ``dataclasses.asdict`` makes it a dictionary for JSON.
+    """What a label map measures. ``dataclasses.asdict`` makes it a dictionary for JSON."""
 
-    Attributes:
-        volume_ml: volume of each region.
-        lesion_count: number of lesions.
-        lesions: the lesions, the one with the largest whole tumor first.
-    """
-
-    volume_ml: dict[str, float]
+    volume_ml: dict[str, float]  # by region
     lesion_count: int
-    lesions: list[Lesion]
+    lesions: list[Lesion]  # the one with the largest whole tumor first
 
 
 def voxel_volume(affine: Array) -> float:
-    """Volume of a voxel in mm^3.
-
-    Args:
-        affine: matrix from indices to mm, (4, 4).
+    """Volume of a voxel in mm^3, by the matrix from indices to mm, (4, 4).
 
     Example:
         >>> voxel_volume(np.diag([2.0, -2.0, 2.5, 1.0]))
@@ -96,13 +77,7 @@ def voxel_volume(affine: Array) -> float:
 
 
 def connected_lesions(mask: Array) -> Array:
-    """Number the lesions of a mask from 1, the largest first.
-
-    Args:
-        mask: the whole tumor, bool of shape (x, y, z).
-
-    Returns:
-        The number of each voxel's lesion, int32 of shape (x, y, z); 0 outside.
+    """The number of each voxel's lesion, int32 of shape (x, y, z), from 1 for the largest one; 0 outside the mask.
 
     Example:
         >>> mask = np.array([True, False, True, True]).reshape(1, 1, 4)
@@ -118,22 +93,20 @@ def connected_lesions(mask: Array) -> Array:
 
 
 def _corners(points: Array) -> Array:
-    # The corners of the convex hull of whole-numbered points, (n, dimensions). Both ends of the largest distance are
-    # among them, whatever the affine. Qhull needs points that fill their space, so flat ones are laid into fewer
-    # dimensions.
+    """The corners of the convex hull of points, (n, axes). Both ends of the largest distance are among them."""
+    # Qhull needs points that fill their space, so flat ones are laid into fewer dimensions.
     centered = points - points.mean(axis=0)
     _, sizes, directions = np.linalg.svd(centered, full_matrices=False)
     flat = centered @ directions[sizes > 1e-9 * max(float(sizes[0]), 1.0)].T
-    if flat.shape[1] == 0:
-        return points[:1]
-    if flat.shape[1] == 1:
-        return points[[flat.argmin(), flat.argmax()]]
+    if flat.shape[1] < 2:
+        along = flat.sum(axis=1)  # of a line, or of a single point
+        return points[[along.argmin(), along.argmax()]]
     corners: Array = points[ConvexHull(flat).vertices]
     return corners
 
 
 def _largest(points: Array, axes: Array) -> tuple[float, Array]:
-    # The largest distance in mm between points, and all pairs that have it, (pairs, 2, 3).
+    """The largest distance in mm between points, (n, axes), and all pairs that have it, (pairs, 2, 3), in mm."""
     corners = _corners(points) @ axes.T
     distances = cdist(corners, corners)
     largest = float(distances.max())
@@ -142,8 +115,14 @@ def _largest(points: Array, axes: Array) -> tuple[float, Array]:
 
 
 def _perpendicular(points: Array, pair: Array, normal: Array, tolerance: float) -> float:
-    # The longest distance in mm, at a right angle to the line through ``pair``, of two points that lie within
-    # ``tolerance`` (mm) of each other along that line.
+    """The longest distance at a right angle to the line through a pair, of points within a tolerance along the line.
+
+    Args:
+        points: the points of a slice in mm, (n, 3).
+        pair: two of them, (2, 3).
+        normal: unit vector at a right angle to the slice, (3,).
+        tolerance: how far apart along the line the ends may be, in mm.
+    """
     length = np.linalg.norm(pair[1] - pair[0])
     if length == 0:
         return 0.0
@@ -170,7 +149,7 @@ def _diameters(mask: Array, affine: Array) -> Diameters | None:
     upward = int(np.flatnonzero(nib.orientations.io_orientation(affine)[:, 0] == 2)[0])
     in_plane = [axis for axis in range(3) if axis != upward]
     tolerance = max(float(np.linalg.norm(axes[:, axis])) for axis in in_plane) / 2
-    normal = np.cross(axes[:, in_plane[0]], axes[:, in_plane[1]])
+    normal = np.cross(*axes[:, in_plane].T)
     normal = normal / np.linalg.norm(normal)
     slices = [
         (*_largest(points, axes[:, in_plane]), points)
@@ -191,14 +170,6 @@ def _volumes(regions: Array, unit: float) -> dict[str, float]:
     return {name: int(np.count_nonzero(region)) * unit for name, region in zip(REGIONS, regions[1:], strict=True)}
 
 
-def _lesions(regions: Array, affine: Array) -> Iterator[Lesion]:
-    numbers = connected_lesions(regions[WT_CHANNEL])
-    for number, box in enumerate(ndimage.find_objects(numbers), 1):
-        inside = regions[(slice(None), *box)] & (numbers[box] == number)
-        diameters = {name: _diameters(inside[channel], affine) for name, channel in MEASURED_REGIONS.items()}
-        yield Lesion(_volumes(inside, voxel_volume(affine) / 1000), diameters)
-
-
 def measure(labels: Array, affine: Array, et_label: int, edema_label: int = EDEMA_LABEL) -> Measures:
     """Measure a label map.
 
@@ -206,7 +177,7 @@ def measure(labels: Array, affine: Array, et_label: int, edema_label: int = EDEM
         labels: the label map, (x, y, z).
         affine: matrix from indices to mm, (4, 4), in nibabel's convention: to the right, to the front and up.
         et_label: value of the enhancing tumor, 4 or 3.
-        edema_label: value of edema, as in ``labels_to_regions``.
+        edema_label: value of edema, 2 or 1.
 
     Raises:
         InputError: ``et_label`` or ``edema_label`` has another value.
@@ -225,5 +196,12 @@ def measure(labels: Array, affine: Array, et_label: int, edema_label: int = EDEM
     # torch takes neither reversed axes nor the byte order of every file.
     given = torch.from_numpy(np.ascontiguousarray(labels, np.float32))
     regions = labels_to_regions(given[lesion_box([given])], et_label, edema_label).numpy().astype(bool)
-    lesions = list(_lesions(regions, np.asarray(affine, float)))
-    return Measures(_volumes(regions, voxel_volume(affine) / 1000), len(lesions), lesions)
+    affine = np.asarray(affine, float)
+    voxel_ml = voxel_volume(affine) / 1000
+    numbers = connected_lesions(regions[WT_CHANNEL])
+    lesions = []
+    for number, box in enumerate(ndimage.find_objects(numbers), 1):
+        inside = regions[(slice(None), *box)] & (numbers[box] == number)
+        diameters = {name: _diameters(inside[channel], affine) for name, channel in MEASURED_REGIONS.items()}
+        lesions.append(Lesion(_volumes(inside, voxel_ml), diameters))
+    return Measures(_volumes(regions, voxel_ml), len(lesions), lesions)

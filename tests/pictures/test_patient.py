@@ -9,6 +9,7 @@ from itertools import pairwise
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from dicom_series import write_case
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -243,6 +244,14 @@ def test_the_rendering_looks_from_the_side_of_the_lesion():
     assert [t for t in texts(left) if t.startswith("from")] == ["from the front left", "from the left", "from above"]
     # Seen from the right the front is at the right; seen from above the right is at the right.
     assert [t for t in texts(right) if set(t) <= set("RLAPSI")][4:] == ["P", "A", "S", "I", "L", "R", "A", "P"]
+
+
+def test_the_rendering_runs_on_one_thread_a_view_and_leaves_the_threads_as_before(monkeypatch):
+    before, seen = torch.get_num_threads(), []
+    render = surface.render
+    monkeypatch.setattr(surface, "render", lambda *args: seen.append(torch.get_num_threads()) or render(*args))
+    surface_view(patient(spacing=(4.0, 4.0, 5.0)))
+    assert seen == [1, 1, 1] and torch.get_num_threads() == before
 
 
 def test_the_rendering_shows_the_tumor_at_its_place_in_the_brain():

@@ -39,7 +39,7 @@ def moved(ranges, *shift):
     return tuple((a + s, b + s) for (a, b), s in zip(ranges, shift, strict=True))
 
 
-def scores(pred, reference, spacing=None):
+def scores(pred, reference, spacing=(1.0, 1.0, 1.0)):
     voxels = (torch.as_tensor(mask) for mask in (pred, reference))
     return LesionWiseScores().score(*voxels, Grid(spacing, reference.size))
 

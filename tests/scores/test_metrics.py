@@ -365,8 +365,8 @@ def test_a_metric_names_each_of_its_scores():
 # The Hausdorff distance of surfaces.
 
 
-def surface_hd95(pred, label, spacing=None):
-    return surface_hausdorff95(torch.as_tensor(pred), torch.as_tensor(label), spacing)
+def surface_hd95(pred, label, spacing=(1.0, 1.0, 1.0)):
+    return surface_hausdorff95(torch.as_tensor(pred), torch.as_tensor(label), spacing[: pred.ndim])
 
 
 @pytest.mark.parametrize("axis", range(3))

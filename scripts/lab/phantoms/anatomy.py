@@ -119,7 +119,7 @@ def ball_radius(volume: float) -> float:
 
 
 @dataclass(frozen=True)
-class Lesion:
+class PhantomLesion:
     """Plan of one tumor."""
 
     center: tuple[float, float, float]  # mm
@@ -203,7 +203,7 @@ def shape_head(rng: np.random.Generator) -> Head:
     return Head(point, brain, cerebrum, lobe, cerebellum, stem)
 
 
-def push_aside(point: list[Float], lesions: list[Lesion]) -> list[Float]:
+def push_aside(point: list[Float], lesions: list[PhantomLesion]) -> list[Float]:
     """Mass effect: every lesion pushes the tissue away.
 
     Returns:
@@ -303,7 +303,7 @@ def fold_cortex(rng: np.random.Generator, head: Head, point: list[Float], callos
     return np.minimum(to_fluid, sheets - np.float32(1.1)), depth
 
 
-def grow_tissue(rng: np.random.Generator, head: Head, lesions: list[Lesion]) -> Tissue:
+def grow_tissue(rng: np.random.Generator, head: Head, lesions: list[PhantomLesion]) -> Tissue:
     """Fill the head with fluid, gray matter and white matter, which the lesions push aside."""
     x, y, z = push_aside(head.point, lesions)
     x = x + np.float32(0.8) * smooth_noise(rng, 40.0)  # the falx is never quite straight
@@ -356,7 +356,7 @@ def window_around(center: tuple[float, float, float], reach: float) -> tuple[sli
     return first, second, third
 
 
-def apart_from(lesions: Sequence[Lesion], radius: float, factor: float) -> Mask:
+def apart_from(lesions: Sequence[PhantomLesion], radius: float, factor: float) -> Mask:
     """Places of the 2 mm grid where another lesion of this radius keeps away from all lesions.
 
     Args:

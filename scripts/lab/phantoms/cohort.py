@@ -32,8 +32,8 @@ from scripts.lab.phantoms.anatomy import (
     STEP,
     Float,
     Head,
-    Lesion,
     Mask,
+    PhantomLesion,
     Tissue,
     apart_from,
     ball_radius,
@@ -109,7 +109,7 @@ def without_enhancement(seed: int, index: int) -> bool:
     return index % 5 == (0, 2, 3, 4)[seed % 4]
 
 
-def place_lesions(rng: np.random.Generator, head: Head, level: Difficulty, enhancing: bool) -> list[Lesion]:
+def place_lesions(rng: np.random.Generator, head: Head, level: Difficulty, enhancing: bool) -> list[PhantomLesion]:
     """Draw one to four lesions inside the cerebrum. The first is the largest."""
     total = 1000 * log_uniform(rng, *level.volume_cm3)
     count = int(rng.choice([1, 2, 3, 4], p=[0.55, 0.25, 0.13, 0.07]))
@@ -119,7 +119,7 @@ def place_lesions(rng: np.random.Generator, head: Head, level: Difficulty, enhan
     room = ndimage.distance_transform_edt(head.cerebrum & (head.brain > 0), sampling=STEP)
     wall = lay_ventricles(head.point, swelling=1.0)
     across = grid_points()[0]
-    lesions: list[Lesion] = []
+    lesions: list[PhantomLesion] = []
     for volume in volumes:
         radius = ball_radius(volume)
         fits = (room > min(12 + 0.35 * radius, 26)) & (np.abs(across) > 12) & (head.stem < -6) & (wall < -4)
@@ -131,11 +131,13 @@ def place_lesions(rng: np.random.Generator, head: Head, level: Difficulty, enhan
         center = draw_place(rng, fits)
         core = float(rng.uniform(0.32, 0.5))
         necrosis = float(rng.uniform(0.3, 0.6)) if enhancing else 1.0
-        lesions.append(Lesion(center, float(volume), core, necrosis))
+        lesions.append(PhantomLesion(center, float(volume), core, necrosis))
     return lesions
 
 
-def grow_lesions(rng: np.random.Generator, tissue: Tissue, lesions: list[Lesion], rim: int) -> npt.NDArray[np.uint8]:
+def grow_lesions(
+    rng: np.random.Generator, tissue: Tissue, lesions: list[PhantomLesion], rim: int
+) -> npt.NDArray[np.uint8]:
     """Label map (0, 1, 2, 4) on the 1 mm box.
 
     Edema spreads through white matter and stops at cortex, fluid and falx. The core displaces all tissue.

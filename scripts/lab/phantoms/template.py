@@ -30,8 +30,8 @@ from scripts.lab.phantoms.anatomy import (
     STEP,
     Float,
     Head,
-    Lesion,
     Mask,
+    PhantomLesion,
     Tissue,
     grid_points,
     push_aside,
@@ -135,7 +135,7 @@ def brain_mask(template: Template, point: list[Float]) -> Mask:
     return mask
 
 
-def template_tissue(rng: np.random.Generator, template: Template, head: Head, lesions: list[Lesion]) -> Tissue:
+def template_tissue(rng: np.random.Generator, template: Template, head: Head, lesions: list[PhantomLesion]) -> Tissue:
     """The template's tissues on the 1 mm box, which the lesions push aside.
 
     The average of many brains is blurred, so the shares of the tissues are made sharper by a random amount.

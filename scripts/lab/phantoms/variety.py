@@ -29,8 +29,8 @@ from scripts.lab.phantoms.anatomy import (
     STEP,
     Float,
     Head,
-    Lesion,
     Mask,
+    PhantomLesion,
     Tissue,
     apart_from,
     ball_radius,
@@ -108,7 +108,7 @@ class Tumor:
     """All lesions of a patient. They are of one kind."""
 
     kind: str
-    lesions: list[Lesion]
+    lesions: list[PhantomLesion]
 
 
 def plan_tumor(rng: np.random.Generator, head: Head) -> Tumor:
@@ -120,7 +120,7 @@ def plan_tumor(rng: np.random.Generator, head: Head) -> Tumor:
     volumes = np.maximum(total * np.sort(rng.dirichlet(np.full(count, 1.2)))[::-1], 800)
     room = ndimage.distance_transform_edt(head.cerebrum & (head.brain > 0), sampling=STEP)
     wall = lay_ventricles(head.point, swelling=0.0)
-    lesions: list[Lesion] = []
+    lesions: list[PhantomLesion] = []
     for volume in volumes:
         radius = ball_radius(volume)
         # Real tumors reach the cortex, so a center need not be deeper than a part of the radius.
@@ -132,7 +132,7 @@ def plan_tumor(rng: np.random.Generator, head: Head) -> Tumor:
             fits = only_largest(room)
         center = draw_place(rng, fits)
         dead = 1 - float(rng.uniform(*enhancing))
-        lesions.append(Lesion(center, float(volume), float(rng.uniform(*core)), dead))
+        lesions.append(PhantomLesion(center, float(volume), float(rng.uniform(*core)), dead))
     return Tumor(kind, lesions)
 
 
@@ -168,7 +168,7 @@ def grow_tumor(rng: np.random.Generator, tissue: Tissue, tumor: Tumor) -> Labels
 
 
 def _enhancing(
-    rng: np.random.Generator, kind: str, lesion: Lesion, core: Mask, medium: Float, fine: Float
+    rng: np.random.Generator, kind: str, lesion: PhantomLesion, core: Mask, medium: Float, fine: Float
 ) -> npt.NDArray[np.bool_]:
     """The part of a core that takes up contrast agent."""
     if kind == "none":

@@ -18,14 +18,13 @@ from scripts.lab.studies.execution import Job
 from scripts.lab.studies.plan import Study
 from scripts.lab.studies.plots import Line, Point, curves_figure, flops_figure, save_figure
 from scripts.pages.runs import SCORES_FILE, Curve, read_curves, read_run
-from scripts.scores.paired import Paired, Scores, paired, read_scores
+from scripts.scores.paired import UNKNOWN, Scores, paired, read_scores
 from scripts.utils.errors import InputError
 from scripts.utils.files import BUNDLE_ROOT, CONFIGS, save_csv, save_text
 from scripts.utils.literals import literal
 
 MEASURES = ("dice", "hd95")
 COLUMNS = tuple(f"{measure}_{region}" for measure in MEASURES for region in REGIONS)
-NO_COMPARISON = Paired(math.nan, math.nan, math.nan, math.nan)
 
 
 @dataclass(frozen=True)
@@ -197,7 +196,7 @@ def variant_row(results: Sequence[Result], first: Sequence[Result]) -> dict[str,
         means = [_mean_of(scores, column) for scores in seeds.values()]
         row[column] = _mean(means)
         row[f"{column}_sd"] = statistics.stdev(means) if len(means) > 1 else math.nan
-        found = paired(compared[column]) if column in compared else NO_COMPARISON
+        found = paired(compared[column]) if column in compared else UNKNOWN
         row[f"{column}_difference"], row[f"{column}_low"], row[f"{column}_high"] = found[:3]
     return {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}
 

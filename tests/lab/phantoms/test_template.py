@@ -13,7 +13,7 @@ import pytest
 from scripts.lab.phantoms import __main__ as make_phantoms
 from scripts.lab.phantoms import cohort as phantom
 from scripts.lab.phantoms import template as phantom_template
-from scripts.lab.phantoms.anatomy import BOX, Lesion
+from scripts.lab.phantoms.anatomy import BOX, PhantomLesion
 from scripts.lab.phantoms.template import Template, load_template, shape_template, template_tissue
 from scripts.lab.phantoms.variety import Tumor, grow_tumor
 from scripts.utils.errors import InputError
@@ -45,7 +45,7 @@ def test_the_template_is_an_adult_brain(template):
 def test_deformed_tissues_are_shares_of_a_brain(template):
     rng = np.random.default_rng(3)
     head = shape_template(rng, template)
-    lesion = Lesion((30.0, 0.0, 20.0), 30e3, 0.5, 0.5)
+    lesion = PhantomLesion((30.0, 0.0, 20.0), 30e3, 0.5, 0.5)
     tissue = template_tissue(rng, template, head, [lesion])
     np.testing.assert_allclose(tissue.csf + tissue.gray + tissue.white, np.ones(BOX), atol=1e-5)
     for share in (tissue.csf, tissue.gray, tissue.white):
@@ -74,7 +74,7 @@ def test_lesions_stay_in_their_hemisphere(template):
     """Unless they come near the midline, where the corpus callosum joins both."""
     rng = np.random.default_rng(1)
     head = shape_template(rng, template)
-    lesion = Lesion((40.0, -10.0, 35.0), 40e3, 0.5, 0.5)
+    lesion = PhantomLesion((40.0, -10.0, 35.0), 40e3, 0.5, 0.5)
     tissue = template_tissue(rng, template, head, [lesion])
     labels = grow_tumor(rng, tissue, Tumor("patches", [lesion]))
     where = np.argwhere(labels > 0)[:, 0] - BOX[0] / 2

@@ -75,7 +75,7 @@ def test_a_kind_enhances_as_its_name_says(kind):
     rng = np.random.default_rng(4)
     head = shape_head(rng)
     tumor = phantom_variety.plan_tumor(rng, head)
-    lesion = phantom_variety.Lesion(tumor.lesions[0].center, 40e3, 0.6, 0.95 if kind == "spots" else 0.5)
+    lesion = phantom_variety.PhantomLesion(tumor.lesions[0].center, 40e3, 0.6, 0.95 if kind == "spots" else 0.5)
     tissue = phantom_variety.grow_tissue(rng, head, [lesion])
     labels = phantom_variety.grow_tumor(rng, tissue, phantom_variety.Tumor(kind, [lesion]))
     core = np.isin(labels, (1, 4))
@@ -108,7 +108,7 @@ def test_no_ring_enhances_almost_completely():
     axis = np.arange(-25, 26)
     far = np.sqrt(axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2)
     core, flat = far < 22, np.zeros(far.shape, np.float32)
-    lesion = phantom_variety.Lesion((0.0, 0.0, 0.0), 40e3, 0.6, 0.5)
+    lesion = phantom_variety.PhantomLesion((0.0, 0.0, 0.0), 40e3, 0.6, 0.5)
     shares = []
     for seed in range(60):
         rng = np.random.default_rng(seed)
