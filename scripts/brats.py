@@ -61,10 +61,8 @@ class Release:
     """File names and label values of a family of BraTS releases.
 
     Attributes:
-        name: name that the user sees.
         separator: text between the name of the case and the name of the sequence.
         suffixes: names of the sequences, in the order of ``SEQUENCES``.
-        et_label: value of the enhancing tumor in the label maps.
         edema_label: value of edema, 2 or 1. The necrotic and non-enhancing core has the other value of the two.
         case_pattern: pattern of a case's name that ends in the number of the visit. The group ``patient`` is what comes
             before it, and a group ``site`` says where the images come from. None if the names tell neither.
@@ -79,10 +77,7 @@ class Release:
 
     @cached_property
     def file_pattern(self) -> re.Pattern[str]:
-        """Pattern of ``<case><separator><sequence><suffix>``, with the groups ``case`` and ``sequence``.
-
-        The suffix is one of the formats that are read. The releases themselves have ``.nii`` and ``.nii.gz``.
-        """
+        """Pattern of ``<case><separator><sequence><suffix>``, with the groups ``case`` and ``sequence``."""
         names = "|".join((*self.suffixes, "seg"))
         pattern = rf"(?P<case>[^.].*){re.escape(self.separator)}(?P<sequence>{names}){IMAGE_SUFFIX}"
         return re.compile(pattern, re.DOTALL)  # a name may hold a line break
@@ -170,7 +165,7 @@ def _parts_of_case(case: str) -> dict[str, str | None]:
 
 
 def patient_name(case: str) -> str:
-    """Name of a case's patient: the name of the case without the number of the visit, or as it is if it tells none.
+    """Name of a case's patient: the name of the case without the number of the visit, if it has one.
 
     Example:
         >>> patient_name("BraTS-GLI-00005-101"), patient_name("BraTS20_Training_001")
@@ -185,7 +180,7 @@ def site_named(case: str) -> str | None:
 
 
 def other_tumor(case: str) -> str | None:
-    """The kind of tumor, a key of ``OTHER_TUMORS``, or None if the case's name does not say that it is no glioma."""
+    """The key of ``OTHER_TUMORS`` that a case's name holds, or None."""
     found = _OTHER_TUMOR.fullmatch(case)
     return found["kind"].upper() if found else None
 
@@ -234,13 +229,9 @@ def check_et_label(et_label: int) -> int:
 
 
 def check_label_values(values: Iterable[float], et_label: int, name: str, cavity: bool = False) -> None:
-    """Refuse label values that a release with this ET label does not use.
+    """Refuse values in the label map ``name`` that a release with this ET label does not use.
 
-    Args:
-        values: the distinct values of a label map.
-        et_label: the ET label of the release.
-        name: file name for the message.
-        cavity: accept 4 as resection cavity if the ET label is 3.
+    ``cavity`` accepts 4 as the resection cavity beside an ET label of 3.
 
     Example:
         >>> check_label_values([0, 1, 7], et_label=4, name="seg.nii.gz")

@@ -192,7 +192,7 @@ def test_a_fold_of_a_list_that_is_split_already_is_refused(small_cohort, tmp_pat
     mine = tmp_path / "mine.json"
     mine.write_text(json.dumps({"training": [], "validation": []}))
     place = {"dataset_dir": str(small_cohort), "output_dir": str(tmp_path / "run"), "datalist_file": str(mine)}
-    said = f"--fold 1: {mine} already holds a split; leave out --fold or --datalist_file."
+    said = f"--fold 1: {mine} holds a split; leave out --fold or --datalist_file."
     assert refused("train.json", **place, **TRAINING, fold=1) == said
     assert not (tmp_path / "run").exists()
 

@@ -51,12 +51,11 @@ class Case:
     """One patient's files in one folder.
 
     Attributes:
-        name: name of the case. The BraTS portal expects it as the name of the result.
-        images: path of each sequence, by the network's name of the sequence; of a DICOM series, its first file.
-        label: path of the segmentation, or None.
+        images: path of each sequence that the case has; of a DICOM series, its first file.
+        label: path of the segmentation.
         file: the one file that holds all four sequences, instead of ``images``.
         doubled: further files of a sequence, or of the segmentation, that the case has already.
-        choice: which DICOM series are taken for the sequences, or None for other files.
+        choice: which DICOM series are taken for the sequences; None for other files.
     """
 
     name: str
@@ -115,8 +114,8 @@ def _decathlon_case(file: Path) -> Case:
     return Case(case_name(file), file.parent, DECATHLON, file=file, label=label if label and label.is_file() else None)
 
 
-def _common_folder(files: Iterable[str]) -> str:
-    return os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
+def _common_folder(files: Iterable[str]) -> Path:
+    return Path(os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files]))
 
 
 def _dicom_cases(found: Sequence[Series]) -> Iterator[Case]:
@@ -125,7 +124,7 @@ def _dicom_cases(found: Sequence[Series]) -> Iterator[Case]:
     for series in found:
         if series.first.modality in ("", "MR"):
             studies.setdefault(series.first.study, []).append(series)
-    folders: list[str] = []
+    folders: list[Path] = []
     for uid, study in studies.items():
         folder = _common_folder(series.first.file for series in study)
         if folder in folders:
@@ -136,7 +135,7 @@ def _dicom_cases(found: Sequence[Series]) -> Iterator[Case]:
         folders.append(folder)
         choice = choose([series for series in found if series.first.study == uid])
         images = {sequence: Path(fit.series.first.file) for sequence, fit in choice.chosen.items()}
-        yield Case(Path(folder).name, Path(folder), DICOM, images, choice=choice)
+        yield Case(folder.name, folder, DICOM, images, choice=choice)
 
 
 def _refuse_unreadable(error: OSError) -> None:
@@ -185,9 +184,7 @@ def image_files(image: str | Path | Sequence[str]) -> list[str]:
 def image_name(image: str | Path | Sequence[str]) -> str:
     """Name of the case of a resolved ``image``: by the name of its first file, or for DICOM series by their folder."""
     files = image_files(image)
-    if is_dicom(files[0]):
-        return Path(_common_folder(files)).name
-    return case_name(files[0])
+    return _common_folder(files).name if is_dicom(files[0]) else case_name(files[0])
 
 
 def missing_sequences(image: str | Path | Sequence[str]) -> list[str]:
@@ -200,10 +197,9 @@ def missing_sequences(image: str | Path | Sequence[str]) -> list[str]:
 def resolve_image(image: str | Path | Sequence[str]) -> str | list[str]:
     """The files that an entry's ``image`` means: four in the network's order, or a single four-dimensional file.
 
-    Args:
-        image: four paths, or one path of a four-dimensional file or of the folder of one case. Four paths are put into
-            the network's order if their names tell the sequences. Otherwise they are taken to be in this order, and
-            ``NO_FILE`` may be in the place of a sequence. One of the four may be the folder of one DICOM series.
+    ``image`` is four paths, or one path of a four-dimensional file or of the folder of one case. Four paths are put
+    into the network's order if their names tell the sequences. Otherwise they are taken to be in this order, and
+    ``NO_FILE`` may be in the place of a sequence. One of the four may be the folder of one DICOM series.
 
     Raises:
         InputError: the folder does not hold exactly one complete case.

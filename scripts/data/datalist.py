@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.brats import CHANNEL_ORDER, EDEMA_LABEL, ET_LABELS, SEQUENCES, check_et_label, sequences_told
+from scripts.brats import EDEMA_LABEL, SEQUENCES, check_et_label, sequences_told
 from scripts.data.cases import find_cases, image_files, image_name, missing_sequences, resolve_image
 from scripts.data.datalist_file import HELD_OUT_IN, read_datalist
 from scripts.data.splits import make_folds, patient_of, random_split
@@ -34,14 +34,15 @@ def every_item(dataset_dir: str | Path, et_label: int | None = None) -> list[dic
     """
     items = []
     for case in find_cases(dataset_dir):
+        # A study of DICOM series may have none that fits a sequence.
+        if not image_files(case.image):
+            continue
         item: dict[str, Any] = {"case": case.name, "image": case.image}
         if case.label is not None:
             item |= {"label": str(case.label), "et_label": case.release.et_label}
             item |= {"edema_label": case.release.edema_label, "resection_cavity": 0}
             set_et_label([item], et_label)
-        # A study of DICOM series may have none that fits a sequence.
-        if image_files(case.image):
-            items.append(item)
+        items.append(item)
     return items
 
 
@@ -111,7 +112,6 @@ class Cohort:
 
     Attributes:
         lists: lists of entries, by name: ``training`` and ``validation``, or ``cases``.
-        dataset_dir: folder of the cases.
         datalist_file: file with the user's own lists, or None.
         channel_order: the sequences in the order of the channels of four-dimensional files.
         et_label: value of ET in label maps that this bundle saves.
@@ -119,9 +119,9 @@ class Cohort:
 
     lists: Mapping[str, Sequence[Mapping[str, Any]]]
     dataset_dir: str
-    datalist_file: str | None = None
-    channel_order: Sequence[str] = CHANNEL_ORDER
-    et_label: int = ET_LABELS[-1]
+    datalist_file: str | None
+    channel_order: Sequence[str]
+    et_label: int
 
     def completed(self) -> dict[str, list[dict[str, Any]]]:
         """The lists, with entries that ``complete_item`` has completed."""
@@ -148,12 +148,10 @@ def split_datalist(
             split. If it has no list ``validation``, its list ``training`` is split as the cases of a folder are.
         recorded: file of the split that an earlier training wrote. If it exists, its split is used instead of a new
             one, so that no case of the training is held out.
-        validation_fraction: share of cases to hold out at random (Monte Carlo cross-validation, as the authors do); 0
-            holds out none.
+        validation_fraction: share of cases to hold out at random (Monte Carlo cross-validation, as the authors do).
         seed: seed of the split. It is independent of other seeds.
         et_label: the label value of ET, or None for the value of each case's release.
-        folds: number of parts for cross-validation (``scripts.data.splits.make_folds``). Entries say in ``held_out_in``
-            which part they belong to.
+        folds: number of parts for cross-validation (``scripts.data.splits.make_folds``).
         fold: number of the part to hold out instead of ``validation_fraction``, from 0.
         incomplete: also take cases that lack a sequence.
         cases: the list that is wanted. For ``all`` no new split is made; without a given or recorded one, all cases are
@@ -170,10 +168,10 @@ def split_datalist(
     given = None if datalist_file is None else read_datalist(datalist_file, dataset_dir)
     if given is not None and "training" not in given:
         raise InputError(f"{datalist_file}: no list 'training'; a training or an evaluation needs one.")
-    if fold is not None and given is not None and "validation" in given:
-        raise InputError(f"--fold {fold}: {datalist_file} already holds a split; leave out --fold or --datalist_file.")
     lists: Mapping[str, list[dict[str, Any]]]
     if given is not None and "validation" in given:
+        if fold is not None:
+            raise InputError(f"--fold {fold}: {datalist_file} holds a split; leave out --fold or --datalist_file.")
         lists = given
         warn_of_shared_patients(lists["training"], lists["validation"], str(datalist_file))
     elif recorded is not None and Path(recorded).is_file():
@@ -187,21 +185,20 @@ def split_datalist(
         training, validation = items, items[:0]
         if cases != "all" and fold is not None and items:
             set_et_label(items, et_label)  # folds measure ET
-            parts = [
-                [{**item, HELD_OUT_IN: _fold_name(number, folds)} for item in part]
-                for number, part in enumerate(make_folds(items, folds, seed, dataset_dir))
-            ]
-            training = [item for number, part in enumerate(parts) if number != fold for item in part]
-            validation = parts[fold]
+            parts = make_folds(items, folds, seed, dataset_dir)
+            for number, part in enumerate(parts):
+                for item in part:
+                    item[HELD_OUT_IN] = _fold_name(number, folds)
+            validation = parts.pop(fold)
+            training = [item for part in parts for item in part]
         elif cases != "all" and validation_fraction and len(items) > 1:
             training, validation = random_split(items, validation_fraction, seed)
         lists = {"training": training, "validation": validation}
-        for name in lists:
-            lists[name].sort(key=lambda item: str(item["case"]))
-    lists = {name: lists[name] for name in ("training", "validation")}
-    everything = lists["training"] + lists["validation"]
-    set_et_label(everything, et_label)
-    return {**lists, "all": everything}
+        for entries in lists.values():
+            entries.sort(key=lambda item: str(item["case"]))
+    training, validation = lists["training"], lists["validation"]
+    set_et_label(training + validation, et_label)
+    return {"training": training, "validation": validation, "all": training + validation}
 
 
 def _recorded_split(
@@ -231,7 +228,7 @@ def _fold_name(fold: int, folds: int) -> str:
 def warn_of_shared_patients(
     training: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], source: str | Path
 ) -> None:
-    """Warn of patients with cases in both lists; ``source``, the file of the lists, is named in the warning."""
+    """Warn of patients with cases in both lists, which come from ``source``."""
     first, second = ({patient_of(item) for item in items} for items in (training, validation))
     if shared := sorted(first & second):
         logger.warning(

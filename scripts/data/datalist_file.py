@@ -35,17 +35,12 @@ HELD_OUT_IN = "held_out_in"
 def read_datalist(
     path: str | Path, dataset_dir: str | Path, with_labels: bool = True
 ) -> dict[str, list[dict[str, Any]]]:
-    """Read a datalist file.
+    """Read a datalist file, in which relative paths are relative to ``dataset_dir``.
 
     The lists are ``training``, ``validation`` and ``testing`` (or ``test``, as in the Decathlon). At least one of them
     is there. An entry of ``testing`` may be the path of an image alone. ``sequences`` at the top of the file says which
     sequence each of an entry's four images is. Without it the names of the images must say so. The result has the four
-    images in the network's order.
-
-    Args:
-        path: the file.
-        dataset_dir: folder to which relative paths in the file are relative.
-        with_labels: whether training and validation need label maps. Without them, entries hold case and image only.
+    images in the network's order. Without ``with_labels``, entries need no label map and hold case and image only.
 
     Raises:
         InputError: the file cannot be read, or something in it is missing or contradictory. The message names the file.
@@ -77,16 +72,15 @@ def _json_content(path: Path) -> dict[str, Any]:
 
 
 def _stated_sequences(content: Mapping[str, Any], path: Path) -> list[str] | None:
-    stated = content.get("sequences")
-    if stated is None:
+    if (stated := content.get("sequences")) is None:
         return None
-    known = [sequence_named(str(name)) for name in stated] if isinstance(stated, list) else []
-    if sorted(map(str, known)) != sorted(SEQUENCES):
+    known = [str(sequence_named(str(name))) for name in stated] if isinstance(stated, list) else []
+    if sorted(known) != sorted(SEQUENCES):
         raise InputError(
             f"{path}: 'sequences' is {json.dumps(stated)}; list each of {', '.join(SEQUENCES)} once, "
             "in the order of every entry's four images."
         )
-    return [str(sequence) for sequence in known]
+    return known
 
 
 def _item(
@@ -115,7 +109,9 @@ def _item(
     if not isinstance(name, str) or not is_plain_name(name):
         raise refusal(f"'case' must be a plain name of at most {LONGEST_NAME} bytes")
     item = {"case": name, "image": image}
-    return item | _label(entry, image, dataset_dir, refusal) if labeled else item
+    if labeled:
+        item |= {"label": str(Path(dataset_dir) / entry["label"]), **_description(entry, image, refusal)}
+    return item
 
 
 def _in_network_order(files: list[str], path: Path, sequences: list[str] | None) -> list[str]:
@@ -144,29 +140,29 @@ def misnamed(image: Sequence[str], sequences: Sequence[str]) -> list[tuple[str, 
     return [row for row in zip(image, sequences, named, strict=True) if row[2] not in (None, row[1])]
 
 
-def _label(
-    entry: Mapping[str, Any], image: str | list[str], dataset_dir: str | Path, refusal: Callable[[str], InputError]
+def _description(
+    entry: Mapping[str, Any], image: str | list[str], refusal: Callable[[str], InputError]
 ) -> dict[str, Any]:
-    """The label map of an entry, the meaning of its values, and what describes the patient."""
-    label: dict[str, Any] = {"label": str(Path(dataset_dir) / entry["label"])}
+    """What the values of an entry's label map mean, and what describes the patient."""
+    found: dict[str, Any] = {}
     release = _release_of(entry, image)
     # A default value of edema would be risky, because the Decathlon swaps the labels of core and edema.
     for key, possible, meaning in (
         ("et_label", ET_LABELS, "3 or 4"),
         ("edema_label", (1, 2), "2 as in BraTS, 1 as in the Decathlon; core has the other value"),
     ):
-        label[key] = getattr(release, key, None) if entry.get(key) is None else entry[key]
-        if label[key] is None:
+        found[key] = getattr(release, key, None) if entry.get(key) is None else entry[key]
+        if found[key] is None:
             raise refusal(f"an entry has no '{key}' ({meaning}) and its files' names tell no release")
-        if label[key] not in possible:
+        if found[key] not in possible:
             raise refusal(f"'{key}' is {possible[0]} or {possible[1]}")
-    label["resection_cavity"] = entry.get("resection_cavity", 0)
+    found["resection_cavity"] = entry.get("resection_cavity", 0)
     for key in (*DESCRIPTIONS, HELD_OUT_IN):
         if (value := entry.get(key)) is not None:
             if not isinstance(value, str | int):
                 raise refusal(f"'{key}' is a text or a number")
-            label[key] = value
-    return label
+            found[key] = value
+    return found
 
 
 def _release_of(entry: Mapping[str, Any], image: str | list[str]) -> Release | None:

@@ -56,8 +56,6 @@ OTHERS = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricIn
 
 # Errors that pydicom raises for a file that ends too early or is no DICOM file after its first bytes.
 FAULTS = (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, struct.error, zlib.error)
-# Headers that are kept in memory, at about 1 kB each: those of some dozens of cases.
-KEPT_HEADERS = 50_000
 
 # Slices lie evenly if no gap between two of them departs from the others by more than a share of it, or by more mm.
 EVEN_SHARE, EVEN_MM = 0.01, 0.01
@@ -66,10 +64,7 @@ ROUNDING = 1e-4
 
 
 class Header(NamedTuple):
-    """What the header of one file says, in ms and mm.
-
-    A number that is missing is None, and a missing text or list is empty.
-    """
+    """What the header of one file says, in ms and mm. A missing number is None, a missing text or list is empty."""
 
     file: str
     kind: str
@@ -100,13 +95,13 @@ class Header(NamedTuple):
 
 @dataclass(frozen=True)
 class Series:
-    """The files of one series in one folder: their headers, in the order of their names."""
+    """The headers of the files of one series in one folder, in the order of their names."""
 
     headers: list[Header]
 
     @property
     def first(self) -> Header:
-        """The header of the first file, whose path stands for the series."""
+        """The header of the file whose path stands for the series."""
         return self.headers[0]
 
     def __str__(self) -> str:
@@ -151,9 +146,10 @@ def _text(dataset: Any, name: str) -> str:
     return " ".join("".join(sign if sign.isprintable() else " " for sign in words).split())
 
 
-@lru_cache(KEPT_HEADERS)
+# A header takes about 1 kB of memory, so those of some dozens of cases are kept.
+@lru_cache(50_000)
 def _header(path: str, size: int, changed: int) -> Header | None:
-    """The header of a file, or None if it is no image. Size and time of change tell versions of the file apart."""
+    # None if the file is no image. Size and time of change tell versions of the file apart.
     if not is_dicom(path):
         return None
     if not packages_are_installed("pydicom", "itk"):
@@ -197,10 +193,13 @@ def _damaged(path: str, why: str) -> InputError:
     return InputError(f"{path}: damaged ({why}); copy it again.", "damaged file")
 
 
-def _read_headers(folder: str | Path, names: Iterable[str]) -> tuple[list[Header], list[InputError]]:
-    """The headers of the images among some files of a folder, and what is wrong with files that have none."""
-    headers: list[Header] = []
-    faults: list[InputError] = []
+def series_in(folder: str | Path, names: Iterable[str], complete: bool = False) -> list[Series]:
+    """The series of images among some files of a folder, by their names; hidden files and other images are left out.
+
+    Damaged files are left out, too, and are found when one of the series is read. If the series must be ``complete``,
+    they raise an InputError, since each may be a slice. Another one says that pydicom or itk is not installed.
+    """
+    series: dict[tuple[str, str], list[Header]] = {}
     for name in sorted(names):
         path = os.path.join(folder, name)
         if name.startswith(".") or name.lower().endswith(IMAGE_SUFFIXES) or not os.path.isfile(path):
@@ -208,41 +207,21 @@ def _read_headers(folder: str | Path, names: Iterable[str]) -> tuple[list[Header
         found = os.stat(path)
         try:
             if header := _header(path, found.st_size, found.st_mtime_ns):
-                headers.append(header)
+                series.setdefault((header.study, header.series), []).append(header)
         except InputError as error:
-            if not error.kind:
+            if complete or not error.kind:
                 raise
-            faults.append(error)
-    return headers, faults
-
-
-def _by_series(headers: Iterable[Header]) -> list[Series]:
-    series: dict[tuple[str, str], list[Header]] = {}
-    for header in headers:
-        series.setdefault((header.study, header.series), []).append(header)
-    return [Series(found) for found in series.values()]
-
-
-def series_in(folder: str | Path, names: Iterable[str]) -> list[Series]:
-    """The series of images among some files of a folder, by their names; hidden files and other images are left out.
-
-    Damaged files are found when one of the series is read. An InputError says that pydicom or itk is not installed.
-    """
-    return _by_series(_read_headers(folder, names)[0])
+    return [Series(headers) for headers in series.values()]
 
 
 def series_of(path: str | Path) -> Series:
-    """The series that a file belongs to.
+    """The complete series that a file belongs to.
 
     Raises:
-        InputError: the file is no image, or it or another DICOM file of its folder is damaged or cannot be read: each
-            may be a slice of the series.
+        InputError: the file is no image, or it or another DICOM file of its folder is damaged or cannot be read.
     """
     folder, name = os.path.split(path)
-    headers, faults = _read_headers(folder, os.listdir(folder or "."))
-    if faults:
-        raise faults[0]
-    for series in _by_series(headers):
+    for series in series_in(folder, os.listdir(folder or "."), complete=True):
         if any(header.file == os.path.join(folder, name) for header in series.headers):
             return series
     raise InputError(f"{path}: a DICOM file without an image; give a file of a series of images.", "not an image")
@@ -260,10 +239,10 @@ def series_file(path: str | Path) -> str:
 
 
 def arranged(series: Series) -> tuple[list[str], np.ndarray]:
-    """The files of a series in the order of their slices, and the affine of the volume.
+    """The files of a series in the order of their slices, and the affine of the volume, (4, 4).
 
-    The affine, (4, 4), is in nibabel's convention: axes run along the columns of a slice, along its rows, and along its
-    normal, in mm to the right, to the front and up.
+    Axes run along the columns of a slice, along its rows and along its normal. Places are in mm to the right, to the
+    front and up, as in nibabel.
 
     Raises:
         InputError: the series is not one volume of gray values with evenly spaced slices.

@@ -67,9 +67,8 @@ _WITHOUT_AGENT = re.compile(
 def described(text: str) -> tuple[str, bool | None] | None:
     """What a description says of a series.
 
-    Returns:
-        The weighting (t1, t2 or flair, or an empty text for something else, such as diffusion), and whether there is a
-        contrast agent, or None if the text does not say that. None if the text does not tell the weighting.
+    That is the weighting (t1, t2 or flair, or an empty text for something else, such as diffusion), and whether there
+    is a contrast agent, or None if the text does not say that. The result is None if the weighting is not told.
 
     Example:
         >>> [described(text) for text in ("AX T1 POST GD", "t2_tirm_tra_dark-fluid", "3-plane loc", "Brain")]
@@ -105,12 +104,9 @@ def weighting_by_times(header: Header) -> str | None:
 
 @dataclass(frozen=True)
 class Fit:
-    """A series and the sequence that it shows.
+    """A series, the sequence that it shows, what tells so (``why``), and what contradicts it (``doubt``).
 
-    Attributes:
-        why: what tells the sequence.
-        doubt: what contradicts it, or an empty text.
-        agent_is_described: whether the description speaks of a contrast agent, or of none.
+    ``agent_is_described`` says whether the description speaks of a contrast agent, or of none.
     """
 
     series: Series
@@ -134,12 +130,9 @@ RULES = ("a volume of gray values", "most slices", "thinnest", "lowest number")
 
 @dataclass(frozen=True)
 class Choice:
-    """The series of a study that are taken for the sequences.
+    """The series of a study that are taken for the sequences, and the others.
 
-    Attributes:
-        chosen: for each sequence that was found, its series.
-        left_out: the other series of the study.
-        several: the sequences for which there was more than one series.
+    ``several`` are the sequences for which there was more than one series.
     """
 
     chosen: dict[str, Fit] = field(default_factory=dict)
@@ -200,7 +193,7 @@ def choose(study: Sequence[Series]) -> Choice:
     enhanced = [fit for fit in fits if fit.sequence == "t1ce"]
     if all(fit.sequence != "t1" for fit in fits) and any(fit.agent_is_described for fit in enhanced):
         # Some scanners record the agent for the whole examination. A plain "T1" beside a "T1 post" is then the T1.
-        fits = [_before_agent(fit) if fit in enhanced and not fit.agent_is_described else fit for fit in fits]
+        fits = [_without_agent(fit) if fit in enhanced and not fit.agent_is_described else fit for fit in fits]
     chosen: dict[str, Fit] = {}
     several: list[str] = []
     for sequence in SEQUENCES:
@@ -217,7 +210,7 @@ def choose(study: Sequence[Series]) -> Choice:
     return Choice(chosen, [series for series in study if series not in taken], several)
 
 
-def _before_agent(fit: Fit) -> Fit:
+def _without_agent(fit: Fit) -> Fit:
     doubt = (
         f"{fit.series}: another series is described as the one with a contrast agent, so this one is taken as T1, but "
         f"ContrastBolusAgent is '{fit.series.first.agent}'"

@@ -62,8 +62,6 @@ WARNINGS = (
 
 # Warnings about scans as the scanner made them. Weights have never seen such scans.
 NOT_PREPARED = ("skull not stripped", "other voxel size", "different brains")
-# Warnings about series that were chosen among several.
-CHOICES = ("several series of a sequence", "contradicting contrast agent")
 
 
 @dataclass(frozen=True)

@@ -82,31 +82,31 @@ def is_phantom(image: nib.Nifti1Image) -> bool:
 def check_dimensions(path: PathLike, image: nib.Nifti1Image, channels: int = 0) -> None:
     """Refuse an image that has not three dimensions, or ``channels`` in its fourth one."""
     if channels and image.shape[3:] != (channels,):
-        raise InputError(
-            f"{path}: its shape is {image.shape}, but one file with {channels} channels is needed; "
-            "give such a file, or a folder with one file per sequence.",
-            "other dimensions",
+        fault = (
+            f"its shape is {image.shape}, but one file with {channels} channels is needed; give such a file, or a "
+            "folder with one file per sequence."
         )
-    if not channels and len(image.shape) != 3:
-        raise InputError(
-            f"{path}: {len(image.shape)} dimensions instead of 3; give one file per sequence.", "other dimensions"
-        )
+    elif not channels and len(image.shape) != 3:
+        fault = f"{len(image.shape)} dimensions instead of 3; give one file per sequence."
+    else:
+        return
+    raise InputError(f"{path}: {fault}", "other dimensions")
 
 
 def _checked_path(path: PathLike) -> Path:
     file = Path(path)
     if file.is_dir():
+        kind = "folder in place of a file"
         raise InputError(
-            f"{path}: a folder, where a file belongs; give the file, or a folder of one DICOM series.",
-            "folder in place of a file",
+            f"{path}: a folder, where a file belongs; give the file, or a folder of one DICOM series.", kind
         )
     if not file.is_file():
-        raise InputError(f"{path}: no such file; correct the path, in the datalist if it stands there.", "absent file")
-    if not _has(file, IMAGE_SUFFIXES) and not is_dicom(path):
         raise InputError(
-            f"{path}: not in a format that is read ({', '.join(IMAGE_SUFFIXES)}, DICOM); convert it to NIfTI.",
-            "other format",
+            f"{path}: no such file; correct the path, in the datalist if it comes from one.", "absent file"
         )
+    if not _has(file, IMAGE_SUFFIXES) and not is_dicom(path):
+        known = ", ".join(IMAGE_SUFFIXES)
+        raise InputError(f"{path}: in no format that is read ({known}, DICOM); convert it to NIfTI.", "other format")
     if not file.stat().st_size:
         raise InputError(f"{path}: an empty file of 0 bytes; copy it again.", "empty file")
     return file
@@ -118,8 +118,7 @@ def open_image(path: PathLike) -> nib.Nifti1Image:
     A DICOM file means its whole series, which must be one volume of gray values with evenly spaced slices.
 
     Raises:
-        InputError: the file is absent or no such image, or its format is not read, or only by a package that is
-            missing.
+        InputError: the file is absent or no such image, or its format cannot be read.
     """
     file = _checked_path(path)
     with _refusing(path, NOT_READABLE):
@@ -150,9 +149,8 @@ def _refuse_for_itk(file: str | Path) -> None:
     try:
         str(file).encode()
     except UnicodeEncodeError as error:
-        raise InputError(
-            f"{file}: ITK reads no path that is not UTF-8; rename it, or give a link.", "unreadable file"
-        ) from error
+        told = f"{file}: ITK reads no path that is not UTF-8; rename it, or give a link."
+        raise InputError(told, "unreadable file") from error
 
 
 def _opened_by_itk(file: Path) -> nib.Nifti1Image:
@@ -193,13 +191,7 @@ def _opened_series(file: Path) -> nib.Nifti1Image:
 
 
 def read_header(path: PathLike) -> nib.Nifti1Image:
-    """Open an image for its grid and header alone. The voxels of a DICOM series are all 0.
-
-    A file that ITK reads is read whole.
-
-    Raises:
-        InputError: as in ``open_image``.
-    """
+    """Open an image as ``open_image`` does, for its grid and header alone. The voxels of a DICOM series are all 0."""
     file = _checked_path(path)
     if _has(file, IMAGE_SUFFIXES):
         return open_image(file)
@@ -244,11 +236,7 @@ def read_image(path: PathLike, channels: int = 0) -> nib.Nifti1Image:
 
 
 def voxels_of(image: nib.Nifti1Image, path: PathLike) -> np.ndarray:
-    """All voxels of an image that was read from ``path``.
-
-    Raises:
-        InputError: the file is damaged, or its voxels are not single real numbers.
-    """
+    """All voxels of an image that was read from ``path``. Damage, complex numbers and colors raise an InputError."""
     with _refusing(path, "damaged"):
         voxels = np.asanyarray(image.dataobj)
     if voxels.dtype.kind not in "iuf":
@@ -290,11 +278,10 @@ class SequenceReader(NibabelReader):
                 "in the order in which the file holds them."
             )
         self.channel_order = list(channel_order)
-        # The network's order is an attribute too, because a cache tells readers apart by their attributes. It must not
-        # return voxels in another order.
+        # A cache tells readers apart by their attributes, and must not return voxels in another order.
         self.sequences = list(SEQUENCES)
 
-    # What opens a file; see ``reading_by``. This is no attribute of the object, because a cache would compare it.
+    # What opens a file. It is no attribute of the object, because a cache would compare it.
     open_file: Callable[[str], nib.Nifti1Image] = staticmethod(open_image)
 
     def reading_by(self, read: Callable[[str], nib.Nifti1Image]) -> SequenceReader:
@@ -308,8 +295,8 @@ class SequenceReader(NibabelReader):
     def filenames(self) -> Sequence[PathLike]:
         """Empty names, one for each image.
 
-        MONAI's reader pairs the images with the names of its last call. The last call may come from another thread and
-        have only one name, the name of a label map. The image would then lose three channels.
+        MONAI's reader pairs the images with the names of its last call, which may come from another thread and have
+        only the name of a label map. The image would then lose three channels.
         """
         return [""] * len(SEQUENCES)
 
@@ -364,13 +351,12 @@ class SequenceReader(NibabelReader):
 class LoadImageByReaderd(LoadImaged):
     """MONAI's ``LoadImaged`` with one reader and without a fallback to other readers.
 
-    If the given reader fails, MONAI's ``LoadImaged`` tries all its own readers. The reader's error is then lost.
-    Another reader might also read a file in another format, with its channels in an order that nobody has stated.
+    If the given reader fails, MONAI's ``LoadImaged`` tries all its own readers. The reader's error is then lost, and
+    another reader might read the file with its channels in an order that nobody has stated.
 
-    This class resolves the ``image`` of entries that were never in a datalist of the bundle. MONAI Label passes
+    This class resolves the ``image`` of entries that were never in a datalist of the bundle: MONAI Label passes
     folders, and four files in any order. The base class and the name matter: MONAI Label looks for a ``LoadImaged``,
-    and MONAI Deploy loads images itself and leaves out steps with ``LoadImage`` in their name. ``options`` are those of
-    ``LoadImaged``.
+    and MONAI Deploy loads images itself and leaves out steps with ``LoadImage`` in their name.
     """
 
     def __init__(self, keys: KeysCollection, reader: ImageReader, **options: Any) -> None:

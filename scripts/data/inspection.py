@@ -99,16 +99,11 @@ def check_case(
     read: Callable[[str], nib.Nifti1Image] = read_file,
     headers_only: bool = False,
 ) -> CheckedCase:
-    """Read each file of a case once and completely, and check it.
+    """Read each file of an entry once and completely, and check it; with ``headers_only``, say nothing of voxels.
 
     All files must have one grid, no sequence may be empty, and the label map may hold only the values of its release.
-    ``scripts.data.plausibility`` adds doubts about images that are sound in themselves.
-
-    Args:
-        item: the datalist entry of the case.
-        channel_order: the sequences in the order of the channels of a four-dimensional file.
-        read: reads a file. One that remembers what it has read (``functools.cache``) gives it to others, too.
-        headers_only: ``read`` gives headers, so nothing is said about voxels.
+    ``scripts.data.plausibility`` adds doubts about images that are sound in themselves. ``read`` may remember the files
+    (``functools.cache``), for others.
     """
     found = Findings(str(item["case"]))
     image, four_dimensional = item["image"], isinstance(item["image"], str | Path)
@@ -179,17 +174,15 @@ def check_image(path: str, voxels: np.ndarray) -> None:
     insides = [channel[channel != 0] for channel in flat]
     for number, inside in sorted(enumerate(insides), key=lambda pair: len(pair[1])):
         where = f"channel {number} is " if voxels.ndim == 4 else ""
+        fault, kind = "", ""
         if not inside.size:
-            raise InputError(f"{path}: {where}empty, every voxel is 0; export the sequence again.", "empty image")
-        if not np.isfinite(inside).all():
-            raise InputError(
-                f"{path}: holds voxels that are no finite numbers; export the sequence again.", "no finite numbers"
-            )
-        if inside.size > 1 and inside.min() == inside.max():
-            raise InputError(
-                f"{path}: {where}constant, every voxel that is not 0 is {inside[0]:g}; export the sequence again.",
-                "constant image",
-            )
+            fault, kind = f"{where}empty, every voxel is 0", "empty image"
+        elif not np.isfinite(inside).all():
+            fault, kind = "holds voxels that are no finite numbers", "no finite numbers"
+        elif inside.size > 1 and inside.min() == inside.max():
+            fault, kind = f"{where}constant, every voxel that is not 0 is {inside[0]:g}", "constant image"
+        if fault:
+            raise InputError(f"{path}: {fault}; export the sequence again.", kind)
 
 
 def check_channel_order(item: Mapping[str, Any], channel_order: Sequence[str]) -> None:
@@ -206,19 +199,18 @@ def check_channel_order(item: Mapping[str, Any], channel_order: Sequence[str]) -
         order = [str(modality[str(number)]) for number in range(len(modality))]
     except (OSError, ValueError, KeyError, TypeError):
         return
-    known = [sequence_named(name) for name in order]
-    if None in known or sorted(map(str, known)) != sorted(SEQUENCES):
-        raise InputError(
-            f"{stated}: the channels are {', '.join(order)}, and not each of {', '.join(SEQUENCES)} once; write these "
-            f"names there, or, if --channel_order ({', '.join(channel_order)}) is right, move that file away.",
-            "contradicting order of channels",
+    known = [str(sequence_named(name)) for name in order]
+    if known == list(channel_order):
+        return
+    setting = ", ".join(channel_order)
+    if sorted(known) == sorted(SEQUENCES):
+        fault = f'but --channel_order says {setting}; set --channel_order "{known}".'
+    else:
+        fault = (
+            f"and not each of {', '.join(SEQUENCES)} once; write these names there, or, if --channel_order "
+            f"({setting}) is right, move that file away."
         )
-    if known != list(channel_order):
-        raise InputError(
-            f"{stated}: the channels are {', '.join(order)}, but --channel_order says {', '.join(channel_order)}; "
-            f'set --channel_order "{known}".',
-            "contradicting order of channels",
-        )
+    raise InputError(f"{stated}: the channels are {', '.join(order)}, {fault}", "contradicting order of channels")
 
 
 def check_folder(dataset_dir: str | Path, may_lack: int = 0) -> list[Finding]:
@@ -327,15 +319,12 @@ def _of_patients(items: Sequence[Mapping[str, Any]]) -> list[Finding]:
     if not several:
         return []
     visits = [str(item["case"]) for item in several[0]]
-    return [
-        Finding(
-            "one patient in several cases",
-            visits[0],
-            f"{len(several)} patient{'s have' if len(several) > 1 else ' has'} several cases, such as "
-            f"{patient_of(several[0][0])} ({', '.join(visits[:3])}); their scores are not independent, and splits keep "
-            "them together.",
-        )
-    ]
+    told = (
+        f"{len(several)} patient{'s have' if len(several) > 1 else ' has'} several cases, such as "
+        f"{patient_of(several[0][0])} ({', '.join(visits[:3])}); their scores are not independent, and splits keep "
+        "them together."
+    )
+    return [Finding("one patient in several cases", visits[0], told)]
 
 
 def _of_other_tumors(names: Iterable[str]) -> list[Finding]:
@@ -359,11 +348,8 @@ def seen_before(case: CheckedCase, seen: dict[str, CheckedCase]) -> Finding | No
     other = seen.setdefault(case.checksum, case) if case.checksum else case
     if other.case == case.case:
         return None
-    return Finding(
-        "same image twice",
-        case.case,
-        f"{case.file}: the same image as {other.file} of another case; keep one of the two cases.",
-    )
+    told = f"{case.file}: the same image as {other.file} of another case; keep one of the two cases."
+    return Finding("same image twice", case.case, told)
 
 
 def compare_cases(items: Sequence[Mapping[str, Any]], checked: Sequence[CheckedCase]) -> list[Finding]:
@@ -417,11 +403,7 @@ def examine(
     may_lack: int = 0,
     headers_only: bool = False,
 ) -> tuple[list[Finding], list[CheckedCase]]:
-    """All findings of a cohort, and what was found in each case. The arguments are those of ``check_cases``.
-
-    Raises:
-        InputError: there is no case.
-    """
+    """All findings of a cohort, and what was found in each case; no case is an InputError (``check_cases``)."""
     findings = check_files(items, dataset_dir, datalist_file, channel_order, may_lack)
     if not items and not any(finding.is_error for finding in findings):
         raise InputError(nothing_found(Path(dataset_dir or "."), cases))
@@ -444,7 +426,7 @@ def check_cases(
     """Refuse data on which a workflow would fail later, and warn of doubtful data.
 
     Args:
-        items: the datalist that the workflow will read.
+        items: the entries.
         dataset_dir: the folder of the cases, or None if a caller brought its own list. An incomplete case in this
             folder is refused too, because leaving it out without notice would change the cohort.
         cases: word for the items in the messages.

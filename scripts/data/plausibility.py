@@ -39,11 +39,8 @@ def doubt_images(
 ) -> np.ndarray:
     """Add to ``found`` what is doubtful about the images of a case.
 
-    Args:
-        found: where findings are added.
-        images: voxels by sequence, on one grid. Sequences that could not be read are absent.
-        files: the file of each sequence.
-        first: an image of the case, whose header gives the grid.
+    ``images`` are the voxels by sequence, on one grid, without those that could not be read. ``first`` is an image of
+    the case, whose header gives the grid.
 
     Returns:
         The brain: the voxels in which an image is not 0, bool of shape (*size).
@@ -86,10 +83,9 @@ def doubt_images(
 
 
 def shift_back(brain: np.ndarray, affine: np.ndarray) -> float | None:
-    """How far the lowest fifth of a brain lies behind the center of the brain, as a share of its length.
+    """How far the lowest fifth of a brain, bool of shape (*size), lies behind its center, as a share of its length.
 
-    The cerebellum is there, so the shift is positive if the affine of the mask, (*size), is right. None if the mask is
-    too small to tell.
+    The cerebellum is there, so the shift is positive if the affine is right. None if the brain is too small to tell.
     """
     if brain.sum() < 5000:
         return None
@@ -108,10 +104,9 @@ def shift_back(brain: np.ndarray, affine: np.ndarray) -> float | None:
 def doubt_sequences(
     found: Findings, images: Mapping[str, np.ndarray], masks: Mapping[str, np.ndarray], files: Mapping[str, str]
 ) -> None:
-    """Add the doubt that a T2 image stands in another sequence's place.
+    """Add the doubt that a T2 image is in another sequence's place.
 
-    Fluid is dark in T1 and bright in T2, so T2 is less like both T1 images than they are like each other, and less
-    like them than FLAIR is, in which fluid is dark.
+    Fluid is bright in T2 alone, so T2 is less like both T1 images than they are like each other and like FLAIR.
     """
     if len(images) < 4:
         return
@@ -153,7 +148,7 @@ def doubt_label(
 ) -> None:
     """Add to ``found`` what is doubtful about a label map, (*size), in the file ``path``, with the value ``et`` of ET.
 
-    The other arguments are as in ``doubt_images``, and the brain that it returns.
+    The brain is the one that ``doubt_images`` returns.
     """
     tumor = label != 0
     if tumor.any() and (share := float((tumor & ~brain).sum() / tumor.sum())) > LARGEST_SHARE_OUTSIDE:

@@ -26,7 +26,7 @@ THRESHOLDS: dict[str, Any] = {"min_component_mm3": 10, "min_tumor_mm3": 0, "min_
 
 
 def checked_thresholds(thresholds: Any) -> dict[str, Any]:
-    """The thresholds, if they are a value for each name in ``THRESHOLDS``; else an InputError says what is wrong."""
+    """The thresholds, if they are a value for each name in ``THRESHOLDS``; else an InputError."""
     if not isinstance(thresholds, Mapping):
         raise InputError(f"--thresholds {thresholds}: set single ones, such as --thresholds#min_et_mm3 100.")
     for name, value in {**dict.fromkeys(THRESHOLDS), **thresholds}.items():
@@ -57,8 +57,7 @@ def _small_components(mask: np.ndarray, min_voxels: float) -> np.ndarray:
 def without_small_components(regions: torch.Tensor, min_voxels: float) -> torch.Tensor:
     """Regions without components of fewer than ``min_voxels`` voxels, in each region on its own.
 
-    MONAI's ``RemoveSmallObjects`` labels all channels together. There a speck of ET inside TC would count as part of
-    TC.
+    MONAI's ``RemoveSmallObjects`` labels all channels together, so a speck of ET inside TC would count as part of TC.
     """
     regions = regions.clone()
     for inside in regions[(slice(ET_CHANNEL, None), *lesion_box(regions[ET_CHANNEL:]))]:
@@ -71,8 +70,8 @@ def without_small_components(regions: torch.Tensor, min_voxels: float) -> torch.
 def without_small_tumors(regions: torch.Tensor, min_voxels: float) -> torch.Tensor:
     """Regions without tumors of fewer than ``min_voxels`` voxels beside a larger one.
 
-    A tumor is a connected component of all regions together, and it goes with all of them. The largest one always
-    stays. A network that has seen few patients often takes bright spots far from the tumor for edema.
+    A tumor is a connected component of all regions together. The largest one always stays. A network that has seen few
+    patients often takes bright spots far from the tumor for edema.
     """
     regions = regions.clone()
     if min_voxels > 0:

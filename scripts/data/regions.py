@@ -10,6 +10,7 @@ from functools import reduce
 
 import numpy as np
 import torch
+from scipy import ndimage
 from scripts.brats import CORE_LABEL, EDEMA_LABEL, ET_CHANNEL, TC_CHANNEL, WT_CHANNEL, check_et_label
 from scripts.utils.errors import InputError
 
@@ -17,8 +18,8 @@ from scripts.utils.errors import InputError
 def lesion_box(masks: Iterable[torch.Tensor], margin: int = 0) -> tuple[slice, ...]:
     """The smallest box that holds every non-zero voxel of ``masks``, (*size), as one slice for each axis.
 
-    A lesion fills a few per cent of the grid, so a computation in its box takes a fraction of the time. ``margin`` adds
-    voxels on each side, inside the grid. There must be at least one mask.
+    A computation in the box of a lesion takes a fraction of the time. ``margin`` adds voxels on each side, inside the
+    grid. There must be at least one mask.
 
     Example:
         >>> mask = torch.zeros(8, 8)
@@ -27,13 +28,12 @@ def lesion_box(masks: Iterable[torch.Tensor], margin: int = 0) -> tuple[slice, .
         (slice(1, 5, None), slice(4, 7, None))
     """
     together = reduce(np.logical_or, (np.asarray(mask.cpu()) != 0 for mask in masks))
-    box = []
-    for axis, size in enumerate(together.shape):
-        found = np.flatnonzero(together.any(axis=tuple(other for other in range(together.ndim) if other != axis)))
-        # The box of nothing is the first voxel.
-        first, last = (int(found[0]), int(found[-1])) if len(found) else (0, 0)
-        box.append(slice(max(first - margin, 0), min(last + 1 + margin, size)))
-    return tuple(box)
+    # The box of nothing is the first voxel.
+    (found,) = ndimage.find_objects(together.astype(np.uint8)) or [(slice(0, 1),) * together.ndim]
+    return tuple(
+        slice(max(side.start - margin, 0), min(side.stop + margin, size))
+        for side, size in zip(found, together.shape, strict=True)
+    )
 
 
 def labels_to_regions(labels: torch.Tensor, et_label: int, edema_label: int = EDEMA_LABEL) -> torch.Tensor:
@@ -57,9 +57,8 @@ def labels_to_regions(labels: torch.Tensor, et_label: int, edema_label: int = ED
 def regions_to_labels(regions: torch.Tensor, et_label: int = 4, edema_last: bool = False) -> torch.Tensor:
     """Label map, uint8 of shape (1, *size), from regions of shape (4, *size) that are non-zero inside.
 
-    The background channel is not read. With ``edema_last``, edema (in WT but not in TC) overrules ET, as in the
-    authors' program. The two orders differ only where ET lies outside TC. ``et_label`` other than 3 or 4 raises an
-    InputError.
+    With ``edema_last``, edema (in WT but not in TC) overrules ET, as in the authors' program. The two orders differ
+    only where ET lies outside TC. ``et_label`` other than 3 or 4 raises an InputError.
 
     Example:
         The second voxel is in ET and WT but not in TC:
@@ -93,10 +92,7 @@ def probabilities_to_regions(probabilities: torch.Tensor, exclusive: bool = Fals
 
 
 def region_probabilities(probabilities: torch.Tensor, exclusive: bool = False) -> torch.Tensor:
-    """Probabilities of ET, TC and WT, (3, *size), from those of the network's channels, (4, *size).
-
-    ``exclusive`` is as in ``probabilities_to_regions``.
-    """
+    """Probabilities of ET, TC and WT, (3, *size), from those of the channels, as in ``probabilities_to_regions``."""
     tumor = probabilities[1:]
     return tumor.cumsum(dim=0).clamp(max=1.0) if exclusive else tumor
 

@@ -85,14 +85,8 @@ def make_folds(
     matter.
 
     The grade is an entry's ``grade``, or that of a table of names, or a folder HGG or LGG. The site is an entry's
-    ``site``, or that of a table of names or of the name of the case. What nothing tells is unknown, and the unknown is
-    a stratum, too. A label map that cannot be read has an ET of unknown size; the checks before a run report it.
-
-    Args:
-        items: entries with label maps.
-        folds: number of parts.
-        seed: seed of the draws.
-        dataset_dir: folder of the cases. Tables of names lie in it, or in a folder between it and a case.
+    ``site``, or that of a table of names or of the name of the case. Tables of names lie in ``dataset_dir``, or in a
+    folder between it and a case. What nothing tells is unknown, and the unknown is a stratum, too.
 
     Raises:
         InputError: there are fewer patients than parts, or a table of names is faulty or contradicts a folder.
@@ -104,7 +98,7 @@ def make_folds(
         possible = f"2 to {len(patients)}" if len(patients) > 1 else "no"
         raise InputError(f"--folds {folds}: {len(items)} labeled cases{of} make {possible} folds.")
     sizes = _et_sizes(patients)
-    tables = _name_tables(items, dataset_dir)
+    tables = _read_name_tables(items, dataset_dir)
     # Numbers of patients, in their shuffled order. The patients with most cases come first.
     strata: dict[tuple[int, str, str], list[int]] = {}
     for number, patient in enumerate(patients):
@@ -132,18 +126,17 @@ def _deal(
 ) -> list[list[int]]:
     """Numbers of patients in parts; ``order`` ranks patients of similar ET, and so chooses who gets which part."""
     parts: list[list[int]] = [[] for _ in range(folds)]
-    counts = [0] * folds
     dealt: list[Counter[tuple[str, ...]]] = [Counter() for _ in range(folds)]
     for (_, grade, site), stratum in sorted(strata.items()):
+        # Equal parts come first, then equal numbers of the stratum, and then of the grade.
+        counted = ((), (grade, site), (grade,))
         by_size = sorted(stratum, key=lambda number: (-sizes[number], order[number]))
         for start in range(0, len(by_size), folds):
             for number in sorted(by_size[start : start + folds], key=lambda number: order[number]):
-                # Equal parts come first, then equal numbers of the stratum, and then of the grade.
-                part = min(range(folds), key=lambda n: (counts[n], dealt[n][grade, site], dealt[n][(grade,)]))
+                part = min(range(folds), key=lambda n: [dealt[n][which] for which in counted])
                 parts[part].append(number)
-                counts[part] += len(patients[number])
-                for counted in ((grade, site), (grade,)):
-                    dealt[part][counted] += len(patients[number])
+                for which in counted:
+                    dealt[part][which] += len(patients[number])
     return parts
 
 
@@ -155,7 +148,7 @@ def _spread(parts: Sequence[Sequence[int]], sizes: Sequence[float]) -> float:
 
 
 def _described(item: Mapping[str, Any], tables: Mapping[str, Described]) -> tuple[str, str]:
-    """Grade and site of an entry, in small letters; an empty text stands for what is unknown."""
+    """Grade and site of an entry, in small letters; an empty text for what is unknown."""
     name = case_name(image_files(item["image"])[0])
     table = tables.get(name) or tables.get(str(item["case"]), NOT_DESCRIBED)
     folder = next((part for part in reversed(Path(str(item["label"])).parts[:-1]) if part in GRADES), "")
@@ -166,7 +159,7 @@ def _described(item: Mapping[str, Any], tables: Mapping[str, Described]) -> tupl
     return str(grade).lower(), str(site).lower()
 
 
-def _name_tables(items: Sequence[Mapping[str, Any]], dataset_dir: str | Path) -> dict[str, Described]:
+def _read_name_tables(items: Sequence[Mapping[str, Any]], dataset_dir: str | Path) -> dict[str, Described]:
     root = Path(dataset_dir)
     above = {folder for item in items for folder in Path(str(item["label"])).parents if folder.is_relative_to(root)}
     merged: dict[str, Described] = {}

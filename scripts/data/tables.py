@@ -35,13 +35,12 @@ _NOT_KNOWN = ("", "na", "n/a", "nan")
 def read_table(path: str | Path) -> dict[str, Any]:
     """The content of a CSV table in the form of a datalist's JSON: ``sequences``, and the lists by name.
 
-    The separator is a comma, a semicolon or a tab. Without the column ``list``, all rows are in ``training`` if they
-    have a label map, else in ``testing``. An entry's ``image`` holds four files in the network's order, with None for
-    an empty cell.
+    The separator is a comma, a semicolon or a tab. Without the column ``list``, rows are in ``training`` if they have a
+    label map, else in ``testing``. An entry's ``image`` holds four files in the network's order, with None for an empty
+    cell.
 
     Raises:
-        InputError: the table cannot be read as UTF-8, a column is unknown, doubled or missing, or a row has no image or
-            holds an unknown value. The message names the file and the row.
+        InputError: the table cannot be read, or something in it is missing, unknown or doubled.
     """
     rows = _rows(path, "give an existing --datalist_file")
     names = [_column(name.strip(), path) for name in rows[0]] if rows else []
@@ -53,12 +52,10 @@ def read_table(path: str | Path) -> dict[str, Any]:
     content: dict[str, Any] = {"sequences": list(SEQUENCES)}
     for number, row in enumerate(rows[1:], 2):
         if any(cell.strip() for cell in row):
+            where = f"{path}, row {number}"
             if len(row) > len(names):
-                raise InputError(
-                    f"{path}, row {number}: {len(row)} cells under {len(names)} columns; put a cell with a separator "
-                    "into quotes."
-                )
-            entry, chosen = _entry(dict(zip(names, map(str.strip, row), strict=False)), f"{path}, row {number}")
+                raise InputError(f"{where}: {len(row)} cells under {len(names)} columns; quote cells with a separator.")
+            entry, chosen = _entry(dict(zip(names, map(str.strip, row), strict=False)), where)
             content.setdefault(chosen, []).append(entry)
     if len(content) == 1:
         raise InputError(f"{path}: no case; a row is a case, with the columns {', '.join(SEQUENCES)}.")
@@ -100,10 +97,7 @@ def read_name_table(path: str | Path) -> dict[str, Described]:
     named = [number for number, name in enumerate(header) if _NAME_COLUMN.fullmatch(name.strip())]
     graded = [number for number, name in enumerate(header) if name.strip().lower() == "grade"]
     if not named:
-        raise InputError(
-            f"{path}: no column of names, such as BraTS_2020_subject_ID; copy the table again, or move it out of "
-            "--dataset_dir."
-        )
+        raise InputError(f"{path}: no column of names, such as BraTS_2020_subject_ID; copy it again, or move it away.")
     found: dict[str, Described] = {}
     for row in rows:
         cells = ["" if cell.strip().lower() in _NOT_KNOWN else cell.strip() for cell in row]

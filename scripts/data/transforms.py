@@ -77,9 +77,8 @@ class CheckLabelsd(MapTransform):
 
     Args:
         keys: keys of label maps.
-        et_label: value of the enhancing tumor in all maps, for maps that this bundle made; None for what each case
-            says.
-        default_et_label: value for a case that says nothing, such as a case from MONAI Label.
+        et_label: value of ET in all maps, for maps that this bundle made; None for what each case says.
+        default_et_label: value of ET for a case that says nothing, such as a case from MONAI Label.
     """
 
     def __init__(self, keys: KeysCollection, et_label: int | None = None, default_et_label: int = 4) -> None:
@@ -99,7 +98,7 @@ class CheckLabelsd(MapTransform):
         return item
 
     def convention(self, item: Mapping[Hashable, Any]) -> tuple[int, int, bool]:
-        """The value of ET, the value of edema, and whether 4 may be the resection cavity, in one case's maps."""
+        """The value of ET, that of edema, and whether 4 may be the resection cavity, in one case's maps."""
         if self.et_label is not None:
             return self.et_label, EDEMA_LABEL, False
         et_label = int(item.get("et_label", self.default_et_label))
@@ -109,10 +108,8 @@ class CheckLabelsd(MapTransform):
 class LabelsToRegionsd(CheckLabelsd):
     """Turn a BraTS label map, (1, *size), into the four regions, uint8 of shape (4, *size).
 
-    Args:
-        keys, et_label, default_et_label: as in ``CheckLabelsd``.
-        check: check the values first, which copies them to the host. Set it to False if ``CheckLabelsd`` has checked
-            the map before it went to a device.
+    ``check`` first checks the values, which copies them to the host; it is not needed after ``CheckLabelsd``, of which
+    the other arguments are.
 
     Example:
         In the Decathlon edema is 1, so only the voxels of value 2 and 3 are in the tumor core:
@@ -139,10 +136,9 @@ class LabelsToRegionsd(CheckLabelsd):
 
 
 class RequireFinited(MapTransform):
-    """Refuse logits, (channel, *size), that hold NaN or infinite values. The InputError names the case, or its file.
+    """Refuse logits, (channel, *size), that hold NaN or infinite values, by an InputError.
 
-    Thresholds would turn NaN into an empty label map. The check belongs before the activation, because a sigmoid turns
-    infinity into 1.
+    Thresholds would turn NaN into an empty label map, and a sigmoid turns infinity into 1.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -210,8 +206,7 @@ class CropToLesiond(MapTransform):
     """Cut label maps, (1, *size), or regions, (4, *size), to the box of all lesions, with a margin of one voxel.
 
     Overlap and surface distances are equal in the box and in the whole grid, and are computed many times faster. The
-    background channel is not read. The metadata of a map keep the number of voxels of the whole grid (``GRID_VOXELS``),
-    of which the specificity is a share.
+    metadata of a map keep the number of voxels of the whole grid, of which the specificity is a share.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -254,10 +249,6 @@ class WithoutSequenced(MapTransform):
     """Set one sequence of a normalized image, (sequence, *size), to 0, which shows what the sequence is worth.
 
     The sequences are in the network's order. An unknown name of a sequence raises an InputError.
-
-    Example:
-        >>> WithoutSequenced("image", "flair")({"image": torch.ones(4, 1)})["image"].flatten().tolist()
-        [1.0, 1.0, 1.0, 0.0]
     """
 
     def __init__(self, keys: KeysCollection, sequence: str) -> None:

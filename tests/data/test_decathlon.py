@@ -237,7 +237,7 @@ def test_faulty_files_are_named(tmp_path, brats):
 def test_another_format_is_refused_and_no_other_reader_tried(tmp_path):
     path = tmp_path / "scan.png"
     path.write_bytes(b"\x89PNG")
-    said = f"{path}: not in a format that is read (.nii, .nii.gz, .mgh, .mgz, .nrrd, .nhdr, .mha, .mhd, DICOM); convert"
+    said = f"{path}: in no format that is read (.nii, .nii.gz, .mgh, .mgz, .nrrd, .nhdr, .mha, .mhd, DICOM); convert"
     for item in ({"image": str(path)}, {"image": [str(path)] * 4}):
         with pytest.raises(InputError, match=re.escape(said)):
             load(item)

@@ -247,10 +247,7 @@ def test_two_tables_that_contradict_each_other_are_refused_with_both(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (
-            b"",
-            "no column of names, such as BraTS_2020_subject_ID; copy the table again, or move it out of --dataset_dir",
-        ),
+        (b"", "no column of names, such as BraTS_2020_subject_ID; copy it again, or move it away"),
         (b"Grade,ID\nHGG,1\n", "no column of names"),
         ("Grade,Größe\n".encode("latin-1"), "not UTF-8"),
         (b"Grade,BraTS_2020_subject_ID\nHGG,p\nLGG,p\n", "p is LGG here, but HGG by "),

@@ -73,7 +73,7 @@ def test_a_faulty_table_is_refused_by_file_and_row(tmp_path, header, row, said):
 def test_a_row_with_more_cells_than_columns_is_refused(tmp_path):
     """A comma in a name would move the other cells, and the last would be lost."""
     path = table(tmp_path, "a,1.nii,2.nii,3.nii,4.nii,s.nii,4,2", "b,1,5.nii,2.nii,3.nii,4.nii,s.nii,4,2")
-    with pytest.raises(InputError, match=r"row 3: 9 cells under 8 columns; put a cell with a separator into quotes"):
+    with pytest.raises(InputError, match=r"row 3: 9 cells under 8 columns; quote cells with a separator"):
         read_table(path)
 
 
