@@ -34,19 +34,16 @@ ET_LABELS = (3, 4)
 
 @dataclass(frozen=True)
 class SubRegion:
-    """A part of the tumor that one value of a label map stands for: its name, and its color in pictures.
-
-    Color-blind people can tell the three colors apart (Okabe and Ito).
-    """
+    """A part of the tumor that one value of a label map means: its name, and its color in pictures."""
 
     name: str
     color: str
 
 
+# Color-blind people can tell these colors apart (Okabe and Ito).
 CORE = SubRegion("necrotic and non-enhancing core", "#0072B2")
 EDEMA = SubRegion("edema", "#009E73")
 ENHANCING = SubRegion("enhancing tumor", "#E69F00")
-
 
 # Formats of images: NIfTI, FreeSurfer's MGH, and by ITK NRRD and MetaImage. DICOM files are known by their content.
 NIFTI_SUFFIXES = (".nii", ".nii.gz")
@@ -90,11 +87,7 @@ class Release:
 
 # Their names are such as Brats18_TCIA01_378_1 up to 2019. From 2020 on the names tell neither patient nor site.
 BRATS_2020 = Release(
-    "BraTS 2017 to 2021",
-    "_",
-    ("t1", "t2", "t1ce", "flair"),
-    et_label=4,
-    case_pattern=r"(?P<patient>BraTS1[789]_(?P<site>[^_]+)_.+)_\d+",
+    "BraTS 2017 to 2021", "_", SEQUENCES, et_label=4, case_pattern=r"(?P<patient>BraTS1[789]_(?P<site>[^_]+)_.+)_\d+"
 )
 BRATS_2023 = Release(
     "BraTS 2023 and later",

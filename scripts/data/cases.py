@@ -141,10 +141,8 @@ def _dicom_cases(found: Sequence[Series]) -> Iterator[Case]:
 def _refuse_unreadable(error: OSError) -> None:
     # A folder that is absent, or was removed in the meantime, has no cases.
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
-        raise InputError(
-            f"{error.filename}: cannot be read ({error.strerror}), so its cases would be missing; "
-            "make it readable, or move it out of --dataset_dir."
-        ) from error
+        remedy = "so its cases would be missing; make it readable, or move it out of --dataset_dir."
+        raise InputError(f"{error.filename}: cannot be read ({error.strerror}), {remedy}") from error
 
 
 def find_cases(dataset_dir: str | Path) -> list[Case]:
@@ -154,8 +152,7 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
     or one four-dimensional file. A study of DICOM series in which nothing fits a sequence is a case without images.
 
     Raises:
-        InputError: a folder cannot be read, several studies of DICOM series share a folder, or pydicom or itk is
-            missing.
+        InputError: a folder cannot be read, several studies share one, or pydicom or itk is missing.
     """
     if Path(dataset_dir).is_file():
         return [_decathlon_case(Path(dataset_dir))]

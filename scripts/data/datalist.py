@@ -60,14 +60,6 @@ def labeled_items(
     """Datalist for training and evaluation: the entries of cases with a label map (``every_item``).
 
     Cases that lack a sequence are left out, unless ``incomplete`` is true.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     for sequence in ("t1n", "t1c", "t2w", "t2f", "seg"):
-        ...         Path(folder, f"BraTS-GLI-00005-101-{sequence}.nii.gz").touch()
-        ...     [(item["case"], item["et_label"], item["edema_label"]) for item in labeled_items(folder)]
-        [('BraTS-GLI-00005-101', 3, 2)]
     """
     items = [item for item in every_item(dataset_dir, et_label) if "label" in item]
     return [item for item in items if incomplete or not missing_sequences(item["image"])]
@@ -90,10 +82,8 @@ def complete_item(item: Mapping[str, Any], et_label: int) -> dict[str, Any]:
     """Complete an entry that holds only ``image`` and perhaps ``label``. Values that the entry has are kept.
 
     MONAI Label passes such entries, with ``image`` in any form that ``resolve_image`` takes. Their label maps have the
-    values that this bundle saves, with ``et_label`` for ET.
-
-    Raises:
-        InputError: nothing tells which sequence each of four images is, in an entry that this module did not make.
+    values that this bundle saves, with ``et_label`` for ET. If nothing tells which sequence each of the four images of
+    such an entry is, it is refused by an InputError.
     """
     image = item["image"]
     if "case" not in item and not isinstance(image, str) and len(image) > 1 and sequences_told(image) is None:

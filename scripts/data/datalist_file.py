@@ -26,7 +26,7 @@ from scripts.data.tables import DESCRIPTIONS, LISTS, read_table
 from scripts.utils.errors import InputError
 from scripts.utils.files import save_json
 
-# Bytes of a case's name.
+# Bytes of a case's name. A file's name has at most 255, and a result's name is longer than its case's.
 LONGEST_NAME = 200
 # Key of the fold that an entry belongs to, in a split by folds. A later run knows by it which fold a folder has.
 HELD_OUT_IN = "held_out_in"
@@ -176,10 +176,7 @@ def _release_of(entry: Mapping[str, Any], image: str | list[str]) -> Release | N
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a case may have this name. Results are named after it, and a path would let them leave their folder.
-
-    A file's name has at most 255 bytes, and a result's name is longer than its case's.
-    """
+    """Whether a case may have this name. Results are named after it, and a path would let them leave their folder."""
     plain = name not in ("", ".", "..") and name == Path(name).name and "\0" not in name
     return plain and len(os.fsencode(name)) <= LONGEST_NAME
 
@@ -194,7 +191,7 @@ def write_datalist(
         if not isinstance(file, str):
             return [one if one == NO_FILE else str(relative(one)) for one in file]
         absolute = Path(file).absolute()
-        return str(absolute.relative_to(root)) if absolute.is_relative_to(root) else str(absolute)
+        return str(absolute.relative_to(root) if absolute.is_relative_to(root) else absolute)
 
     lists = {
         name: [{**item, **{key: relative(item[key]) for key in ("image", "label") if key in item}} for item in items]

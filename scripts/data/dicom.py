@@ -123,9 +123,8 @@ def is_dicom(path: str | os.PathLike[str]) -> bool:
         with file.open("rb") as stream:
             return stream.read(MAGIC_OFFSET + len(MAGIC))[MAGIC_OFFSET:] == MAGIC
     except OSError as error:
-        raise InputError(
-            f"{path}: not readable ({error.strerror}); change its permissions.", "unreadable file"
-        ) from error
+        told = f"{path}: not readable ({error.strerror}); change its permissions."
+        raise InputError(told, "unreadable file") from error
 
 
 def _numbers(dataset: Any, name: str) -> tuple[float, ...]:
@@ -153,9 +152,7 @@ def _header(path: str, size: int, changed: int) -> Header | None:
     if not is_dicom(path):
         return None
     if not packages_are_installed("pydicom", "itk"):
-        raise InputError(
-            f"{path}: DICOM files need the packages pydicom and itk; install both (pip install pydicom itk)."
-        )
+        raise InputError(f"{path}: DICOM files need pydicom and itk; install both (pip install pydicom itk).")
     import pydicom
     from pydicom.errors import BytesLengthException, InvalidDicomError
 
@@ -248,30 +245,23 @@ def arranged(series: Series) -> tuple[list[str], np.ndarray]:
         InputError: the series is not one volume of gray values with evenly spaced slices.
     """
     first, where = series.first, f"{series.first.file}, {series}"
+    kind = ""
     if any(header.several_frames for header in series.headers):
-        raise InputError(
-            f"{where}: an enhanced file, which holds several slices; convert the series to NIfTI by dcm2niix.",
-            "multi-frame DICOM",
-        )
-    if any(header.color for header in series.headers):
-        raise InputError(
-            f"{where}: its voxels are colors, not plain numbers; export the sequence again, as gray values.",
-            "no plain numbers",
-        )
-    if not all(header.is_placed for header in series.headers):
-        raise InputError(
-            f"{where}: a header does not say where its slice lies (ImagePositionPatient, ImageOrientationPatient, "
-            "PixelSpacing); export the original series.",
-            "slice without a place",
-        )
+        kind = "multi-frame DICOM"
+        fault = "an enhanced file, which holds several slices; convert the series to NIfTI by dcm2niix."
+    elif any(header.color for header in series.headers):
+        kind = "no plain numbers"
+        fault = "its voxels are colors, not plain numbers; export the sequence again, as gray values."
+    elif not all(header.is_placed for header in series.headers):
+        kind = "slice without a place"
+        fault = "a header lacks ImagePositionPatient, ImageOrientationPatient or PixelSpacing; export the series again."
+    if kind:
+        raise InputError(f"{where}: {fault}", kind)
     for header in series.headers:
         same = np.allclose(header.orientation + header.spacing, first.orientation + first.spacing, atol=ROUNDING)
         if header.size != first.size or not same:
-            raise InputError(
-                f"{header.file}, {series}: its size or orientation differs from that of {first.file}; keep the slices "
-                "of one volume.",
-                "mixed series",
-            )
+            told = f"its size or orientation differs from that of {first.file}; keep the slices of one volume."
+            raise InputError(f"{header.file}, {series}: {told}", "mixed series")
     along_row, along_column = np.reshape(first.orientation, (2, 3))
     normal = np.cross(along_row, along_column)
     headers = sorted(series.headers, key=lambda header: float(normal @ header.position))

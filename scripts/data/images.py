@@ -35,16 +35,8 @@ from scripts.utils.errors import InputError, one_line
 from scripts.utils.files import file_checksum
 
 # Errors that nibabel and ITK (RuntimeError) raise for a file that is no image, or only a part of one.
-UNREADABLE_IMAGE = (
-    ImageFileError,
-    HeaderDataError,
-    WrapStructError,
-    OSError,
-    EOFError,
-    ValueError,
-    RuntimeError,
-    zlib.error,
-)
+NIBABEL_ERRORS = (ImageFileError, HeaderDataError, WrapStructError)
+UNREADABLE_IMAGE = (*NIBABEL_ERRORS, OSError, EOFError, ValueError, RuntimeError, zlib.error)
 
 # It warns in each construction of a loader (``LoadImageByReaderd``).
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
@@ -66,9 +58,8 @@ def _refusing(path: PathLike, fault: str) -> Iterator[None]:
     except InputError:
         raise
     except PermissionError as error:
-        raise InputError(
-            f"{path}: not readable ({error.strerror}); change its permissions.", "unreadable file"
-        ) from error
+        told = f"{path}: not readable ({error.strerror}); change its permissions."
+        raise InputError(told, "unreadable file") from error
     except UNREADABLE_IMAGE as error:
         kind = "damaged file" if fault == "damaged" else "not an image"
         raise InputError(f"{path}: {fault} ({one_line(error)}); copy it again.", kind) from error
@@ -97,19 +88,17 @@ def _checked_path(path: PathLike) -> Path:
     file = Path(path)
     if file.is_dir():
         kind = "folder in place of a file"
-        raise InputError(
-            f"{path}: a folder, where a file belongs; give the file, or a folder of one DICOM series.", kind
-        )
-    if not file.is_file():
-        raise InputError(
-            f"{path}: no such file; correct the path, in the datalist if it comes from one.", "absent file"
-        )
-    if not _has(file, IMAGE_SUFFIXES) and not is_dicom(path):
+        fault = "a folder, where a file belongs; give the file, or a folder of one DICOM series."
+    elif not file.is_file():
+        kind, fault = "absent file", "no such file; correct the path, in the datalist if it comes from one."
+    elif not _has(file, IMAGE_SUFFIXES) and not is_dicom(path):
         known = ", ".join(IMAGE_SUFFIXES)
-        raise InputError(f"{path}: in no format that is read ({known}, DICOM); convert it to NIfTI.", "other format")
-    if not file.stat().st_size:
-        raise InputError(f"{path}: an empty file of 0 bytes; copy it again.", "empty file")
-    return file
+        kind, fault = "other format", f"in no format that is read ({known}, DICOM); convert it to NIfTI."
+    elif not file.stat().st_size:
+        kind, fault = "empty file", "an empty file of 0 bytes; copy it again."
+    else:
+        return file
+    raise InputError(f"{path}: {fault}", kind)
 
 
 def open_image(path: PathLike) -> nib.Nifti1Image:
@@ -162,9 +151,8 @@ def _opened_by_itk(file: Path) -> nib.Nifti1Image:
     try:
         image = reader.read(str(file))
     except TypeError as error:
-        raise InputError(
-            f"{file}: ITK does not read its type of voxels; save it with at most 32 bits.", "no plain numbers"
-        ) from error
+        told = f"{file}: ITK does not read its type of voxels; save it with at most 32 bits."
+        raise InputError(told, "no plain numbers") from error
     if image.GetNumberOfComponentsPerPixel() > 1:
         raise InputError(f"{file}: several channels; give one file per sequence.", "other dimensions")
     voxels, meta = reader.get_data(image)
@@ -203,10 +191,8 @@ def read_header(path: PathLike) -> nib.Nifti1Image:
 def read_file(path: PathLike) -> nib.Nifti1Image:
     """Read a file once and completely. The checksum of its bytes is ``extra["sha256"]`` of the image.
 
-    Nibabel stops at the last voxel, but gzip's checksum comes after it. Only a complete read finds all damage.
-
-    Raises:
-        InputError: the file is absent, is no image or is damaged.
+    Nibabel stops at the last voxel, but gzip's checksum comes after it. Only a complete read finds all damage. An
+    InputError says that the file is absent, no image or damaged.
     """
     file = _checked_path(path)
     if _has(file, ITK_SUFFIXES) or not _has(file, IMAGE_SUFFIXES):

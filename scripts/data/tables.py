@@ -87,13 +87,10 @@ def read_name_table(path: str | Path) -> dict[str, Described]:
     """The grade and the site of each case in a table of names, by each of the case's names.
 
     The column of the grade is ``Grade``. The names are in ``BraTS_2017_subject_ID`` and so on, the latest one last. Of
-    the names that tell the site, the latest one counts, because BraTS 2017 has coarser sites.
-
-    Raises:
-        InputError: the table cannot be read, has no column of names, or gives a case two grades.
+    the names that tell the site, the latest one counts, because BraTS 2017 has coarser sites. A faulty table is an
+    InputError, and so is a case of two grades.
     """
-    remedy = "make it readable, or move it out of --dataset_dir"
-    header, *rows = _rows(path, remedy) or [[]]
+    header, *rows = _rows(path, "make it readable, or move it out of --dataset_dir") or [[]]
     named = [number for number, name in enumerate(header) if _NAME_COLUMN.fullmatch(name.strip())]
     graded = [number for number, name in enumerate(header) if name.strip().lower() == "grade"]
     if not named:

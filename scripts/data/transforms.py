@@ -161,9 +161,7 @@ class ProbabilitiesToLabelMapd(MapTransform):
         keys: keys of probabilities. Their affines give the volume of a voxel; without an affine it is 1 mm^3.
         thresholds: a value for each name in ``scripts.data.postprocessing.THRESHOLDS``; others raise an InputError. A
             volume counts as reached from 0.01 % below it on, since headers round the sizes of voxels.
-        exclusive: the channels are classes that exclude each other.
-        et_label: value of the enhancing tumor, 4 or 3.
-        edema_last: use the authors' order, in which a voxel in ET and WT but not in TC becomes edema.
+        exclusive, edema_last, et_label: as in ``scripts.data.regions``.
 
     Example:
         >>> regions = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 1], [0, 1, 1, 1]])

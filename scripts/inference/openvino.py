@@ -16,8 +16,7 @@ from monai.utils import ensure_tuple
 from scripts.networks.protocol import SegmentationNetwork, refuse_one_size
 from scripts.utils.errors import InputError
 from scripts.utils.files import replacing
-from scripts.utils.tensors import load_torch
-from scripts.weights.record import weights_checksum
+from scripts.utils.tensors import load_torch, weights_checksum
 
 if TYPE_CHECKING:
     import openvino

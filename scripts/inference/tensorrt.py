@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from monai.networks import trt_compile
 from scripts.utils.errors import InputError
-from scripts.weights.record import weights_checksum
+from scripts.utils.tensors import weights_checksum
 
 logger = logging.getLogger(__name__)
 

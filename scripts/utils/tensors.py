@@ -1,9 +1,10 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Files of tensors. They are apart from ``files``, which loads without torch."""
+"""Files and checksums of tensors. They are apart from ``files``, which loads without torch."""
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import struct
 from pathlib import Path
@@ -51,3 +52,16 @@ def load_torch(path: str | Path) -> Any:
             f"{path}: not a readable file of tensors ({reason}); copy or train it again. "
             "Files that hold other objects are not loaded, since they could run code."
         ) from error
+
+
+def weights_checksum(state: dict[str, torch.Tensor], build: str = "") -> str:
+    """SHA-256 of the names, shapes, types and values of weights, and of ``build``, which describes the network.
+
+    A checksum of the file would differ for equal weights, since the file holds times and paths too.
+    """
+    found = hashlib.sha256(build.encode())
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        found.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        found.update(value.view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

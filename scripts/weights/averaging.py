@@ -34,9 +34,8 @@ def mean_state(states: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.
 def common_record(files: Sequence[Path]) -> Record:
     """The record of the mean of ``files``.
 
-    Raises:
-        InputError: a file has no record, the records differ in what weights depend on, or the weights do not go back to
-            the same ones.
+    An InputError says that a file has no record, that the records differ in what weights depend on, or that the weights
+    do not go back to the same ones.
     """
     records = []
     for file in files:

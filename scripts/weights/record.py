@@ -11,7 +11,6 @@ with its settings.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -73,19 +72,6 @@ def origin(record: Record) -> str:
 def only_phantoms(record: Record | None) -> bool:
     """Whether weights are known to have seen phantoms and no patient."""
     return record is not None and record["trained_on"]["patients"] == 0 and bool(record["trained_on"]["phantoms"])
-
-
-def weights_checksum(state: dict[str, torch.Tensor], build: str = "") -> str:
-    """SHA-256 of the names, shapes, types and values of weights, and of ``build``, which describes the network.
-
-    A checksum of the file would differ for equal weights, since the file holds times and paths too.
-    """
-    found = hashlib.sha256(build.encode())
-    for name in sorted(state):
-        value = state[name].detach().cpu().contiguous()
-        found.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-        found.update(value.view(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 def refuse_existing(model_file: Path) -> None:

@@ -49,8 +49,7 @@ def weights_settings(
     """The settings of a configuration that weights depend on, in the form of a record.
 
     Args:
-        network: the configuration's ``network_def``, which was made with ``arguments``.
-        arguments: see ``network_definition``.
+        network: the configuration's ``network_def``, which was made with ``arguments`` (``network_definition``).
         spacing: resolution at which the network works, mm.
         exclusive: the outputs exclude each other (softmax) instead of overlapping (sigmoid).
         preprocessing: preprocessing of images to be segmented. It gives the normalization.
@@ -100,10 +99,8 @@ def _plain(value: Any) -> Any:
 def normalization(preprocessing: Compose) -> str:
     """Name of the region over which a preprocessing normalizes each sequence.
 
-    Returns:
-        ``brain`` (the voxels that are not 0), ``volume`` (the whole volume), ``box`` (the brain's bounding box) or
-        ``none`` (no normalization). Other ways are described by the names of their arguments. In ``brain after
-        resampling`` the images were resampled before.
+    That is ``brain`` (the voxels that are not 0), ``brain after resampling``, ``volume`` (the whole volume), ``box``
+    (the brain's bounding box) or ``none`` (no normalization). Other ways are described by the names of their arguments.
 
     Example:
         >>> normalization(Compose([CropForegroundd("image", "image"), NormalizeIntensityd("image", channel_wise=True)]))
@@ -156,13 +153,13 @@ def differences(record: Record, settings: Record) -> list[str]:
             else "regions that overlap, not classes that exclude each other; leave out --exclusive"
         )
     if (theirs := record["normalization"]) != (ours := settings["normalization"]):
-        remedy = {
+        remedies = {
             "volume": "add configs/authors.yaml",
             "brain after resampling": "add configs/starter.yaml",
             "brain": "leave out the overlay that changes the preprocessing, such as configs/authors.yaml",
         }
-        how = remedy.get(theirs, "add the overlay of their preprocessing")
-        found.append(f"sequences normalized over: {theirs}, not: {ours}; {how}")
+        remedy = remedies.get(theirs, "add the overlay of their preprocessing")
+        found.append(f"sequences normalized over: {theirs}, not: {ours}; {remedy}")
     return found
 
 
@@ -209,11 +206,7 @@ def network_options(arguments: Mapping[str, Any]) -> list[str]:
 
 
 def refuse_other_use(record: Record, settings: Record, model_file: str | Path) -> None:
-    """Refuse settings that differ from the record of the weights.
-
-    Raises:
-        InputError: they differ; the message names the differences and says how to run these weights.
-    """
+    """Refuse settings that differ from the record. The InputError says how to run these weights."""
     if found := differences(record, settings):
         told = ". It was also trained with ".join(found)
         raise InputError(f"{model_file}: by its record ({record_file(model_file)}) it was trained with {told}.")
@@ -222,11 +215,8 @@ def refuse_other_use(record: Record, settings: Record, model_file: str | Path) -
 def check_start(model_file: str | Path, settings: Record) -> Record:
     """Compare the settings of a training with the record of the weights from which it starts, and return the record.
 
-    Any difference but another order of channels is only a warning. For weights without a record, the result is their
-    checksum and that nobody knows what they saw.
-
-    Raises:
-        InputError: the weights take channels in another order.
+    Another order of channels is refused by an InputError; other differences are warnings. For weights without a record,
+    the result is their checksum and that nobody knows what they saw.
     """
     record = read_weights_record(model_file)
     if record is None:

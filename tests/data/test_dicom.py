@@ -482,9 +482,7 @@ def test_without_the_packages_series_are_refused_and_the_packages_named(tmp_path
     write_case(tmp_path / "ann", images())
     monkeypatch.setattr("scripts.data.dicom.packages_are_installed", lambda *names: False)
     for call in (lambda: find_cases(tmp_path), lambda: read_image(tmp_path / "ann" / "series 0" / "IM00001")):
-        with pytest.raises(
-            InputError, match=r"DICOM files need the packages pydicom and itk; install both \(pip install"
-        ):
+        with pytest.raises(InputError, match=r"DICOM files need pydicom and itk; install both \(pip install"):
             call()
 
 

@@ -22,7 +22,7 @@ from scripts.inference.ensembles import EnsembleInferer
 from scripts.inference.openvino import OpenVINONetwork
 from scripts.networks import AttentionUNet, CascadedUNet, DynUNet, PriorAttentionNet, SegResNet, SwinUNETR
 from scripts.utils.errors import InputError, input_error_behind
-from scripts.weights.record import weights_checksum
+from scripts.utils.tensors import weights_checksum
 from scripts.workflow.preparation import check_who_reads_weights
 from workflows import CHANNELS, ROOT, SIZE, TRAINING_SIZE, bundle_run, initialized, rows, voxels
 
