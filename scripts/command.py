@@ -20,10 +20,7 @@ from scripts.utils.errors import show_input_errors
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that takes an underscore in an option for a dash.
-
-    Settings of workflows have underscores, and messages about data name them so; MONAI's command line takes both, too.
-    """
+    """A parser that takes an underscore in an option for a dash, since messages about data name settings so."""
 
     # argparse declares two signatures, which this one covers.
     def parse_known_args(  # type: ignore[override]
@@ -38,10 +35,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser(name: str, description: str | None, examples: Sequence[str] = ()) -> Parser:
-    """The argument parser of a command.
+    """The argument parser of the command in the module ``name``.
 
     Args:
-        name: name of the command's module.
         description: docstring of the module. Its first line describes the command.
         examples: arguments of calls that show how the command is used.
     """
@@ -77,10 +73,7 @@ def add_channel_order(group: argparse._ActionsContainer) -> None:
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """Run a command and end the process with the status that ``main`` returns.
-
-    Wrong input (``InputError``) ends the process with one line and status 1.
-    """
+    """Run a command and end the process with the status that ``main`` returns, or for wrong input with a line and 1."""
     show_input_errors()
     # A name may hold what the terminal's encoding lacks.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

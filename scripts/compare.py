@@ -8,6 +8,7 @@ interval, and the p-value of a paired test.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from collections.abc import Sequence
@@ -87,7 +88,7 @@ def _check_place(option: str, path: Path) -> None:
         raise InputError(f"{path}: a folder; give {option} the name of a file.")
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise cannot_write(path, f"{above} takes no files")
+        raise cannot_write(path, PermissionError(errno.EACCES, f"{above} takes no files"))
 
 
 def _keep(path: Path) -> None:

@@ -2,10 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Export the network and its weights with torch.export, which replaces TorchScript.
 
-``torch.export.load`` reads the file where only PyTorch is installed. The program takes any number of windows. It takes
-any window size that the network takes, from twice the network's size multiple on. The file also holds the
-configuration and metadata.json, like the TorchScript that ``monai.bundle ckpt_export`` makes. If the weights have a
-record, the command compares the configuration with it and writes it to the file, too.
+``torch.export.load`` reads the file where only PyTorch is installed. The program takes any number of windows, of any
+size that the network takes, from twice its size multiple on. The file also holds the configurations, metadata.json and
+the record of the weights, with which the command compares the configuration.
 """
 
 from __future__ import annotations

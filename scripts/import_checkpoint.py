@@ -3,8 +3,7 @@
 """Turn a checkpoint of the PANet authors' program into a model file of this bundle.
 
 It takes a checkpoint of any network of theirs: PANet, U-Net, enhanced U-Net, attention U-Net or cascaded U-Net. The
-command also writes the record of the weights, ``models/model.json``. It then prints the command that segments patients
-with these weights, which need the authors' own preprocessing (``authors.yaml``).
+command also writes the record of the weights, and prints the command that segments patients with them.
 """
 
 from __future__ import annotations

@@ -32,17 +32,14 @@ class BackgroundCompose(Compose):
     Args:
         transforms: as in ``Compose``.
         failures: the failed cases of the run.
-        waiting: number of cases that may wait for the thread or be in it. The evaluator waits when there are more, so
-            that memory is bounded.
+        waiting: number of cases that may wait for the thread or be in it, which bounds memory. With more, the evaluator
+            waits.
     """
 
     def __init__(self, transforms: Any, failures: CaseFailures, waiting: int = 2) -> None:
         super().__init__(transforms)
         self.failures = failures
         self.waiting = waiting
-        self.slots = threading.Semaphore(waiting)
-        self.cases: deque[Future[None]] = deque()
-        self.failed = threading.Event()
         self.executor: ThreadPoolExecutor | None = None
 
     def attach(self, engine: Workflow) -> None:
@@ -52,8 +49,9 @@ class BackgroundCompose(Compose):
         engine.add_event_handler(Events.EXCEPTION_RAISED, self.stop)
 
     def start(self, engine: Workflow) -> None:
-        """Forget an earlier run and start the thread."""
-        self.slots, self.cases, self.failed = threading.Semaphore(self.waiting), deque(), threading.Event()
+        """Start the thread."""
+        self.slots, self.failed = threading.Semaphore(self.waiting), threading.Event()
+        self.cases: deque[Future[None]] = deque()
         if getattr(engine.data_loader, "num_workers", 0) < 1:
             logger.warning("--num_workers 0: cases are done one after another; an overlap needs 1 worker or more.")
             return

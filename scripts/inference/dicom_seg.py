@@ -51,13 +51,12 @@ def check_source(image: str | Path) -> None:
 
 
 def save_dicom_seg(label_map: str | Path, image: str | Path, et_label: int, path: str | Path) -> None:
-    """Write a label map as a DICOM Segmentation object with one segment for each part of the tumor.
+    """Write a label map as a DICOM Segmentation object, at ``path``, with one segment for each part of the tumor.
 
     Args:
         label_map: file of the label map, in the grid of ``image``.
         image: a file of the DICOM series that the label map belongs to. ``check_source`` accepts it.
         et_label: value of ET in the label map.
-        path: file to write.
 
     Raises:
         InputError: the label map is empty, or its grid is another.

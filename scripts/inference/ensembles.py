@@ -5,8 +5,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,18 +34,6 @@ class EnsembleInferer(Inferer):
 
     Raises:
         InputError: there are fewer than two model files.
-
-    Example:
-        >>> import tempfile
-        >>> from monai.inferers import SimpleInferer
-        >>> network = torch.nn.Linear(1, 1, bias=False)
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     torch.save({"weight": torch.logit(torch.tensor([[0.9]]))}, f"{folder}/a.pt")
-        ...     torch.save({"weight": torch.logit(torch.tensor([[0.5]]))}, f"{folder}/b.pt")
-        ...     ensemble = EnsembleInferer(SimpleInferer(), [f"{folder}/a.pt", f"{folder}/b.pt"])
-        ...     logits = ensemble(torch.ones(1, 1), network)
-        >>> round(logits.sigmoid().item(), 4)  # the mean of 0.9 and 0.5
-        0.7
     """
 
     # The engine must not load weights into the network as well, and the network must not be one in training.
@@ -59,27 +46,18 @@ class EnsembleInferer(Inferer):
         self.exclusive = exclusive
         if len(self.members) < 2:
             raise InputError("--model_file: an ensemble needs two model files or more; for one, leave out the overlay.")
-        self.loaded: tuple[str, torch.nn.Module] | None = None
 
-    def __call__(
-        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
-    ) -> torch.Tensor:
+    def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the logits of the mean probability, (batch, channel, *size), of the size of ``inputs``."""
         mean = MeanProbability(self.exclusive)
         for member in self.members:
-            self.load(member, network)
+            if isinstance(network, OpenVINONetwork):
+                network.model_file = member
+            else:
+                unwrap(network).load_state_dict(load_torch(member))
             logits = self.inferer(inputs, network, *args, **kwargs)
             if not bool(torch.isfinite(logits).all()):
                 # The mean is not finite either and ends the run, but that error does not name the member.
                 logger.warning("%s: the output with these weights is not finite.", member)
             mean.add(logits)
         return mean.logits()
-
-    def load(self, model_file: str | Path, network: Any) -> None:
-        """Load ``model_file`` into ``network``, unless the last call has done so."""
-        if self.loaded is None or self.loaded[0] != model_file or self.loaded[1] is not network:
-            if isinstance(network, OpenVINONetwork):
-                network.use(model_file)
-            else:
-                unwrap(network).load_state_dict(load_torch(model_file))
-            self.loaded = (str(model_file), network)

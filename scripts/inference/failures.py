@@ -11,11 +11,11 @@ from typing import Any
 
 import torch.distributed as dist
 from ignite.engine import Events
-from monai.data import CacheDataset
+from monai.data import CacheDataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.engines.workflow import Workflow
 from monai.handlers import from_engine
-from scripts.brats import case_name
+from scripts.data.cases import image_name
 from scripts.data.images import READ
 from scripts.data.inspection import CheckedCase, seen_before
 from scripts.utils.distributed import rank, world_size
@@ -35,23 +35,15 @@ CHECKED = "checked"
 
 
 def case_of(item: Mapping[str, Any]) -> str:
-    """Name of an item's case."""
+    """Name of the case of an entry, or of what the preprocessing has made of it."""
     if "case" in item:
         return str(item["case"])
     image = item["image"]
-    return case_name(image if isinstance(image, (str, Path)) else image[0])
+    return image_name(image.meta["filename_or_obj"] if isinstance(image, MetaTensor) else image)
 
 
 def reason_of(error: BaseException) -> str:
-    """What an error says, on one line.
-
-    Example:
-        >>> try:
-        ...     raise RuntimeError("applying transform <...>") from KeyError("label")
-        ... except RuntimeError as error:
-        ...     reason_of(error)
-        "KeyError: 'label'"
-    """
+    """What an error, or its first cause, says on one line."""
     if wrong := input_error_behind(error):
         return str(wrong)
     while error.__cause__ is not None:
@@ -60,10 +52,7 @@ def reason_of(error: BaseException) -> str:
 
 
 class CaseDataset(CacheDataset):
-    """MONAI's dataset, in which an item that cannot be loaded holds its case and the reason instead.
-
-    The arguments are those of ``CacheDataset``.
-    """
+    """MONAI's dataset, in which an item that cannot be loaded holds its case and the reason instead."""
 
     def load(self, index: int) -> Any:
         """Load and transform an item."""
@@ -83,19 +72,17 @@ class CaseFailures:
     """The cases that failed in a run of an evaluator.
 
     An evaluator takes it as ``iteration_update`` and as the last of its handlers. An error of a case is then logged,
-    and the evaluator goes on. At the end, when the other handlers are done, an error names the failed cases, and
-    ``failed`` in ``run.json`` holds them with their reasons. Some errors end the run at once: a file cannot be written,
-    or every case has failed.
+    and the evaluator goes on. At the end an error names the failed cases, and ``failed`` in ``run.json`` holds them
+    with their reasons. The run ends at once if a file cannot be written, or if every case has failed.
 
-    What was found in a case's files (``scripts.inference.reading``) is told when its turn comes. A case with the same
-    image as an earlier one fails.
+    What was found in a case's files is told when its turn comes. A case with the same image as an earlier one fails.
 
     Args:
         output_dir: folder of the run.
 
     Attributes:
-        finish: called with the name of each case that was segmented, and with the function that has read its files
-            (if ``CheckedDataset`` keeps it); the case fails if this fails.
+        finish: called with the name of each case that was segmented, and with the function that has read its files,
+            if ``CheckedDataset`` keeps it. The case fails if this fails.
 
     Raises:
         InputError: (at the end of the run) a case failed.
@@ -145,15 +132,12 @@ class CaseFailures:
             raise InputError(twin.message, twin.kind)
 
     def add(self, case: str, error: Exception) -> None:
-        """Note that ``case`` failed.
-
-        Raises:
-            Exception: the error itself, if a file cannot be written.
-        """
-        if isinstance(input_error_behind(error), WriteError):
+        """Note that ``case`` failed. The error of a file that cannot be written is raised."""
+        wrong = input_error_behind(error)
+        if isinstance(wrong, WriteError):
             raise error
         # Wrong input needs no traceback.
-        self._note(case, reason_of(error), None if input_error_behind(error) else error)
+        self._note(case, reason_of(error), None if wrong else error)
 
     def _note(self, case: str, reason: str, error: Exception | None = None) -> None:
         self.reasons[case] = reason
@@ -184,17 +168,11 @@ class CaseFailures:
 
     @staticmethod
     def summary(failed: Mapping[str, str], count: int) -> str:
-        """The line that names the failed cases.
-
-        Args:
-            failed: reasons by case.
-            count: number of all cases.
+        """The line that names the failed cases, given their reasons and the number of all cases.
 
         Example:
             >>> CaseFailures.summary({"p1": "p1_t1.nii: damaged; copy it again."}, 12)
             '1 of 12 cases failed, and the others are done: p1 (p1_t1.nii: damaged; copy it again.)'
-            >>> CaseFailures.summary({f"p{i}": "RuntimeError: out of memory" for i in range(30)}, 99)[:75]
-            '30 of 99 cases failed, and the others are done: p0, p1, p2, p3, p4, p5, p6,'
         """
         names, more = list(failed), ""
         if len(names) > 10:
@@ -208,14 +186,11 @@ class CaseFailures:
 def _case_of_batch(batch: Mapping[str, Any]) -> str:
     if "case" in batch:
         return str(batch["case"][0])
-    return case_name(batch["image"].meta["filename_or_obj"][0])
+    return image_name(batch["image"].meta["filename_or_obj"][0])
 
 
 def from_done(keys: list[str]) -> Any:
     """MONAI's ``from_engine(keys)`` for evaluators in which a case may have failed. A failed case gives no value.
-
-    Args:
-        keys: keys of the output.
 
     Example:
         >>> select = from_done(["pred", "label"])

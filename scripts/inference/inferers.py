@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
 from monai.utils import convert_to_dst_type
-from scripts.utils.errors import InputError
+from scripts.utils.errors import InputError, one_line
 from scripts.utils.machine import computes_in
 
 logger = logging.getLogger(__name__)
@@ -102,27 +102,14 @@ class WholeVolumeInferer(Inferer):
 
 
 class MixedPrecisionInferer(Inferer):
-    """An inferer that lets another inferer run the network in mixed precision.
+    """An inferer that lets another inferer run the network in mixed precision, ``dtype`` ("bfloat16" or "float16").
 
     MONAI's engines do so on GPUs only. A network that another program runs, such as OpenVINO's, is not affected.
-
-    Args:
-        inferer: the inferer to run.
-        device: device of the network.
-        dtype: "bfloat16" or "float16".
-        enabled: if false, the precision stays as it is.
 
     Raises:
         InputError: a CPU is to compute in float16, for which no trainer scales the loss there, or to run a compiled
             network, whose gradients in bfloat16 can be infinite there (``scripts.networks.blocks.Conv3d``).
 
-    Example:
-        >>> from monai.inferers import SimpleInferer
-        >>> network, x = torch.nn.Linear(2, 2), torch.zeros(1, 2)
-        >>> MixedPrecisionInferer(SimpleInferer(), "cpu", "bfloat16")(x, network).dtype
-        torch.bfloat16
-        >>> MixedPrecisionInferer(SimpleInferer(), "cpu", "bfloat16", enabled=False)(x, network).dtype
-        torch.float32
     """
 
     def __init__(self, inferer: Inferer, device: torch.device | str, dtype: str, enabled: bool = True) -> None:
@@ -154,12 +141,8 @@ class MixedPrecisionInferer(Inferer):
 class CompiledInferer(Inferer):
     """An inferer that runs the network once, compiled by ``torch.compile``.
 
-    If the compilation fails, a warning says so, and the network runs without it. The backward pass is compiled together
-    with the first forward pass, so that its failure has the same remedy. MONAI's engines can compile as well, but there
-    a machine without a compiler or Triton ends the run.
-
-    Args:
-        enabled: if false, the network runs without compilation, as in MONAI's ``SimpleInferer``.
+    If the compilation fails, a warning says so, and the network runs without it, as it does if ``enabled`` is false.
+    MONAI's engines can compile as well, but there a machine without a compiler or Triton ends the run.
     """
 
     def __init__(self, enabled: bool = True) -> None:
@@ -182,8 +165,7 @@ class CompiledInferer(Inferer):
             with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
                 return self.compiled(plain, *args, **kwargs)
         except torch._dynamo.exc.TorchDynamoException as error:
-            reason = " ".join(str(error).split())[:200]
-            logger.warning("torch.compile failed (%s); going on without it.", reason)
+            logger.warning("torch.compile failed (%s); going on without it.", one_line(error)[:200])
             self.enabled, self.compiled = False, None
             return network(plain, *args, **kwargs)
 
@@ -227,8 +209,7 @@ class MeanProbability:
 class FlipInferer(Inferer):
     """Test-time augmentation: the mean probability over all flips of a volume.
 
-    Another inferer runs the network over each flipped volume. The result is the logits of the mean, so the
-    post-processing need not know of the flips.
+    The result is the logits of the mean, so the post-processing need not know of the flips.
 
     Args:
         inferer: the inferer for each flipped volume. By default the network runs once over it.
@@ -239,12 +220,8 @@ class FlipInferer(Inferer):
         InputError: an axis is not a spatial axis, or it is named twice.
 
     Example:
-        >>> inferer = FlipInferer(axes=[0, 1])
-        >>> inferer.flips
+        >>> FlipInferer(axes=[0, 1]).flips
         [(), (0,), (1,), (0, 1)]
-        >>> volume = torch.rand(1, 4, 2, 2, 2)
-        >>> torch.allclose(inferer(volume, torch.nn.Identity()), volume, atol=1e-5)  # flipped there and back
-        True
     """
 
     def __init__(

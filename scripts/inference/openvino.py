@@ -32,7 +32,7 @@ class OpenVINONetwork(nn.Module):
     The first use converts the model, which takes about twenty seconds at full width. The result is kept in
     ``cache_dir`` under the checksum of the weights, so it is never used for other weights.
 
-    With several files, ``EnsembleInferer`` chooses by ``use`` whose weights run.
+    With several files, ``EnsembleInferer`` sets ``model_file`` to the one whose weights run next.
 
     Args:
         network: the network that the weights belong to. The conversion loads them into it.
@@ -67,10 +67,6 @@ class OpenVINONetwork(nn.Module):
     def module(self) -> SegmentationNetwork:
         """The network that OpenVINO runs."""
         return self.source[0]
-
-    def use(self, model_file: str | Path) -> None:
-        """Run the network with the weights of this file from now on."""
-        self.model_file = str(model_file)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits, float32 (batch, out_channels, *size), for ``x``, (batch, in_channels, *size)."""
@@ -118,11 +114,7 @@ class OpenVINONetwork(nn.Module):
 
 
 def import_openvino() -> Any:
-    """Import the package openvino, without its usage statistics.
-
-    Raises:
-        InputError: the package is not installed.
-    """
+    """Import the package openvino, without its usage statistics."""
     # The converter would send usage statistics by this package. Without the package it uses a stand-in that does not.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:

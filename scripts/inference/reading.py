@@ -27,7 +27,7 @@ class CheckedDataset(CaseDataset):
     An item that was loaded holds under ``CHECKED`` what was found, for ``CaseFailures`` to tell.
 
     Args:
-        data: entries of cases without labels. Their headers have been checked.
+        data: entries of cases, whose headers have been checked.
         transform: the preprocessing. ``LoadImageByReaderd`` takes the files that were read for the check.
         channel_order: the sequences in the order of the channels of four-dimensional files.
         prepared_only: refuse scans as the scanner made them, too.
@@ -53,10 +53,7 @@ class CheckedDataset(CaseDataset):
         self.ahead: dict[int, Any] = {}
 
     def read(self, index: int) -> tuple[Any, CheckedCase]:
-        """Read and check a case.
-
-        Returns:
-            The function that has read the files and remembers them, and what was found.
+        """Read and check a case; return the function that has read the files, and what was found.
 
         Raises:
             InputError: the case is faulty.

@@ -30,19 +30,15 @@ def compile_network(
 ) -> torch.nn.Module:
     """Make TensorRT run ``network``, from its first window on.
 
-    The engine is built with the first window, which takes minutes. It serves the size of this window and any batch up
-    to ``max_batch``. It is kept in the folder ``tensorrt`` beside ``model_file``, under a checksum of the network's
-    weights and build, the window, ``max_batch`` and ``precision``, so it is never used for another network.
+    The engine is built with the first window, which takes minutes, and with the weights that the network then holds. It
+    serves the size of this window and any batch up to ``max_batch``. It is kept in the folder ``tensorrt`` beside
+    ``model_file``, under a checksum of all that it depends on, so it is never used for another network.
 
     Args:
-        network: the network, on its device. It is changed in place.
-        model_file: file of its weights, which gives the folder. The engine takes the weights that the network holds at
-            its first window.
+        network: the network, on its device. It is changed in place and returned.
+        model_file: file of its weights.
         max_batch: largest number of windows at a time.
         precision: "fp32", "tf32", "fp16" or "bf16".
-
-    Returns:
-        ``network``.
 
     Raises:
         InputError: several model files are named, a package is not installed, or there is no CUDA device.

@@ -8,10 +8,12 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
-from monai.config import DtypeLike, KeysCollection, PathLike
-from monai.data import MetaTensor, NibabelWriter
+from monai.config import KeysCollection, PathLike
+from monai.data import MetaTensor
 from monai.transforms import MapTransform, SaveImaged
+from numpy.typing import DTypeLike
 from scripts.brats import case_name
 from scripts.data.regions import region_probabilities, uncertainty
 from scripts.utils.files import replacing
@@ -23,20 +25,14 @@ REGION_MAP_KINDS = ("prob", "unc")
 def map_files(
     case: str, folder: PathLike, kinds: Sequence[str] = REGION_MAP_KINDS, case_folders: bool = False
 ) -> list[Path]:
-    """The files that the writers below make for a case: first its label map, then maps of regions.
+    """The files that the writers below make for a case: first its label map, then maps of regions of these kinds.
 
-    Args:
-        case: name of the case.
-        folder: folder of the run.
-        kinds: the kinds of maps of regions; all of them, for the files that there may be.
-        case_folders: the files of each case have a folder of their own, named after the case.
+    With ``case_folders``, the files of each case have a folder of their own, named after the case.
 
     Example:
         >>> [path.name for path in map_files("case", "predictions")[:3]]
         ['case.nii.gz', 'case_prob_enhance.nii.gz', 'case_prob_core.nii.gz']
-        >>> [path.name for path in map_files("case", "predictions", kinds=())]
-        ['case.nii.gz']
-        >>> map_files("case", "out", kinds=(), case_folders=True)[0].as_posix()
+        >>> map_files("case", "out", case_folders=True)[0].as_posix()
         'out/case/case.nii.gz'
     """
     maps = [f"{case}_{kind}_{name}" for kind in kinds for name in REGION_MAP_NAMES]
@@ -44,31 +40,21 @@ def map_files(
     return [folder / f"{name}.nii.gz" for name in (case, *maps)]
 
 
-class MapWriter(NibabelWriter):
-    """MONAI's NIfTI writer for maps in the input's grid; it writes through a temporary file."""
-
-    def set_metadata(self, meta_dict: Mapping | None, resample: bool = True, **options: Any) -> None:
-        """Keep the affine. MONAI's resampling cannot keep it if the input's axes are permuted."""
-        _, self.affine, _ = self.get_meta_info(meta_dict)
-
-    def write(self, filename: PathLike, verbose: bool = False, **obj_kwargs: Any) -> None:
-        """Write ``filename``."""
-        with replacing(Path(filename)) as temporary:
-            super().write(temporary, verbose=verbose, **obj_kwargs)
-
-
-def save_map(image: MetaTensor, path: Path, dtype: DtypeLike) -> None:
+def save_map(image: MetaTensor, path: Path, dtype: DTypeLike) -> None:
     """Write one map, (1, *size), in its own grid.
 
-    MONAI's ``SaveImage`` does the same and hides why a file could not be written.
+    MONAI's writers hide why a file could not be written, and change the affine if the axes are permuted.
 
     Raises:
         WriteError: the file cannot be written.
     """
-    writer = MapWriter(output_dtype=dtype)
-    writer.set_data_array(image, channel_dim=0, squeeze_end_dims=True)
-    writer.set_metadata(image.meta)
-    writer.write(path)
+    affine = np.asarray(image.affine)
+    written = nib.Nifti1Image(np.asarray(image.get_array())[0].astype(dtype), affine)
+    # With both forms and this code every reader takes the same affine.
+    written.set_sform(affine, code=1)
+    written.set_qform(affine, code=1)
+    with replacing(path) as temporary:
+        nib.save(written, temporary)
 
 
 class SaveImageByCased(SaveImaged):
@@ -83,18 +69,15 @@ class SaveImageByCased(SaveImaged):
         case_folders: as in ``map_files``.
     """
 
-    def __init__(
-        self, keys: KeysCollection, output_dir: PathLike, allow_missing_keys: bool = False, case_folders: bool = False
-    ) -> None:
-        super().__init__(keys, output_dir=str(output_dir), allow_missing_keys=allow_missing_keys)
+    def __init__(self, keys: KeysCollection, output_dir: PathLike, case_folders: bool = False) -> None:
+        super().__init__(keys, output_dir=str(output_dir))
         self.output_dir = Path(output_dir)
         self.case_folders = case_folders
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Save the label maps of one case."""
+        """Save the label maps of one case. An item without ``case`` is named after its image file."""
         item = dict(data)
         for key in self.key_iterator(item):
-            # MONAI Label gives no name of the case.
             case = item.get("case") or case_name(item[key].meta["filename_or_obj"])
             save_map(item[key], map_files(case, self.output_dir, case_folders=self.case_folders)[0], np.uint8)
         return item
@@ -120,17 +103,15 @@ class SaveRegionMapsd(MapTransform):
         output_dir: PathLike,
         kind: str = "prob",
         exclusive: bool = False,
-        allow_missing_keys: bool = False,
         case_folders: bool = False,
     ) -> None:
-        super().__init__(keys, allow_missing_keys)
+        super().__init__(keys)
         if kind not in REGION_MAP_KINDS:
             raise ValueError(f"kind must be 'prob' or 'unc', got {kind!r}.")
         self.output_dir = Path(output_dir)
         self.kind = kind
         self.exclusive = exclusive
         self.case_folders = case_folders
-        self.dtype: DtypeLike = np.float32 if kind == "prob" else np.uint8
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Save the maps of one case."""
@@ -141,5 +122,5 @@ class SaveRegionMapsd(MapTransform):
                 maps = uncertainty(maps).round()
             files = map_files(item["case"], self.output_dir, [self.kind], self.case_folders)[1:]
             for path, region in zip(files, maps, strict=True):
-                save_map(region[None], path, self.dtype)
+                save_map(region[None], path, np.float32 if self.kind == "prob" else np.uint8)
         return item

@@ -53,7 +53,7 @@ class Options:
 
 
 def add_options(groups: Mapping[str, argparse._ArgumentGroup]) -> None:
-    """Add an option for each field of ``Options`` to the groups of a parser, which are given by their titles."""
+    """Add an option for each field of ``Options`` to these groups of a parser, which have titles as keys."""
     for option in fields(Options):
         name = option.name.replace("_", "-")
         arguments = {"dest": option.name, "default": option.default, **option.metadata["arguments"]}

@@ -74,9 +74,7 @@ class Results:
     def finish(self, case: str, read: Callable[[str], nib.Nifti1Image] | None = None) -> None:
         """Measure and draw a segmented case, as far as an earlier call has not done it.
 
-        Args:
-            case: name of the case.
-            read: gives the case's files, which it has read before; None to read them.
+        ``read`` gives the case's files if they have been read before.
         """
         read = read or functools.cache(read_file)
         item, label_map = self.items[case], self.label_map(case)
@@ -101,14 +99,7 @@ class Results:
 def describe(
     item: Mapping[str, Any], label_map: Path, et_label: int, read: Callable[[str], nib.Nifti1Image]
 ) -> dict[str, Any]:
-    """The numbers of a segmented case, and where they come from.
-
-    Args:
-        item: the entry of the case.
-        label_map: its label map.
-        et_label: value of ET there.
-        read: gives the files.
-    """
+    """The numbers of a segmented case, by its label map, and where they come from. ``read`` gives the files."""
     labels = read(str(label_map))
     measures = asdict(measure(voxels_of(labels, label_map), labels.affine, et_label))
     image = item["image"]
@@ -131,12 +122,7 @@ def describe(
 
 
 def note_of(record: Record, lacking: Sequence[str], fast: bool) -> str:
-    """What the pictures say of how a case was segmented.
-
-    Args:
-        record: the record of the weights.
-        lacking: sequences that the case lacked.
-        fast: whether the whole brain was taken at once.
+    """What the pictures say of how a case was segmented: with what weights, without what sequences, and if fast.
 
     Example:
         >>> note_of({"trained_on": {"patients": 16, "phantoms": 0}}, ["t1ce", "flair"], fast=True)

@@ -34,12 +34,9 @@ STARTER_WEIGHTS = BUNDLE_ROOT / "models" / "starter" / "model.pt"
 
 
 def weights_to_use(model: Path | None) -> tuple[Path, Record]:
-    """The weights to segment with, and their record.
+    """The weights to segment with, and their record: those that the user has chosen, or the bundle's own.
 
     The log names them and says what they are worth.
-
-    Args:
-        model: the weights that the user has chosen, or None.
 
     Raises:
         InputError: the file is absent or a folder, or it has no record.
@@ -65,12 +62,7 @@ def weights_to_use(model: Path | None) -> tuple[Path, Record]:
 
 
 def configuration_of(record: Record, model: Path, options: Options) -> tuple[list[str], dict[str, Any]]:
-    """The configurations and settings by which weights segment.
-
-    Args:
-        record: the record of the weights.
-        model: file of the weights.
-        options: how to segment.
+    """The configurations and settings by which the weights ``model`` with this record segment.
 
     Returns:
         Names of files in ``configs``, and settings over them.
@@ -147,7 +139,6 @@ def segment(
             added to them. The settings must be those of the earlier call.
         files: images of one case by sequence, instead of ``cases``.
         name: name of this case.
-        options: how to segment.
 
     Returns:
         For each case, the content of its JSON file.
@@ -196,12 +187,7 @@ def segment(
 def run_inference(
     names: Sequence[str], settings: Mapping[str, Any], results: Results
 ) -> tuple[InputError | None, Collection[str]]:
-    """Run the inference of these configurations in this process.
-
-    Args:
-        names: names of files in ``configs``.
-        settings: settings over them.
-        results: what finishes each case as soon as it is segmented.
+    """Run the inference of these configurations. ``results`` finishes each case as soon as it is segmented.
 
     Returns:
         The error that ended the run or names the cases that failed, if any; and names of cases that failed.

@@ -1,9 +1,9 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Work of several processes, one for each device, as torchrun starts them. The multi-GPU overlays use this module.
+"""Work of several processes (ranks), one for each device, as torchrun starts them for the multi-GPU overlays.
 
-Each process (rank) holds a copy of the network and takes its share of the cases. Without torchrun every function here
-works for one process, so a multi-GPU configuration can be loaded and inspected anywhere.
+Each holds a copy of the network and takes its share of the cases. Without torchrun there is one process, so a multi-GPU
+configuration can be loaded and inspected anywhere.
 """
 
 from __future__ import annotations
@@ -30,12 +30,7 @@ TIMEOUT = timedelta(hours=4)
 
 
 def on_any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether ``flag`` is true on any rank. Every rank must call this function.
-
-    Args:
-        flag: this rank's value.
-        device: device of this rank's tensors.
-    """
+    """Whether ``flag`` is true on any rank. Every rank must call this, with the device of its tensors."""
     if not dist.is_initialized():
         return flag
     found = torch.tensor(float(flag), device=device)
@@ -125,13 +120,7 @@ def on_rank_zero(work: Callable[[], None]) -> None:
 
 
 def unwrap(network: nn.Module) -> nn.Module:
-    """The network without its wrapper. Wrappers of torch and of this bundle keep the network as ``module``.
-
-    Example:
-        >>> network = nn.Linear(2, 1)
-        >>> unwrap(nn.DataParallel(network)) is network, unwrap(network) is network
-        (True, True)
-    """
+    """The network without its wrapper. Wrappers of torch and of this bundle keep the network as ``module``."""
     inner: nn.Module = getattr(network, "module", network)
     return inner
 

@@ -2,10 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The error for wrong input, and its display as one line.
 
-MONAI runs the parts of a bundle inside its own code, which wraps an error several times. The cause then hides in a
-traceback of fifty lines. So commands and workflows of the bundle show only the line of the ``InputError`` if it caused
-an uncaught error. A workflow does so from the first item of its ``run`` list on. Programs that import the bundle keep
-their tracebacks, and code that catches exceptions is not affected.
+MONAI wraps an error several times, so the cause hides in a traceback of fifty lines. Commands, and workflows from the
+first item of their ``run`` list on, show only the line. Programs that import the bundle keep their tracebacks.
 """
 
 from __future__ import annotations
@@ -50,24 +48,12 @@ def printable(text: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of ``error`` on one line.
-
-    Example:
-        >>> one_line(ValueError("two\\nlines"))
-        'two lines'
-    """
+    """The message of ``error`` on one line."""
     return " ".join(str(error).split())
 
 
 def input_error_behind(error: BaseException | None) -> InputError | None:
-    """The ``InputError`` in the chain of causes of ``error``; None if there is none.
-
-    Example:
-        >>> error = RuntimeError("wrapped")
-        >>> error.__cause__ = InputError("--fold 7: choose 0 to 4.")
-        >>> input_error_behind(error)
-        InputError('--fold 7: choose 0 to 4.')
-    """
+    """The ``InputError`` in the chain of causes of ``error``; None if there is none."""
     while error is not None:
         if isinstance(error, InputError):
             return error

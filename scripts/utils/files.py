@@ -1,9 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The bundle's folder, and files that are either whole or absent.
-
-Such a file is written beside its place and then moved there.
-"""
+"""The bundle's folder, and files that are whole or absent: they are written beside their place, then moved there."""
 
 from __future__ import annotations
 
@@ -32,22 +29,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 TAKES_NOTHING = (*FULL, errno.EROFS)
 
 
-def cannot_write(path: str | Path, reason: OSError | str) -> WriteError:
-    """The error for a file that cannot be written.
-
-    Args:
-        path: the file.
-        reason: what the operating system says, or words for a disk that is full.
-
-    Example:
-        >>> str(cannot_write("p1.nii.gz", OSError(errno.ENOSPC, "No space left on device")))
-        'p1.nii.gz: cannot be written (No space left on device); make room there, or choose another folder.'
-        >>> str(cannot_write("p1.nii.gz", PermissionError(errno.EACCES, "Permission denied")))
-        'p1.nii.gz: cannot be written (Permission denied); choose another folder.'
-    """
-    is_full = isinstance(reason, str) or reason.errno in FULL
-    said = reason if isinstance(reason, str) else reason.strerror
-    return WriteError(f"{path}: cannot be written ({said}); {'make room there, or ' * is_full}choose another folder.")
+def cannot_write(path: str | Path, error: OSError) -> WriteError:
+    """The refusal for ``error`` in writing ``path``."""
+    remedy = "make room there, or choose another folder" if error.errno in FULL else "choose another folder"
+    return WriteError(f"{path}: cannot be written ({error.strerror}); {remedy}.")
 
 
 @contextmanager
@@ -58,15 +43,6 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     Raises:
         WriteError: the folder of ``path`` cannot be made or written, or its disk is full.
-
-    Example:
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with replacing(Path(folder) / "scores.csv") as temporary:
-        ...         _ = temporary.write_text("case,dice")
-        ...         (Path(folder) / "scores.csv").exists()
-        ...     (Path(folder) / "scores.csv").read_text()
-        False
-        'case,dice'
     """
     path = Path(path)
     try:
@@ -82,7 +58,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno in TAKES_NOTHING:
             raise cannot_write(path, error) from error
         if "inline_container" in str(error):  # torch's writer of archives, when a disk is full
-            raise cannot_write(path, "torch could not write all of it") from error
+            raise cannot_write(path, OSError(errno.ENOSPC, "torch could not write all of it")) from error
         raise
     finally:
         shutil.rmtree(folder)
@@ -102,16 +78,7 @@ def save_text(text: str, path: str | Path) -> None:
 
 
 def save_csv(header: Sequence[str], rows: Iterable[Iterable[Any]], path: str | Path) -> None:
-    """Write a CSV file as a whole or not at all.
-
-    Args:
-        header: names of the columns.
-        rows: the cells of each row.
-        path: the file.
-
-    Raises:
-        WriteError: the file cannot be written.
-    """
+    """Write a CSV file and move it into place."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -129,12 +96,6 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
     Raises:
         InputError: the file is not JSON, or it holds something else than an object.
-
-    Example:
-        >>> read_json(CONFIGS / "metadata.json")["network_data_format"]["inputs"]["image"]["num_channels"]
-        4
-        >>> read_json("no_such_file.json")
-        {}
     """
     path = Path(path)
     if not path.is_file():
@@ -158,10 +119,7 @@ def file_checksum(path: str | Path, algorithm: str = "sha256", **options: Any) -
 
 
 def keep_earlier(path: str | Path) -> Path | None:
-    """Rename an existing ``path`` to a dated name beside it.
-
-    Returns:
-        The new path; None if nothing was there.
+    """Rename ``path`` to a dated name beside it, and return this name; None if nothing was there.
 
     Raises:
         WriteError: the folder takes no changes.
@@ -180,7 +138,7 @@ def keep_earlier(path: str | Path) -> Path | None:
     if not path.exists():
         return None
     changed = datetime.fromtimestamp(path.stat().st_mtime)
-    # Path.suffix alone would part .nii from .gz.
+    # Path.suffix alone would be .gz.
     suffix = ".nii.gz" if path.name.endswith(".nii.gz") else path.suffix
     dated = f"{path.name.removesuffix(suffix)}_{changed:%Y%m%d_%H%M%S}"
     kept = path.with_name(dated + suffix)

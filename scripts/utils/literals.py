@@ -14,10 +14,7 @@ from typing import Any
 
 
 def literal(value: Any) -> str:
-    """The expression of MONAI's configurations that means ``value`` and nothing else.
-
-    Args:
-        value: a text, or lists and dicts of texts, numbers, booleans and None.
+    """The expression of MONAI's configurations that means ``value``, of plain Python types, and nothing else.
 
     Example:
         >>> literal("out #1")

@@ -19,21 +19,14 @@ MALLOPT_VALUES = (2**31 - 1, 32 * 2**20)
 
 
 def keep_freed_memory(device: torch.device | str = "cpu") -> bool:
-    """Keep freed memory for the next tensor instead of returning it to the system.
+    """Keep freed memory for the next tensor, if ``device`` is a CPU, instead of returning it to the system.
 
     glibc returns the memory of each large tensor, and the system must map it again for the next one. On a CPU, feature
     maps are allocated in every step, so this costs minutes of system time in a run. After this call the process keeps
     the most memory that it has needed until it ends.
 
-    Args:
-        device: device of the workflow. Nothing is set unless it is a CPU.
-
     Returns:
         Whether it was set, which is possible only on Linux with glibc.
-
-    Example:
-        >>> keep_freed_memory("cuda")  # a GPU's memory is not glibc's
-        False
     """
     if torch.device(device).type != "cpu" or not sys.platform.startswith("linux"):
         return False
@@ -44,14 +37,10 @@ def keep_freed_memory(device: torch.device | str = "cpu") -> bool:
 
 
 def computes_in(device: torch.device | str, dtype: str) -> bool:
-    """Whether ``device`` computes in 16 bits, so that mixed precision makes it faster.
+    """Whether ``device`` computes in ``dtype`` ("bfloat16" or "float16"), so that mixed precision makes it faster.
 
     A GPU does. A CPU does so in bfloat16 only, and only with AVX-512 BF16 or AMX instructions. Without them torch
     emulates the type, a hundred times slower.
-
-    Args:
-        device: device of the workflow.
-        dtype: "bfloat16" or "float16".
 
     Example:
         >>> computes_in("cuda", "float16"), computes_in("cpu", "float16")
@@ -64,12 +53,7 @@ def computes_in(device: torch.device | str, dtype: str) -> bool:
 
 
 def processors(most: float = math.inf) -> int:
-    """Number of processors that this process may use, which a scheduler may limit, or ``most`` if that is less.
-
-    Example:
-        >>> processors(most=1)
-        1
-    """
+    """Number of processors that this process may use, which a scheduler may limit, or ``most`` if that is less."""
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return int(min(found, most))
 

@@ -23,9 +23,7 @@ LOG_INTERVAL_S = 30.0
 
 
 class ProgressHandler:
-    """A handler that shows the progress of a whole run and the time left.
-
-    On a terminal it shows a bar. Otherwise it writes a line to the log now and then.
+    """A handler that shows the progress of a whole run and the time left, as a bar or as lines in the log.
 
     Args:
         description: name of the work, such as "Training".

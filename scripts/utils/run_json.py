@@ -41,20 +41,12 @@ def versions() -> dict[str, str]:
 
 
 def without_secrets(text: str) -> str:
-    """``text`` with stars in place of the name and the password that an address in it may hold.
-
-    Example:
-        >>> without_secrets("--tracking_uri https://me:word@example.org/runs")
-        '--tracking_uri https://***@example.org/runs'
-    """
+    """``text`` with stars in place of the name and the password that an address in it may hold."""
     return re.sub(r"(\w://)[^/@\s'\"]+@", r"\1***@", text)
 
 
 def command_line(arguments: Sequence[str] | None = None) -> str:
-    """The command that started this process. It can be pasted into a shell. Secrets in it become stars.
-
-    Args:
-        arguments: interpreter and arguments; None for those of this process.
+    """The command that started this process, or that of ``arguments``, for a shell. Secrets in it become stars.
 
     Example:
         >>> command_line(["/usr/bin/python3", "-m", "monai.bundle", "run", "--output_dir", "my run", "--token", "abc"])
@@ -82,11 +74,7 @@ def _quoted(argument: str) -> str:
 
 
 def read_run_json(folder: str | Path) -> dict[str, Any]:
-    """The content of ``run.json`` in ``folder``; empty if there is no file.
-
-    Raises:
-        InputError: the file exists but holds no JSON object.
-    """
+    """The content of ``run.json`` in ``folder``, as of ``read_json``."""
     return read_json(Path(folder) / RUN_FILE)
 
 
@@ -98,19 +86,11 @@ def write_run_json(output_dir: str | Path, config: Mapping[str, Any], phantoms: 
         config: content of the configuration that is run. If it is empty, no ``config.json`` is written.
         phantoms: whether synthetic phantoms are among the data.
         facts: other entries of ``run.json``.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_run_json(folder, {"batch_size": 2}, phantoms=True, cases=8)
-        ...     sorted(read_run_json(folder))
-        ['bundle_version', 'cases', 'command', 'phantoms', 'started', 'versions']
     """
     if config:
         save_json(config, Path(output_dir) / CONFIG_FILE)
-    started = datetime.now().astimezone().isoformat(timespec="seconds")
-    record: Mapping[str, Any] = {
-        "started": started,
+    record = {
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": command_line(),
         "bundle_version": bundle_version(),
         "phantoms": phantoms,

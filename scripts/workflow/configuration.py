@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration that a workflow runs. A run checks it, compares it and writes it down."""
+"""The configuration that a workflow runs."""
 
 from __future__ import annotations
 
@@ -26,13 +26,6 @@ class Configuration:
     Args:
         parser: the parser; None outside a bundle's run.
         run_id: the name by which MONAI runs the configuration (``bundle run training``); empty if it does not run it.
-
-    Example:
-        >>> parser = ConfigParser({"size": [96, 96], "crop": {"_target_": "CenterSpatialCrop", "roi_size": "@size"}})
-        >>> Configuration(parser).get("crop").roi_size
-        [96, 96]
-        >>> Configuration(parser).arguments("crop")["roi_size"]
-        [96, 96]
     """
 
     def __init__(self, parser: ConfigParser | None = None, run_id: str = "") -> None:
@@ -48,10 +41,7 @@ class Configuration:
 
     @property
     def content(self) -> dict[str, Any]:
-        """All keys with their values as given, including overrides; empty outside a bundle's run.
-
-        Paths and names from a command (``scripts.utils.literals``) are plain text.
-        """
+        """The same, with paths and names from a command (``scripts.utils.literals``) as plain text."""
         return dict(shown(self.source))
 
     @property
@@ -106,8 +96,7 @@ class Configuration:
 def running_configuration() -> Configuration:
     """The configuration that MONAI is evaluating now. The key ``configuration`` of a configuration calls this.
 
-    A configuration cannot refer to itself, so this function takes MONAI's parser from the calling frames. No other code
-    of the bundle does so.
+    A configuration cannot refer to itself, so this function takes MONAI's parser from the calling frames.
     """
     found = Configuration()
     frame = inspect.currentframe()
@@ -151,14 +140,7 @@ def weights_settings(configuration: Configuration) -> Record:
 
 
 def brings_own_data(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration's content holds a caller's own list of cases, which a training then uses.
-
-    Example:
-        >>> brings_own_data({"train": {"dataset": {"data": "$@cohort.lists['training']"}}})
-        False
-        >>> brings_own_data({"train": {"dataset": {"data": [{"image": "a.nii.gz", "label": "b.nii.gz"}]}}})
-        True
-    """
+    """Whether a configuration's content holds a caller's own list of cases, which a training then uses."""
     node: Any = config
     for key in ("train", "dataset", "data"):
         node = node.get(key) if isinstance(node, Mapping) else None

@@ -1,9 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a run's results.
-
-Before a run, this module checks that the folder is free and that no result would replace a file that the run reads.
-"""
+"""The folder of a run's results: whether it is free, and that no result would replace a file that the run reads."""
 
 from __future__ import annotations
 
@@ -42,14 +39,6 @@ class Output:
         map_dir: folder for label maps and maps of regions; None if none are saved.
         overwrite: keep an earlier run's folder under a dated name instead of refusing it.
         case_folders: the maps of each case have a folder of their own in ``map_dir``.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = Path(folder, RUN_FILE).write_text("{}")
-        ...     Output(folder).refuse_used(dataset_dir="data")  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        scripts.utils.errors.InputError: ...: holds an earlier run; choose another --output_dir, or add --overwrite ...
     """
 
     folder: str
@@ -73,11 +62,7 @@ class Output:
         return (Path(self.folder) / RUN_FILE).exists()
 
     def refuse_used(self, dataset_dir: str, resume: bool = False) -> None:
-        """Check, before any case is read, that the results can have a folder of their own.
-
-        Args:
-            dataset_dir: folder of the cases.
-            resume: the run goes on in the folder, so an earlier run may be there.
+        """Check, before any case is read, that the results have a folder of their own, or ``resume`` an earlier run.
 
         Raises:
             InputError: the folder holds an earlier run (without ``overwrite``) or the data, or it is a file.
@@ -121,10 +106,7 @@ class Output:
     def refuse_replacing(self, items: Items, datalist_file: str | None = None, resume: bool = False) -> None:
         """Check, before any volume is read, that no result replaces a file that the run reads.
 
-        Args:
-            items: the cases that the run reads.
-            datalist_file: the datalist that the run reads. The run writes a datalist of its own to the folder.
-            resume: the run goes on in the folder. The folder is then not moved, and its datalist is not written again.
+        With ``resume``, the folder is not moved, and its datalist is not written again.
 
         Raises:
             InputError: a result would replace a file that the run reads, directly or by a link, or such a file lies in
@@ -150,12 +132,8 @@ class Output:
     def refuse_other_run(self, configuration: Configuration, facts: Mapping[str, Any]) -> None:
         """Check that a second run into the folder would make the same label maps as the first.
 
-        Args:
-            configuration: the configuration that is run.
-            facts: entries of ``run.json`` that must be the same.
-
         Raises:
-            InputError: settings or ``facts`` differ. The message names them.
+            InputError: settings, or ``facts`` (entries of ``run.json``), differ. The message names them.
         """
         record, file = read_run_json(self.folder), Path(self.folder) / CONFIG_FILE
         changed = [key for key, value in facts.items() if record.get(key) != value]
@@ -168,12 +146,7 @@ class Output:
             )
 
     def claim(self, items: Items = (), resume: bool = False) -> None:
-        """Keep what is there under dated names, so that files of two runs do not mix and none is replaced.
-
-        Args:
-            items: the cases whose maps the run will write.
-            resume: the run goes on in the folder, which is therefore not moved.
-        """
+        """Keep what is there under dated names: the folder, unless the run resumes, and the maps of these cases."""
         if self.holds_run and not resume:
             logger.info("Kept the earlier run as %s", keep_earlier(self.folder))
         for path in self.maps_of(items):
@@ -185,12 +158,7 @@ class Output:
 def earlier_cases(output_dir: str, dataset_dir: str) -> dict[str, dict[str, Any]]:
     """The entries of the cases that earlier inferences into ``output_dir`` were given, by name.
 
-    Args:
-        output_dir: folder of the label maps.
-        dataset_dir: folder of the cases, for a record that does not say it.
-
-    Raises:
-        InputError: the list of cases cannot be read.
+    ``dataset_dir`` is the folder of the cases for a record that does not say it.
     """
     listed = Path(output_dir) / DATALIST_FILE
     if not listed.is_file() or not (Path(output_dir) / RUN_FILE).is_file():
@@ -201,14 +169,7 @@ def earlier_cases(output_dir: str, dataset_dir: str) -> dict[str, dict[str, Any]
 
 
 def same_images(item: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two entries have the same files for the same sequences, however their paths are written.
-
-    Example:
-        >>> same_images({"image": ["a.nii", "b.nii"]}, {"image": ["./a.nii", "b.nii"]})
-        True
-        >>> same_images({"image": ["a.nii", "b.nii", NO_FILE]}, {"image": ["a.nii", NO_FILE, "b.nii"]})
-        False
-    """
+    """Whether two entries have the same files for the same sequences, however their paths are written."""
     first, second = (
         [file if file == NO_FILE else os.path.realpath(file) for file in ensure_tuple(one["image"])]
         for one in (item, other)
@@ -228,14 +189,7 @@ def left_to_do(
     """The cases that an earlier run into ``output_dir`` has not segmented.
 
     A case has been segmented if all its maps are there, are newer than the images, and were made of the same images.
-
-    Args:
-        items: entries of all cases.
-        output_dir: folder of the label maps.
-        dataset_dir: folder of the cases.
-        overwrite: all cases are to be segmented again.
-        probabilities, uncertainty: the run also writes these maps of each region.
-        case_folders: the maps of each case have a folder of their own.
+    With ``overwrite``, all cases are left.
 
     Raises:
         InputError: the earlier run's list of cases cannot be read.
@@ -257,11 +211,7 @@ def left_to_do(
 
 
 def refuse_missing_maps(items: Items, output_dir: str, case_folders: bool = False) -> None:
-    """Check, at the end of a run, that each case has a label map. Rank 0 alone checks.
-
-    Raises:
-        InputError: a case has none.
-    """
+    """Check, at the end of a run on rank 0, that each case has a label map; the error names one that has none."""
 
     def check() -> None:
         for item in items:

@@ -57,9 +57,6 @@ def prepare(configuration: Configuration) -> None:
 
     With several ranks, rank 0 alone checks and writes.
 
-    Args:
-        configuration: the configuration that is run.
-
     Raises:
         InputError: the run cannot work. The message names the setting or the file.
     """
@@ -82,10 +79,9 @@ def prepare(configuration: Configuration) -> None:
 
 
 def prepare_training(configuration: Configuration) -> None:
-    """Check settings and cases, load ``pretrained_file``, then write split, configuration and versions.
+    """Check settings and cases, load ``pretrained_file`` on each rank, then write split, configuration and versions.
 
-    Each rank loads ``pretrained_file``. What the weights are trained on is added to ``weights_settings``, for their
-    records.
+    What the weights are trained on is added to ``weights_settings``, for their records.
 
     A caller such as MONAI Label may bring its own lists, which replace the cases below ``dataset_dir``. Such a caller
     trains again and again, so the folder of its earlier run is kept under a dated name even without ``overwrite``.
@@ -152,7 +148,6 @@ def prepare_training(configuration: Configuration) -> None:
         else:
             output.claim()
             write_datalist(lists, cohort.dataset_dir, Path(output.folder) / DATALIST_FILE)
-            facts: dict[str, Any] = recorded_order(both.values(), cohort.channel_order)
             which = dict(zip(both, synthetic, strict=True))
             trained = {str(item["image"]) for item in lists["training"]}
             made = sum(which[image] for image in trained)
@@ -161,11 +156,11 @@ def prepare_training(configuration: Configuration) -> None:
                 seen = trained_after([seen, start["trained_on"]], origin(start))
             # Weights that started from phantoms' weights have not seen patients alone.
             phantoms = phantoms or bool(seen["phantoms"])
-            facts |= {"trained_on": seen}
-            facts |= {"cases": {name: len(items) for name, items in lists.items()}}
-            facts["dataset_dir"] = str(Path(cohort.dataset_dir).absolute())
             # The training's handler writes this into the records of the weights.
             settings["trained_on"] = seen
+            facts: dict[str, Any] = {"trained_on": seen, "cases": {name: len(items) for name, items in lists.items()}}
+            facts["dataset_dir"] = str(Path(cohort.dataset_dir).absolute())
+            facts |= recorded_order(both.values(), cohort.channel_order)
             write_run_json(output.folder, configuration.content, phantoms, **facts)
 
     on_rank_zero(check_and_claim)
@@ -174,14 +169,7 @@ def prepare_training(configuration: Configuration) -> None:
 
 
 def check_normalization(preprocessing: Compose, settings: Record) -> None:
-    """Refuse a training that normalizes its patches in another way than ``settings`` say for images to be segmented.
-
-    The weights would otherwise be validated and used on images unlike those of their training. Other steps of the two
-    preprocessings are not compared.
-
-    Raises:
-        InputError: the two normalizations differ.
-    """
+    """Refuse a training that normalizes its patches in another way than ``settings`` say for images to be segmented."""
     if (own := normalization(preprocessing)) != (other := settings["normalization"]):
         raise InputError(
             f"train#preprocessing: sequences are normalized over: {own}; in image_transforms, which validation and "
@@ -190,9 +178,7 @@ def check_normalization(preprocessing: Compose, settings: Record) -> None:
 
 
 def prepare_evaluation(configuration: Configuration) -> None:
-    """Check settings, cases and weights, and write configuration and versions into the folder of the results.
-
-    This is for an evaluation (of cases with labels) and for an inference (of cases without).
+    """Check settings, cases and weights of an evaluation or an inference, and write configuration and versions.
 
     An inference into the folder of an earlier one goes on with it: its dataset holds what is left of ``all_cases``.
     Cases of the earlier one that are not among them stay in the folder's datalist and record.
@@ -333,24 +319,13 @@ def report_thresholds(used: Mapping[str, Any], records: Sequence[Record | None])
 
 
 def recorded_order(items: Iterable[Mapping[str, Any]], channel_order: Sequence[str]) -> dict[str, list[str]]:
-    """The entry of ``run.json`` for the order of channels; empty if the files' names give the order.
-
-    Example:
-        >>> recorded_order([{"image": "case.nii.gz"}], ["flair", "t1", "t1ce", "t2"])
-        {'channel_order': ['flair', 't1', 't1ce', 't2']}
-        >>> recorded_order([{"image": [f"case_{name}.nii.gz" for name in ("t1", "t1ce", "t2", "flair")]}], [])
-        {}
-    """
+    """The entry of ``run.json`` for the order of channels; empty if the files' names give the order."""
     four_dimensional = any(isinstance(item["image"], str | Path) for item in items)
     return {"channel_order": list(channel_order)} if four_dimensional else {}
 
 
 def check_ranks(items: Sequence[Mapping[str, Any]], what: str) -> None:
-    """Refuse more ranks than cases, since a rank without work would block the others when results are gathered.
-
-    Raises:
-        InputError: there are more ranks than ``items``.
-    """
+    """Refuse more ranks than cases, since a rank without work would block the others when results are gathered."""
     if world_size() > len(items):
         raise InputError(
             f"{world_size()} processes need at least {world_size()} {what}, and there are {len(items)}; start fewer."

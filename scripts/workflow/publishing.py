@@ -23,11 +23,7 @@ def publish(configuration: Configuration) -> None:
     """Copy the best weights of a plain training and their record to ``models``, where MONAI's tools look for them.
 
     An earlier model file there, its record and its TorchScript are kept under dated names. Weights from phantoms are
-    not published. Weights of a training that departs from the recipe in train.json are not published either, since
-    inference.json fits that recipe only.
-
-    Args:
-        configuration: the configuration that was run.
+    not published, nor are those of a training that departs from train.json, since inference.json fits its recipe only.
     """
     if rank() != 0:
         return

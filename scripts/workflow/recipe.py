@@ -73,12 +73,6 @@ def changed_recipe(config: Mapping[str, Any], plain: Path, free: Collection[str]
 
     If a caller brings its own data, the length and the handlers that it sets are no differences either: MONAI Label
     trains the network of inference.json and expects the weights in ``models``.
-
-    Example:
-        >>> from scripts.utils.files import CONFIGS, read_json
-        >>> config = read_json(CONFIGS / "train.json")
-        >>> changed_recipe(config | {"dataset_dir": "/data", "learning_rate": 0.1}, CONFIGS / "train.json")
-        ['learning_rate']
     """
     config = without_tracking(config)
     wanted = without_tracking(ConfigParser.load_config_file(str(plain)))

@@ -50,21 +50,11 @@ def check_settings(configuration: Configuration) -> None:
 
     From this call on, wrong input is shown as one line, as in a command.
 
-    Args:
-        configuration: the configuration to check.
-
     Raises:
         InputError: a value is the text "true" or "false" (the command line leaves a switch in lower case as text, and
             Python takes both texts for true); the device or precision does not exist; a part needs a package that is
             not installed; the run's name is another workflow's; a part refers to a setting that does not exist; or
             torchrun started several processes for a configuration of one process.
-
-    Example:
-        >>> from monai.bundle import ConfigParser
-        >>> parser = ConfigParser({"device": "cpu", "amp": "false"})
-        >>> check_settings(Configuration(parser))
-        Traceback (most recent call last):
-        scripts.utils.errors.InputError: --amp false: write False, with a capital.
     """
     show_input_errors()
     config = configuration.source
@@ -110,12 +100,7 @@ def check_path(name: str, given: Any, configuration: Configuration) -> None:
     """Refuse a path that is not the one that was typed.
 
     MONAI's command line takes ``2024`` for a number and ``p,q`` for a pair, and cuts ``a #1`` at the blank. Its parser
-    replaces ``#`` by ``::``.
-
-    Args:
-        name: name of the setting.
-        given: its value as MONAI's parser has it.
-        configuration: the configuration, which evaluates references and expressions.
+    replaces ``#`` by ``::``. ``given`` is the value of the setting ``name`` as the parser has it.
 
     Raises:
         InputError: the path is no text, holds ``::``, or differs from what was typed.
@@ -182,22 +167,9 @@ def _settings(config: Mapping[str, Any]) -> list[str]:
 
 
 def check_installed(name: str, target: str) -> None:
-    """Refuse a part whose package is not installed, before MONAI fails on it with a page of text.
-
-    Args:
-        name: the key of the part.
-        target: its ``_target_``.
-
-    Raises:
-        InputError: a package is not installed; the message names it.
-
-    Example:
-        >>> check_installed("loss#_target_", "lost.L")  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        scripts.utils.errors.InputError: loss#_target_ lost.L: needs the package lost, which is absent; ...
-    """
+    """Refuse a ``_target_`` whose package is not installed, before MONAI fails on it with a page of text."""
+    # An expression or a reference has a value only after evaluation.
     if not re.match(r"[A-Za-z_]", target):
-        # An expression or a reference has a value only after evaluation.
         return
     packages = PACKAGES_BEHIND.get(target, (target.split(".")[0],) if "." in target else ())
     for package in packages:
@@ -206,18 +178,7 @@ def check_installed(name: str, target: str) -> None:
 
 
 def check_references(name: str, value: str, config: Mapping[str, Any]) -> None:
-    """Refuse a reference to a setting that does not exist.
-
-    Such a reference stands, for example, in an overlay that is used over a configuration for which it is not made.
-
-    Args:
-        name: a key.
-        value: its value, with references.
-        config: the configuration's content.
-
-    Raises:
-        InputError: ``value`` refers to a setting that ``config`` does not have.
-    """
+    """Refuse a reference to a setting that does not exist, such as that of an overlay for another configuration."""
     for wanted in re.findall(r"@(\w+)", value):
         if wanted not in config:
             raise InputError(
@@ -232,16 +193,7 @@ def left_to_evaluation(value: Any) -> bool:
 
 
 def check_device(device: Any) -> None:
-    """Refuse a device that does not exist.
-
-    Raises:
-        InputError: ``device`` is not the name of a device, or it names a GPU that this machine does not have.
-
-    Example:
-        >>> check_device("gpu")
-        Traceback (most recent call last):
-        scripts.utils.errors.InputError: --device gpu: no such device; write cpu, cuda, or cuda:<number>.
-    """
+    """Refuse what is not the name of a device, or names a GPU that this machine does not have."""
     if device is None or left_to_evaluation(device):
         return
     try:
@@ -269,19 +221,9 @@ def _leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def weights_readers(network: torch.nn.Module, inferer: Inferer) -> list[str]:
-    """Class names of the parts that read weights from a file themselves.
+    """Class names of those of the network, the inferer and the inferers inside it that read weights from a file.
 
     Such a part has an attribute ``reads_model_file`` that is true.
-
-    Args:
-        network: the network that segments.
-        inferer: how the network is run over a volume. The inferers inside it (attribute ``inferer``) are checked too.
-
-    Example:
-        >>> from scripts.inference.ensembles import EnsembleInferer
-        >>> from scripts.inference.inferers import FlipInferer
-        >>> weights_readers(torch.nn.Identity(), FlipInferer(EnsembleInferer(FlipInferer(), ["a.pt", "b.pt"])))
-        ['EnsembleInferer']
     """
     parts: list[Any] = [network]
     inner: Any = inferer
@@ -292,15 +234,7 @@ def weights_readers(network: torch.nn.Module, inferer: Inferer) -> list[str]:
 
 
 def check_trainable(network: torch.nn.Module, inferer: Inferer) -> None:
-    """Refuse a training with a part that reads weights from a file, since they would replace the weights in training.
-
-    Args:
-        network: the network to train.
-        inferer: the inferer of its validation.
-
-    Raises:
-        InputError: one of the two reads weights from a file (``weights_readers``).
-    """
+    """Refuse a training with a part that reads weights from a file, which would replace the weights in training."""
     if readers := weights_readers(network, inferer):
         raise InputError(
             f"{' and '.join(readers)}: reads weights from --model_file, so nothing can be trained with it; leave "
@@ -312,11 +246,9 @@ def check_windows(network: torch.nn.Module, sizes: Mapping[str, Sequence[int]]) 
     """Refuse a patch or window that ``network`` cannot take, before hours of work are lost.
 
     Args:
-        network: a network that takes multiples of its ``size_multiple``; without this attribute it takes any size.
+        network: a network that takes multiples of its ``size_multiple``, but not this size along all axes. Without this
+            attribute it takes any size.
         sizes: sizes by the names of their settings.
-
-    Raises:
-        InputError: a size is not a multiple of ``size_multiple``, or all sizes of a patch or window equal it.
     """
     multiple = int(getattr(unwrap(network), "size_multiple", 1))
     for name, size in sizes.items():
