@@ -37,9 +37,7 @@ class Parser(argparse.ArgumentParser):
 def parser(name: str, description: str | None, examples: Sequence[str] = ()) -> Parser:
     """The argument parser of the command in the module ``name``.
 
-    Args:
-        description: docstring of the module. Its first line describes the command.
-        examples: arguments of calls that show how the command is used.
+    It shows the first line of the description, which is the module's docstring, and calls with these arguments.
     """
     program = f"panet {sys.argv[1]}" if Path(sys.argv[0]).stem == "panet" else f"python -m scripts.{name}"
     return Parser(
@@ -51,11 +49,8 @@ def parser(name: str, description: str | None, examples: Sequence[str] = ()) -> 
 
 
 def path(text: str) -> Path:
-    """The path that an argument names.
-
-    Raises:
-        argparse.ArgumentTypeError: it is empty, as of a variable that is not set, and would mean the current folder.
-    """
+    """The path that an argument names."""
+    # Of a variable that is not set; Path("") would mean the current folder.
     if not text:
         raise argparse.ArgumentTypeError("the path is empty; name a file or a folder, or leave the option out")
     return Path(text)

@@ -76,7 +76,7 @@ class Given(Configuration):
     content = None
 
     def __init__(self, values: dict, content: dict | None = None) -> None:
-        super().__init__()
+        super().__init__(ConfigParser({}))
         self.values = values
         self.content = content or {}
 

@@ -31,12 +31,7 @@ MAY_BE_EMPTY = (
 
 
 def check_source(image: str | Path) -> None:
-    """Check, before anything is segmented, that an object can be written for an image.
-
-    Raises:
-        InputError: the image is no DICOM series, its header lacks the frame of reference, or highdicom is not
-            installed.
-    """
+    """Check, before anything is segmented, that an object can be written for an image."""
     if not is_dicom(image):
         raise InputError(f"{image}: no DICOM file; leave out --dicom-seg, which needs DICOM series as input.")
     if importlib.util.find_spec("highdicom") is None:

@@ -27,12 +27,8 @@ BACKGROUND_LOGIT = -20.0
 class BrainWindowInferer(SlidingWindowInferer):
     """MONAI's sliding window, except that it does not run the network on windows without brain.
 
-    All voxels of such a window are exactly 0, so they are background by the definition of the data. Their logits stand
-    for a probability near 0.
-
-    Args:
-        args, kwargs: as in MONAI's ``SlidingWindowInferer``.
-        out_channels: output maps of the network.
+    All voxels of such a window are exactly 0, so they are background by the definition of the data. In the
+    ``out_channels`` maps of the network, their logits mean a probability near 0. Other arguments are MONAI's.
 
     Example:
         >>> volume = torch.zeros(1, 4, 32, 16, 16)
@@ -64,10 +60,9 @@ class BrainWindowInferer(SlidingWindowInferer):
 
 
 class WholeVolumeInferer(Inferer):
-    """An inferer that runs the network once over the whole volume, which it pads with zeros to a size that fits.
+    """An inferer that runs the network once over the whole volume.
 
-    Args:
-        multiple: each padded size is a multiple of this number, and at least twice the number.
+    It pads the volume with zeros, so that each size is a multiple of ``multiple``, and at least twice that.
 
     Example:
         >>> class Network(torch.nn.Identity):
@@ -171,10 +166,7 @@ class CompiledInferer(Inferer):
 
 
 class MeanProbability:
-    """The mean probability of several predictions, as logits.
-
-    Args:
-        exclusive: the channels exclude each other (softmax) instead of overlapping (sigmoid).
+    """The mean probability of several predictions, as logits, by sigmoid, or by softmax for ``exclusive`` channels.
 
     Example:
         >>> mean = MeanProbability()

@@ -41,8 +41,7 @@ class OpenVINONetwork(nn.Module):
         precision: "f32", "bf16" or "auto". "auto" is bf16 if the processor computes in it, and f32 otherwise.
 
     Raises:
-        InputError: OpenVINO is not installed, the precision does not exist, or the network cannot be converted for
-            images of every size.
+        InputError: OpenVINO is absent, the precision does not exist, or the network cannot take images of every size.
     """
 
     # The engine must not load weights into it as well.

@@ -53,11 +53,7 @@ class CheckedDataset(CaseDataset):
         self.ahead: dict[int, Any] = {}
 
     def read(self, index: int) -> tuple[Any, CheckedCase]:
-        """Read and check a case; return the function that has read the files, and what was found.
-
-        Raises:
-            InputError: the case is faulty.
-        """
+        """Read and check a case; return the function that has read the files, and what was found."""
         # A caller such as MONAI Label may give less than an entry; labels are of no use here.
         item = complete_item(self.data[index], ET_LABELS[-1])
         item.pop("label", None)
@@ -69,11 +65,7 @@ class CheckedDataset(CaseDataset):
         return read, checked
 
     def refuse_if_all_are_faulty(self) -> None:
-        """Read cases until one is sound. It is not read again when its turn comes.
-
-        Raises:
-            InputError: none is sound.
-        """
+        """Read cases until one is sound. It is not read again when its turn comes. If none is, refuse them all."""
         for index in range(len(self)):
             try:
                 self.ahead[index] = self.read(index)

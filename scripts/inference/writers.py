@@ -63,10 +63,7 @@ class SaveImageByCased(SaveImaged):
     Both the base class and the name matter, since two programs save results themselves: MONAI Label leaves out steps of
     the class ``SaveImaged``, and MONAI Deploy leaves out steps with ``SaveImage`` in their name.
 
-    Args:
-        keys: keys of label maps in the input's grid.
-        output_dir: folder to write to.
-        case_folders: as in ``map_files``.
+    ``keys`` name label maps in the input's grid; ``case_folders`` is as in ``map_files``.
     """
 
     def __init__(self, keys: KeysCollection, output_dir: PathLike, case_folders: bool = False) -> None:
@@ -88,7 +85,6 @@ class SaveRegionMapsd(MapTransform):
 
     Args:
         keys: keys of probabilities in the input's grid, (4, *size).
-        output_dir: folder to write to.
         kind: "prob" saves the probabilities (float32), "unc" saves their uncertainty (uint8, from 0 to 100).
         exclusive: the channels exclude each other (see ``probabilities_to_regions``).
         case_folders: as in ``map_files``.

@@ -80,11 +80,7 @@ def with_absolute_paths(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_other_images(items: Sequence[Mapping[str, Any]], output_dir: Path) -> None:
-    """Check that no earlier call has given ``output_dir`` a case of the same name with other images.
-
-    Raises:
-        InputError: there is such a case.
-    """
+    """Check that no earlier call has given ``output_dir`` a case of the same name with other images."""
     earlier = earlier_cases(str(output_dir), ".")
     for item in items:
         other = earlier.get(item["case"])

@@ -72,10 +72,7 @@ class Results:
                 logger.info("Kept an earlier %s as %s", path, keep_earlier(path))
 
     def finish(self, case: str, read: Callable[[str], nib.Nifti1Image] | None = None) -> None:
-        """Measure and draw a segmented case, as far as an earlier call has not done it.
-
-        ``read`` gives the case's files if they have been read before.
-        """
+        """Measure and draw a segmented case, unless an earlier call has. ``read`` remembers files that were read."""
         read = read or functools.cache(read_file)
         item, label_map = self.items[case], self.label_map(case)
         numbers, dicom, slices, views = self._beside(case, ".json", ".dcm", ".png", "_3d.png")

@@ -67,11 +67,7 @@ def rank_device() -> torch.device:
 
 
 def start(device: torch.device | str, world_size: int) -> None:
-    """Join the other processes, if there are any, by NCCL on GPUs and by Gloo on CPUs.
-
-    Raises:
-        InputError: there are more processes on this machine than GPUs.
-    """
+    """Join the other processes, if there are any, by NCCL on GPUs and by Gloo on CPUs."""
     if dist.is_initialized() or world_size == 1:
         return
     device = torch.device(device)

@@ -15,9 +15,7 @@ from types import TracebackType
 class InputError(ValueError):
     """Wrong input from the user. The message is one line that names the file or setting and the remedy.
 
-    Args:
-        message: the line. Names in it may hold anything, and become ``printable``.
-        kind: the kind of the fault, for faults of data (``scripts.data.findings``).
+    ``kind`` is the kind of the fault, for faults of data (``scripts.data.findings``).
     """
 
     def __init__(self, message: str, kind: str = "") -> None:

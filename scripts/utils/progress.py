@@ -28,8 +28,7 @@ class ProgressHandler:
     Args:
         description: name of the work, such as "Training".
         unit: name of an iteration, such as "case".
-        loss: show the loss. Reading it waits for the device, so it is read only when the display is refreshed, at most
-            once a second.
+        loss: show the loss. Reading it waits for the device, so it is read once a second at most.
     """
 
     def __init__(self, description: str, unit: str = "iteration", loss: bool = False) -> None:

@@ -82,7 +82,6 @@ def write_run_json(output_dir: str | Path, config: Mapping[str, Any], phantoms: 
     """Write ``config.json`` and ``run.json`` into ``output_dir``.
 
     Args:
-        output_dir: folder of the run.
         config: content of the configuration that is run. If it is empty, no ``config.json`` is written.
         phantoms: whether synthetic phantoms are among the data.
         facts: other entries of ``run.json``.

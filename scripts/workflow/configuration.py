@@ -23,20 +23,16 @@ MLFLOW = "MLFlowHandler"
 class Configuration:
     """A configuration, as MONAI's parser holds it.
 
-    Args:
-        parser: the parser; None outside a bundle's run.
-        run_id: the name by which MONAI runs the configuration (``bundle run training``); empty if it does not run it.
+    ``run_id`` is the name by which MONAI runs it (``bundle run training``); empty if it does not run it.
     """
 
-    def __init__(self, parser: ConfigParser | None = None, run_id: str = "") -> None:
+    def __init__(self, parser: ConfigParser, run_id: str = "") -> None:
         self.parser = parser
         self.run_id = run_id
 
     @property
     def source(self) -> dict[str, Any]:
-        """All keys with their values as MONAI's parser has them; empty outside a bundle's run."""
-        if self.parser is None:
-            return {}
+        """All keys with their values as MONAI's parser has them, including overrides."""
         return {key: value for key, value in self.parser.get().items() if key != ConfigParser.meta_key}
 
     @property
@@ -54,17 +50,10 @@ class Configuration:
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value of a setting, or the object that a part makes; ``default`` if there is no such key."""
-        if self.parser is None or name not in self.parser:
-            return default
-        return self.parser.get_parsed_content(name)
+        return self.parser.get_parsed_content(name) if name in self.parser else default
 
     def arguments(self, name: str) -> dict[str, Any]:
-        """Arguments of the component ``name``, with references resolved.
-
-        Raises:
-            InputError: the component is an expression, so its arguments cannot be read.
-        """
-        assert self.parser is not None
+        """Arguments of the component ``name``, with references resolved. An expression is refused, as it has none."""
         while isinstance(text := self.parser.get(name), str) and text.startswith("@"):
             name = text[1:]
         # The parser knows what a component refers to only after it has made the component.
@@ -98,17 +87,18 @@ def running_configuration() -> Configuration:
 
     A configuration cannot refer to itself, so this function takes MONAI's parser from the calling frames.
     """
-    found = Configuration()
+    parser, run_id = None, ""
     frame = inspect.currentframe()
     while frame is not None:
         owner = frame.f_locals.get("self")
         if isinstance(owner, ConfigParser):
-            found.parser = found.parser or owner
+            parser = parser or owner
         elif isinstance(owner, ConfigWorkflow):
-            found.run_id = owner.run_id
+            run_id = owner.run_id
             break
         frame = frame.f_back
-    return found
+    assert parser is not None
+    return Configuration(parser, run_id)
 
 
 def weights_settings(configuration: Configuration) -> Record:

@@ -79,12 +79,7 @@ class Output:
             )
 
     def refuse_meeting(self, items: Items) -> None:
-        """Check that no two results have one name.
-
-        Raises:
-            InputError: a map of one case would have the name of another case's map, a case is named as the run's own
-                files are, or a name is too long for a file's.
-        """
+        """Check that no two results have one name, none the name of the run's own files, and none too long a name."""
         if self.map_dir is None:
             return
         owners: dict[Path, str] = {}
@@ -130,11 +125,7 @@ class Output:
                 )
 
     def refuse_other_run(self, configuration: Configuration, facts: Mapping[str, Any]) -> None:
-        """Check that a second run into the folder would make the same label maps as the first.
-
-        Raises:
-            InputError: settings, or ``facts`` (entries of ``run.json``), differ. The message names them.
-        """
+        """Check that a second run into the folder has the same settings and ``facts`` (entries of ``run.json``)."""
         record, file = read_run_json(self.folder), Path(self.folder) / CONFIG_FILE
         changed = [key for key, value in facts.items() if record.get(key) != value]
         if configuration.content and file.is_file():

@@ -85,11 +85,6 @@ def prepare_training(configuration: Configuration) -> None:
 
     A caller such as MONAI Label may bring its own lists, which replace the cases below ``dataset_dir``. Such a caller
     trains again and again, so the folder of its earlier run is kept under a dated name even without ``overwrite``.
-
-    Raises:
-        InputError: a setting cannot work or contradicts another; there are too few cases or a faulty one; the output's
-            folder is in use; to resume, the folder holds nothing; or ``pretrained_file`` takes channels in another
-            order.
     """
     get = configuration.get
     settings: Record = get("weights_settings")
@@ -182,10 +177,6 @@ def prepare_evaluation(configuration: Configuration) -> None:
 
     An inference into the folder of an earlier one goes on with it: its dataset holds what is left of ``all_cases``.
     Cases of the earlier one that are not among them stay in the folder's datalist and record.
-
-    Raises:
-        InputError: a setting cannot work or contradicts another; there is no case or a faulty one; the weights are
-            absent, belong to another network or were trained with other settings; or the output's folder is in use.
     """
     get = configuration.get
     settings: Record = get("weights_settings")
@@ -290,13 +281,7 @@ def cohort_of(configuration: Configuration, lists: Mapping[str, Any]) -> Cohort:
 def check_who_reads_weights(
     network: torch.nn.Module, inferer: Inferer, model_file: str | Sequence[str], load_pretrain: bool
 ) -> None:
-    """Check that a part of a run reads the weights, and that it can read all of the files.
-
-    The inferer of an ensemble takes one file after the other. OpenVINO's network then runs the file that it is told.
-
-    Raises:
-        InputError: no part reads the weights, the engine and a part do, or nothing can take several files.
-    """
+    """Check that one part of a run, not two, reads the weights, and that it can take several files if there are."""
     readers = weights_readers(network, inferer)
     if not load_pretrain and not readers:
         raise InputError(

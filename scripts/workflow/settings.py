@@ -97,13 +97,10 @@ def check_settings(configuration: Configuration) -> None:
 
 
 def check_path(name: str, given: Any, configuration: Configuration) -> None:
-    """Refuse a path that is not the one that was typed.
+    """Refuse a path that is no text, holds ``::``, or differs from what was typed.
 
     MONAI's command line takes ``2024`` for a number and ``p,q`` for a pair, and cuts ``a #1`` at the blank. Its parser
     replaces ``#`` by ``::``. ``given`` is the value of the setting ``name`` as the parser has it.
-
-    Raises:
-        InputError: the path is no text, holds ``::``, or differs from what was typed.
     """
     plain = shown(given)
     if isinstance(given, str) and isinstance(plain, str) and plain != given:
@@ -113,7 +110,7 @@ def check_path(name: str, given: Any, configuration: Configuration) -> None:
     remedy = "quote it twice ('\"a\"'), or give a link with a plain name; panet segment takes every name"
     if not left_to_evaluation(given) and any("::" in str(path) for path in ensure_tuple(given)):
         raise InputError(f"{told}: MONAI cannot keep a path that holds # or ::; {remedy}.")
-    value = given if configuration.parser is None else configuration.parser.get_parsed_content(name)
+    value = configuration.parser.get_parsed_content(name)
     # An ensemble has several files of weights.
     several = name == "model_file" and (typed or "[").startswith(("[", "(", "$", "@"))
     paths = value if several and isinstance(value, (list, tuple)) else [value]
@@ -125,10 +122,7 @@ def check_path(name: str, given: Any, configuration: Configuration) -> None:
 
 
 def _typed(name: str) -> str | None:
-    """The text of an option of ``python -m monai.bundle run``; None if it is not there, or another program runs.
-
-    A text that begins with % names a part of a configuration, so it counts as absent.
-    """
+    """The text of an option of ``python -m monai.bundle run``; None if it is not there, or another program runs."""
     if Path(sys.argv[0]).parts[-3:] != ("monai", "bundle", "__main__.py"):
         return None
     found = None
@@ -137,6 +131,7 @@ def _typed(name: str) -> str | None:
         option, equals, value = argument.partition("=")
         if option.startswith("-") and option.lstrip("-").replace("-", "_") == name:
             found = value if equals else following
+    # A text that begins with % names a part of a configuration.
     return None if found is None or found.startswith("%") else found
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from monai.bundle import ConfigParser
 from scripts.utils.run_json import command_line, read_run_json, write_run_json
 from scripts.workflow.configuration import Configuration
 from scripts.workflow.preparation import record_resumption
@@ -54,6 +55,6 @@ def test_a_shell_takes_the_command_as_it_was_given(argument, recorded):
 
 def test_a_resumed_training_has_its_newest_command(tmp_path):
     write_run_json(tmp_path, {}, phantoms=False, command="python of yesterday", cases={"training": 2})
-    record_resumption(Configuration(), str(tmp_path), epoch=1)
+    record_resumption(Configuration(ConfigParser({})), str(tmp_path), epoch=1)
     record = read_run_json(tmp_path)
     assert record["command"] == command_line() and record["cases"] == {"training": 2}
