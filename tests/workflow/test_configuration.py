@@ -21,13 +21,6 @@ def test_the_running_configuration_is_the_parsers_that_makes_it():
     assert made.content["a"] == 2
 
 
-def test_outside_a_run_there_is_none():
-    made = running_configuration()
-    assert made.parser is None
-    assert made.content == {} and made.get("network_def", default=1) == 1 and made.run_id == made.workflow == ""
-    assert made.brings_own_data is False and made.loaded_by_caller is None
-
-
 def test_arguments_are_resolved_and_references_followed():
     parser = ConfigParser(
         {

@@ -399,7 +399,7 @@ def test_a_run_names_a_case_whose_map_was_lost(place, monkeypatch):
     work = fresh(place)
     put(place, work / "in", "ann")
     monkeypatch.setattr("scripts.inference.writers.save_map", lambda *args: None)
-    with pytest.raises(InputError, match=r"^ann: no label map was written"):
+    with pytest.raises(InputError, match=r"^1 of 1 case failed: ann \(.*/ann\.nii\.gz: no such file"):
         segment([work / "in"], work / "out", options=options(place))
 
 
