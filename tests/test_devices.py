@@ -74,6 +74,7 @@ def loss_curve(device, dtype, steps=30):
 
 
 @pytest.mark.slow
+@pytest.mark.lab
 def test_the_loss_curve_in_bfloat16_lies_on_that_of_float32(device):
     wanted, found = loss_curve(device, None), loss_curve(device, torch.bfloat16)
     # The loss falls, and the two curves stay together.

@@ -341,7 +341,7 @@ def bundle(training, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def values(cohort, small_cohort, tmp_path_factory) -> dict[str, str]:
+def values(phantoms, small_cohort, tmp_path_factory) -> dict[str, str]:
     """What the user fills in."""
     folder = tmp_path_factory.mktemp("values")
     (folder / "few").mkdir()
@@ -350,7 +350,7 @@ def values(cohort, small_cohort, tmp_path_factory) -> dict[str, str]:
         (folder / "few" / name).symlink_to(small_cohort / name)
     (folder / "datalist.json").write_text(json.dumps({"training": [], "validation": listed(small_cohort / CASE)}))
     # A patient at 1 mm, as panet segment wants one, and small cases.
-    patient = next(path for path in cohort.rglob(CASE) if path.is_dir())
+    patient = next(path for path in phantoms.rglob(CASE) if path.is_dir())
     case, few, patients = str(small_cohort / CASE), str(folder / "few"), str(small_cohort)
     return {
         "runs/inference/<case>.nii.gz": f"runs/inference/{CASE}.nii.gz",

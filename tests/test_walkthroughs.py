@@ -27,8 +27,8 @@ def place(tmp_path):
     return tmp_path
 
 
-def test_from_four_scans_to_a_segmentation(cohort, place):
-    case = next(path for path in sorted(cohort.rglob("BraTS20_*")) if path.is_dir())
+def test_from_four_scans_to_a_segmentation(phantoms, place):
+    case = next(path for path in sorted(phantoms.rglob("BraTS20_*")) if path.is_dir())
     (place / "ann").mkdir()
     for letter, name in zip("abcd", ("t1", "t1ce", "t2", "flair"), strict=True):
         shutil.copy(case / f"{case.name}_{name}.nii.gz", place / "ann" / f"ann_{name}.nii.gz")

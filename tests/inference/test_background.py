@@ -25,14 +25,17 @@ WINDOWS |= {"thresholds#min_et_mm3": 0, "thresholds#min_component_mm3": 0}
 
 @pytest.mark.parametrize("overlays", [(), ("whole_brain.yaml",), ("tta.yaml",)])
 def test_maps_are_those_of_one_case_after_another(overlays, small_cohort, model_file, tmp_path):
-    place = {"dataset_dir": str(small_cohort), "model_file": model_file, **WINDOWS, "overlap": 0.0}
+    for case in sorted(small_cohort.iterdir())[::2]:
+        (tmp_path / "cases" / case.name).parent.mkdir(exist_ok=True)
+        (tmp_path / "cases" / case.name).symlink_to(case)
+    place = {"dataset_dir": str(tmp_path / "cases"), "model_file": model_file, **WINDOWS, "overlap": 0.0}
     for name, more in (("plain", ()), ("pipelined", ("inference_pipelined.yaml",))):
         bundle_run("inference.json", *overlays, *more, output_dir=str(tmp_path / name), **place)
     plain, pipelined = (
         {path.name: sha256(path.read_bytes()).hexdigest() for path in (tmp_path / name).glob("*.nii.gz")}
         for name in ("plain", "pipelined")
     )
-    assert len(plain) == 6 and len(set(plain.values())) > 3
+    assert len(plain) == len(set(plain.values())) == 3
     assert pipelined == plain
 
 

@@ -50,10 +50,10 @@ def without_openvino():
 
 
 @pytest.fixture(scope="module")
-def patients(cohort, tmp_path_factory) -> Path:
+def patients(phantoms, tmp_path_factory) -> Path:
     """Two phantoms in a folder."""
     folder = tmp_path_factory.mktemp("patients")
-    for case in sorted(path for path in cohort.rglob("BraTS20_*") if path.is_dir())[:2]:
+    for case in sorted(path for path in phantoms.rglob("BraTS20_*") if path.is_dir())[:2]:
         (folder / case.name).symlink_to(case)
     return folder
 
