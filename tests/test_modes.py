@@ -620,7 +620,7 @@ def test_enhancing_tumor_by_component(small_cohort, members, tmp_path):
 def test_the_authors_path_step_by_step(small_cohort, members, tmp_path):
     """The path equals the same steps by hand, on a small case in one window; a whole case takes fifty windows."""
     case = small_cohort / FIRST
-    whole = {"spacing": [4.0] * 3, "roi_size": [64, 64, 48], "image_transforms#3#spatial_size": [64, 64, 48]}
+    whole = {"spacing": [4.0] * 3, "roi_size": [64, 64, 48], "pad#spatial_size": [64, 64, 48]}
     whole |= {"thresholds#min_component_mm3": 0, "thresholds#min_et_mm3": 0}
     folder = infer(case, tmp_path / "maps", "authors.yaml", model_file=members[0], **whole)
     raw = np.stack([nib.load(case / f"{FIRST}_{s}.nii.gz").get_fdata() for s in ("t1", "t2", "t1ce", "flair")])
@@ -643,7 +643,7 @@ def test_the_authors_path_step_by_step(small_cohort, members, tmp_path):
 
     made = initialized("inference.json", "authors.yaml", kind="infer")
     windows = made.inferer.inferer
-    assert made.preprocessing.transforms[-2].spatial_size == [240, 240, 160]
+    assert made.parser["pad"]["spatial_size"] == [240, 240, 160]
     assert (windows.overlap, windows.mode, windows.roi_size) == (0.75, "constant", [128] * 3)
     assert len(dense_patch_slices((240, 240, 160), (128, 128, 128), (32, 32, 32))) == 50
 
