@@ -43,7 +43,7 @@ def test_a_folder_that_cannot_be_written_stops_the_run_in_one_line(small_cohort,
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("scripts.inference.writers.NibabelWriter.write", full)
+    monkeypatch.setattr("scripts.inference.writers.nib.save", full)
     with pytest.raises(Exception) as caught:
         bundle_run(
             "inference.json",
