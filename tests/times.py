@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the time of the tests goes: ``pytest --times FILE`` writes a table of it by test file.
 
-Processor seconds do not depend on what else the machine does, as wall seconds do. They include those of the processes
-that a test starts.
+These are processor seconds, which do not depend on what else the machine does. They include those of the processes that
+a test starts, and those of the fixtures that it is the first to ask for.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-NAMES = ("tests", "processor_s", "wall_s")
+NAMES = ("tests", "processor_s")
 
 
 def processor_seconds() -> float:
@@ -59,8 +59,7 @@ class Times:
             item.user_properties.append(("processor seconds", processor_seconds() - start))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        found = self.files.setdefault(report.nodeid.partition("::")[0], [0, 0, 0])
-        found[2] += report.duration
+        found = self.files.setdefault(report.nodeid.partition("::")[0], [0, 0])
         if report.when == "teardown":  # it has the properties of all phases
             found[0] += 1
             found[1] += sum(seconds for name, seconds in report.user_properties if name == "processor seconds")

@@ -51,10 +51,14 @@ def without_openvino():
 
 @pytest.fixture(scope="module")
 def patients(phantoms, tmp_path_factory) -> Path:
-    """Two phantoms in a folder."""
+    """Two phantoms in a folder, without most of the background, which is two thirds of the files."""
     folder = tmp_path_factory.mktemp("patients")
     for case in sorted(path for path in phantoms.rglob("BraTS20_*") if path.is_dir())[:2]:
-        (folder / case.name).symlink_to(case)
+        (folder / case.name).mkdir()
+        brain = np.nonzero(voxels(case / f"{case.name}_t1.nii.gz"))
+        box = tuple(slice(axis.min() - 2, axis.max() + 3) for axis in brain)
+        for file in case.iterdir():
+            nib.save(nib.load(file).slicer[box], folder / case.name / file.name)
     return folder
 
 

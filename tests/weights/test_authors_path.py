@@ -44,6 +44,7 @@ def compare(found: np.ndarray, wanted: np.ndarray) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.lab
 @pytest.mark.skipif(shared() is None, reason="BRATS_PANET_SHARED names no folder with the authors' label map")
 def test_a_real_case_comes_out_as_from_the_authors_program(tmp_path):
     folder = shared()
@@ -56,6 +57,7 @@ def test_a_real_case_comes_out_as_from_the_authors_program(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.lab
 @pytest.mark.skipif(shared() is not None, reason="the authors' own label map is here, and compared with")
 def test_a_phantom_comes_out_as_it_did_when_the_real_case_did(phantoms, tmp_path):
     case = next(path for path in phantoms.rglob("BraTS20_Training_001") if path.is_dir())
