@@ -62,6 +62,7 @@ def run_shell(content: str) -> None:
         if word in content:
             for package in packages:
                 pytest.importorskip(package)
+    content = f'panet() {{ python -m scripts.panet "$@"; }}\n{content}'
     path = f"{Path(python()).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
