@@ -85,7 +85,8 @@ def returned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
     """
     yield
     if request.node.get_closest_marker("slow") and platform.libc_ver()[0] == "glibc":
-        resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        with open("/proc/self/statm") as file:
+            resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         if resident > 1.5e9:  # a workflow is a cycle of objects, and a search for such takes 0.3 seconds
             gc.collect()
         glibc = ctypes.CDLL(None)

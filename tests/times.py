@@ -23,10 +23,14 @@ def processor_seconds() -> float:
     """Of this process, of its children that have ended, and of those that run, with their own children."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     seconds = sum(one.ru_utime + one.ru_stime for one in used)
-    for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+    # Not by pathlib, which a test may have patched.
+    with open(f"/proc/self/task/{os.getpid()}/children") as file:
+        children = file.read().split()
+    for child in children:
         try:
-            fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
-        except FileNotFoundError:
+            with open(f"/proc/{child}/stat") as file:
+                fields = file.read().rpartition(")")[2].split()
+        except OSError:  # it has ended
             continue
         seconds += sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
     return seconds
