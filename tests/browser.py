@@ -140,10 +140,9 @@ class Browser:
         """Turn the wheel of the mouse over a point of the window."""
         self.call("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=by)
 
-    def screenshot(self, file: Path | None = None, clip: dict | None = None) -> bytes:
-        """A PNG file of the window, or of the rectangle ``clip`` (x, y, width, height) of the page."""
-        options = {} if clip is None else {"clip": {**clip, "scale": 1}, "captureBeyondViewport": True}
-        content = base64.b64decode(self.call("Page.captureScreenshot", **options)["data"])
+    def screenshot(self, file: Path | None = None) -> bytes:
+        """A PNG file of what the window shows."""
+        content = base64.b64decode(self.call("Page.captureScreenshot")["data"])
         if file is not None:
             file.write_bytes(content)
         return content

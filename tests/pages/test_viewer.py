@@ -55,11 +55,11 @@ def canvas(browser):
     """The pixels of the canvas, from 0 to 255."""
     browser.value("document.getElementById('canvas').scrollIntoView({block: 'center'})")
     browser.value("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))")
-    box = browser.value(
+    left, top, width, height = browser.value(
         "(() => { const b = document.getElementById('canvas').getBoundingClientRect();"
-        " return {x: b.x + scrollX, y: b.y + scrollY, width: b.width, height: b.height}; })()"
+        " return [b.x, b.y, b.width, b.height].map(Math.round); })()"
     )
-    return imread(io.BytesIO(browser.screenshot(clip=box)))[..., :3] * 255
+    return imread(io.BytesIO(browser.screenshot()))[top : top + height, left : left + width, :3] * 255
 
 
 def slide(browser, plane, to):
