@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The commands that stand in the documentation, and running them."""
+"""The commands of the documentation, and running them."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ DECATHLON_IMAGES = {"imagesTr": "labelsTr", "imagesTs": None}
 _NIFTI = re.compile(r"[^.].*\.nii(\.gz)?", re.DOTALL)
 # The segmentation of BraTS20_Training_355 still has its name from before the release: W39_1998.09.19_Segm.nii.
 _UNRELEASED_LABEL = re.compile(r"[^.].*_segm\.nii(\.gz)?", re.IGNORECASE)
-# It stands in an entry's ``image`` for a sequence that the case lacks. No image has such a name.
+# It is in an entry's ``image`` for a sequence that the case lacks. No image has such a name.
 NO_FILE = "missing"
 LOOKED_FOR = (
     f"case folders with {' or '.join(f'{release.file_names} ({release.name})' for release in RELEASES)}, or "

@@ -102,7 +102,7 @@ class OpenVINONetwork(nn.Module):
         network.eval()
         example = torch.zeros(1, network.in_channels, *[2 * network.size_multiple] * network.spatial_dims)
         shape = (1, network.in_channels, *[-1] * network.spatial_dims)
-        # The call may stand in mixed precision, whose casts would become a part of the model.
+        # The call may be within mixed precision, whose casts would become a part of the model.
         with torch.autocast("cpu", enabled=False):
             model = self.ov.convert_model(network, example_input=example, input=[shape])
         # The weights (.bin) are moved first, so the .xml exists only if both files are whole.

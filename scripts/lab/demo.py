@@ -116,7 +116,7 @@ def demo(run_dir: Path, cases: int, epochs: int, seed: int) -> None:
     starter_map = run_dir / "segmentation_starter" / label_map.name
     starter = BUNDLE_ROOT / "models" / "starter" / "model.pt"
     if not starter.is_file():
-        # In the package of the starter weights they stand as models/model.pt.
+        # In the package of the starter weights they are models/model.pt.
         starter = BUNDLE_ROOT / "models" / "model.pt"
     if newer(starter_map, starter) and newer(starter_map, label_map):
         print(f"\n== segmentation with the starter weights: done already, {starter_map}")

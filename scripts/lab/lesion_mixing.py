@@ -46,7 +46,7 @@ class RandCarveMixd(RandomizableTransform, MapTransform):
     come to lie outside the brain, nothing is pasted. The margin is healthy tissue of the donor, so it replaces lesions
     of the other brain.
 
-    It stands after the normalization and before patches are cut. A case whose label values have another meaning than
+    It comes after the normalization and before patches are cut. A case whose label values have another meaning than
     those of all other patients stays as it is.
 
     Args:

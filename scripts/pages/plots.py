@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Plots of curves, scores and volumes as SVG, to stand in a page."""
+"""Plots of curves, scores and volumes as SVG, for a page."""
 
 from __future__ import annotations
 

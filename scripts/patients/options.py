@@ -48,7 +48,7 @@ class Options:
     pictures: bool = field(default=True, metadata=_option("output", "write no pictures"))
     overwrite: bool = field(
         default=False,
-        metadata=_option("output", "begin anew; the folder of an earlier call is kept under a dated name"),
+        metadata=_option("output", "start over; the folder of an earlier call is kept under a dated name"),
     )
 
 

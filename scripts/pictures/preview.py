@@ -17,7 +17,7 @@ from scripts.pictures.patient import Patient, read_patient
 from scripts.pictures.planes import box_of, gray_window, plane_of, slices_through
 from scripts.utils.errors import printable
 
-# The letters stand at the left and at the right of a slice.
+# The letters are at the left and at the right of a slice.
 PLANES = (("axial", 2, ("R", "L")), ("coronal", 1, ("R", "L")), ("sagittal", 0, ("A", "P")))
 # Contrast agent brightens the enhancing tumor, and the core stands out dark inside it. FLAIR shows edema best: it is
 # bright, and fluid is dark. A sequence that is missing gives its place to the next best one. The regions are those that

@@ -28,7 +28,7 @@ VIEW_PIXELS = 380  # width of each view of a rendering
 
 def _views(patient: Patient, middle: Volume) -> dict[str, Volume]:
     """The axes of three cameras by name."""
-    # The viewer stands on the side of the largest lesion, so that it is not behind the other half of the brain.
+    # The viewer is on the side of the largest lesion, so that it is not behind the other half of the brain.
     lesion = np.argwhere(patient.lesion).mean(axis=0) @ patient.affine[:3, :3].T + patient.affine[:3, 3]
     side, name = (1.0, "right") if lesion[0] >= middle[0] else (-1.0, "left")
     return {

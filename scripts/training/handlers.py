@@ -156,12 +156,12 @@ class FiniteTraining:
 
 
 def _remedy(engine: Workflow) -> str:
-    anew = "train anew with a lower --learning_rate, or with --amp False"
+    again = "train again with a lower --learning_rate, or with --amp False"
     if engine.state.epoch < 2:
-        return f"{anew}."
+        return f"{again}."
     return (
         f"nothing of this epoch was written: go on after epoch {engine.state.epoch - 1} with --resume True "
-        f"(and --amp False, if the precision may be the cause), or {anew}."
+        f"(and --amp False, if the precision may be the cause), or {again}."
     )
 
 

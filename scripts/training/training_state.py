@@ -147,7 +147,7 @@ def newest_state(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     if not valid:
         raise InputError(
             f"{folder}: no valid trainer state ({' or '.join(STATE_FILES)}) to resume from; give the --output_dir of "
-            "a stopped training, or train anew without --resume."
+            "a stopped training, or start over without --resume."
         )
     return max(valid, key=lambda entry: int(entry[1]["epoch"]))
 

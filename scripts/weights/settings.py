@@ -57,7 +57,7 @@ def weights_settings(
         training: other facts of the training, which are noted but never compared: window, overlap, inferer (an object,
             whose class name is noted), precision.
         data_license: terms of the training data, or whom to credit.
-        augmentation: transforms of the training's samples. A network does not bear a sequence of zeros unless they
+        augmentation: transforms of the training's samples. A network does not tolerate a sequence of zeros unless they
             sometimes dropped a sequence.
 
     Raises:

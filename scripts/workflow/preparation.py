@@ -116,7 +116,7 @@ def prepare_training(configuration: Configuration) -> None:
         else:
             output.refuse_used(cohort.dataset_dir)
         lists = cohort.completed()
-        # A case may stand in both lists, as in a test of whether a network can learn it.
+        # A case may be in both lists, as in a test of whether a network can learn it.
         both = {str(item["image"]): item for items in lists.values() for item in items}
         output.refuse_replacing(list(both.values()), cohort.datalist_file, resume)
         if searched is None:
@@ -180,7 +180,7 @@ def prepare_evaluation(configuration: Configuration) -> None:
     """
     get = configuration.get
     settings: Record = get("weights_settings")
-    # An evaluation selects cases, and is always done anew.
+    # An evaluation selects cases, and is always done again.
     selection = get("cases") if configuration.workflow == "evaluation" else None
     all_cases = get("all_cases") if selection is None else None
     # The dataset of an inference checks the voxels of a case when it reads them. So only headers are checked here, and

@@ -324,7 +324,7 @@ def test_cases_of_several_folders_have_the_folder_above_them_in_the_record(patie
     found = cases_of(run)
     assert [case.entry["image"][0] for case in found] == [str(images(tmp_path / case)["t1"]) for case in cases]
     assert f"<dt>folder of the cases</dt><dd>{above}</dd>" in make_report(run)
-    # No results go into the folder of a case, whichever stands first.
+    # No results go into the folder of a case, whichever comes first.
     for order in (cases, cases[::-1]):
         for out in (cases[0], cases[1].parent):
             with pytest.raises(InputError, match=f"{out}: holds the data"):

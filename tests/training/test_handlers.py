@@ -347,7 +347,7 @@ def test_weights_and_statistics_that_are_not_finite_end_it_too(name):
     network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     network.state_dict()[name].view(-1)[1] = float("inf")
     _, _, done, run = finite_training([0.5] * 8, network)
-    with pytest.raises(InputError, match=r"^epoch 1: weights are not finite; train anew with a lower --learning_rate"):
+    with pytest.raises(InputError, match=r"^epoch 1: weights are not finite; train again with a lower --learning_rate"):
         run()
     assert done == [1, 2, 3, 4]
 

@@ -137,7 +137,7 @@ def test_a_loss_that_is_not_finite_ends_it_with_the_last_good_state(
     epoch = 2 if iteration == 8 else 3
     assert line == (
         f"{said}; nothing of this epoch was written: go on after epoch {epoch} with --resume True (and "
-        "--amp False, if the precision may be the cause), or train anew with a lower --learning_rate, or with "
+        "--amp False, if the precision may be the cause), or train again with a lower --learning_rate, or with "
         "--amp False."
     )
     assert load(output / "trainer_state.pt")["epoch"] == epoch
@@ -152,7 +152,7 @@ def test_a_loss_that_is_not_finite_ends_it_with_the_last_good_state(
 def test_a_loss_that_is_not_finite_in_the_first_epoch_leaves_nothing_to_resume(small_cohort, tmp_path):
     line = spoil(small_cohort, tmp_path / "run", tmp_path, "images", 2)
     assert line == (
-        "error: iteration 2 (epoch 1): the loss is nan; train anew with a lower --learning_rate, or with --amp False."
+        "error: iteration 2 (epoch 1): the loss is nan; train again with a lower --learning_rate, or with --amp False."
     )
     assert not list((tmp_path / "run").glob("*.pt"))
 

@@ -60,9 +60,9 @@ class Variant:
     """One row of the study's table.
 
     Attributes:
-        name: the name, of small letters, digits and underscores. It stands in the names of folders.
+        name: the name, of small letters, digits and underscores. It is part of the names of folders.
         title: the name for readers.
-        overlays: names of overlays in ``configs/``, which stand after those of the study.
+        overlays: names of overlays in ``configs/``, which follow those of the study.
         settings: settings by their keys. They replace those of the study.
         seeds: seeds of the runs.
     """
@@ -249,7 +249,7 @@ def _variant(content: Any, path: Path, number: int) -> Variant:
     if not isinstance(seeds, list) or not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):
         raise InputError(f"{path}: the seeds of {name} are {seeds}; list integers of 0 or more, such as [0, 1, 2].")
     if len(set(seeds)) < len(seeds):
-        raise InputError(f"{path}: a seed of {name} stands twice; list each once.")
+        raise InputError(f"{path}: a seed of {name} is given twice; list each once.")
     settings = _settings(content.get("settings", {}), path, f"the settings of {name}")
     if shared := [key for key in SHARED_SETTINGS if key in settings]:
         raise InputError(
@@ -308,7 +308,7 @@ def parts_of(study: Study, items: Items, dataset_dir: str | Path) -> list[Part]:
         dataset_dir: folder of the cases.
 
     Raises:
-        InputError: there are too few cases, or a patient with several cases would stand on both sides.
+        InputError: there are too few cases, or a patient with several cases would be on both sides.
     """
     items = sorted(items, key=lambda item: str(item["case"]))
     if study.folds is None:

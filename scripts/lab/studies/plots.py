@@ -77,7 +77,7 @@ def curves_figure(lines: Sequence[Line]) -> Figure:
 def flops_figure(points: Sequence[Point]) -> Figure:
     """The mean Dice of the unseen cases over the operations for one window.
 
-    Small points are runs, and a large one is their mean. Variants of almost the same number of operations stand beside
+    Small points are runs, and a large one is their mean. Variants of almost the same number of operations are beside
     each other, so that none hides another.
     """
     figure, axes = _figure()

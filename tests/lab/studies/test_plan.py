@@ -84,7 +84,7 @@ def test_a_patient_on_both_sides_is_refused(tmp_path):
 REFUSED = {
     "max_epochs: 3": ("max_epochs: many", "settings.max_epochs is many; give an integer of 1 or more."),
     "seeds: [4, 2]": ("seeds: [4, two]", "the seeds of first are [4, 'two']; list integers of 0 or more"),
-    "seeds: [4, 2": ("seeds: [4, 4", "a seed of first stands twice; list each once."),
+    "seeds: [4, 2": ("seeds: [4, 4", "a seed of first is given twice; list each once."),
     "title: First, seeds": ("titel: First, seeds", "unknown key 'titel' in variant 1; did you mean 'title'?"),
     "title: First, ": ("", "variant 1 lacks the key 'title'; add it."),
     "name: second": ("name: first", "two variants have the name 'first'; rename one."),
