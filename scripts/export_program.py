@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from scripts import command
 from scripts.utils.errors import InputError
 from scripts.utils.files import replacing
+from scripts.utils.literals import shown
 
 EXAMPLES = (
     "models/model.pt2",
@@ -35,7 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     output.add_argument(
         "program_file", type=command.path, metavar="PROGRAM", help="file to write, such as models/model.pt2"
     )
-    args = parser.parse_args(argv)
+    args, words = parser.parse_known_args(argv)
+    # As on the command line of monai.bundle, options that are not declared set keys of the configuration.
+    overrides = [word.removeprefix("--").replace("-", "_") for word in words[::2]]
+    if len(words) % 2 or not all(word.startswith("--") for word in words[::2]):
+        parser.error(f"unrecognized arguments: {' '.join(words)}")
 
     import torch
     from monai.bundle import ConfigParser
@@ -57,6 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"{args.program_file}: torch.export writes files that end in .pt2; choose such a name.")
     config = ConfigParser()
     config.read_config([str(file) for file in configs])
+    options = dict(zip(overrides, words[1::2], strict=True))
+    for key, value in options.items():
+        if key not in config:
+            raise InputError(f"--{key} {value}: the configuration has no such key.")
+        config[key] = shown(f"${value}")
     network = config.get_parsed_content("network_def")
     refuse_one_size(network, "torch.export")
     record = check_weights(network, str(model_file), config.get_parsed_content("weights_settings"))
@@ -66,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     extra = {file.with_suffix(".json").name: ConfigParser.load_config_file(str(file)) for file in (*configs, metadata)}
     if record is not None:
         extra[record_file(model_file).name] = record
+    if options:
+        extra["options.json"] = options
     texts = {name: json.dumps(content) for name, content in extra.items()}
     with replacing(args.program_file) as temporary:
         torch.export.save(program, temporary, extra_files=texts)

@@ -8,6 +8,7 @@ import copy
 import importlib.util
 import inspect
 import json
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -186,7 +187,20 @@ def test_an_export_by_another_use_of_the_weights_is_refused(root, tmp_path):
     assert not (tmp_path / "model.pt2").exists()
 
 
+@pytest.mark.slow
+def test_weights_of_other_widths_are_exported_with_the_option_that_the_refusal_names(root, tmp_path):
+    arguments = ["--bundle_root", str(ROOT), "--model_file", str(root / "models" / "model.pt")]
+    with pytest.raises(InputError) as refusal:
+        export_program.main([str(tmp_path / "model.pt2"), *arguments])
+    option = re.search(r'add (--network_def#channels) "(.*?)"', str(refusal.value)).groups()
+    assert export_program.main([str(tmp_path / "model.pt2"), *arguments, *option]) == 0
+    extra = {"options.json": ""}
+    torch.export.load(tmp_path / "model.pt2", extra_files=extra)
+    assert json.loads(extra["options.json"]) == {"network_def#channels": "[4, 6, 8, 10, 12]"}
+
+
 BAD_EXPORTS = {
+    "unknown option": (["model.pt2", "--bundle_root", "BUNDLE", "--chanels", "3"], "--chanels 3: .* no such key"),
     "no weights": (["model.pt2", "--bundle_root", str(ROOT), "--model_file", "none.pt"], "none.pt: no such file"),
     "no configuration": (["model.pt2", "--bundle_root", "nowhere"], "inference.json: no such file"),
     "another network": (["model.pt2", "--bundle_root", str(ROOT), "--model_file", "WEIGHTS"], "another network"),

@@ -59,19 +59,25 @@ def input_error_behind(error: BaseException | None) -> InputError | None:
     return None
 
 
-def show_input_errors() -> None:
-    """From now on, show an uncaught error that an ``InputError`` caused as one line, and all other errors as before."""
+def show_input_errors(goes_on: str = "") -> None:
+    """From now on, show an uncaught error that an ``InputError`` caused as one line, and all other errors as before.
+
+    A run that the user stops (Ctrl-C) ends in one line, too, which says by ``goes_on`` how to go on.
+    """
     former = sys.excepthook
     if getattr(former, "shows_input_errors", False):
+        former.goes_on = goes_on or former.goes_on  # type: ignore[attr-defined]
         return
 
     def show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         cause = input_error_behind(error)
-        if cause is None:
+        if issubclass(kind, KeyboardInterrupt):
+            print(f"stopped{show.goes_on and '; '}{show.goes_on}", file=sys.stderr)  # type: ignore[attr-defined]
+        elif cause is None:
             former(kind, error, traceback)
         else:
             # A worker of a DataLoader passes on the text of a traceback, which ends with the message.
             print(f"error: {str(cause).splitlines()[-1].split('InputError: ')[-1]}", file=sys.stderr)
 
-    show.shows_input_errors = True  # type: ignore[attr-defined]
+    show.shows_input_errors, show.goes_on = True, goes_on  # type: ignore[attr-defined]
     sys.excepthook = show

@@ -43,6 +43,8 @@ class ProgressHandler:
 
     def attach(self, engine: Workflow) -> None:
         """Follow ``engine``."""
+        # ignite says of every engine of MONAI that it resumes, even from the first iteration.
+        engine.logger.addFilter(lambda record: "resuming from iteration 0," not in record.getMessage())
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.advance)
         engine.add_event_handler(Events.COMPLETED, self.stop)

@@ -15,7 +15,7 @@ from monai.networks.utils import copy_model_state
 from monai.utils import ensure_tuple
 from scripts.utils.distributed import launched_rank, rank, unwrap
 from scripts.utils.errors import InputError
-from scripts.utils.files import CONFIGS
+from scripts.utils.files import BUNDLE_ROOT, CONFIGS
 from scripts.utils.tensors import load_torch
 from scripts.weights.record import Record, read_weights_record
 from scripts.weights.settings import refuse_other_use
@@ -45,6 +45,11 @@ def check_weights(network: torch.nn.Module, model_file: str, settings: Record | 
             with other settings; the message names a tensor or a setting.
     """
     if not Path(model_file).is_file():
+        if not Path(model_file).is_absolute() and (BUNDLE_ROOT / model_file).is_file():
+            raise InputError(
+                f"{model_file}: no such file in this folder; start the run in the bundle's root, or add "
+                f"--bundle_root {BUNDLE_ROOT}."
+            )
         # The package of the starter weights has them as its own, without this overlay.
         starter = "add configs/starter.yaml to use the starter weights, " * (CONFIGS / "starter.yaml").is_file()
         raise InputError(

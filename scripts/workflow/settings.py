@@ -43,6 +43,12 @@ SECTIONS = ("train", "validate")
 AMP_DTYPES = ("bfloat16", "float16")
 # Settings with these endings are paths.
 PATH_ENDINGS = ("_dir", "_file", "_root")
+# How to go on with a run that the user stops.
+GOES_ON = {
+    "training": "the same command with --resume True goes on from the last whole epoch",
+    "evaluation": "an evaluation is done as a whole: add --overwrite True to the same command",
+    "inference": "the same command goes on with the missing cases",
+}
 
 
 def check_settings(configuration: Configuration) -> None:
@@ -56,7 +62,7 @@ def check_settings(configuration: Configuration) -> None:
             not installed; the run's name is another workflow's; a part refers to a setting that does not exist; or
             torchrun started several processes for a configuration of one process.
     """
-    show_input_errors()
+    show_input_errors(GOES_ON.get(configuration.workflow, ""))
     config = configuration.source
     settings = _settings(config)
     named, workflow = configuration.run_id, configuration.workflow

@@ -44,6 +44,22 @@ def test_wrong_input_is_one_line_and_status_1_however_it_is_wrapped(raised):
 
 
 @pytest.mark.parametrize(
+    ("calls", "said"),
+    [
+        ("show_input_errors()", "stopped"),
+        (
+            "show_input_errors(); show_input_errors('repeat the command'); show_input_errors()",
+            "stopped; repeat the command",
+        ),
+    ],
+)
+def test_a_run_that_the_user_stops_ends_in_one_line(calls, said):
+    done = run(f"from scripts.utils.errors import show_input_errors\n{calls}\nraise KeyboardInterrupt")
+    assert done.stderr == said + "\n"
+    assert done.returncode != 0
+
+
+@pytest.mark.parametrize(
     "code",
     [
         "raise ValueError('a.nii: cut off')",

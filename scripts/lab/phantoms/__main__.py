@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from scripts import command
-from scripts.lab.phantoms.cohort import COHORT_FOLDER, DIFFICULTIES, check_cohort, missing_cases, write_cohort
+from scripts.lab.phantoms.cohort import COHORT_FOLDER, DIFFICULTIES, GRID, check_cohort, missing_cases, write_cohort
 from scripts.utils.errors import InputError
 
 
@@ -25,6 +25,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="seed of the whole cohort (default: %(default)s)")
     parser.add_argument(
         "--difficulty", choices=list(DIFFICULTIES), default="demo", help="how hard the cases are (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=3,
+        default=list(GRID),
+        metavar="N",
+        help="voxels along each axis; fewer are larger, since the field of view stays (default: 240 240 155)",
     )
     parser.add_argument(
         "--workers",
@@ -41,16 +49,18 @@ def main(argv: list[str] | None = None) -> int:
     for option, least in (("cases", 1), ("seed", 0), ("workers", 1)):
         if getattr(args, option) < least:
             raise InputError(f"--{option} must be {least} or more, not {getattr(args, option)}.")
+    if min(args.size) < 16:
+        raise InputError(f"--size {' '.join(map(str, args.size))}: a brain needs 16 voxels at least along each axis.")
     screen = Console(stderr=True)
     try:
-        check_cohort(args.out, args.seed, args.difficulty)
+        check_cohort(args.out, args.seed, args.difficulty, args.size)
         todo = len(missing_cases(args.out, args.cases))
         if todo < args.cases:
             print(f"Reusing {args.cases - todo} complete case(s) of {args.cases} in {args.out}.")
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
             task = progress.add_task("phantoms", total=todo)
-            for _ in write_cohort(args.out, args.cases, args.seed, args.difficulty, args.workers):
+            for _ in write_cohort(args.out, args.cases, args.seed, args.difficulty, args.workers, args.size):
                 progress.advance(task)
     except OSError as error:
         raise InputError(f"{args.out}: cannot write the phantoms ({error}).") from error

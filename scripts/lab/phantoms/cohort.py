@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -345,24 +345,45 @@ def _is_complete(folder: Path) -> bool:
     return all(path.is_file() for path in _case_files(folder).values())
 
 
+def resized(volume: Int16, size: Sequence[int], order: int) -> Int16:
+    """A volume in a grid of another size over the same field of view. ``order`` is that of the interpolation."""
+    factors = [new / old for new, old in zip(size, volume.shape, strict=True)]
+    result: Int16 = ndimage.zoom(volume, factors, order=order, mode="nearest", grid_mode=True)
+    return result
+
+
+def affine_of(size: Sequence[int]) -> npt.NDArray[np.float64]:
+    """The affine of a grid of this size over the field of view of BraTS 2020.
+
+    Example:
+        >>> affine_of((120, 120, 155))[:, 3]  # voxels of 2 x 2 x 1 mm, whose centers moved by half a millimeter
+        array([ -0.5, 238.5,   0. ,   1. ])
+    """
+    steps = [old / new for old, new in zip(GRID, size, strict=True)]
+    scale = np.diag([*steps, 1.0])
+    scale[:3, 3] = [(step - 1) / 2 for step in steps]
+    return AFFINE @ scale
+
+
 def write_volume(path: Path, volume: Int16) -> None:
-    """Write one volume with the affine of BraTS 2020. Equal volumes give equal bytes.
+    """Write one volume over the field of view of BraTS 2020. Equal volumes give equal bytes.
 
     Raises:
         OSError: the file cannot be written.
     """
     nifti: Any = nib  # untyped
-    image = nifti.Nifti1Image(volume, AFFINE)
+    affine = affine_of(volume.shape)
+    image = nifti.Nifti1Image(volume, affine)
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = PHANTOM_DESCRIPTION.encode()
-    image.set_sform(AFFINE, code=1)
-    image.set_qform(AFFINE, code=1)
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
     # The gzip header must hold no name and no time, because equal volumes would differ by them.
     with path.open("wb") as raw, gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as packed:
         packed.write(image.to_bytes())
 
 
-def write_case(parent: Path, seed: int, index: int, difficulty: str) -> Path:
+def write_case(parent: Path, seed: int, index: int, difficulty: str, size: Sequence[int] = GRID) -> Path:
     """Make one patient and put its folder into `parent`. The folder appears only when it is complete.
 
     Raises:
@@ -371,6 +392,9 @@ def write_case(parent: Path, seed: int, index: int, difficulty: str) -> Path:
     """
     final = parent / phantom_name(index)
     images, labels = make_patient(seed, index, difficulty)
+    if tuple(size) != GRID:
+        images = {name: resized(image, size, order=1) for name, image in images.items()}
+        labels = resized(labels, size, order=0)
     partial = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=parent))
     try:
         partial.chmod(0o755)  # mkdtemp makes a folder that only its owner can read
@@ -384,17 +408,18 @@ def write_case(parent: Path, seed: int, index: int, difficulty: str) -> Path:
     return final
 
 
-def _write_manifest(out: Path, seed: int, difficulty: str) -> None:
+def _write_manifest(out: Path, seed: int, difficulty: str, size: Sequence[int]) -> None:
     parent = out / COHORT_FOLDER
     cases = sorted(p.name for p in parent.glob("BraTS20_Training_*") if _is_complete(p))
-    content = {"version": GENERATOR_VERSIONS[difficulty], "seed": seed, "difficulty": difficulty, "cases": cases}
+    kind = {"version": GENERATOR_VERSIONS[difficulty], "seed": seed, "difficulty": difficulty, "size": list(size)}
+    content = {**kind, "cases": cases}
     partial = out / f".{MANIFEST}.{os.getpid()}.partial"
     partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, out / MANIFEST)
 
 
-def check_cohort(out: Path, seed: int, difficulty: str) -> None:
-    """Make sure that `out` is new, is empty, or holds a cohort of this seed and difficulty.
+def check_cohort(out: Path, seed: int, difficulty: str, size: Sequence[int] = GRID) -> None:
+    """Make sure that `out` is new, is empty, or holds a cohort of this seed, difficulty and size.
 
     Raises:
         InputError: `out` is a file, or it holds other content or a cohort of other arguments.
@@ -406,14 +431,15 @@ def check_cohort(out: Path, seed: int, difficulty: str) -> None:
     other = f"{out} is not empty and holds no phantom cohort; name a new or an empty folder."
     try:
         found = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-        made = (found["version"], found["seed"], found["difficulty"])
+        made = (found["version"], found["seed"], found["difficulty"], found["size"])
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         raise InputError(other) from None
     version = GENERATOR_VERSIONS[difficulty]
-    if made != (version, seed, difficulty):
+    if made != (version, seed, difficulty, list(size)):
         raise InputError(
-            f"{out} holds phantoms of seed {made[1]}, difficulty {made[2]}, generator version {made[0]}; "
-            f"name another folder for seed {seed}, difficulty {difficulty}, version {version}, or remove it."
+            f"{out} holds phantoms of seed {made[1]}, difficulty {made[2]}, size {made[3]}, version {made[0]}; "
+            f"name another folder for seed {seed}, difficulty {difficulty}, size {list(size)}, version {version}, or "
+            "remove it."
         )
 
 
@@ -423,7 +449,9 @@ def missing_cases(out: Path, cases: int) -> list[int]:
     return [index for index in range(1, cases + 1) if not _is_complete(parent / phantom_name(index))]
 
 
-def write_cohort(out: Path, cases: int, seed: int, difficulty: str, workers: int = 1) -> Iterator[Path]:
+def write_cohort(
+    out: Path, cases: int, seed: int, difficulty: str, workers: int = 1, size: Sequence[int] = GRID
+) -> Iterator[Path]:
     """Write the missing cases of a cohort below `out`, and yield each folder when it is finished.
 
     Complete cases are kept. Nothing is written before the first step of the iterator.
@@ -437,12 +465,12 @@ def write_cohort(out: Path, cases: int, seed: int, difficulty: str, workers: int
         raise ValueError(f"cases and workers must be 1 or more, not {cases} and {workers}")
     if difficulty not in DIFFICULTIES or seed < 0:
         raise ValueError(f"difficulty must be one of {', '.join(DIFFICULTIES)} and seed 0 or more")
-    check_cohort(out, seed, difficulty)
+    check_cohort(out, seed, difficulty, size)
     if difficulty == VARIED_TEMPLATE:
         load_template()  # if it is not there, nothing must be written
     parent = out / COHORT_FOLDER
     out.mkdir(parents=True, exist_ok=True)
-    _write_manifest(out, seed, difficulty)
+    _write_manifest(out, seed, difficulty, size)
     parent.mkdir(exist_ok=True)
     for leftover in parent.glob(".BraTS20_Training_*.partial"):  # a run that was killed left them
         shutil.rmtree(leftover)
@@ -450,11 +478,11 @@ def write_cohort(out: Path, cases: int, seed: int, difficulty: str, workers: int
     try:
         if workers == 1 or len(todo) < 2:
             for index in todo:
-                yield write_case(parent, seed, index, difficulty)
+                yield write_case(parent, seed, index, difficulty, size)
         else:
             # Workers are spawned and not forked, because the caller may run threads, such as a progress display.
             with ProcessPoolExecutor(min(workers, len(todo)), get_context("spawn")) as pool:
-                jobs = [pool.submit(write_case, parent, seed, index, difficulty) for index in todo]
+                jobs = [pool.submit(write_case, parent, seed, index, difficulty, size) for index in todo]
                 try:
                     for job in as_completed(jobs):
                         yield job.result()
@@ -462,4 +490,4 @@ def write_cohort(out: Path, cases: int, seed: int, difficulty: str, workers: int
                     for job in jobs:
                         job.cancel()
     finally:
-        _write_manifest(out, seed, difficulty)
+        _write_manifest(out, seed, difficulty, size)

@@ -63,6 +63,22 @@ def test_layout_and_geometry_are_those_of_brats_2020(phantoms):
     assert len(PHANTOM_DESCRIPTION) <= 79
 
 
+def test_a_phantom_of_another_size_has_the_same_place(patients, tmp_path):
+    images, labels = patients[0]
+    for path, volume in (("t2", images["t2"]), ("seg", labels)):
+        small = phantom.resized(volume, (80, 60, 31), order=int(path == "t2"))
+        phantom.write_volume(tmp_path / f"{path}.nii.gz", small)
+        image = nib.load(tmp_path / f"{path}.nii.gz")
+        assert image.shape == (80, 60, 31)
+        assert image.header.get_zooms() == (3, 4, 5)
+        mass = ndimage.center_of_mass(np.asarray(image.dataobj) > 0)
+        whole = ndimage.center_of_mass(volume > 0)
+        there, here = (nib.affines.apply_affine(a, m) for a, m in ((image.affine, mass), (phantom.AFFINE, whole)))
+        np.testing.assert_allclose(there, here, atol=0.8)
+        assert (np.asarray(image.dataobj) > 0).sum() * 60 == pytest.approx((volume > 0).sum(), rel=0.03)
+    assert set(np.unique(small)) <= set(np.unique(labels))
+
+
 def test_brain_is_stripped_and_of_plausible_size(patients):
     shapes = set()
     for images, _ in patients:
@@ -204,11 +220,15 @@ def test_second_call_reuses_complete_cases(phantoms, capsys):
         "version": phantom.GENERATOR_VERSIONS["demo"],
         "seed": SEED,
         "difficulty": "demo",
+        "size": [240, 240, 155],
         "cases": ["BraTS20_Training_001", "BraTS20_Training_002", "BraTS20_Training_003"],
     }
 
 
-@pytest.mark.parametrize("change", [("--seed", "9"), ("--seed", str(SEED), "--difficulty", "hard")])
+@pytest.mark.parametrize(
+    "change",
+    [("--seed", "9"), ("--seed", str(SEED), "--difficulty", "hard"), ("--seed", str(SEED), "--size", "64", "64", "48")],
+)
 def test_other_arguments_into_the_same_folder_are_refused(phantoms, change):
     before = snapshot(phantoms)
     with pytest.raises(InputError, match=f"{phantoms} holds phantoms .* name another folder"):
