@@ -22,15 +22,23 @@ import nibabel as nib
 import numpy as np
 from monai.config import KeysCollection, PathLike
 from monai.data import ImageReader, ITKReader, NibabelReader
-from monai.data.utils import correct_nifti_header_if_necessary
 from monai.transforms import LoadImaged
 from monai.utils import ensure_tuple
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
-from scripts.brats import CHANNEL_ORDER, IMAGE_SUFFIXES, ITK_SUFFIXES, NIFTI_SUFFIXES, SEQUENCES, sequences_told
+from scripts.brats import (
+    CHANNEL_ORDER,
+    IMAGE_SUFFIXES,
+    ITK_SUFFIXES,
+    MGH_SUFFIXES,
+    NIFTI_SUFFIXES,
+    SEQUENCES,
+    sequences_told,
+)
 from scripts.data.cases import NO_FILE, image_files, resolve_image
 from scripts.data.dicom import arranged, is_dicom, packages_are_installed, series_of
+from scripts.data.placement import FILE_HEADER, add_doubt, check_grid, image_at, nifti_class, placed
 from scripts.utils.errors import InputError, one_line
 from scripts.utils.files import file_checksum
 
@@ -46,6 +54,9 @@ NOT_READABLE = "not a readable image"
 PHANTOM_DESCRIPTION = "synthetic brain tumor phantom, not a patient"
 # The first bytes of a gzip file.
 GZIP_MAGIC = b"\x1f\x8b"
+ZIPPED_SUFFIXES = (".gz", ".mgz")
+# Bytes of a NIfTI-2 header.
+LONGEST_HEADER = 540
 # The key, in an item to be loaded, of the function that gives its images (``read_file``, or one that remembers them).
 READ = "read"
 
@@ -102,7 +113,7 @@ def _checked_path(path: PathLike) -> Path:
 
 
 def open_image(path: PathLike) -> nib.Nifti1Image:
-    """Open an image as a NIfTI image. The voxels of a NIfTI or MGH file are not read yet.
+    """Open an image as a NIfTI image, in its place (``placed``). The voxels of a NIfTI or MGH file are not read yet.
 
     A DICOM file means its whole series, which must be one volume of gray values with evenly spaced slices.
 
@@ -111,15 +122,21 @@ def open_image(path: PathLike) -> nib.Nifti1Image:
     """
     file = _checked_path(path)
     with _refusing(path, NOT_READABLE):
-        if _has(file, NIFTI_SUFFIXES):
-            return nib.nifti1.Nifti1Image.from_filename(file)
-        if not _has(file, IMAGE_SUFFIXES):
-            image = _opened_series(file)
+        if _has(file, (*NIFTI_SUFFIXES, *MGH_SUFFIXES)):
+            with file.open("rb") as stream:
+                zipped = stream.read(2) == GZIP_MAGIC
+            if zipped != _has(file, ZIPPED_SUFFIXES):
+                return read_file(file)  # nibabel goes by the name
+            if _has(file, NIFTI_SUFFIXES):
+                with nib.openers.ImageOpener(file) as opened:
+                    kind = nifti_class(opened.read(LONGEST_HEADER), path)
+                return placed(kind.from_filename(file), path)
+            image = _as_nifti(nib.MGHImage.from_filename, file)
         else:
-            image = _opened_by_itk(file) if _has(file, ITK_SUFFIXES) else _as_nifti(nib.MGHImage.from_filename, file)
+            image = _opened_by_itk(file) if _has(file, ITK_SUFFIXES) else _opened_series(file)
     # Messages about its content must name it.
     image.file_map["image"].filename = str(file)
-    return image
+    return placed(image, path)
 
 
 def _has(file: Path, suffixes: tuple[str, ...]) -> bool:
@@ -131,7 +148,7 @@ def _as_nifti(opening: Callable[[Any], nib.MGHImage], source: Path | bytes) -> n
         image = opening(source)
     except TypeError as error:  # nibabel says so of a header that is too short
         raise EOFError(str(error)) from error
-    return nib.Nifti1Image(image.dataobj, image.affine)
+    return image_at(image.dataobj, image.affine)
 
 
 def _refuse_for_itk(file: str | Path) -> None:
@@ -157,7 +174,7 @@ def _opened_by_itk(file: Path) -> nib.Nifti1Image:
         raise InputError(f"{file}: several channels; give one file per sequence.", "other dimensions")
     voxels, meta = reader.get_data(image)
     # The copy outlives ITK's image.
-    return nib.Nifti1Image(np.array(voxels, order="F"), meta["affine"])
+    return image_at(np.array(voxels, order="F"), meta["affine"])
 
 
 def _opened_series(file: Path) -> nib.Nifti1Image:
@@ -175,7 +192,7 @@ def _opened_series(file: Path) -> nib.Nifti1Image:
             reader = itk.ImageFileReader[itk.Image[itk.F, 3]].New(FileName=path, ImageIO=itk.GDCMImageIO.New())
             reader.Update()
             slices.append(itk.array_from_image(reader.GetOutput()).reshape(rows, columns).T)
-    return nib.Nifti1Image(np.stack(slices, axis=-1), affine)
+    return image_at(np.stack(slices, axis=-1), affine)
 
 
 def read_header(path: PathLike) -> nib.Nifti1Image:
@@ -185,7 +202,7 @@ def read_header(path: PathLike) -> nib.Nifti1Image:
         return open_image(file)
     series = series_of(file)
     files, affine = arranged(series)
-    return nib.Nifti1Image(np.broadcast_to(np.uint8(0), (*series.first.size, len(files))), affine)
+    return placed(image_at(np.broadcast_to(np.uint8(0), (*series.first.size, len(files))), affine), path)
 
 
 def read_file(path: PathLike) -> nib.Nifti1Image:
@@ -202,14 +219,18 @@ def read_file(path: PathLike) -> nib.Nifti1Image:
     with _refusing(path, NOT_READABLE):
         content = file.read_bytes()
     checksum = hashlib.sha256(content).hexdigest()
-    if _has(file, (".gz", ".mgz")):
-        with _refusing(path, "damaged" if content.startswith(GZIP_MAGIC) else NOT_READABLE):
+    if zipped := content.startswith(GZIP_MAGIC):
+        with _refusing(path, "damaged"):
             content = gzip.decompress(content)
     with _refusing(path, NOT_READABLE):
         if _has(file, NIFTI_SUFFIXES):
-            image = nib.nifti1.Nifti1Image.from_bytes(content)
+            image = nifti_class(content[:LONGEST_HEADER], path).from_bytes(content)
         else:
             image = _as_nifti(nib.MGHImage.from_bytes, content)
+        image = placed(image, path)
+    if zipped != _has(file, ZIPPED_SUFFIXES):
+        told = "compressed by gzip, which its name does not say" if zipped else "not compressed, against its name"
+        add_doubt(image, "misnamed file", f"{path}: {told}; rename it, since other programs go by the name.")
     image.extra["sha256"] = checksum
     return image
 
@@ -273,8 +294,7 @@ class SequenceReader(NibabelReader):
     def reading_by(self, read: Callable[[str], nib.Nifti1Image]) -> SequenceReader:
         """This reader for files that ``read`` gives."""
         reader = copy.copy(self)
-        # MONAI may correct the header of an image, which others use, too.
-        reader.open_file = lambda file: nib.Nifti1Image.from_image(read(file))
+        reader.open_file = read
         return reader
 
     @property
@@ -294,8 +314,8 @@ class SequenceReader(NibabelReader):
         """Open the files: one nibabel image, or a list of four.
 
         Raises:
-            InputError: a file is absent or is no image, or the names of four files tell another order than the
-                network's.
+            InputError: a file is absent, is no image or has another grid, or the names of four files tell another
+                order than the network's.
         """
         files = [str(path) for path in ensure_tuple(data)]
         present = image_files(files)
@@ -303,13 +323,23 @@ class SequenceReader(NibabelReader):
             raise InputError(f"{', '.join(files)}: no image; give a file of one sequence at least.")
         if len(files) == len(SEQUENCES) and (told := sequences_told(files)) not in (None, list(SEQUENCES)):
             raise InputError(f"{', '.join(files)}: the names say {', '.join(told or [])}; give {', '.join(SEQUENCES)}.")
-        opened = {file: correct_nifti_header_if_necessary(self.open_file(file)) for file in present}
-        if len(present) < len(files):
-            # The network knows a sequence of zeros as one that is missing (RandDropSequenced).
-            first = opened[present[0]]
-            opened[NO_FILE] = nib.Nifti1Image(np.zeros(first.shape, np.uint8), first.affine)
-        images = [opened[file] for file in files]
-        return images if len(images) > 1 else images[0]
+        opened = {file: self.open_file(file) for file in present}
+        first = opened[present[0]]
+
+        def in_grid(file: str) -> nib.Nifti1Image:
+            # MONAI bears no rounding, so all images get one affine.
+            if file == NO_FILE:
+                # The network knows a sequence of zeros as one that is missing (RandDropSequenced).
+                return nib.Nifti1Image(np.zeros(first.shape, np.uint8), first.affine, first.header, first.extra)
+            image = opened[file]
+            check_grid(file, image, present[0], first)
+            return nib.Nifti1Image(image.dataobj, first.affine, first.header, first.extra, image.file_map)
+
+        return [in_grid(file) for file in files] if len(files) > 1 else first
+
+    def _get_meta_dict(self, img: nib.Nifti1Image) -> dict:
+        # Maps are written with the header as it is in the file (``header_as_in``).
+        return dict(img.extra.get(FILE_HEADER, img.header).as_byteswapped("<"))
 
     def _get_array_data(self, img: Any, filename: PathLike) -> np.ndarray:
         with _refusing(img.get_filename(), "damaged"):

@@ -39,6 +39,7 @@ from scripts.data.cases import LOOKED_FOR, NO_FILE, find_cases, image_files, mis
 from scripts.data.dicom_choice import Choice
 from scripts.data.findings import NOT_PREPARED, Finding, Findings
 from scripts.data.images import check_dimensions, is_phantom, read_file, read_header, read_image, voxels_of
+from scripts.data.placement import DOUBTS, check_grid, shown
 from scripts.data.plausibility import doubt_images, doubt_label
 from scripts.data.splits import by_patient, patient_of
 from scripts.utils.errors import InputError
@@ -70,29 +71,6 @@ class CheckedCase:
     checksum: str
 
 
-def check_grid(path: str, image: nib.Nifti1Image, first_path: str, first: nib.Nifti1Image, label: bool = False) -> bool:
-    """Check that a file of a case has the same grid as the first file of the case; the paths are for the message.
-
-    Returns:
-        Whether the origin is the same, too. It may differ for a label map.
-
-    Raises:
-        InputError: the grids differ in shape or affine.
-    """
-    same_axes = image.shape[:3] == first.shape[:3] and np.allclose(image.affine[:3, :3], first.affine[:3, :3])
-    # The check is as strict as MONAI, which stacks the sequences and would stop at a difference.
-    if same_axes and np.allclose(image.affine, first.affine):
-        return True
-    if label and same_axes:
-        # BraTS 2017 holds such label maps. No transform uses the origins to align image and label map.
-        return False
-    raise InputError(
-        f"{path}: its grid (shape {image.shape}) differs from that of {first_path} (shape {first.shape}), "
-        "or lies elsewhere; co-register and resample all sequences to one grid.",
-        "label map on another grid" if label else "different grids",
-    )
-
-
 def check_case(
     item: Mapping[str, Any],
     channel_order: Sequence[str] = CHANNEL_ORDER,
@@ -120,16 +98,18 @@ def check_case(
             check_dimensions(path, opened, len(SEQUENCES) if four_dimensional else 0)
             if first is None:
                 first = path, opened
-                spacing = opened.header.get_zooms()[:3]
+                spacing = nib.affines.voxel_sizes(opened.affine)
                 if not np.allclose(spacing, EXPECTED_SPACING_MM, atol=0.05):
                     found.add(
                         "other voxel size",
-                        f"{path}: voxels of {' x '.join(f'{mm:g}' for mm in spacing)} mm; the network expects BraTS "
+                        f"{path}: voxels of {shown(spacing)} mm; the network expects BraTS "
                         "preprocessing (1 mm, skull-stripped).",
                     )
             check_grid(path, opened, *first)
             if headers_only:
                 continue
+            for doubt in opened.extra.get(DOUBTS, []):
+                found.add(*doubt)
             voxels = voxels_of(opened, path)
             if opened is first[1]:
                 # In NIfTI files the first axis runs fastest, so this order needs no copy voxel by voxel.
@@ -146,6 +126,8 @@ def check_case(
         path, et = str(item["label"]), int(item["et_label"])
         with found.collecting():
             label = read_image(path)
+            for doubt in label.extra.get(DOUBTS, []):
+                found.add(*doubt)
             voxels = voxels_of(label, path)
             # Few voxels are not 0, and only those need sorting.
             values = np.unique(voxels[voxels != 0])

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
+from monai.data.utils import AFFINE_TOL, affine_to_spacing, to_affine_nd, zoom_affine
 from monai.transforms import MapTransform, RandomizableTransform, Spacingd
 from scripts.brats import EDEMA_LABEL, ET_CHANNEL, SEQUENCES, check_et_label, check_label_values
 from scripts.data.postprocessing import (
@@ -35,8 +36,12 @@ class BrainSpacingd(Spacingd):
     divided by it. Where less than half of a voxel is brain, the image is 0. Images that have the wanted spacing, and
     keys of mode "nearest", are as ``Spacingd`` gives them.
 
+    The rounding of an affine must not matter. Half of an even number of voxels at 1 mm is a box of n + 0.5 voxels at
+    2 mm, which ``Spacingd`` rounds up or down by the last digits of a turned affine, and then it may move the grid by
+    up to half a voxel. Here the box is rounded first, and the grid begins in its corner.
+
     MONAI 1.6 treats every entry whose key begins with the image's key as metadata and updates it. MONAI Label stores
-    the text ``image_path`` in the item, and that update fails on a text. So this class shows MONAI its own keys alone.
+    the text ``image_path`` in the item, and that update fails on a text. So this class does not call it.
 
     Example:
         >>> item = {"image": MetaTensor(torch.tensor([0.0, 0.0, 0.0, 6, 6, 6, 6, 6]).view(1, 8, 1, 1))}
@@ -46,26 +51,45 @@ class BrainSpacingd(Spacingd):
 
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
         """Resample the images of one case."""
-        own: dict[Hashable, Any] = {key: data[key] for key in self.key_iterator(dict(data))}
-        resampled: dict[Hashable, Any] = super().__call__(own, lazy)
+        item: dict[Hashable, Any] = dict(data)
         for key, mode, padding_mode, align_corners, dtype in self.key_iterator(
-            own, self.mode, self.padding_mode, self.align_corners, self.dtype
+            item, self.mode, self.padding_mode, self.align_corners, self.dtype
         ):
-            if mode == "nearest" or torch.equal(resampled[key].affine, own[key].affine):
+            affine, size = self.target(item[key])
+            options: dict[str, Any] = {
+                "dst_affine": affine,
+                "spatial_size": size,
+                "mode": mode,
+                "padding_mode": padding_mode,
+                "align_corners": align_corners,
+                "dtype": dtype,
+                "lazy": lazy,
+            }
+            resample = self.spacing_transform.sp_resample
+            own, item[key] = item[key], resample(item[key], **options)
+            if mode == "nearest" or torch.equal(item[key].affine, own.affine):
                 continue
-            brain: Any = self.spacing_transform(
-                (own[key] != 0).to(torch.float32),
-                mode=mode,
-                padding_mode=padding_mode,
-                align_corners=align_corners,
-                dtype=dtype,
-                output_spatial_shape=resampled[key].shape[1:],
-            )
+            brain: Any = resample((own != 0).to(torch.float32), **options)
             # Rounding must not decide where exactly half of a voxel is brain.
             inside = brain.as_tensor() > 0.499
-            values = resampled[key].as_tensor()
-            resampled[key].copy_(torch.where(inside, values / brain.as_tensor().clamp(min=0.499), 0))
-        return {**data, **resampled}
+            values = item[key].as_tensor()
+            item[key].copy_(torch.where(inside, values / brain.as_tensor().clamp(min=0.499), 0))
+        return item
+
+    def target(self, image: MetaTensor) -> tuple[torch.Tensor, list[int]]:
+        """The affine and the size of the grid of the wanted spacing over an image, (channel, *size)."""
+        size = np.array(image.shape[1:])
+        axes = len(size)
+        affine = np.asarray(to_affine_nd(axes, image.affine.cpu().double()))
+        own, wanted = affine_to_spacing(affine, axes), self.spacing_transform.pixdim[:axes]
+        # MONAI takes away the shear of a sheared affine, and lets a spacing stay that is almost the wanted one.
+        target = zoom_affine(affine, np.where(abs(own - wanted) <= AFFINE_TOL, own, wanted), diagonal=False)
+        per_voxel = np.linalg.solve(target[:axes, :axes], affine[:axes, :axes])
+        corners = np.array(list(np.ndindex(*[2] * axes))) * (size - 1) @ per_voxel.T
+        target[:axes, axes] = affine[:axes, axes] + target[:axes, :axes] @ corners.min(axis=0)
+        # A tenth of a voxel is more than what the rounding of headers does over a head.
+        found = np.round(np.round(np.ptp(corners, axis=0), 1) + 1).astype(int)
+        return torch.as_tensor(target), found.tolist()
 
 
 class CheckLabelsd(MapTransform):

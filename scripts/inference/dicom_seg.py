@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from scripts.brats import CORE, CORE_LABEL, EDEMA, EDEMA_LABEL, ENHANCING
 from scripts.data.dicom import arranged, is_dicom, series_of
-from scripts.data.images import read_image, voxels_of
+from scripts.data.images import read_header, read_image, voxels_of
+from scripts.data.placement import check_grid
 from scripts.utils.errors import InputError
 from scripts.utils.files import replacing
 from scripts.utils.run_json import bundle_version
@@ -62,14 +63,14 @@ def save_dicom_seg(label_map: str | Path, image: str | Path, et_label: int, path
     from pydicom.sr.codedict import codes
 
     files, _ = arranged(series_of(image))
-    labels = voxels_of(read_image(label_map), label_map)
+    label_image = read_image(label_map)
+    labels = voxels_of(label_image, label_map)
     slices = [pydicom.dcmread(file) for file in files]
     for data in slices:
         for name in MAY_BE_EMPTY:
             if name not in data:
                 setattr(data, name, "")
-    if labels.shape != (slices[0].Columns, slices[0].Rows, len(slices)):
-        raise InputError(f"{label_map}: another grid than the series of {image}; segment the series again.")
+    check_grid(str(label_map), label_image, str(image), read_header(image))
     algorithm = highdicom.AlgorithmIdentificationSequence(
         NAME, family=codes.cid7162.ArtificialIntelligence, version=bundle_version()
     )

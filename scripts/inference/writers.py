@@ -15,6 +15,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, SaveImaged
 from numpy.typing import DTypeLike
 from scripts.brats import case_name
+from scripts.data.placement import header_as_in
 from scripts.data.regions import region_probabilities, uncertainty
 from scripts.utils.files import replacing
 
@@ -41,20 +42,18 @@ def map_files(
 
 
 def save_map(image: MetaTensor, path: Path, dtype: DTypeLike) -> None:
-    """Write one map, (1, *size), in its own grid.
+    """Write one map, (1, *size), in its own grid, with the header of the image that it was made of.
 
     MONAI's writers hide why a file could not be written, and change the affine if the axes are permuted.
 
     Raises:
         WriteError: the file cannot be written.
     """
-    affine = np.asarray(image.affine)
-    written = nib.Nifti1Image(np.asarray(image.get_array())[0].astype(dtype), affine)
-    # With both forms and this code every reader takes the same affine.
-    written.set_sform(affine, code=1)
-    written.set_qform(affine, code=1)
+    voxels = np.asarray(image.get_array())[0].astype(dtype)
+    header = header_as_in(image.meta, voxels.shape, np.asarray(image.affine))
+    header.set_data_dtype(dtype)
     with replacing(path) as temporary:
-        nib.save(written, temporary)
+        nib.save(nib.Nifti1Image(voxels, None, header), temporary)
 
 
 class SaveImageByCased(SaveImaged):

@@ -14,11 +14,11 @@ import numpy as np
 from scripts.brats import CHANNEL_ORDER, ET_LABELS, SEQUENCES
 from scripts.data.cases import NO_FILE, image_files
 from scripts.data.images import check_dimensions, in_lps, is_phantom, read_file, voxels_of
-from scripts.data.inspection import check_channel_order, check_grid
+from scripts.data.inspection import check_channel_order
+from scripts.data.placement import check_grid
 from scripts.pictures.parts import parts_of
 from scripts.pictures.planes import Volume
 from scripts.scores.volumetry import connected_lesions
-from scripts.utils.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -102,15 +102,12 @@ def read_patient(
         images = {name: voxels[str(image)][..., channel_order.index(name)] for name in SEQUENCES}
     else:
         images = {name: voxels[str(path)] for name, path in zip(SEQUENCES, image, strict=True) if path != NO_FILE}
-    shape = next(iter(images.values())).shape
 
     def labels(path: str | Path, *values: Any) -> Volume:
         found = read(str(path))
         check_dimensions(path, found)
-        in_order = voxels_of(in_lps(found), path)
-        if in_order.shape != shape:
-            raise InputError(f"{path}: shape {in_order.shape}, not the case's {shape}; give a label map in its grid.")
-        return parts_of(in_order, *values)
+        check_grid(str(path), in_lps(found), first_path, in_lps(first), label=True)
+        return parts_of(voxels_of(in_lps(found), path), *values)
 
     # Only the release's own value is ET. In BraTS 2024 ET is 3, and 4 is the resection cavity.
     reference = labels(item["label"], [item["et_label"]], item["edema_label"]) if "label" in item else None

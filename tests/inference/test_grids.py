@@ -9,10 +9,13 @@ and in the scale of BraTS.
 
 from __future__ import annotations
 
+import itertools
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import itk
 import nibabel as nib
 import numpy as np
 import pytest
@@ -161,3 +164,146 @@ def test_resampled_and_back_the_label_map_is_close_to_the_known_answer(folders, 
         score = dice(np.isin(found, region), np.isin(wanted, region))
         # 0.91, 0.94 and 0.95 are asked for; 0.96, 0.97 and 0.97 were measured.
         assert score >= 1 - 3 * off / radius / 2
+
+
+# Headers. A small head in files whose headers say in several ways where it lies.
+
+KINDS = ("sform", "qform", "neither", "different", "fourth", "negative", "nifti2", "micron", "meter", "pixdim")
+AXES = ("LPS", "PIR", "RAS", "SLA", "LAS")
+SIZES = ((1.0, 1.0, 1.0), (1.0, 1.0, 2.0), (0.9, 1.3, 1.1))
+HEAD = np.array([18.0, 20.0, 17.0])
+TUMOR = {2: 11.0, 1: 10.0, 4: 8.0}
+MIDDLE = np.array([1.0, -1.0, 1.0])
+ITK_TO_NIBABEL = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def at_byte(path: Path, offset: int, form: str, *values: float) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(struct.pack(form, *values))
+
+
+@dataclass(frozen=True)
+class Headed:
+    """A case whose header is of a kind, with axes in some directions and voxels of some size."""
+
+    kind: str
+    axes: str
+    spacing: tuple[float, float, float]
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}_{self.axes}_{SIZES.index(self.spacing)}"
+
+    def plain(self, labels: bool) -> nib.Nifti1Image:
+        """The labels, or the distances from the middle of the head as a share of its radii, in an ordinary image."""
+        shape = np.ceil((2 * HEAD + 3) / self.spacing).astype(int)
+        lps = np.diag([-1.0, -1.0, 1.0]) @ np.diag(self.spacing)
+        affine = nib.affines.from_matvec(lps, np.array([5.0, -8.0, 11.0]) - lps @ ((shape - 1) / 2))
+        places = (np.stack(np.indices(shape), axis=-1) - (shape - 1) / 2) @ lps.T
+        values = np.linalg.norm(places / HEAD, axis=-1)
+        if labels:
+            values = ball(np.linalg.norm(places - MIDDLE, axis=-1))
+        turn = ornt_transform(io_orientation(affine), axcodes2ornt(self.axes))
+        return nib.Nifti1Image(values.astype(np.float32), affine).as_reoriented(turn)
+
+    def write(self, root: Path) -> None:
+        distance, labels = self.plain(labels=False), np.asanyarray(self.plain(labels=True).dataobj)
+        (root / self.name).mkdir(parents=True)
+        for sequence, bright in BRIGHT.items():
+            noise = np.random.default_rng(list(f"{self.name}_{sequence}".encode()))
+            values = noise.integers(290, 311, labels.shape) + 400 * np.isin(labels, bright)
+            values = np.where(np.asanyarray(distance.dataobj) <= 1, values, 0).astype(np.int16)
+            self.save(values, distance.affine, root / self.name / f"{self.name}_{sequence}.nii")
+
+    def save(self, values: np.ndarray, affine: np.ndarray, path: Path) -> None:
+        factor = {"micron": 1000, "meter": 0.001}.get(self.kind, 1)
+        affine = np.diag([factor, factor, factor, 1]) @ affine
+        if self.kind == "pixdim":
+            affine[:3, :3] *= 1.0001
+        image = (nib.Nifti2Image if self.kind == "nifti2" else nib.Nifti1Image)(
+            values[..., None] if self.kind == "fourth" else values, affine
+        )
+        image.header.set_xyzt_units({1000: "micron", 0.001: "meter"}.get(factor, "mm"))
+        moved = affine.copy()
+        moved[:3, 3] += 30
+        image.set_sform(affine, 0 if self.kind in ("qform", "neither") else 4)
+        image.set_qform(moved if self.kind == "different" else affine, 0 if self.kind in ("sform", "neither") else 1)
+        nib.save(image, path)
+        if self.kind == "negative":
+            at_byte(path, 80, "<3f", *-np.array(self.spacing))
+        if self.kind == "pixdim":
+            at_byte(path, 76, "<4f", 1, *self.spacing)
+            at_byte(path, 252, "<h", 0)
+            at_byte(path, 256, "<6f", *[0] * 6)
+
+    def answer(self, affine: np.ndarray) -> np.ndarray:
+        """The label map that the network finds, given where the header puts the voxels (mm)."""
+        labels = self.plain(labels=True)
+        own = nib.affines.voxel_sizes(labels.affine)
+        middle = np.linalg.inv(labels.affine) @ [*(np.array([5.0, -8.0, 11.0]) + MIDDLE), 1]
+        shift = np.zeros(3)
+        for axis, (along, way) in enumerate(io_orientation(affine)):
+            shift[axis] = ShiftedThresholds.SHIFT[int(along)] * way * (1 if along == 2 else -1)
+        places = (np.stack(np.indices(labels.shape), axis=-1) - middle[:3]) * own - shift
+        return ball(np.linalg.norm(places, axis=-1))
+
+
+def ball(distance: np.ndarray) -> np.ndarray:
+    found = np.zeros(distance.shape, np.uint8)
+    for value, radius in TUMOR.items():
+        found[distance <= radius] = value
+    return found
+
+
+def by_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The voxels of a file and its affine, in nibabel's convention, as ITK reads them."""
+    image = itk.imread(str(path))
+    axes = itk.array_from_matrix(image.GetDirection())[:3, :3] * np.array(image.GetSpacing())[:3]
+    affine = nib.affines.from_matvec(axes, np.array(image.GetOrigin())[:3])
+    return itk.array_from_image(image).T, ITK_TO_NIBABEL @ affine
+
+
+HEADED = [Headed(*values) for values in itertools.product(KINDS, AXES, SIZES)]
+
+
+@pytest.fixture(scope="module")
+def headed(tmp_path_factory) -> tuple[Path, Path]:
+    """The folder of the cases with odd headers and the folder of their label maps."""
+    root = tmp_path_factory.mktemp("headers")
+    for case in HEADED:
+        case.write(root / "cases")
+    torch.save(ShiftedThresholds().state_dict(), root / "model.pt")
+    bundle_run(
+        "inference.json",
+        dataset_dir=str(root / "cases"),
+        output_dir=str(root / "maps"),
+        model_file=str(root / "model.pt"),
+        network_def={"_target_": "tiny.ShiftedThresholds"},
+        roi_size=[48, 48, 48],
+    )
+    return root / "cases", root / "maps"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_whatever_the_header_the_label_map_lies_where_the_scan_lies(headed, kind):
+    for case in [case for case in HEADED if case.kind == kind]:
+        file = headed[0] / case.name / f"{case.name}_t1.nii"
+        image, made = nib.load(file), nib.load(headed[1] / f"{case.name}.nii.gz")
+        voxels_found, place = by_itk(headed[1] / f"{case.name}.nii.gz")
+        # nibabel takes the numbers of the header as they are.
+        np.testing.assert_allclose(made.affine, image.affine, rtol=1e-6)
+        assert made.header.get_xyzt_units()[0] == image.header.get_xyzt_units()[0]
+        unit = {"micron": 0.001, "meter": 1000}.get(kind, 1)
+        affine = np.diag([unit, unit, unit, 1]) @ image.affine
+        # Without a form ITK begins at 0, where it finds the images, too.
+        wanted = by_itk(file)[1] if kind == "neither" else affine
+        np.testing.assert_allclose(place, wanted, atol=1e-4)
+        found = np.asanyarray(made.dataobj)
+        assert found.shape == image.shape[:3]
+        np.testing.assert_array_equal(voxels_found, found)
+        answer = case.answer(affine)
+        for region in ((4,), (1, 4), (1, 2, 4)):
+            score = dice(np.isin(found, region), np.isin(answer, region))
+            assert score > (0.99 if case.spacing == SIZES[0] else 0.95), (case.name, region, score)

@@ -171,7 +171,7 @@ def test_where_all_cases_are_faulty_nothing_is_left(run, data, way, tmp_path, ca
 def test_a_faulty_header_of_the_last_case_is_refused_before_any_voxel_is_read(run, readings, data, way, tmp_path):
     file = data / NAMES[2] / f"{NAMES[2]}_t2.nii.gz"
     nib.save(nib.Nifti1Image(np.ones((4, 4, 5), np.int16), np.eye(4)), file)
-    assert f"{file}: its grid (shape (4, 4, 5)) differs" in run(way)
+    assert f"{file}: its grid differs from that of" in run(way)
     assert not any(name.endswith(".nii.gz") for name in readings)
     assert not (tmp_path / "out").exists()
 
