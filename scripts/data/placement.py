@@ -14,6 +14,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from monai.config import PathLike
+from monai.utils import MetaKeys
 from nibabel.spatialimages import HeaderDataError
 from scripts.utils.errors import InputError
 
@@ -170,7 +171,7 @@ def image_at(voxels: Any, affine: np.ndarray) -> nib.Nifti1Image:
 
 
 def header_as_in(fields: Mapping[str, Any], shape: tuple[int, ...], affine: np.ndarray) -> nib.Nifti1Header:
-    """The header of a map with this affine in mm, made from an image whose header has ``fields``.
+    """The header of a map with this affine in mm, made from an image whose metadata have a header's ``fields``.
 
     The fields are copied if all that they say is this affine, so that each program finds map and image in one place.
     If they contradict each other, both forms are set.
@@ -180,7 +181,7 @@ def header_as_in(fields: Mapping[str, Any], shape: tuple[int, ...], affine: np.n
     if "sform_code" in fields:
         for name in FIELDS:
             header[name] = np.asarray(fields[name])
-        header["pixdim"][:4] = np.asarray(fields["pixdim"])[:4]
+        header["pixdim"][:4] = np.asarray(fields[MetaKeys.ORIGINAL_PIXDIM])[:4]
     if "sform_code" not in fields or not _agrees(header, affine):
         set_place(header, affine, int(header["sform_code"] or header["qform_code"] or 1))
     return header

@@ -125,6 +125,13 @@ def mixed(root: Path) -> None:
     rewrite(file(root, "seg"), lambda v: np.where(v == 4, 3, v).astype(np.uint8))
 
 
+def without_place(root: Path) -> None:
+    """The axes of the files are those that nibabel takes without a form: to the left, to the front and up."""
+    for path in root.rglob("*.nii.gz"):
+        voxels = np.asanyarray(nib.load(path).dataobj)
+        nib.save(nib.Nifti1Image(voxels[:, ::-1], None), path)
+
+
 FAULTS: dict[str, Callable[[Path], object]] = {
     "missing sequence": lambda root: file(root).unlink(),
     "doubled file": lambda root: rewrite_as(file(root), file(root).with_suffix("")),
@@ -136,6 +143,7 @@ FAULTS: dict[str, Callable[[Path], object]] = {
     "other format": lambda root: (listed(root), as_png(root)),
     "not an image": lambda root: file(root).write_bytes(b"<html>404</html>"),
     "damaged file": lambda root: file(root).write_bytes(file(root).read_bytes()[:-3000]),
+    "damaged header": lambda root: rewrite(file(root), affine=np.diag([-13.0, -1.0, 1.0, 1.0])),
     "other dimensions": lambda root: rewrite(file(root), lambda v: np.stack([v, v], -1)),
     "no plain numbers": lambda root: rewrite(file(root), lambda v: v.astype(np.complex64)),
     "no finite numbers": lambda root: rewrite(file(root), with_nan),
@@ -164,6 +172,8 @@ FAULTS: dict[str, Callable[[Path], object]] = {
     "likely swapped sequences": lambda root: exchange(root, "t2", "flair"),
     "label outside the brain": lambda root: rewrite(file(root, "seg"), lambda v: np.roll(v, 12, 0)),
     "contradicting header": lambda root: all_files(root, np.eye(4)),
+    "no place in the header": without_place,
+    "misnamed file": lambda root: file(root).write_bytes(gzip.decompress(file(root).read_bytes())),
     "one patient in several cases": lambda root: visits(root),
     "odd name": lambda root: renamed(root, "Ann's brain"),
     "other tumor": lambda root: other(root),

@@ -14,7 +14,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from monai.transforms import LoadImaged
 from scripts.data import inspection
 from scripts.data.datalist import labeled_items, split_datalist, unlabeled_items
 from scripts.data.datalist_file import write_datalist
@@ -111,23 +110,6 @@ def test_another_voxel_size_is_warned_of_and_passes(tmp_path, caplog):
     ]
 
 
-@pytest.mark.parametrize(("shift", "same"), [(0.0, True), (5e-4, False)])
-def test_affines_are_compared_as_strictly_as_monai_loads(tmp_path, shift, same):
-    make_case(tmp_path)
-    shifted = AFFINE.copy()
-    shifted[0, 3] += shift
-    write(file_of(tmp_path, "t2"), np.random.default_rng(0).integers(1, 9, SHAPE).astype(np.int16), shifted)
-    (item,) = labeled_items(tmp_path)
-    load = LoadImaged("image", image_only=True, ensure_channel_first=True)
-    if same:
-        assert load(item)["image"].shape == (4, *SHAPE)
-        assert not any(check_cases([item], tmp_path))
-    else:
-        with pytest.raises(RuntimeError, match="affine"):
-            load(item)
-        assert "its grid" in refusal(tmp_path)
-
-
 def test_the_header_alone_is_read(tmp_path):
     path = write(tmp_path / "a.nii.gz", np.zeros(SHAPE, np.int16))
     image = open_image(path)
@@ -173,7 +155,7 @@ def test_a_file_elsewhere_is_named(tmp_path, suffix, change):
     write(file_of(tmp_path, suffix), np.zeros(SHAPE, np.uint8), affine)
     message = refusal(tmp_path)
     assert message.startswith(f"{file_of(tmp_path, suffix)}: its grid")
-    assert "lies elsewhere" in message and "co-register" in message
+    assert " differs from " in message and "co-register" in message
 
 
 def test_a_label_map_of_another_origin_is_taken_with_a_warning(tmp_path, caplog):
@@ -417,14 +399,14 @@ def warnings(caplog):
 def test_more_than_a_brain_is_warned_of(tmp_path, caplog):
     """The skull or noise can cause this."""
     make_case(tmp_path)
-    coarse = np.diag([-20.0, -20.0, 20.0, 1.0])
+    coarse, shape = np.diag([-12.0, -12.0, 12.0, 1.0]), (16, 9, 14)
     for number, suffix in enumerate(OLD):
-        values = np.random.default_rng(number).integers(1, 9, SHAPE).astype(np.int16)
+        values = np.random.default_rng(number).integers(1, 9, shape).astype(np.int16)
         write(file_of(tmp_path, suffix), values, coarse)
-    write(file_of(tmp_path, "seg"), np.zeros(SHAPE, np.uint8), coarse)
+    write(file_of(tmp_path, "seg"), np.zeros(shape, np.uint8), coarse)
     assert not any(check_cases(labeled_items(tmp_path), tmp_path))
     assert warnings(caplog)[1:] == [
-        f"{file_of(tmp_path, 't1')}: 4.0 liters are not 0, which is more than a brain; strip the skull and set the "
+        f"{file_of(tmp_path, 't1')}: 3.5 liters are not 0, which is more than a brain; strip the skull and set the "
         "background to exactly 0."
     ]
 

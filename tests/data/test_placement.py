@@ -139,15 +139,17 @@ def test_the_origin_of_a_label_map_may_differ_and_its_axes_may_not():
     assert caught.value.kind == "label map on another grid"
 
 
-def fields(path: Path) -> dict:
-    return dict(nib.load(path).header)
+def fields(image: nib.Nifti1Image) -> dict:
+    """The metadata of an image as MONAI's readers and transforms leave them."""
+    header = dict(image.header)
+    return {**header, "original_pixdim": header["pixdim"], "pixdim": np.ones(8)}
 
 
 @pytest.mark.parametrize("codes", [(4, 0), (0, 2), (2, 3), (0, 0)])
 def test_a_map_has_the_forms_and_codes_of_its_image(tmp_path, codes):
     path = write(tmp_path / "a.nii", codes=codes)
     poke(path, 123, "b", 10)  # mm and seconds
-    header = header_as_in(fields(path), SHAPE, nib.load(path).affine)
+    header = header_as_in(fields(nib.load(path)), SHAPE, nib.load(path).affine)
     for name in ("sform_code", "qform_code", "xyzt_units", "srow_x", "quatern_b", "qoffset_z"):
         np.testing.assert_array_equal(header[name], nib.load(path).header[name])
     np.testing.assert_array_equal(header["pixdim"][:4], nib.load(path).header["pixdim"][:4])
@@ -162,7 +164,7 @@ def test_a_map_has_the_forms_and_codes_of_its_image(tmp_path, codes):
 def test_contradicting_forms_are_set_from_the_one_affine(tmp_path, offset, form, values):
     path = poke(write(tmp_path / "a.nii", codes=(4, 1)), offset, form, *values)
     image = read_image(path)
-    header = header_as_in(dict(image.header), SHAPE, image.affine)
+    header = header_as_in(fields(image), SHAPE, image.affine)
     assert int(header["sform_code"]) == int(header["qform_code"]) == 4
     for place in (header.get_sform(), header.get_qform(), AFFINE):
         np.testing.assert_allclose(place, image.affine, atol=1e-5)
@@ -175,7 +177,7 @@ def test_a_sheared_sform_has_no_qform(tmp_path):
     nib.save(image, tmp_path / "a.nii")
     opened = open_image(tmp_path / "a.nii")
     np.testing.assert_allclose(opened.affine, SHEARED, atol=1e-5)
-    header = header_as_in(dict(opened.header), SHAPE, opened.affine)
+    header = header_as_in(fields(opened), SHAPE, opened.affine)
     assert header["qform_code"] == 0 and one_place(header.get_best_affine(), SHEARED)
 
 

@@ -170,9 +170,9 @@ def test_resampled_and_back_the_label_map_is_close_to_the_known_answer(folders, 
 
 KINDS = ("sform", "qform", "neither", "different", "fourth", "negative", "nifti2", "micron", "meter", "pixdim")
 AXES = ("LPS", "PIR", "RAS", "SLA", "LAS")
-SIZES = ((1.0, 1.0, 1.0), (1.0, 1.0, 2.0), (0.9, 1.3, 1.1))
-HEAD = np.array([18.0, 20.0, 17.0])
-TUMOR = {2: 11.0, 1: 10.0, 4: 8.0}
+SIZES = ((1.0, 1.0, 1.0), (1.0, 1.0, 1.5), (0.9, 1.3, 1.1))
+HEAD = np.array([20.0, 22.0, 19.0])
+TUMOR = {2: 14.0, 1: 12.5, 4: 11.0}
 MIDDLE = np.array([1.0, -1.0, 1.0])
 ITK_TO_NIBABEL = np.diag([-1.0, -1.0, 1.0, 1.0])
 
