@@ -23,7 +23,7 @@ from scripts.utils.errors import InputError
 ORIGIN_MM, AXES_MM = 0.0101, 1.01e-4
 # Voxels of other sizes are no scan of a head, so the header is wrong.
 SMALLEST_MM, LARGEST_MM = 0.2, 12.0
-# Cosines and the like: axes that span less of a cube lie in one plane.
+# Axes of length 1 that span a smaller volume lie in one plane.
 LEAST_VOLUME = 0.05
 # The unit of length is in the lowest three bits of xyzt_units: meters, microns, and else mm.
 MM = {1: 1000.0, 3: 0.001}
@@ -143,8 +143,8 @@ def check_grid(path: str, image: nib.Nifti1Image, first_path: str, first: nib.Ni
     if label and same_shape and one_place(image.affine, first.affine, origin=False):
         # BraTS 2017 holds such label maps. No transform uses the origins to align image and label map.
         return False
-    axes, origin = np.abs(image.affine - first.affine)[:3, :3].max(), np.abs(image.affine - first.affine)[:3, 3].max()
-    told = f"axes by {axes:.2g} mm a voxel, origin by {origin:.2g} mm"
+    apart = np.abs(image.affine - first.affine)
+    told = f"axes by {apart[:3, :3].max():.2g} mm a voxel, origin by {apart[:3, 3].max():.2g} mm"
     if not same_shape:
         told = f"{shown(image.shape[:3])} voxels, not {shown(first.shape[:3])}"
     raise InputError(

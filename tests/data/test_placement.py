@@ -17,6 +17,7 @@ from scripts.data.images import LoadImageByReaderd, SequenceReader, open_image, 
 from scripts.data.inspection import check_case
 from scripts.data.placement import check_grid, header_as_in, one_place
 from scripts.utils.errors import InputError
+from workflows import ROOT
 
 SHAPE = (5, 6, 4)
 AFFINE = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.1, 0.2, -0.1) @ np.diag([-1, -1, 1.5]), (50, 60, -20))
@@ -38,6 +39,12 @@ def poke(path: Path, offset: int, form: str, *values: float) -> Path:
     struct.pack_into(f"<{form}", content, offset, *values)
     path.write_bytes(content)
     return path
+
+
+def test_nothing_else_asks_a_header_where_a_file_lies():
+    asks = re.compile(r"get_zooms|get_[sq]form|get_(best|base)_affine|\bnib\.load\b|correct_nifti_header")
+    shipped = [path for path in (ROOT / "scripts").rglob("*.py") if "lab" not in path.parts]
+    assert [path.name for path in shipped if asks.search(path.read_text(encoding="utf-8"))] == ["placement.py"]
 
 
 @pytest.mark.parametrize(

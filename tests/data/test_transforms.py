@@ -14,6 +14,8 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.metrics import DiceMetric
 from monai.transforms import Compose, Spacingd
+from nibabel.affines import from_matvec
+from nibabel.eulerangles import euler2mat
 from scipy import ndimage
 from scripts.brats import check_label_values
 from scripts.data.postprocessing import (
@@ -119,6 +121,23 @@ def test_resampled_values_are_the_mean_of_the_brain_beside_them():
 def test_resampling_to_the_images_own_spacing_changes_nothing():
     image = cube(brain_in_air())
     assert torch.equal(BrainSpacingd("image", pixdim=(1.0, 1.0, 1.0))({"image": image})["image"], image)
+
+
+@pytest.mark.parametrize("noise", [0, 1e-4])
+@pytest.mark.parametrize("angles", [(0.14, 0, 0), (0.3, 0.2, -0.1), (0, 0, 0.21)], ids=str)
+def test_a_turned_header_gives_the_voxels_of_the_straight_one(angles, noise):
+    """Each size is even, so at 2 mm the box has n + 0.5 voxels. The affine is rounded to float32, as in files."""
+    straight = cube(brain_in_air(size=(1, 12, 10, 14)))
+    turn = euler2mat(*angles) * (1 + noise)
+    turned = straight.clone()
+    turned.affine = torch.as_tensor(from_matvec(turn, [3, -5, 7]).astype(np.float32)).double()
+    resample = BrainSpacingd("image", pixdim=(2.0, 2.0, 2.0))
+    wanted, found = (resample({"image": image})["image"] for image in (straight, turned))
+    assert found.shape == wanted.shape == (1, 6, 5, 8)
+    assert torch.allclose(found, wanted, atol=0.1 if noise else 1e-3)
+    np.testing.assert_allclose(found.affine, turned.affine @ torch.diag(torch.tensor([2, 2, 2, 1.0])), atol=1e-3)
+    back = resample.inverse({"image": found})["image"]
+    assert back.shape == turned.shape and torch.equal(back.affine, turned.affine)
 
 
 def test_resampled_labels_and_the_way_back_are_those_of_monai():
