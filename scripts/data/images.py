@@ -128,7 +128,7 @@ def open_image(path: PathLike) -> nib.Nifti1Image:
             if zipped != _has(file, ZIPPED_SUFFIXES):
                 return read_file(file)  # nibabel goes by the name
             if _has(file, NIFTI_SUFFIXES):
-                with nib.openers.ImageOpener(file) as opened:
+                with nib.openers.ImageOpener(str(file)) as opened:
                     kind = nifti_class(opened.read(LONGEST_HEADER), path)
                 return placed(kind.from_filename(file), path)
             image = _as_nifti(nib.MGHImage.from_filename, file)
