@@ -24,8 +24,6 @@ from scripts.data.postprocessing import (
 from scripts.data.regions import labels_to_regions, lesion_box, probabilities_to_regions, regions_to_labels
 from scripts.utils.errors import InputError
 
-# The rounding of headers (``scripts.data.placement``) changes a head's length by less, in voxels.
-NEAR_HALF = 0.02
 # Key in the metadata of a map that was cut: the number of voxels of the grid from which it was cut.
 GRID_VOXELS = "grid_voxels"
 
@@ -40,7 +38,7 @@ class BrainSpacingd(Spacingd):
 
     The rounding of an affine must not matter. Half of an even number of voxels at 1 mm is a box of n + 0.5 voxels at
     2 mm, which ``Spacingd`` rounds up or down by the last digits of a turned affine, and then it may move the grid by
-    up to half a voxel. Here almost half a voxel is half of one, and the grid begins in the box's corner.
+    up to half a voxel. Here the spacing and the box are rounded first, and the grid begins in the box's corner.
 
     MONAI 1.6 treats every entry whose key begins with the image's key as metadata and updates it. MONAI Label stores
     the text ``image_path`` in the item, and that update fails on a text. So this class does not call it.
@@ -84,15 +82,15 @@ class BrainSpacingd(Spacingd):
         axes = len(size)
         affine = np.asarray(to_affine_nd(axes, image.affine.cpu().double()))
         own, wanted = affine_to_spacing(affine, axes), self.spacing_transform.pixdim[:axes]
-        # MONAI takes away the shear of a sheared affine, and lets a spacing stay that is almost the wanted one.
-        target = zoom_affine(affine, np.where(abs(own - wanted) <= AFFINE_TOL, own, wanted), diagonal=False)
+        # Voxels of 1.0001 mm are resampled as voxels of 1 mm are. As in Spacingd, a spacing that is almost the wanted
+        # one stays, and the shear of a sheared affine does not.
+        scaled = np.where(abs(own - wanted) <= AFFINE_TOL, own, wanted * own / np.round(own, 3))
+        target = zoom_affine(affine, scaled, diagonal=False)
         per_voxel = np.linalg.solve(target[:axes, :axes], affine[:axes, :axes])
         corners = np.array(list(np.ndindex(*[2] * axes))) * (size - 1) @ per_voxel.T
         target[:axes, axes] = affine[:axes, axes] + target[:axes, :axes] @ corners.min(axis=0)
-        steps = np.ptp(corners, axis=0)
-        halves = np.round(2 * steps) / 2
-        steps = np.where(np.abs(steps - halves) < NEAR_HALF, halves, steps)
-        return torch.as_tensor(target), np.round(steps + 1).astype(int).tolist()
+        found = np.round(np.round(np.ptp(corners, axis=0), 3) + 1).astype(int)
+        return torch.as_tensor(target), found.tolist()
 
 
 class CheckLabelsd(MapTransform):
