@@ -5,8 +5,8 @@
 A case is a folder that holds the four sequences under the file names of its release. The file names begin with the name
 of the case. Other content (csv tables, hidden files, other folders) is ignored. In the layout of the Medical
 Segmentation Decathlon's Task01 a case is one four-dimensional file in ``imagesTr`` or ``imagesTs``. No name there says
-which channel is which sequence, so the setting ``channel_order`` says it. A study of DICOM series is a case too, under
-the name of the deepest folder that holds all of its series (``scripts.data.dicom``).
+which channel is which sequence, so the setting ``channel_order`` says it. A patient's study of DICOM series is a case
+too, under the name of the deepest folder that holds all of its series (``scripts.data.dicom``).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from scripts.brats import (
     released_file,
     sequences_told,
 )
-from scripts.data.dicom import Series, is_dicom, series_file, series_in
+from scripts.data.dicom import Series, is_dicom, refuse_two_patients, series_file, series_in
 from scripts.data.dicom_choice import Choice, choose
 from scripts.utils.errors import InputError
 
@@ -119,23 +119,30 @@ def _common_folder(files: Iterable[str]) -> Path:
 
 
 def _dicom_cases(found: Sequence[Series]) -> Iterator[Case]:
-    studies: dict[str, list[Series]] = {}
+    studies: dict[tuple[str, str], list[Series]] = {}
     # Reports and images of other machines may lie beside a study, or be one.
     for series in found:
         if series.first.modality in ("", "MR"):
-            studies.setdefault(series.first.study, []).append(series)
-    folders: list[Path] = []
-    for uid, study in studies.items():
-        folder = _common_folder(series.first.file for series in study)
-        if folder in folders:
+            studies.setdefault((series.first.patient, series.first.study), []).append(series)
+    cases: dict[Path, tuple[Case, Series]] = {}
+    for key, study in studies.items():
+        folder, first = _common_folder(series.first.file for series in study), study[0]
+        if folder in cases:
+            _, other = cases[folder]
             raise InputError(
-                f"{folder}: holds the DICOM series of several studies; give each study a folder of its own, or name "
-                "the series of each case in a --datalist_file."
+                f"{folder}: holds the DICOM series of several studies or patients ({other.first.file} and "
+                f"{first.first.file}); give each study of a patient a folder of its own, or name the series of each "
+                "case in a --datalist_file."
             )
-        folders.append(folder)
-        choice = choose([series for series in found if series.first.study == uid])
+        choice = choose([series for series in found if (series.first.patient, series.first.study) == key])
         images = {sequence: Path(fit.series.first.file) for sequence, fit in choice.chosen.items()}
-        yield Case(folder.name, folder, DICOM, images, choice=choice)
+        cases[folder] = Case(folder.name, folder, DICOM, images, choice=choice), first
+    # An incomplete study with two patients is one whose PatientID is wrong in a part of it, or whose parts were mixed.
+    for case, series in cases.values():
+        for _, other in cases.values():
+            if other.first.study == series.first.study and case.missing:
+                refuse_two_patients(series.first, other.first)
+    yield from (case for case, _ in cases.values())
 
 
 def _refuse_unreadable(error: OSError) -> None:

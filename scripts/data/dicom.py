@@ -37,6 +37,7 @@ MULTI_FRAME = tuple(f"{MR_IMAGE}.{number}" for number in (1, 3, 4))
 TEXTS = {
     "kind": "SOPClassUID",
     "modality": "Modality",
+    "patient": "PatientID",
     "study": "StudyInstanceUID",
     "series": "SeriesInstanceUID",
     "description": "SeriesDescription",
@@ -64,11 +65,15 @@ ROUNDING = 1e-4
 
 
 class Header(NamedTuple):
-    """What the header of one file says, in ms and mm. A missing number is None, a missing text or list is empty."""
+    """What the header of one file says, in ms and mm. A missing number is None, a missing text or list is empty.
+
+    ``patient`` is only compared, and written nowhere.
+    """
 
     file: str
     kind: str
     modality: str
+    patient: str
     study: str
     series: str
     number: float | None
@@ -147,8 +152,8 @@ def _text(dataset: Any, name: str) -> str:
 
 # A header takes about 1 kB of memory, so those of some dozens of cases are kept.
 @lru_cache(50_000)
-def _header(path: str, size: int, changed: int) -> Header | None:
-    # None if the file is no image. Size and time of change tell versions of the file apart.
+def _header(path: str, *state: int) -> Header | None:
+    # None if the file is no image. ``state`` tells versions of the file apart; ctime also where mtime was set back.
     if not is_dicom(path):
         return None
     if not packages_are_installed("pydicom", "itk"):
@@ -203,7 +208,7 @@ def series_in(folder: str | Path, names: Iterable[str], complete: bool = False) 
             continue
         found = os.stat(path)
         try:
-            if header := _header(path, found.st_size, found.st_mtime_ns):
+            if header := _header(path, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns):
                 series.setdefault((header.study, header.series), []).append(header)
         except InputError as error:
             if complete or not error.kind:
@@ -258,6 +263,7 @@ def arranged(series: Series) -> tuple[list[str], np.ndarray]:
     if kind:
         raise InputError(f"{where}: {fault}", kind)
     for header in series.headers:
+        refuse_two_patients(first, header)
         same = np.allclose(header.orientation + header.spacing, first.orientation + first.spacing, atol=ROUNDING)
         if header.size != first.size or not same:
             told = f"its size or orientation differs from that of {first.file}; keep the slices of one volume."
@@ -271,6 +277,23 @@ def arranged(series: Series) -> tuple[list[str], np.ndarray]:
     lps[:3, 0], lps[:3, 1] = along_row * first.spacing[1], along_column * first.spacing[0]
     lps[:3, 2], lps[:3, 3] = (positions[-1] - positions[0]) / (len(headers) - 1), positions[0]
     return [header.file for header in headers], np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
+
+
+def refuse_two_patients(first: Header, other: Header) -> None:
+    """Refuse two files of one case, or of one study, that are of two patients."""
+    if first.patient != other.patient:
+        raise InputError(
+            f"{first.file} and {other.file}: two patients, by PatientID; keep the files of one patient together, and "
+            "correct a wrong PatientID.",
+            "several patients",
+        )
+
+
+def check_patient(paths: Sequence[str]) -> None:
+    """Refuse DICOM series among the files of a case that are of two patients."""
+    series = [series_of(path) for path in paths if is_dicom(path)]
+    for other in series[1:]:
+        refuse_two_patients(series[0].first, other.first)
 
 
 def _check_gaps(headers: Sequence[Header], positions: np.ndarray, normal: np.ndarray, where: str) -> None:

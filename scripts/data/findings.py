@@ -43,6 +43,7 @@ ERRORS = (
     "slice without a place",
     "multi-frame DICOM",
     "series in several folders",
+    "several patients",
 )
 # Findings that are reported and do not stop a run.
 WARNINGS = (

@@ -37,10 +37,9 @@ from scripts.brats import (
     sequences_told,
 )
 from scripts.data.cases import NO_FILE, image_files, resolve_image
-from scripts.data.dicom import arranged, is_dicom, packages_are_installed, series_of
+from scripts.data.dicom import arranged, is_dicom, packages_are_installed, series_files, series_of
 from scripts.data.placement import FILE_HEADER, add_doubt, check_grid, image_at, nifti_class, placed
 from scripts.utils.errors import InputError, one_line
-from scripts.utils.files import file_checksum
 
 # Errors that nibabel and ITK (RuntimeError) raise for a file that is no image, or only a part of one.
 NIBABEL_ERRORS = (ImageFileError, HeaderDataError, WrapStructError)
@@ -49,6 +48,8 @@ UNREADABLE_IMAGE = (*NIBABEL_ERRORS, OSError, EOFError, ValueError, RuntimeError
 # It warns in each construction of a loader (``LoadImageByReaderd``).
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
+# Headers of ITK's formats whose voxels are in other files.
+DETACHED_SUFFIXES = (".nhdr", ".mhd")
 NOT_READABLE = "not a readable image"
 # How the header of a synthetic phantom describes it.
 PHANTOM_DESCRIPTION = "synthetic brain tumor phantom, not a patient"
@@ -206,7 +207,7 @@ def read_header(path: PathLike) -> nib.Nifti1Image:
 
 
 def read_file(path: PathLike) -> nib.Nifti1Image:
-    """Read a file once and completely. The checksum of its bytes is ``extra["sha256"]`` of the image.
+    """Read a file once and completely. Its checksum (``checksum_of``) is ``extra["sha256"]`` of the image.
 
     Nibabel stops at the last voxel, but gzip's checksum comes after it. Only a complete read finds all damage. An
     InputError says that the file is absent, no image or damaged.
@@ -214,7 +215,7 @@ def read_file(path: PathLike) -> nib.Nifti1Image:
     file = _checked_path(path)
     if _has(file, ITK_SUFFIXES) or not _has(file, IMAGE_SUFFIXES):
         image = open_image(path)
-        image.extra["sha256"] = file_checksum(file)
+        image.extra["sha256"] = checksum_of(path, image)
         return image
     with _refusing(path, NOT_READABLE):
         content = file.read_bytes()
@@ -233,6 +234,32 @@ def read_file(path: PathLike) -> nib.Nifti1Image:
         add_doubt(image, "misnamed file", f"{path}: {told}; rename it, since other programs go by the name.")
     image.extra["sha256"] = checksum
     return image
+
+
+def checksum_of(path: PathLike, image: nib.Nifti1Image | None = None) -> str:
+    """The SHA-256 of all that is read of an image.
+
+    Of a DICOM series these are its files, in the order of their names; of a header beside its voxels (.mhd, .nhdr) the
+    file, then the voxels. ``image`` is what was read, if it was.
+    """
+    found = hashlib.sha256()
+    for file in series_files(str(path)):
+        with open(file, "rb") as opened:
+            while block := opened.read(1 << 20):
+                found.update(block)
+    if _has(Path(path), DETACHED_SUFFIXES):
+        found.update(np.asanyarray((image or open_image(path)).dataobj).tobytes())
+    return found.hexdigest()
+
+
+def inputs_of(image: str | Sequence[str], checksum: Callable[[str], str] = checksum_of) -> list[dict[str, str]]:
+    """The files of an entry's ``image`` with their sequences ("all" for a four-dimensional file) and checksums."""
+    files = {"all": image} if isinstance(image, str) else dict(zip(SEQUENCES, image, strict=True))
+    return [
+        {"sequence": sequence, "file": file, "sha256": checksum(file)}
+        for sequence, file in files.items()
+        if file != NO_FILE
+    ]
 
 
 def read_image(path: PathLike, channels: int = 0) -> nib.Nifti1Image:

@@ -36,6 +36,7 @@ from scripts.brats import (
     sequence_named,
 )
 from scripts.data.cases import LOOKED_FOR, NO_FILE, find_cases, image_files, missing_sequences
+from scripts.data.dicom import check_patient
 from scripts.data.dicom_choice import Choice
 from scripts.data.findings import NOT_PREPARED, Finding, Findings
 from scripts.data.images import check_dimensions, is_phantom, read_file, read_header, read_image, voxels_of
@@ -88,6 +89,8 @@ def check_case(
     paths = [str(image)] if four_dimensional else [str(path) for path in image]
     # A list may name one file for two sequences, which is then found to be the same image twice.
     given = [(sequence, path) for sequence, path in zip(SEQUENCES, paths, strict=False) if path != NO_FILE]
+    with found.collecting():
+        check_patient([path for _, path in given])
     first: tuple[str, nib.Nifti1Image] | None = None
     checksum = ""
     images: dict[str, np.ndarray] = {}

@@ -56,6 +56,7 @@ class BackgroundCompose(Compose):
             logger.warning("--num_workers 0: cases are done one after another; an overlap needs 1 worker or more.")
             return
         self.executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="postprocessing")
+        self.failures.in_background = True
 
     def __call__(
         self, input_: Any, start: int = 0, end: int | None = None, threading: bool = False, lazy: bool | None = None
@@ -79,6 +80,7 @@ class BackgroundCompose(Compose):
                 torch.cuda.set_device(devices.pop())
             try:
                 super().__call__(case)
+                self.failures.end(case_of(case))
             except CASE_ERRORS as error:
                 self.failures.add(case_of(case), error)
         except BaseException:
@@ -102,6 +104,7 @@ class BackgroundCompose(Compose):
         if self.executor is not None:
             self.executor.shutdown(cancel_futures=True)
             self.executor = None
+            self.failures.in_background = False
         # If an engine has a handler for errors, ignite does not raise them itself.
         if error is not None:
             raise error

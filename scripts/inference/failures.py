@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch.distributed as dist
 from ignite.engine import Events
@@ -21,6 +21,7 @@ from scripts.data.inspection import CheckedCase, seen_before
 from scripts.utils.distributed import rank, world_size
 from scripts.utils.errors import InputError, WriteError, input_error_behind, one_line
 from scripts.utils.files import save_json
+from scripts.utils.locks import lock_file, locked
 from scripts.utils.run_json import RUN_FILE, read_run_json
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ CASE_ERRORS = (RuntimeError, ValueError, OSError, MemoryError)
 REASON = "reason"
 # The key of what was found in the files of an item (``CheckedCase``).
 CHECKED = "checked"
+# The key of its files with their checksums.
+INPUTS = "inputs"
 
 
 def case_of(item: Mapping[str, Any]) -> str:
@@ -68,29 +71,48 @@ class CaseDataset(CacheDataset):
             return {"case": case, REASON: reason_of(error)}
 
 
+class Records(Protocol):
+    """What ``scripts.workflow.case_records`` has for each case of an inference."""
+
+    def begin(self, case: str, inputs: Any) -> bool:
+        """Take on a case that was read; whether it is to be done here."""
+
+    def end(self, case: str, read: Any) -> None:
+        """Write down that the maps of a case are written."""
+
+    def leave(self, case: str) -> None:
+        """Give up a case, done or not."""
+
+
 class CaseFailures:
     """The cases that failed in a run of an evaluator.
 
     An evaluator takes it as ``iteration_update`` and as the last of its handlers. An error of a case is then logged,
     and the evaluator goes on. At the end an error names the failed cases, and ``failed`` in ``run.json`` holds them
-    with their reasons. The run ends at once if a file cannot be written, or if every case has failed.
+    with their reasons. The run ends at once if a file cannot be written, or an evaluation if every case has failed.
 
     What was found in a case's files is told when its turn comes. A case with the same image as an earlier one fails.
 
     Args:
         output_dir: folder of the run.
+        records: an inference's records of its cases. A case that another process has done or works on is passed over.
 
     Attributes:
         finish: called with the name of each case that was segmented, and with the function that has read its files,
             if ``CheckedDataset`` keeps it. The case fails if this fails.
+        in_background: another thread ends each case (``scripts.inference.background``).
+        failed: the cases that failed, of all ranks, after the run.
 
     Raises:
         InputError: (at the end of the run) a case failed.
     """
 
-    def __init__(self, output_dir: str | Path) -> None:
+    def __init__(self, output_dir: str | Path, records: Records | None = None) -> None:
         self.output_dir = Path(output_dir)
+        self.records = records
         self.finish: Callable[[str, Any], None] | None = None
+        self.in_background = False
+        self.failed: dict[str, str] = {}
         self.reasons: dict[str, str] = {}
         self.seen: dict[str, CheckedCase] = {}
 
@@ -101,29 +123,39 @@ class CaseFailures:
 
     def started(self, engine: Workflow) -> None:
         """Forget an earlier run."""
-        self.reasons, self.seen = {}, {}
+        self.reasons, self.seen, self.failed = {}, {}, {}
 
     def __call__(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> Any:
         """Do one iteration, a batch of one case. The output of a case that fails is an empty list."""
         if REASON in batch:
             self._note(batch["case"][0], batch[REASON][0])
         else:
-            checked, read = batch.pop(CHECKED, None), batch.pop(READ, None)
+            checked, inputs, read = (batch.pop(key, None) for key in (CHECKED, INPUTS, READ))
+            case = _case_of_batch(batch)
             try:
                 if checked is not None:
                     self._tell(checked)
-                output = engine._iteration(engine, batch)
-                if self.finish is not None:
-                    self.finish(_case_of_batch(batch), read)
-                return output
+                if self.records is None or self.records.begin(case, inputs):
+                    output = engine._iteration(engine, batch)
+                    if not self.in_background:
+                        self.end(case, read)
+                    return output
             except CASE_ERRORS as error:
-                self.add(_case_of_batch(batch), error)
+                self.add(case, error)
         engine.state.output = []
-        if len(self.reasons) == engine.state.epoch_length:
+        if self.records is None and len(self.reasons) == engine.state.epoch_length:
             # Metrics would have no value.
-            self._record(self.reasons)
-            raise InputError(self.summary(self.reasons, len(self.reasons)))
+            self.conclude(self.reasons, len(self.reasons))
         return []
+
+    def end(self, case: str, read: Any = None) -> None:
+        """Note that a case is segmented; ``read`` has read its files."""
+        if self.records is not None:
+            self.records.end(case, read)
+        if self.finish is not None:
+            self.finish(case, read)
+        if self.records is not None:
+            self.records.leave(case)
 
     def _tell(self, checked: CheckedCase) -> None:
         for finding in dict.fromkeys(checked.findings):
@@ -133,6 +165,8 @@ class CaseFailures:
 
     def add(self, case: str, error: Exception) -> None:
         """Note that ``case`` failed. The error of a file that cannot be written is raised."""
+        if self.records is not None:
+            self.records.leave(case)
         wrong = input_error_behind(error)
         if isinstance(wrong, WriteError):
             raise error
@@ -149,22 +183,26 @@ class CaseFailures:
         if world_size() > 1:
             (own,), shares = shares, [None] * world_size()
             dist.all_gather_object(shares, own)
-        failed = {case: reason for reasons, _, _ in shares for case, reason in reasons.items()}
+        self.failed = {case: reason for reasons, _, _ in shares for case, reason in reasons.items()}
         seen: dict[str, CheckedCase] = {}
         for checked in [checked for *_, share in shares for checked in share.values()]:
             # Each rank has seen its own cases alone.
             if (finding := seen_before(checked, seen)) is not None:
-                failed[checked.case] = finding.message
-        if not failed:
-            return
-        self._record(failed)
-        raise InputError(self.summary(failed, sum(count for _, count, _ in shares)))
+                self.failed[checked.case] = finding.message
+        self.conclude(self.failed, sum(count for _, count, _ in shares))
+
+    def conclude(self, failed: Mapping[str, str], count: int) -> None:
+        """Write down the cases that failed of ``count``, and name them in an InputError; nothing if there are none."""
+        if failed:
+            self._record(failed)
+            raise InputError(self.summary(failed, count))
 
     def _record(self, failed: Mapping[str, str]) -> None:
         if rank() == 0:
-            record = read_run_json(self.output_dir)
-            # Cases of an earlier run into the folder may have failed, too.
-            save_json({**record, "failed": {**record.get("failed", {}), **failed}}, self.output_dir / RUN_FILE)
+            with locked(lock_file(self.output_dir, "lists"), wait=True):
+                record = read_run_json(self.output_dir)
+                # Cases of an earlier run into the folder may have failed, too.
+                save_json({**record, "failed": {**record.get("failed", {}), **failed}}, self.output_dir / RUN_FILE)
 
     @staticmethod
     def summary(failed: Mapping[str, str], count: int) -> str:

@@ -13,9 +13,9 @@ from monai.data import list_data_collate
 from monai.transforms import apply_transform
 from scripts.brats import CHANNEL_ORDER, ET_LABELS
 from scripts.data.datalist import complete_item
-from scripts.data.images import READ, read_file
+from scripts.data.images import READ, inputs_of, read_file
 from scripts.data.inspection import CheckedCase, check_case, refuse_errors, refuse_unprepared
-from scripts.inference.failures import CASE_ERRORS, CHECKED, CaseDataset, CaseFailures, case_of, reason_of
+from scripts.inference.failures import CASE_ERRORS, CHECKED, INPUTS, CaseDataset, CaseFailures, case_of, reason_of
 from scripts.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 class CheckedDataset(CaseDataset):
     """A dataset that checks the voxels of a case when it loads them. A faulty case cannot be loaded.
 
-    An item that was loaded holds under ``CHECKED`` what was found, for ``CaseFailures`` to tell.
+    An item that was loaded holds under ``CHECKED`` what was found, for ``CaseFailures`` to tell, and under ``INPUTS``
+    the checksums of its files.
 
     Args:
         data: entries of cases, whose headers have been checked.
@@ -52,8 +53,8 @@ class CheckedDataset(CaseDataset):
         # By number of the case: what ``read`` has returned or raised.
         self.ahead: dict[int, Any] = {}
 
-    def read(self, index: int) -> tuple[Any, CheckedCase]:
-        """Read and check a case; return the function that has read the files, and what was found."""
+    def read(self, index: int) -> tuple[Any, CheckedCase, list[dict[str, str]]]:
+        """Read and check a case; return the function that has read the files, what was found, and the checksums."""
         # A caller such as MONAI Label may give less than an entry; labels are of no use here.
         item = complete_item(self.data[index], ET_LABELS[-1])
         item.pop("label", None)
@@ -62,7 +63,7 @@ class CheckedDataset(CaseDataset):
         if self.prepared_only:
             refuse_unprepared(checked.findings)
         refuse_errors(checked.findings, checked.case)
-        return read, checked
+        return read, checked, inputs_of(item["image"], lambda file: read(file).extra["sha256"])
 
     def refuse_if_all_are_faulty(self) -> None:
         """Read cases until one is sound. It is not read again when its turn comes. If none is, refuse them all."""
@@ -85,13 +86,13 @@ class CheckedDataset(CaseDataset):
         found = self.ahead.pop(index, None) or self.read(index)
         if isinstance(found, Exception):
             raise found
-        read, checked = found
+        read, checked, inputs = found
         item: Any = apply_transform(self.transform, {**self.data[index], READ: read})
-        return {**item, CHECKED: checked, **({READ: read} if self.keep_files else {})}
+        return {**item, CHECKED: checked, INPUTS: inputs, **({READ: read} if self.keep_files else {})}
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     """MONAI's batch of one case. What ``CheckedDataset`` has added stays as it is."""
     (item,) = items
-    added = {key: item[key] for key in (CHECKED, READ) if key in item}
+    added = {key: item[key] for key in (CHECKED, INPUTS, READ) if key in item}
     return {**list_data_collate([{key: value for key, value in item.items() if key not in added}]), **added}

@@ -41,6 +41,11 @@ def map_files(
     return [folder / f"{name}.nii.gz" for name in (case, *maps)]
 
 
+def record_file(label_map: Path) -> Path:
+    """The record of a case beside its label map (``scripts.workflow.case_records``)."""
+    return label_map.with_name(label_map.name.removesuffix(".nii.gz") + ".json")
+
+
 def save_map(image: MetaTensor, path: Path, dtype: DTypeLike) -> None:
     """Write one map, (1, *size), in its own grid, with the header of the image that it was made of.
 

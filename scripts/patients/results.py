@@ -5,8 +5,6 @@
 from __future__ import annotations
 
 import functools
-import logging
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,21 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
-from scripts.brats import SEQUENCE_TITLES, SEQUENCES
-from scripts.data.cases import NO_FILE, image_files, missing_sequences
+from scripts.brats import SEQUENCE_TITLES
+from scripts.data.cases import image_files, missing_sequences
 from scripts.data.images import read_file, voxels_of
 from scripts.inference.dicom_seg import save_dicom_seg
-from scripts.inference.writers import map_files
+from scripts.inference.writers import map_files, record_file
 from scripts.patients.options import Options
 from scripts.pictures.figure import save_figure
 from scripts.pictures.patient import read_patient
 from scripts.pictures.preview import preview
 from scripts.pictures.surface import surface_view
 from scripts.scores.volumetry import measure
-from scripts.utils.files import keep_earlier, read_json, save_json
+from scripts.utils.files import read_json
 from scripts.weights.record import Record, only_phantoms
+from scripts.workflow.case_records import ENDINGS
 
-logger = logging.getLogger(__name__)
+Reader = Callable[[str], nib.Nifti1Image]
 
 # A title of a picture has little room.
 SEQUENCE_NAMES = {**SEQUENCE_TITLES, "t1ce": "T1ce"}
@@ -60,31 +59,24 @@ class Results:
         """File of a case's label map."""
         return map_files(case, self.folder, case_folders=True)[0]
 
-    def _beside(self, case: str, *endings: str) -> list[Path]:
-        return [self.label_map(case).with_name(f"{case}{ending}") for ending in endings]
+    def describe(self, case: str, read: Reader | None) -> dict[str, Any]:
+        """The entries of the JSON file of a case that was segmented. ``read`` remembers files that were read."""
+        seconds = round(time.monotonic() - self.started, 2)
+        found = describe(self.items[case], self.label_map(case), self.options.et_label, read or read_file)
+        return {**found, **self.facts, "seconds_of_the_run": seconds}
 
-    def set_aside(self, case: str) -> None:
-        """Keep under a dated name what belongs to an earlier label map than the present one, or than none."""
-        label_map = self.label_map(case)
-        made = label_map.stat().st_mtime if label_map.is_file() else math.inf
-        for path in self._beside(case, ".json", ".dcm", ".png", "_3d.png"):
-            if path.is_file() and path.stat().st_mtime < made:
-                logger.info("Kept an earlier %s as %s", path, keep_earlier(path))
-
-    def finish(self, case: str, read: Callable[[str], nib.Nifti1Image] | None = None) -> None:
-        """Measure and draw a segmented case, unless an earlier call has. ``read`` remembers files that were read."""
+    def finish(self, case: str, read: Reader | None = None) -> None:
+        """Write what is missing beside the label map and the JSON file of a case."""
+        if case in self.found:
+            return
         read = read or functools.cache(read_file)
         item, label_map = self.items[case], self.label_map(case)
-        numbers, dicom, slices, views = self._beside(case, ".json", ".dcm", ".png", "_3d.png")
-        seconds = time.monotonic() - self.started
-        self.set_aside(case)
-        if not (result := read_json(numbers)):
-            result = describe(item, label_map, self.options.et_label, read)
-            result |= {**self.facts, "seconds_of_the_run": round(seconds, 2)}
-            save_json(result, numbers)
+        dicom, slices, views = (label_map.with_name(case + ending) for ending in ENDINGS)
+        result = read_json(record_file(label_map))
         # There is no DICOM object of an empty segmentation.
         if self.options.dicom_seg and result["volumes_ml"]["WT"] and not dicom.is_file():
-            save_dicom_seg(label_map, image_files(item["image"])[0], self.options.et_label, dicom)
+            weights = result["weights"]
+            save_dicom_seg(label_map, image_files(item["image"])[0], self.options.et_label, dicom, weights)
         if self.options.pictures and not (slices.is_file() and views.is_file()):
             patient = read_patient(item, label_map, read=read)
             note = note_of(self.record, result["missing_sequences"], self.options.fast)
@@ -93,14 +85,10 @@ class Results:
         self.found[case] = result
 
 
-def describe(
-    item: Mapping[str, Any], label_map: Path, et_label: int, read: Callable[[str], nib.Nifti1Image]
-) -> dict[str, Any]:
-    """The numbers of a segmented case, by its label map, and where they come from. ``read`` gives the files."""
+def describe(item: Mapping[str, Any], label_map: Path, et_label: int, read: Reader) -> dict[str, Any]:
+    """The numbers of a segmented case, by its label map. ``read`` gives the files."""
     labels = read(str(label_map))
     measures = asdict(measure(voxels_of(labels, label_map), labels.affine, et_label))
-    image = item["image"]
-    files = {"all": image} if isinstance(image, str) else dict(zip(SEQUENCES, image, strict=True))
     return {
         "case": item["case"],
         "use": "for research, not for diagnosis",
@@ -110,11 +98,6 @@ def describe(
         "lesion_count": measures["lesion_count"],
         "lesions": measures["lesions"],
         "missing_sequences": missing_sequences(item["image"]),
-        "inputs": [
-            {"sequence": sequence, "file": file, "sha256": read(file).extra["sha256"]}
-            for sequence, file in files.items()
-            if file != NO_FILE
-        ],
     }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,41 +172,27 @@ def segment(
     }
     results = Results({item["case"]: item for item in items}, output_dir, options, record, facts)
     # MONAI's parser looks into lists, but not into tuples.
-    failure, failed = run_inference(names, {**settings, "all_cases": tuple(items)}, results)
-    if failure is not None and not failed:
-        raise failure
-    for case in results.items:
-        # An earlier call has segmented it.
-        if case not in results.found and case not in failed:
-            results.finish(case)
-    if failure is not None:
-        raise failure
+    run_inference(names, {**settings, "all_cases": tuple(items)}, results)
     return [results.found[case] for case in results.items]
 
 
-def run_inference(
-    names: Sequence[str], settings: Mapping[str, Any], results: Results
-) -> tuple[InputError | None, Collection[str]]:
+def run_inference(names: Sequence[str], settings: Mapping[str, Any], results: Results) -> None:
     """Run the inference of these configurations. ``results`` finishes each case as soon as it is segmented.
 
-    Returns:
-        The error that ended the run or names the cases that failed, if any; and names of cases that failed.
+    Raises:
+        InputError: what ended the run, or names the cases that failed.
     """
     workflow = ConfigWorkflow(
         [str(CONFIGS / name) for name in names], workflow_type="infer", logging_file=False, **settings
     )
-    failures, failure = None, None
     try:
         workflow.initialize()
-        failures = workflow.parser.get_parsed_content("failures")
-        failures.finish = results.finish
+        workflow.parser.get_parsed_content("records").describe = results.describe
+        workflow.parser.get_parsed_content("failures").finish = results.finish
         workflow.run()
     except (RuntimeError, ValueError) as error:
         if (failure := input_error_behind(error)) is None:
             raise
+        raise failure from None
     finally:
         workflow.finalize()
-        for case in results.items:
-            if not results.label_map(case).is_file():
-                results.set_aside(case)
-    return failure, failures.reasons if failures is not None else {}

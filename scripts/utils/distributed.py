@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,8 @@ from scripts.utils.errors import InputError
 from torch.nn.parallel import DistributedDataParallel
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Networks that this process has wrapped; stop() releases them.
 _replicas: list[DistributedDataParallel] = []
@@ -113,6 +116,20 @@ def on_rank_zero(work: Callable[[], None]) -> None:
             dist.broadcast(flag, src=0)
             if bool(flag) and not failed:
                 raise SystemExit(1)
+
+
+def from_rank_zero(work: Callable[[], T]) -> T:
+    """What ``work`` returns on rank 0, on all ranks; as ``on_rank_zero``."""
+    found: list[Any] = [None]
+
+    def do() -> None:
+        found[0] = work()
+
+    on_rank_zero(do)
+    if world_size() > 1:
+        dist.broadcast_object_list(found, src=0)
+    result: T = found[0]
+    return result
 
 
 def unwrap(network: nn.Module) -> nn.Module:

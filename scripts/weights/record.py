@@ -98,7 +98,7 @@ def model_checksum(model_file: str | Path) -> str:
     """Checksum of a file of weights. A process reads a file for it only once, unless the file changes."""
     file = Path(model_file).resolve()
     found = file.stat()
-    return _checksum(file, found.st_ino, found.st_size, found.st_mtime_ns)
+    return _checksum(file, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 @functools.lru_cache

@@ -6,18 +6,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from monai.engines.workflow import Workflow
 from monai.utils import ensure_tuple
 from scripts.data.cases import NO_FILE, image_files
 from scripts.data.datalist_file import LONGEST_NAME, is_plain_name, read_datalist
-from scripts.inference.writers import REGION_MAP_KINDS, map_files
-from scripts.utils.distributed import on_rank_zero
+from scripts.inference.writers import map_files
 from scripts.utils.errors import InputError
-from scripts.utils.files import keep_earlier, remove_unfinished
+from scripts.utils.files import keep_earlier
+from scripts.utils.locks import LOCKS_FOLDER, enter_run, leave_run, lock_file, locked
 from scripts.utils.run_json import CONFIG_FILE, RUN_FILE, read_run_json
 from scripts.workflow.configuration import Configuration
 from scripts.workflow.recipe import NOT_OF_THE_MAPS, changed_recipe
@@ -72,9 +75,13 @@ class Output:
             raise InputError(f"{folder}: not a folder; choose another --output_dir.")
         if Path(dataset_dir).exists() and Path(dataset_dir).resolve().is_relative_to(folder.resolve()):
             raise InputError(f"{folder}: holds the data ({dataset_dir}); choose another --output_dir.")
-        if self.holds_run and not self.overwrite and not resume:
+        self.refuse_earlier(resume or self.overwrite)
+
+    def refuse_earlier(self, may_hold: bool) -> None:
+        """Refuse a folder that holds an earlier run, unless it may."""
+        if self.holds_run and not may_hold:
             raise InputError(
-                f"{folder}: holds an earlier run; choose another --output_dir, or add --overwrite "
+                f"{self.folder}: holds an earlier run; choose another --output_dir, or add --overwrite "
                 "(the earlier folder is then kept under a dated name)."
             )
 
@@ -136,14 +143,40 @@ class Output:
                 "--output_dir, or add --overwrite (the earlier folder is then kept under a dated name)."
             )
 
-    def claim(self, items: Items = (), resume: bool = False) -> None:
-        """Keep what is there under dated names: the folder, unless the run resumes, and the maps of these cases."""
-        if self.holds_run and not resume:
-            logger.info("Kept the earlier run as %s", keep_earlier(self.folder))
-        for path in self.maps_of(items):
-            remove_unfinished(path)
-            if (kept := keep_earlier(path)) is not None:
-                logger.info("Kept an earlier %s as %s", path, kept.name)
+    @contextmanager
+    def claimed(self, resume: bool = False, shared: bool = False) -> Iterator[None]:
+        """Take the folder for this run until its end, and hold the lock of its lists in the block.
+
+        With ``overwrite``, an earlier run's folder is kept under a dated name, unless this run resumes it. If the block
+        fails, the folder is given up. A run that is ``shared`` must look again, in the block, which run the folder
+        holds: another process may have come first.
+
+        Raises:
+            InputError: another process works in the folder, or has done so meanwhile.
+        """
+        if self.holds_run and self.overwrite and not resume:
+            enter_run(self.folder)
+            kept = keep_earlier(self.folder)
+            assert kept is not None
+            shutil.rmtree(kept / LOCKS_FOLDER)
+            logger.info("Kept the earlier run as %s", kept)
+        enter_run(self.folder, shared)
+        try:
+            with locked(lock_file(self.folder, "lists"), wait=True):
+                if not shared:
+                    self.refuse_earlier(resume)
+                yield
+        except BaseException:
+            leave_run(self.folder)
+            raise
+
+
+def run_engine(engine: Workflow, folder: str) -> None:
+    """Run the engine of a training or an evaluation in its folder, which is given up at the end."""
+    try:
+        engine.run()
+    finally:
+        leave_run(folder)
 
 
 def earlier_cases(output_dir: str, dataset_dir: str) -> dict[str, dict[str, Any]]:
@@ -166,51 +199,6 @@ def same_images(item: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
         for one in (item, other)
     )
     return first == second
-
-
-def left_to_do(
-    items: Items,
-    output_dir: str,
-    dataset_dir: str,
-    overwrite: bool = False,
-    probabilities: bool = False,
-    uncertainty: bool = False,
-    case_folders: bool = False,
-) -> list[Mapping[str, Any]]:
-    """The cases that an earlier run into ``output_dir`` has not segmented.
-
-    A case has been segmented if all its maps are there, are newer than the images, and were made of the same images.
-    With ``overwrite``, all cases are left.
-
-    Raises:
-        InputError: the earlier run's list of cases cannot be read.
-    """
-    if overwrite:
-        return list(items)
-    earlier = earlier_cases(output_dir, dataset_dir)
-    kinds = [kind for kind, wanted in zip(REGION_MAP_KINDS, (probabilities, uncertainty), strict=True) if wanted]
-
-    def is_done(item: Mapping[str, Any]) -> bool:
-        case = str(item["case"])
-        images, maps = map(Path, image_files(item["image"])), map_files(case, output_dir, kinds, case_folders)
-        if case not in earlier or not same_images(item, earlier[case]) or not all(path.is_file() for path in maps):
-            return False
-        made = min(path.stat().st_mtime for path in maps)
-        return all(path.is_file() and path.stat().st_mtime <= made for path in images)
-
-    return [item for item in items if not is_done(item)]
-
-
-def refuse_missing_maps(items: Items, output_dir: str, case_folders: bool = False) -> None:
-    """Check, at the end of a run on rank 0, that each case has a label map; the error names one that has none."""
-
-    def check() -> None:
-        for item in items:
-            label_map = map_files(str(item["case"]), output_dir, case_folders=case_folders)[0]
-            if not label_map.is_file():
-                raise InputError(f"{item['case']}: no label map was written ({label_map}); segment the case again.")
-
-    on_rank_zero(check)
 
 
 def _identity(path: str | Path) -> tuple[int, int] | None:

@@ -30,6 +30,7 @@ from scripts.training.training_state import check_resumable, newest_state, remov
 from scripts.utils.distributed import on_rank_zero, rank, start, unwrap, world_size
 from scripts.utils.errors import InputError
 from scripts.utils.files import keep_earlier
+from scripts.utils.locks import enter_run
 from scripts.utils.machine import keep_freed_memory
 from scripts.utils.run_json import CONFIG_FILE, read_run_json, write_run_json
 from scripts.weights.loading import check_weights, load_pretrained
@@ -45,7 +46,7 @@ from scripts.weights.record import (
 )
 from scripts.weights.settings import check_start, normalization, refuse_other_use
 from scripts.workflow.configuration import Configuration
-from scripts.workflow.output import DATALIST_FILE, Output, earlier_cases
+from scripts.workflow.output import DATALIST_FILE, Output, earlier_cases, same_images
 from scripts.workflow.recipe import changed_recipe
 from scripts.workflow.settings import check_settings, check_trainable, check_windows, weights_readers
 
@@ -139,9 +140,10 @@ def prepare_training(configuration: Configuration) -> None:
         if (file := pretrained_file or configuration.loaded_by_caller) is not None and not resume:
             start = check_start(file, settings)
         if resume:
-            record_resumption(configuration, output.folder, epoch=int(state["epoch"]))
-        else:
-            output.claim()
+            with output.claimed(resume):
+                record_resumption(configuration, output.folder, epoch=int(state["epoch"]))
+            return
+        with output.claimed():
             write_datalist(lists, cohort.dataset_dir, Path(output.folder) / DATALIST_FILE)
             which = dict(zip(both, synthetic, strict=True))
             trained = {str(item["image"]) for item in lists["training"]}
@@ -221,53 +223,74 @@ def prepare_evaluation(configuration: Configuration) -> None:
         if not items and selection not in (None, "all") and labeled_items(cohort.dataset_dir):
             source = cohort.datalist_file or cohort.dataset_dir
             raise InputError(f"{source}: no case for {selection}; choose --cases all.")
-        facts: dict[str, Any] = {"thresholds": settings["thresholds"]}
-        facts["weights"] = [model_checksum(file) for file in files]
+        made_by = {"thresholds": settings["thresholds"], "weights": [model_checksum(file) for file in files]}
+        known = earlier_cases(output.folder, cohort.dataset_dir)
         if resume:
-            output.refuse_other_run(configuration, facts)
+            output.refuse_other_run(configuration, made_by)
             total, left = len(all_cases or ()), len(items)
             logger.info("%s: %d of %d cases were done before; %d to do.", output.folder, total - left, total, left)
-            if all_cases and not items:
-                return
-        kind = "cases" if selection is None else "labeled cases"
         may_lack = min((record or {}).get("missing_sequences", 0) for record in records)
         listed = cohort.datalist_file
         searched = None if brought else cohort.dataset_dir
         how = {} if dataset is None else {"headers_only": True, "prepared_only": dataset.prepared_only}
-        phantoms = any(check_cases(items, searched, kind, listed, cohort.channel_order, may_lack, **how))
-        check_ranks(items, kind)
+        phantoms = False
+        if items or not all_cases:
+            kind = "cases" if selection is None else "labeled cases"
+            phantoms = any(check_cases(items, searched, kind, listed, cohort.channel_order, may_lack, **how))
+            check_ranks(items, kind)
         if dataset is not None:
             dataset.refuse_if_all_are_faulty()
         phantom_weights = [only_phantoms(record) for record in records]
         for file, synthetic in zip(files, phantom_weights, strict=True):
             if synthetic:
                 logger.warning("%s was trained on phantoms alone; do not rely on its results for patients.", file)
-        root = listed_from = os.path.abspath(cohort.dataset_dir)
-        together = list(all_cases or items)
-        if resume:
-            earlier, given = read_run_json(output.folder), {str(item["case"]) for item in all_cases or ()}
-            facts["resumed"] = [*earlier.get("resumed", []), {key: earlier.get(key) for key in ("started", "command")}]
-            phantoms = phantoms or bool(earlier.get("phantoms"))
-            if failed := {case: why for case, why in earlier.get("failed", {}).items() if case not in given}:
-                facts["failed"] = failed
-            known = earlier_cases(output.folder, root)
-            together = [*(item for case, item in known.items() if case not in given), *together]
-            if (before := earlier.get("dataset_dir", root)) != root:
-                root = os.path.commonpath([before, root])
-                # The paths become absolute. So they keep their meaning if the process is killed before the record.
-                listed_from = output.folder
-        output.claim(items, resume)
-        paths = [os.path.abspath(file) for file in files]
-        facts |= {"model_file": paths[0] if len(paths) == 1 else paths, "cases": len(together)}
-        facts |= recorded_order(together, cohort.channel_order)
         report_thresholds(settings["thresholds"], records)
+        paths = [os.path.abspath(file) for file in files]
+        facts: dict[str, Any] = {**made_by, "model_file": paths[0] if len(paths) == 1 else paths}
         facts["phantom_weights"] = any(phantom_weights)
-        facts["dataset_dir"] = root
-        name = "testing" if selection is None else "validation"
-        write_datalist({name: together}, listed_from, Path(output.folder) / DATALIST_FILE)
-        write_run_json(output.folder, configuration.content, phantoms, **facts)
+        root = listed_from = os.path.abspath(cohort.dataset_dir)
+        with output.claimed(resume, shared=all_cases is not None):
+            together = list(all_cases or items)
+            # Another process may have begun a run here since the checks above.
+            if all_cases is not None and output.holds_run:
+                output.refuse_other_run(configuration, made_by)
+                now = earlier_cases(output.folder, root)
+                refuse_new_images(all_cases, known, now, output.folder)
+                given = {str(item["case"]) for item in all_cases}
+                if not items and given <= now.keys():
+                    return
+                earlier = read_run_json(output.folder)
+                began = {key: earlier.get(key) for key in ("started", "command")}
+                facts["resumed"] = [*earlier.get("resumed", []), began]
+                phantoms = phantoms or bool(earlier.get("phantoms"))
+                if failed := {case: why for case, why in earlier.get("failed", {}).items() if case not in given}:
+                    facts["failed"] = failed
+                together = [*(item for case, item in now.items() if case not in given), *together]
+                if (before := earlier.get("dataset_dir", root)) != root:
+                    root = os.path.commonpath([before, root])
+                    # The paths become absolute. So they keep their meaning if the process is killed before the record.
+                    listed_from = output.folder
+            facts |= {"cases": len(together), **recorded_order(together, cohort.channel_order), "dataset_dir": root}
+            name = "testing" if selection is None else "validation"
+            write_datalist({name: together}, listed_from, Path(output.folder) / DATALIST_FILE)
+            write_run_json(output.folder, configuration.content, phantoms, **facts)
 
     on_rank_zero(check_and_claim)
+    if all_cases is not None and rank() != 0:
+        enter_run(output.folder, shared=True)
+
+
+def refuse_new_images(
+    items: Iterable[Mapping[str, Any]], known: Mapping[str, Any], now: Mapping[str, Any], folder: str
+) -> None:
+    """Refuse cases that another process has given the folder, under the same names, since it held those ``known``."""
+    for item in items:
+        case = str(item["case"])
+        if case in now and now[case] != known.get(case) and not same_images(item, now[case]):
+            raise InputError(
+                f"{folder}: another process has just begun with a case {case} of other images "
+                f"({image_files(now[case]['image'])[0]}); choose another --output_dir."
+            )
 
 
 def cohort_of(configuration: Configuration, lists: Mapping[str, Any]) -> Cohort:

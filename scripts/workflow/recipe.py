@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -48,7 +49,7 @@ NOT_OF_THE_RECIPE = {
 
 # A second inference into a folder goes on with the first, and may bring other cases. These keys may differ, because
 # they do not change a label map, or because images, weights and the thresholds in use are compared
-# (``scripts.workflow.output``).
+# (``scripts.workflow.case_records``).
 NOT_OF_THE_MAPS = {
     "all_cases",
     "bundle_root",
@@ -88,6 +89,12 @@ def changed_recipe(config: Mapping[str, Any], plain: Path, free: Collection[str]
         for key in {*config, *wanted}
         if key not in free and _comparable(config.get(key)) != _comparable(wanted.get(key))
     )
+
+
+def fingerprint(config: Mapping[str, Any], free: Collection[str], further: Any) -> str:
+    """SHA-256 of the content ``config``, except for the keys ``free``, and of ``further``."""
+    kept = {key: _comparable(value) for key, value in without_tracking(config).items() if key not in free}
+    return hashlib.sha256(_comparable([kept, further]).encode()).hexdigest()
 
 
 def _comparable(value: Any) -> str:
