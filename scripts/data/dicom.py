@@ -73,7 +73,6 @@ class Header(NamedTuple):
     file: str
     kind: str
     modality: str
-    patient: str
     study: str
     series: str
     number: float | None
@@ -91,6 +90,7 @@ class Header(NamedTuple):
     thickness: float | None
     several_frames: bool
     color: bool
+    patient: str = ""
 
     @property
     def is_placed(self) -> bool:

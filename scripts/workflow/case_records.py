@@ -113,7 +113,7 @@ class CaseRecords:
         return [record_file(label_map), label_map, *maps, *beside]
 
     def _lock(self, case: str) -> Path:
-        # The file has content while the case has maps, or parts of them, and no record.
+        # The file has content while the case is in work, and stays so if the process is killed.
         return lock_file(self.output_dir, f"case {case}")
 
     def begin(self, case: str, inputs: Inputs) -> bool:
@@ -134,7 +134,7 @@ class CaseRecords:
             return False
         if self.record(case) != self.known.get(case, {}):
             raise InputError(self._other_images(case))
-        is_left_over = self._in_work(case)
+        is_left_over = self._is_unfinished(case)
         for file in self._files(case):
             remove_unfinished(file)
             if is_left_over:
@@ -145,8 +145,9 @@ class CaseRecords:
         lock.flush()
         return True
 
-    def _in_work(self, case: str) -> bool:
-        return os.fstat(self.locks[case].fileno()).st_size > 0
+    def _is_unfinished(self, case: str) -> bool:
+        """Whether what the case has is of a work that did not come to its record."""
+        return os.fstat(self.locks[case].fileno()).st_size > 0 and not record_file(self.maps(case)[0]).is_file()
 
     def _other_images(self, case: str) -> str:
         return (
@@ -156,19 +157,19 @@ class CaseRecords:
 
     def end(self, case: str, read: Any = None) -> None:
         """Write the record of a case whose maps are written; ``read`` has read its files, and may remember them."""
+        self._check_maps(case)
         described = self.describe(case, read) if self.describe is not None else {"case": case}
         record = {**described, "inputs": self.read[case], "made_by": self.made_by}
         save_json(record, record_file(self.maps(case)[0]))
-        self.locks[case].truncate(0)
 
     def leave(self, case: str) -> None:
         """Give up the lock of a case, if this process has it. Maps without a record are removed."""
         if case not in self.locks:
             return
-        if self._in_work(case):
+        if self._is_unfinished(case):
             for file in self._files(case):
                 file.unlink(missing_ok=True)
-            self.locks[case].truncate(0)
+        self.locks[case].truncate(0)
         release(self.locks.pop(case), self._lock(case))
 
     def run(self, evaluator: SupervisedEvaluator, items: Sequence[Item], failures: CaseFailures) -> None:
@@ -205,7 +206,7 @@ class CaseRecords:
                 lock = acquired(self._lock(case), wait=True)
             self.locks[case] = lock  # type: ignore[assignment]
             try:
-                self._check(case)
+                self._check_settled(case)
                 if failures.finish is not None:
                     failures.finish(case, None)
             except CASE_ERRORS as error:
@@ -214,11 +215,17 @@ class CaseRecords:
             self.leave(case)
         failures.conclude(failed, len(cases))
 
-    def _check(self, case: str) -> None:
-        if not self.record(case) or not self.maps(case)[0].is_file():
-            raise InputError(f"{case}: no label map was written ({self.maps(case)[0]}); segment the case again.")
+    def _check_settled(self, case: str) -> None:
+        if not self.record(case):
+            raise InputError(f"{case}: another process began with it and did not end; segment the case again.")
+        self._check_maps(case)
         if case in self.read and not self.fits(case, lambda: self.read[case]):
             raise InputError(self._other_images(case))
+
+    def _check_maps(self, case: str) -> None:
+        for path in self.maps(case):
+            if not path.is_file():
+                raise InputError(f"{case}: no label map was written ({path}); segment the case again.")
 
 
 def left_to_do(items: Sequence[Item], records: CaseRecords, overwrite: bool = False) -> list[Item]:

@@ -19,7 +19,7 @@ from scripts.data.cases import NO_FILE, image_files
 from scripts.data.datalist_file import LONGEST_NAME, is_plain_name, read_datalist
 from scripts.inference.writers import map_files
 from scripts.utils.errors import InputError
-from scripts.utils.files import keep_earlier
+from scripts.utils.files import keep_earlier, remove_unfinished
 from scripts.utils.locks import LOCKS_FOLDER, enter_run, leave_run, lock_file, locked
 from scripts.utils.run_json import CONFIG_FILE, RUN_FILE, read_run_json
 from scripts.workflow.configuration import Configuration
@@ -165,6 +165,8 @@ class Output:
             with locked(lock_file(self.folder, "lists"), wait=True):
                 if not shared:
                     self.refuse_earlier(resume)
+                for name in RUN_FILES:
+                    remove_unfinished(Path(self.folder, name))
                 yield
         except BaseException:
             leave_run(self.folder)

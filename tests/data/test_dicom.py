@@ -4,9 +4,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import os
+import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import nibabel as nib
@@ -22,9 +26,17 @@ from scripts import check
 from scripts.brats import SEQUENCES
 from scripts.data.cases import find_cases, resolve_image
 from scripts.data.datalist import complete_item, every_item, labeled_items, split_datalist, unlabeled_items
-from scripts.data.dicom import Header, Series, series_files
+from scripts.data.dicom import Header, Series, series_files, series_of
 from scripts.data.dicom_choice import choose, described, weighting_by_times
-from scripts.data.images import LoadImageByReaderd, SequenceReader, open_image, read_image, voxels_of
+from scripts.data.images import (
+    LoadImageByReaderd,
+    SequenceReader,
+    checksum_of,
+    open_image,
+    read_file,
+    read_image,
+    voxels_of,
+)
 from scripts.data.inspection import check_case, check_cases
 from scripts.lab.benchmark.cohort import subset
 from scripts.networks import PriorAttentionNet
@@ -155,8 +167,70 @@ def test_studies_in_one_folder_are_refused(tmp_path, together):
                 target = tmp_path / "data" / path.parent.relative_to(folder) / f"{generate_uid()}"
                 target.parent.mkdir(parents=True, exist_ok=True)
                 path.rename(target)
-    with pytest.raises(InputError, match=r"data: holds the DICOM series of several studies; give each study a folder"):
+    with pytest.raises(
+        InputError, match=r"data: holds the DICOM series of several studies or patients \(.*data.* and "
+    ):
         find_cases(tmp_path / "data")
+
+
+def of_patient(name: str, files: Iterable[Path]) -> None:
+    for path in files:
+        data = pydicom.dcmread(path)
+        data.PatientID = name
+        data.save_as(path)
+
+
+def test_patients_of_one_study_are_cases_of_their_own(tmp_path):
+    """Anonymization may give all studies one StudyInstanceUID."""
+    for name in ("ann", "bob"):
+        write_case(tmp_path / name, images(), study="1.2.3")
+        of_patient(f"ID of {name}", (path for path in (tmp_path / name).rglob("IM*")))
+    cases = find_cases(tmp_path)
+    assert [(case.name, case.missing) for case in cases] == [("ann", []), ("bob", [])]
+    assert all(Path(path).is_relative_to(case.folder) for case in cases for path in case.image)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_case_is_not_made_of_two_patients(tmp_path, apart):
+    write_case(tmp_path / "ann", images(), study="1.2.3")
+    folders = sorted((tmp_path / "ann").iterdir())
+    for folder in folders[2:]:
+        of_patient("ID of bob", folder.iterdir())
+        if apart:
+            (tmp_path / "bob").mkdir(exist_ok=True)
+            folder.rename(tmp_path / "bob" / folder.name)
+    words = "two patients, by PatientID" if apart else "holds the DICOM series of several studies or patients"
+    with pytest.raises(InputError, match=words) as caught:
+        find_cases(tmp_path)
+    first, second = re.findall(r"[^\s(]*IM\d+", str(caught.value))
+    assert {Path(first).parent.name, Path(second).parent.name} == {"series 0", "series 2"}
+    assert "ID of" not in str(caught.value)
+
+
+def test_a_slice_of_another_patient_is_refused(tmp_path):
+    write_case(tmp_path / "ann", images())
+    (case,) = find_cases(tmp_path)
+    files = series_files(case.images["t2"])
+    of_patient("ID of bob", [Path(files[3])])
+    with pytest.raises(InputError) as caught:
+        read_image(files[0])
+    assert str(caught.value).startswith(f"{files[0]} and {files[3]}: two patients, by PatientID; keep the files of one")
+
+
+def test_the_checksum_of_a_series_is_that_of_all_its_files(tmp_path):
+    files = write_series(tmp_path, np.asanyarray(images()["t1"].dataobj), affine())
+    whole = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
+    assert read_file(files[2]).extra["sha256"] == checksum_of(files[0]) == whole
+    # The header of a file that was replaced is read again, even if size and time are the same.
+    old = pydicom.dcmread(files[4])
+    old.PatientID = "AB"
+    old.save_as(files[4])
+    assert series_of(files[0]).headers[4].patient == "AB"
+    times = files[4].stat()
+    old.PatientID = "CD"
+    old.save_as(files[4])
+    os.utime(files[4], ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert series_of(files[0]).headers[4].patient == "CD" and checksum_of(files[0]) != whole
 
 
 def test_a_report_or_an_image_of_another_machine_is_no_case_and_hides_none(tmp_path):

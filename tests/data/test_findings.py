@@ -164,6 +164,10 @@ FAULTS: dict[str, Callable[[Path], object]] = {
     ),
     "multi-frame DICOM": lambda root: several_frames(dicom(root)["t2"]),
     "series in several folders": lambda root: shutil.copytree(dicom(root)["t2"][0].parent, root / NAME / "copy"),
+    "several patients": lambda root: (
+        dicom_listed(root),
+        [set_in(path, PatientID="another") for path in (root / NAME / "series 1").iterdir()],
+    ),
     "tolerated missing sequence": lambda root: file(root).unlink(),
     "other origin of a label map": lambda root: rewrite(file(root, "seg"), affine=shifted()),
     "other voxel size": lambda root: all_files(root, np.diag([-1.0, -1.0, 1.5, 1.0])),

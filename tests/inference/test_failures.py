@@ -62,6 +62,15 @@ def whole(small_cohort, model_file, tmp_path_factory):
     return checksums(folder)
 
 
+def mirrored(file: Path) -> None:
+    """Exchange the front and the back of an image, and leave the times of its file."""
+    times, image = file.stat(), nib.load(file)
+    other = nib.Nifti1Image(np.asanyarray(image.dataobj)[:, ::-1], image.affine)
+    other.header["descrip"] = image.header["descrip"]
+    nib.save(other, file)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
 def fail_in_the_network(monkeypatch, error):
     """The third case is too much for the network."""
     forward, seen = BrainWindowInferer.__call__, []
@@ -126,7 +135,7 @@ def test_the_others_are_done_and_the_end_names_the_case(
     assert sorted(whole) == [f"{case}.nii.gz" for case in CASES]
 
     damaged = cases / FAILING / f"{FAILING}_t1.nii.gz"
-    content, times = damaged.read_bytes(), damaged.stat()
+    content = damaged.read_bytes()
     with monkeypatch.context() as patch:
         break_it(place, patch, cases)
         line = run(*overlays, num_workers=workers)
@@ -141,7 +150,6 @@ def test_the_others_are_done_and_the_end_names_the_case(
 
     # A second run does what is missing, and says so.
     damaged.write_bytes(content)
-    os.utime(damaged, (times.st_atime, times.st_mtime))
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "maps").glob("*.nii.gz")}
     caplog.clear()
     with caplog.at_level(logging.INFO):
@@ -219,10 +227,7 @@ def test_a_case_whose_images_have_changed_is_done_again_and_its_map_is_kept(run,
     label_map = tmp_path / "maps" / f"{CASES[0]}.nii.gz"
     first, made = label_map.read_bytes(), label_map.stat().st_mtime_ns
     for file in (cases / CASES[0]).glob("*.nii.gz"):
-        image = nib.load(file)
-        flipped = nib.Nifti1Image(np.asanyarray(image.dataobj)[:, ::-1], image.affine)
-        flipped.header["descrip"] = image.header["descrip"]
-        nib.save(flipped, file)
+        mirrored(file)
     with caplog.at_level(logging.INFO):
         assert run() is None
     assert "5 of 6 cases were done before; 1 to do." in caplog.text
@@ -232,16 +237,21 @@ def test_a_case_whose_images_have_changed_is_done_again_and_its_map_is_kept(run,
     assert f"as {kept.name}" in caplog.text
 
 
-def test_the_same_names_in_another_folder_are_other_cases(run, cases, tmp_path):
+def test_the_same_names_in_another_folder_are_the_same_cases_if_their_files_are(run, cases, tmp_path):
     assert run() is None
     other = shutil.copytree(cases, tmp_path / "other")
-    for file in other.rglob("*.nii.gz"):
-        os.utime(file, (0, 0))
-    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "maps").glob("*.nii.gz")}
+    changed = CASES[2]
+    for file in (other / changed).glob("*.nii.gz"):
+        mirrored(file)
+    before = checksums(tmp_path / "maps")
     assert run(dataset_dir=str(other)) is None
-    assert len(list((tmp_path / "maps").glob("*.nii.gz"))) == 12
-    assert all((tmp_path / "maps" / name).stat().st_mtime_ns > before[name] for name in before)
-    # They took the places of the first ones.
+    # The other's map takes the place of the first one, which is kept under a dated name.
+    after = checksums(tmp_path / "maps")
+    (kept,) = after.keys() - before.keys()
+    assert after[kept] == before[f"{changed}.nii.gz"] != after[f"{changed}.nii.gz"]
+    assert {name: value for name, value in after.items() if changed not in name} == {
+        name: value for name, value in before.items() if changed not in name
+    }
     listed = earlier_cases(str(tmp_path / "maps"), ".")
     assert {case: Path(item["image"][0]).parent for case, item in listed.items()} == {c: other / c for c in CASES}
 

@@ -2,15 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The folder of a run: which run it belongs to, and which of its files are never replaced."""
 
-import json
-import os
-
 import nibabel as nib
 import numpy as np
 import pytest
 from scripts.data.datalist import labeled_items, split_datalist, unlabeled_items
 from scripts.utils.errors import InputError
-from scripts.workflow.output import Output, left_to_do
+from scripts.utils.locks import leave_run
+from scripts.workflow.output import Output
 from tiny import contents, evaluate, prepare
 
 
@@ -19,7 +17,8 @@ def test_a_new_folder_and_one_with_other_things_may_be_used(tmp_path):
     (tmp_path / "used" / "notes.txt").write_text("mine")
     for name in ("new", "used"):
         Output(str(tmp_path / name), overwrite=False).refuse_used(str(tmp_path / "data"))
-        Output(str(tmp_path / name)).claim()
+        with Output(str(tmp_path / name)).claimed():
+            pass
     assert (tmp_path / "used" / "notes.txt").read_text() == "mine"
 
 
@@ -32,10 +31,14 @@ def test_the_folder_of_an_earlier_run_is_refused_or_kept_under_its_date(tmp_path
         Output(str(folder), overwrite=False).refuse_used(str(tmp_path / "data"))
     assert (folder / "model.pt").read_text() == "earlier"
     Output(str(folder), overwrite=True).refuse_used(str(tmp_path / "data"))
-    Output(str(folder)).claim()
+    with pytest.raises(InputError, match="holds an earlier run"), Output(str(folder)).claimed():
+        pass
+    with Output(str(folder), overwrite=True).claimed():
+        assert not (folder / "model.pt").exists()
     (kept,) = tmp_path.glob("out_*")
-    assert (kept / "model.pt").read_text() == "earlier"
-    assert not folder.exists()
+    assert (kept / "model.pt").read_text() == "earlier" and not (kept / ".locks").exists()
+    leave_run(folder)
+    assert not list(folder.iterdir())
 
 
 @pytest.mark.parametrize("below", [".", "cohort", "a/b"])
@@ -134,38 +137,3 @@ def test_a_trainings_split_never_replaces_the_datalist_given(tmp_path, data):
         prepare(split, data, out, datalist_file=str(out / "datalist.json"))
     assert (out / "datalist.json").read_text() == "mine"
     prepare(split, data, tmp_path / "other", datalist_file=str(out / "datalist.json"))
-
-
-# Cases of an earlier run.
-
-
-@pytest.mark.parametrize(
-    ("seconds", "done"),
-    [
-        ({}, True),
-        # An image is newer than one of the maps, than all of them, or as old.
-        ({"flair": 5, "p_prob_whole": 4}, False),
-        ({"flair": 5, "p": 4}, False),
-        ({"flair": 20}, False),
-        ({"flair": 10}, True),
-    ],
-)
-def test_a_case_is_done_if_no_image_is_newer_than_any_of_its_maps(tmp_path, seconds, done):
-    """Images are of second 0 and maps of second 10, but for those whose second is given."""
-    images = [tmp_path / f"p_{sequence}.nii.gz" for sequence in ("t1", "t2", "t1ce", "flair")]
-    out = tmp_path / "out"
-    out.mkdir()
-    maps = [out / f"p{name}.nii.gz" for name in ("", "_prob_enhance", "_prob_core", "_prob_whole")]
-    item = {"case": "p", "image": list(map(str, images))}
-    (out / "run.json").write_text(json.dumps({"dataset_dir": str(tmp_path)}))
-    (out / "datalist.json").write_text(json.dumps({"testing": [item]}))
-    for path, usual in (*((path, 0) for path in images), *((path, 10) for path in maps)):
-        path.touch()
-        name = path.name.removesuffix(".nii.gz")
-        moment = 10**9 + seconds.get(name, seconds.get(name.removeprefix("p_"), usual))
-        os.utime(path, (moment, moment))
-    left = left_to_do([item], str(out), str(tmp_path), probabilities=True)
-    assert left == ([] if done else [item])
-    maps[2].unlink()
-    assert left_to_do([item], str(out), str(tmp_path), probabilities=True) == [item]
-    assert left_to_do([item], str(out), str(tmp_path), overwrite=True) == [item]
