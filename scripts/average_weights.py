@@ -7,7 +7,8 @@ al., ICML 2022). This works only for trainings that go back to the same weights,
 These weights may be among them: then the mean keeps more of what they knew (WiSE-FT; Wortsman et al., CVPR 2022). The
 mean of networks that started from random weights is of no use; average their probabilities instead (ensemble.yaml).
 
-The record of the mean says how many cases one of the trainings saw at most, since several may have seen the same cases.
+The record of the mean counts each case of the trainings once. Where a record does not tell its cases, it says how many
+one of the trainings saw at most.
 """
 
 from __future__ import annotations

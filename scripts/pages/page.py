@@ -27,6 +27,7 @@ from scripts.scores.table import VOLUMES, columns_of, score_of, scores_in, split
 from scripts.utils.errors import InputError
 from scripts.utils.files import read_json
 from scripts.utils.run_json import CONFIG_FILE, without_secrets
+from scripts.weights.record import counts
 from scripts.workflow.output import DATALIST_FILE
 
 ASSETS = Path(__file__).parent / "assets"
@@ -216,9 +217,8 @@ def _case_order(run: Run, count: int) -> str:
 
 
 def _overview(run: Run) -> str:
-    facts = {
-        title: _words(run.record[key]) for key, title in FACTS.items() if run.record.get(key) not in (None, [], {})
-    }
+    record = {**run.record, "trained_on": counts(run.record.get("trained_on", {}))}
+    facts = {title: _words(record[key]) for key, title in FACTS.items() if record.get(key) not in (None, [], {})}
     parts = [_list(facts)]
     if run.failed:
         parts.append(f"<h3>Failed cases</h3>{_list(run.failed)}")

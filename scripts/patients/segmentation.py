@@ -24,7 +24,7 @@ from scripts.utils.files import BUNDLE_ROOT, CONFIGS
 from scripts.utils.literals import literal, shown
 from scripts.utils.machine import computes_in
 from scripts.utils.run_json import bundle_version
-from scripts.weights.record import Record, read_weights_record, record_file
+from scripts.weights.record import Record, counts, read_weights_record, record_file
 from scripts.workflow.settings import check_device
 
 logger = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ def segment(
     paths = {"output_dir": output_dir, "bundle_root": BUNDLE_ROOT, "dataset_dir": os.path.commonpath(folders)}
     settings |= {key: literal(str(path)) for key, path in paths.items()}
     facts = {
-        "weights": {"file": str(model), **{key: record[key] for key in ("checksum", "trained_on")}},
+        "weights": {"file": str(model), "checksum": record["checksum"], "trained_on": counts(record["trained_on"])},
         "bundle_version": bundle_version(),
         "parameters": {"configurations": names, **{k: shown(v) for k, v in settings.items() if k != "bundle_root"}},
     }

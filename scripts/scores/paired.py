@@ -19,6 +19,8 @@ from scripts.utils.errors import InputError
 CONFIDENCE = 0.95
 # Resamples of the bootstrap, and the seed of their random numbers. The same scores always give the same interval.
 RESAMPLES, SEED = 9999, 0
+# Decimals of a difference. Scores are written with four.
+ROUNDED_TO = 9
 # The same reference has the same volume, up to the rounding of the file.
 VOLUME_TOLERANCE_MM3 = 0.01
 # A message names no more than this many cases.
@@ -61,7 +63,8 @@ def paired(differences: Sequence[float]) -> Paired:
         >>> paired([0.5])
         Paired(mean=0.5, low=nan, high=nan, p=nan)
     """
-    values = np.asarray(differences, dtype=float)
+    # Differences of decimal numbers are equal up to rounding, and the test ranks equal ones together.
+    values = np.round(np.asarray(differences, dtype=float), ROUNDED_TO)
     if not len(values):
         raise ValueError("Expected at least one difference.")
     mean = float(values.mean())
@@ -130,6 +133,8 @@ def read_scores(path: Path) -> Scores:
         raise InputError(f"{path}: not a table of scores ({error}); evaluate again.") from error
     if header[:1] != ["case"] or not rows or not header[1:]:
         raise InputError(f"{path}: holds no scores by case; give the scores.csv of an evaluation that has ended.")
+    if doubled := next((name for name in header if header.count(name) > 1), None):
+        raise InputError(f"{path}: two columns are named {doubled}; keep one of them, or evaluate again.")
     if len(scores) < len(rows):
         raise InputError(f"{path}: holds a case twice; evaluate again.")
     for case, values in scores.items():

@@ -39,29 +39,47 @@ def record_file(model_file: str | Path) -> Path:
     return Path(model_file).with_suffix(".json")
 
 
-def trained_on(patients: int, phantoms: int) -> Record:
-    """The entry ``trained_on`` of weights of so many patients' cases and phantoms that started from random weights."""
-    return {"patients": patients, "phantoms": phantoms, "origin": None}
+def trained_on(patients: int, phantoms: int, cases: Mapping[str, Sequence[str]] | None = None) -> Record:
+    """The entry ``trained_on`` of weights of so many patients' cases and phantoms that started from random weights.
+
+    ``cases`` are checksums of the cases, by the kinds "patients" and "phantoms", which tell whether trainings share
+    some.
+    """
+    seen: Record = {"patients": patients, "phantoms": phantoms, "origin": None}
+    return seen if cases is None else {**seen, "cases": {kind: sorted(found) for kind, found in cases.items()}}
 
 
 def trained_after(seen: Sequence[Record], origin: str) -> Record:
     """The entry ``trained_on`` of weights that come from several trainings, one after the other or averaged.
 
-    ``seen`` has the entries of these trainings and of the weights that they started from. The trainings may share
-    cases, so the largest number counts: the weights have seen at least that many.
+    ``seen`` has the entries of these trainings and of the weights that they started from. Cases of several trainings
+    count once. Where an entry does not tell its cases, the largest number counts: the weights have seen at least that
+    many.
 
     Example:
         >>> trained_after([trained_on(16, 5), trained_on(0, 152)], "4aee")
         {'patients': 16, 'phantoms': 152, 'origin': '4aee'}
         >>> trained_after([trained_on(0, 8), UNKNOWN], "c0de")
         {'patients': None, 'phantoms': 8, 'origin': 'c0de'}
+        >>> cohorts = [{"patients": ["a", "b"], "phantoms": []}, {"patients": ["b", "c"], "phantoms": []}]
+        >>> trained_after([trained_on(2, 0, cohort) for cohort in cohorts], "4aee")["patients"]
+        3
     """
 
     def at_least(numbers: list[int | None]) -> int | None:
         most = max(number or 0 for number in numbers)
         return None if most == 0 and None in numbers else most
 
-    return {kind: at_least([one[kind] for one in seen]) for kind in ("patients", "phantoms")} | {"origin": origin}
+    kinds = ("patients", "phantoms")
+    if all("cases" in one for one in seen):
+        cases = {kind: sorted({case for one in seen for case in one["cases"][kind]}) for kind in kinds}
+        return {**{kind: len(cases[kind]) for kind in kinds}, "origin": origin, "cases": cases}
+    return {kind: at_least([one[kind] for one in seen]) for kind in kinds} | {"origin": origin}
+
+
+def counts(seen: Record) -> Record:
+    """An entry ``trained_on`` without the checksums of the cases."""
+    return {key: value for key, value in seen.items() if key != "cases"}
 
 
 def origin(record: Record) -> str:

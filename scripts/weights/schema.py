@@ -21,7 +21,18 @@ _TRAINED_ON = {
     "these go back to, null if they are the first.",
     "type": "object",
     "required": ["patients", "phantoms", "origin"],
-    "properties": {"patients": _COUNT, "phantoms": _COUNT, "origin": {"type": ["string", "null"]}},
+    "properties": {
+        "patients": _COUNT,
+        "phantoms": _COUNT,
+        "origin": {"type": ["string", "null"]},
+        "cases": {
+            "description": "The first digits of the SHA-256 of each case's first image.",
+            "type": "object",
+            "required": ["patients", "phantoms"],
+            "properties": {kind: {"type": "array", "items": {"type": "string"}} for kind in ("patients", "phantoms")},
+            "additionalProperties": False,
+        },
+    },
     "additionalProperties": False,
 }
 # An argument of a network: numbers, names, and lists of them.

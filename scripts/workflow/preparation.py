@@ -23,6 +23,7 @@ from scripts.brats import check_et_label
 from scripts.data.cases import image_files
 from scripts.data.datalist import Cohort, labeled_items, warn_of_shared_patients
 from scripts.data.datalist_file import write_datalist
+from scripts.data.images import checksum_of
 from scripts.data.inspection import check_cases
 from scripts.inference.reading import CheckedDataset
 from scripts.training.reproducibility import choose_algorithms
@@ -51,6 +52,9 @@ from scripts.workflow.recipe import changed_recipe
 from scripts.workflow.settings import check_settings, check_trainable, check_windows, weights_readers
 
 logger = logging.getLogger(__name__)
+
+# Of a case's checksum in the record of weights: enough to tell a million cases apart.
+DIGITS = 12
 
 
 def prepare(configuration: Configuration) -> None:
@@ -146,9 +150,11 @@ def prepare_training(configuration: Configuration) -> None:
         with output.claimed():
             write_datalist(lists, cohort.dataset_dir, Path(output.folder) / DATALIST_FILE)
             which = dict(zip(both, synthetic, strict=True))
-            trained = {str(item["image"]) for item in lists["training"]}
-            made = sum(which[image] for image in trained)
-            seen = trained_on(len(trained) - made, made)
+            trained: dict[str, set[str]] = {"patients": set(), "phantoms": set()}
+            for item in lists["training"]:
+                checksum = checksum_of(image_files(item["image"])[0])[:DIGITS]
+                trained["phantoms" if which[str(item["image"])] else "patients"].add(checksum)
+            seen = trained_on(len(trained["patients"]), len(trained["phantoms"]), trained)
             if start is not None:
                 seen = trained_after([seen, start["trained_on"]], origin(start))
             # Weights that started from phantoms' weights have not seen patients alone.

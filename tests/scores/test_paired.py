@@ -45,6 +45,13 @@ def test_the_test_is_that_of_signed_ranks():
     assert paired(differences).p == wilcoxon(differences).pvalue
 
 
+def test_rounding_breaks_no_ties():
+    """0.8 - 0.7, 0.3 - 0.2 and 0.2 - 0.1 differ by rounding; equal differences share their ranks."""
+    differences = [0.8 - 0.7, 0.3 - 0.2, 0.1 - 0.2, 0.6 - 0.7]
+    assert len({abs(value) for value in differences}) > 1
+    assert paired(differences).p == paired([1, 1, -1, -1]).p == 1.0
+
+
 def test_the_interval_is_that_of_the_mean_and_always_the_same():
     differences = np.random.default_rng(0).normal(0.05, 0.1, 400)
     found = paired(differences)
@@ -137,6 +144,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line(tmp_path, changes, told)
     ("text", "told"),
     [
         ("", "holds no scores by case"),
+        ("case,dice_ET,dice_WT,dice_ET\nP0,0.5,0.5,0.6\n", "two columns are named dice_ET; keep one of them"),
         ("name,dice_ET\nP0,0.5\n", "holds no scores by case"),
         ("case,dice_ET\nP0,high\n", "not a table of scores"),
         ("case,dice_ET\nP0,0.5,0.5\n", "not a table of scores"),

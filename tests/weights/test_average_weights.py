@@ -92,6 +92,19 @@ def test_the_mean_has_seen_at_least_what_each_training_saw(tmp_path, first, seco
     assert averaged(tmp_path / "mean.pt", *files)["trained_on"] == wanted
 
 
+def test_each_case_of_the_trainings_counts_once(tmp_path):
+    """Two cohorts may have the same names, and two folds the same cases."""
+    cohorts = ("abcd", "efgh", "cdef")
+    cases = [{"patients": [*cohort], "phantoms": ["x"]} for cohort in cohorts]
+    files = [
+        written(tmp_path / f"{place}.pt", 1.0 + place, trained_on={**trained_on(4, 1, one), "origin": "start"})
+        for place, one in enumerate(cases)
+    ]
+    for number, (chosen, patients) in enumerate(((files[:2], 8), (files[::2], 6), (files, 8))):
+        seen = averaged(tmp_path / f"mean{number}.pt", *chosen)["trained_on"]
+        assert (seen["patients"], seen["phantoms"], len(seen["cases"]["patients"])) == (patients, 1, patients)
+
+
 @pytest.mark.parametrize("seen", [trained_on(0, 152), UNKNOWN])
 def test_weights_and_trainings_that_went_on_from_them(tmp_path, seen):
     before = written(tmp_path / "before.pt", 1.0, trained_on=seen)

@@ -18,11 +18,12 @@ from scripts import command
 from scripts.data.datalist import labeled_items
 from scripts.data.inspection import check_cases
 from scripts.lab.phantoms.cohort import COHORT_FOLDER, phantom_name
-from scripts.lab.studies.execution import execute, jobs_of, locked, write_lists
+from scripts.lab.studies.execution import execute, jobs_of, write_lists
 from scripts.lab.studies.plan import Items, Run, Study, parts_of, read_study, runs_of
 from scripts.lab.studies.results import write_results
 from scripts.utils.errors import InputError
 from scripts.utils.files import BUNDLE_ROOT
+from scripts.utils.locks import locked
 
 
 def cohort_of(study: Study, folder: Path, dataset_dir: Path | None) -> tuple[Path, Items]:
@@ -98,7 +99,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     # So the processes of the runs are stopped, too.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    with locked(folder) as lock:
+    with locked(folder / ".lock") as lock:
+        if lock is None:
+            raise InputError(f"{folder}: a study is running here; wait for its end, or stop its processes.")
         make_cohort(study, folder)
         wanted = {item["case"] for item in items}
         items = [item for item in labeled_items(dataset_dir) if item["case"] in wanted]

@@ -8,13 +8,11 @@ what its processes print, ``runs/<run>.log``.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -166,24 +164,6 @@ def write_lists(parts: Sequence[Part], folder: Path, dataset_dir: Path) -> None:
         )
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[IO[str]]:
-    """Hold the lock of a study's folder, which its processes inherit.
-
-    So a second command waits neither for nor with the processes of a first one: it is refused.
-
-    Raises:
-        InputError: another process holds the lock.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"{folder}: a study is running here; wait for its end, or stop its processes.") from error
-        yield lock
-
-
 def execute(jobs: Sequence[Job], at_once: int, lock: IO[str]) -> list[Job]:
     """Run what is not finished, several runs at the same time, and print how long is left.
 
@@ -192,7 +172,7 @@ def execute(jobs: Sequence[Job], at_once: int, lock: IO[str]) -> list[Job]:
     Args:
         jobs: the runs.
         at_once: number of processes at the same time. They share the processors.
-        lock: the lock of the study's folder.
+        lock: the lock of the study's folder, which the processes inherit, since they go on if this one is killed.
 
     Returns:
         The runs that failed.

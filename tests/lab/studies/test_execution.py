@@ -8,10 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
-from scripts.lab.studies.execution import Job, locked, seconds_left
+from scripts.lab.studies import __main__ as studies
+from scripts.lab.studies.execution import Job, seconds_left
 from scripts.lab.studies.plan import Part, Run, Variant
 from scripts.utils.errors import InputError
 from scripts.utils.literals import shown
+from scripts.utils.locks import locked
+from tiny import make_cases
 
 PART = Part("", [{"case": "a"}, {"case": "b"}], [{"case": "c"}], [{"case": "d"}])
 
@@ -102,5 +105,9 @@ def test_the_time_left_follows_from_the_finished_runs(tmp_path):
 
 
 def test_a_second_study_in_the_same_folder_is_refused(tmp_path):
-    with locked(tmp_path), pytest.raises(InputError, match="a study is running here"), locked(tmp_path):
-        pass
+    plan, out = tmp_path / "plan.yaml", tmp_path / "out"
+    plan.write_text("cohort: {training: 1, validation: 1}\nvariants: [{name: a, title: A, seeds: [0]}]\n")
+    data = make_cases(tmp_path / "data", 3)
+    with locked(out / ".lock"), pytest.raises(InputError, match=rf"^{out}: a study is running here; wait for its end"):
+        studies.main([str(plan), "--dataset-dir", str(data), "--output-dir", str(out)])
+    assert not (out / ".lock").exists()
