@@ -19,6 +19,7 @@ import torch
 from monai.data import load_net_with_metadata
 from scripts.networks import PriorAttentionNet
 from scripts.utils.run_json import bundle_version
+from scripts.weights.record import counts
 from scripts.workflow.recipe import changed_recipe
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from workflows import (

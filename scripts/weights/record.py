@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def record_file(model_file: str | Path) -> Path:
     return Path(model_file).with_suffix(".json")
 
 
-def trained_on(patients: int, phantoms: int, cases: Mapping[str, Sequence[str]] | None = None) -> Record:
+def trained_on(patients: int, phantoms: int, cases: Mapping[str, Collection[str]] | None = None) -> Record:
     """The entry ``trained_on`` of weights of so many patients' cases and phantoms that started from random weights.
 
     ``cases`` are checksums of the cases, by the kinds "patients" and "phantoms", which tell whether trainings share
