@@ -10,10 +10,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import kills
 import nibabel as nib
-import numpy as np
 import pytest
-from forks import python
 from monai.transforms import Compose, NormalizeIntensityd
 from scripts.data.postprocessing import THRESHOLDS
 from scripts.inference import writers
@@ -25,41 +24,20 @@ from scripts.weights.record import save_weights, trained_on
 from scripts.weights.settings import weights_settings
 from scripts.workflow.output import earlier_cases
 from tiny import ARGUMENTS, contents, make_cases, record, small_network
-from workflows import ROOT
 
 NAMES = [f"BraTS20_Training_{number:03}" for number in range(1, 7)]
 
-# A process that segments cases. It writes down which label maps it has written, and may end itself by SIGKILL at a
-# change in the folder of the results, by number.
-JOB = """
-import json, os, signal, sys
-given = json.loads(sys.argv[1])
-from scripts.command import run
+# A process writes down which label maps it has written.
+NOTED = """
 from scripts.inference import writers
 from scripts.patients import segmentation
-from scripts.segment import main
 segmentation.openvino_is_installed = lambda: False
-save, changes = writers.save_map, 0
+save = writers.save_map
 def noted(image, path, dtype):
-    with open(given["log"], "a") as log:
+    with open({log!r}, "a") as log:
         log.write(path.name + "\\n")
     save(image, path, dtype)
 writers.save_map = noted
-def audit(event, args):
-    global changes
-    changed = event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir") or (
-        event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
-    )
-    if changed and any(given["out"] in str(one) for one in args[:2]):
-        changes += 1
-        if changes == given.get("kill"):
-            os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(audit)
-try:
-    run(lambda: main(given["arguments"]))
-finally:
-    if "count" in given:
-        open(given["count"], "w").write(str(changes))
 """
 
 
@@ -89,37 +67,12 @@ def options(model, monkeypatch) -> Options:
 def start(model, tmp_path):
     """Start a process that segments these cases into the folder ``out``."""
 
-    def started(*cases: Path, options=(), **given) -> subprocess.Popen:
-        arguments = [*map(str, cases), "-o", str(tmp_path / "out"), "--model", str(model), "--device", "cpu"]
-        given |= {"arguments": [*arguments, "--no-pictures", *options], "log": str(tmp_path / "log")}
-        given["out"] = str(tmp_path / "out")
-        environment = {**os.environ, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
-        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-        return subprocess.Popen(
-            [python(), "-c", JOB, json.dumps(given)], cwd=tmp_path, env=environment, stdout=-1, stderr=-1, text=True
-        )
+    def started(*cases: Path, options=(), kill: int = 0) -> subprocess.Popen:
+        arguments = [*cases, "-o", tmp_path / "out", "--model", model, "--device", "cpu", "--no-pictures", *options]
+        noted = NOTED.format(log=str(tmp_path / "log"))
+        return kills.start("scripts.segment", arguments, tmp_path / "out", kill, noted)
 
     return started
-
-
-def ended(process: subprocess.Popen) -> tuple[int, str]:
-    """The status of a process, and its errors."""
-    _, said = process.communicate()
-    return process.returncode, "".join(line for line in said.splitlines(True) if line.startswith(("error", "Trace")))
-
-
-def results(out: Path) -> dict[str, object]:
-    """What a folder of results holds, but for times."""
-    found: dict[str, object] = {}
-    for path, content in contents(out).items():
-        name = str(path.relative_to(out))
-        if path.suffix == ".json":
-            entries = json.loads(content)
-            free = ("seconds_of_the_run", "started", "command", "resumed", "parameters", "overwrite")
-            found[name] = {key: value for key, value in entries.items() if key not in free}
-        else:
-            found[name] = content
-    return found
 
 
 def exchange(first: Path, second: Path) -> None:
@@ -182,7 +135,7 @@ def test_ten_processes_do_each_case_once(data, start, options, tmp_path):
     cases = [data / name for name in NAMES]
     # Each has three cases, so each case is that of five processes.
     jobs = [start(*(cases[(number + step) % len(cases)] for step in range(3))) for number in range(10)]
-    assert [ended(job) for job in jobs] == [(0, "")] * 10
+    assert [kills.ended(job) for job in jobs] == [(0, "")] * 10
     out = tmp_path / "out"
     assert sorted((tmp_path / "log").read_text().split()) == [f"{name}.nii.gz" for name in NAMES]
     assert sorted(path.name for path in out.iterdir()) == [*NAMES, "config.json", "datalist.json", "run.json"]
@@ -211,10 +164,10 @@ def test_while_one_process_works_others_may_add_cases_but_not_other_settings(
 
     def save_while_others_come(*args):
         if not said:
-            said["other settings"] = ended(start(data / NAMES[1], options=["--et-label", "3"]))
-            said["other images"] = ended(start(other))
-            said["overwrite"] = ended(start(data / NAMES[1], options=["--overwrite"]))
-            said["another case"] = ended(start(data / NAMES[1]))
+            said["other settings"] = kills.ended(start(data / NAMES[1], options=["--et-label", "3"]))
+            said["other images"] = kills.ended(start(other))
+            said["overwrite"] = kills.ended(start(data / NAMES[1], options=["--overwrite"]))
+            said["another case"] = kills.ended(start(data / NAMES[1]))
             said["the same case"] = start(data / NAMES[0], data / NAMES[2])
         save(*args)
 
@@ -229,7 +182,7 @@ def test_while_one_process_works_others_may_add_cases_but_not_other_settings(
     assert status == 1 and f"{out}: another process works here; wait for its end" in line
     assert said["another case"] == (0, "")
     # It has waited.
-    assert ended(said["the same case"]) == (0, "")
+    assert kills.ended(said["the same case"]) == (0, "")
     assert sorted((tmp_path / "log").read_text().split()) == [f"{name}.nii.gz" for name in NAMES[1:3]]
     assert sorted(path.name for path in out.glob("*/*.json")) == [f"{name}.json" for name in NAMES[:3]]
     assert record(out)["cases"] == 3 and not (out / ".locks").exists()
@@ -238,7 +191,6 @@ def test_while_one_process_works_others_may_add_cases_but_not_other_settings(
 
 def test_results_that_another_process_has_written_meanwhile_are_not_replaced(data, options, tmp_path, monkeypatch):
     out, case = tmp_path / "out", NAMES[0]
-    begin = segmentation.Results.__init__
     made = tmp_path / "made" / case
     segment([data / NAMES[1]], tmp_path / "made", options=options)
     shutil.move(tmp_path / "made" / NAMES[1], made)
@@ -258,46 +210,22 @@ def test_results_that_another_process_has_written_meanwhile_are_not_replaced(dat
     ):
         segment([data / case], out, options=options)
     assert contents(out / case).keys() == {out / case / f"{case}{end}" for end in (".json", ".nii.gz")}
-    assert begin is segmentation.Results.__init__
-
-
-def killed_and_started_again(start, cases, out: Path, moments, first: dict[str, bytes]) -> None:
-    """Kill a process at these moments, of which there are as many as changes in its folder, and start it again."""
-    whole = None
-    for moment in moments:
-        shutil.rmtree(out, ignore_errors=True)
-        for path, content in first.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        if moment:
-            status, _ = ended(start(*cases, kill=moment))
-            assert status == -9
-        assert ended(start(*cases)) == (0, "")
-        found = results(out)
-        assert not (out / ".locks").exists()
-        if whole is None:
-            whole = found
-        assert found == whole, moment
-    # A moment 0 kills nothing.
-    assert whole
-
-
-def moments_of(start, cases, tmp_path: Path, number: int) -> list[int]:
-    """The undisturbed run, then as many moments of it, evenly."""
-    assert ended(start(*cases, count=str(tmp_path / "count"))) == (0, "")
-    changes = int((tmp_path / "count").read_text())
-    assert changes > 20
-    return [0, *np.linspace(1, changes, number).round().astype(int).tolist()]
 
 
 @pytest.mark.slow
-def test_a_segmentation_that_is_killed_goes_on_as_if_it_had_not_been(data, start, tmp_path):
-    cases = [data / name for name in NAMES[:2]]
-    killed_and_started_again(start, cases, tmp_path / "out", moments_of(start, cases, tmp_path, 3), {})
+@pytest.mark.parametrize("moments", [3, pytest.param(20, marks=pytest.mark.lab)])
+def test_a_process_may_be_killed_at_any_moment(data, start, tmp_path, moments):
+    out = tmp_path / "out"
 
+    def found() -> dict[str, object]:
+        free = ("seconds_of_the_run", "started", "command", "resumed")
+        return {
+            str(path): {key: value for key, value in json.loads(content).items() if key not in free}
+            if path.suffix == ".json"
+            else content
+            for path, content in contents(out).items()
+        } | {str(path): "folder" for path in out.rglob(".*")}
 
-@pytest.mark.slow
-@pytest.mark.lab
-def test_a_segmentation_may_be_killed_at_any_of_twenty_moments(data, start, tmp_path):
-    cases = [data / name for name in NAMES[:2]]
-    killed_and_started_again(start, cases, tmp_path / "out", moments_of(start, cases, tmp_path, 20), {})
+    kills.check_kills(
+        lambda kill: start(data / NAMES[0], data / NAMES[1], kill=kill), found, lambda: shutil.rmtree(out), moments
+    )

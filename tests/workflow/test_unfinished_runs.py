@@ -5,19 +5,14 @@
 from __future__ import annotations
 
 import os
-import random
 import shlex
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
 import pytest
 import torch
-from workflows import ROOT, SIZE, TRAINING_SIZE, command, files, voxels
+from workflows import ROOT, SIZE, TRAINING_SIZE, files, voxels
 
 CASES = [f"BraTS20_Training_{number:03d}" for number in range(1, 4)]
 
@@ -107,42 +102,3 @@ def test_a_folder_that_takes_no_files_stops_each_workflow_in_one_line(small_coho
         assert error.startswith(f"error: {out / 'run'}")
         assert "cannot be written (Read-only file system); choose another folder." in error
         assert not list((tmp_path / f"{name}.kept").iterdir())
-
-
-@pytest.mark.slow
-def test_a_process_that_is_killed_at_any_moment_leaves_whole_files_and_can_be_started_again(
-    cohort, model_file, tmp_path
-):
-    place = {**SIZE, "dataset_dir": cohort, "model_file": model_file}
-    whole, maps = tmp_path / "whole", tmp_path / "maps"
-    done = command(*arguments("inference.json", **place, output_dir=whole)[1:], cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
-
-    moments = random.Random(5)
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(ROOT)}
-    run = [sys.executable, *arguments("inference.json", **place, output_dir=maps, save_probabilities=False)]
-    for _ in range(3):
-        (tmp_path / "started").unlink(missing_ok=True)
-        known = {path.name for path in maps.glob("*.nii.gz")} if maps.exists() else set()
-        started = time.time()
-        process = subprocess.Popen(
-            run, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
-        record = maps / "run.json"
-        while process.poll() is None and not (record.exists() and record.stat().st_mtime > started):
-            time.sleep(0.02)
-        time.sleep(moments.uniform(0, 1))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        if process.returncode != -signal.SIGKILL:
-            break
-        # What is there is whole.
-        for path in maps.glob("*.nii.gz"):
-            assert np.array_equal(voxels(path), voxels(whole / path.name))
-        assert known <= {path.name for path in maps.glob("*.nii.gz")}
-    done = command(*run[2:], cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert sorted(path.name for path in maps.iterdir()) == sorted(path.name for path in whole.iterdir())
-    for path in whole.glob("*.nii.gz"):
-        assert np.array_equal(voxels(maps / path.name), voxels(path))
-        assert np.array_equal(nib.load(maps / path.name).affine, nib.load(path).affine)
