@@ -106,7 +106,9 @@ def test_the_time_left_follows_from_the_finished_runs(tmp_path):
 
 def test_a_second_study_in_the_same_folder_is_refused(tmp_path):
     plan, out = tmp_path / "plan.yaml", tmp_path / "out"
-    plan.write_text("cohort: {training: 1, validation: 1}\nvariants: [{name: a, title: A, seeds: [0]}]\n")
+    plan.write_text(
+        "cohort: {training: 1, validation: 1}\nsettings: {max_epochs: 1}\nvariants: [{name: a, title: A, seeds: [0]}]\n"
+    )
     data = make_cases(tmp_path / "data", 3)
     with locked(out / ".lock"), pytest.raises(InputError, match=rf"^{out}: a study is running here; wait for its end"):
         studies.main([str(plan), "--dataset-dir", str(data), "--output-dir", str(out)])
