@@ -21,8 +21,16 @@ SIZE = {
     "val_interval": 1,
     "spacing": [1] * 3,
 }
-OF_THE_CALL = ("seconds_of_the_run", "started", "command", "resumed", "parameters", "overwrite", "resume")
-MOMENTS = pytest.mark.parametrize("moments", [2, pytest.param(20, marks=pytest.mark.lab)])
+OF_THE_CALL = (
+    "seconds_of_the_run",
+    "started",
+    "command",
+    "resumed",
+    "parameters",
+    "overwrite",
+    "resume",
+    "recipe_changed",
+)
 STATES = ("trainer_state.pt", "trainer_state_previous.pt")
 
 
@@ -56,19 +64,19 @@ def settings_again(out: Path) -> dict[str, bool]:
 
 
 @pytest.mark.slow
-@MOMENTS
-def test_a_training(tmp_path, moments):
+@pytest.mark.lab  # tests/training/test_resume.py kills a training at two moments
+def test_a_training(tmp_path):
     data, out = make_cases(tmp_path / "data", 3), tmp_path / "out"
 
     def run(kill: int):
         place = {"dataset_dir": data, "output_dir": out, **settings_again(out)}
         return workflow(["train.json"], out, kill, **place, **SIZE)
 
-    kills.check_kills(run, lambda: results(out), lambda: shutil.rmtree(out), moments)
+    kills.check_kills(run, lambda: results(out), lambda: shutil.rmtree(out), 20)
 
 
 @pytest.mark.slow
-@MOMENTS
+@pytest.mark.parametrize("moments", [2, pytest.param(20, marks=pytest.mark.lab)])
 def test_an_evaluation(tmp_path, model, moments):
     data, out = make_cases(tmp_path / "data", 2), tmp_path / "out"
     folder, size = out / "evaluation_all", {key: SIZE[key] for key in SIZE if key not in ("max_epochs", "val_interval")}
