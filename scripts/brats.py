@@ -30,6 +30,10 @@ BACKGROUND_CHANNEL, ET_CHANNEL, TC_CHANNEL, WT_CHANNEL = range(4)
 # Values in a label map. The value of ET depends on the release.
 CORE_LABEL, EDEMA_LABEL = 1, 2
 ET_LABELS = (3, 4)
+# Releases in which both occur, by year, with the value of ET. Only a user can tell them apart. In 2013 and 2015, 3 is
+# non-enhancing core; in 2024, 4 is the resection cavity, which counts as background.
+LABEL_RELEASES = {2015: 4, 2024: 3}
+NONENHANCING_LABEL = 3
 
 
 @dataclass(frozen=True)
@@ -221,25 +225,31 @@ def check_et_label(et_label: int) -> int:
     return et_label
 
 
-def check_label_values(values: Iterable[float], et_label: int, name: str, cavity: bool = False) -> None:
+def check_label_values(values: Iterable[float], et_label: int, name: str, label_release: int = 0) -> None:
     """Refuse values in the label map ``name`` that a release with this ET label does not use.
 
-    ``cavity`` accepts 4 as the resection cavity beside an ET label of 3.
+    A ``label_release`` of ``LABEL_RELEASES`` accepts 3 and 4 together.
 
     Example:
         >>> check_label_values([0, 1, 7], et_label=4, name="seg.nii.gz")
         Traceback (most recent call last):
         scripts.utils.errors.InputError: seg.nii.gz: unexpected label 7 beside 0, 1, 2, 4; check the file.
     """
-    used = {0.0, float(CORE_LABEL), float(EDEMA_LABEL), float(et_label)}
-    unknown = sorted({float(v) for v in values} - used - ({4.0} if cavity else set()))
+    held = {float(v) for v in values}
+    own = ET_LABELS if LABEL_RELEASES.get(label_release) == et_label else [et_label]
+    used = {0.0, float(CORE_LABEL), float(EDEMA_LABEL), *map(float, own)}
+    unknown = sorted(held - used)
     if not unknown:
         return
     shown = ", ".join(f"{v:g}" for v in unknown)
-    if et_label == 3 and unknown == [4.0]:
-        remedy = f"in BraTS 2024 label 4 is the resection cavity, in {BRATS_2020.name} it is ET: set --et_label 3 or 4"
-    elif et_label == 4 and unknown == [3.0]:
-        remedy = f"in {BRATS_2023.name} ET is 3: set --et_label 3"
+    cavity = "in BraTS 2024 label 4 is the resection cavity: set --label_release 2024"
+    core = "in BraTS 2013 and 2015 label 3 is non-enhancing core: set --label_release 2015"
+    if unknown in ([3.0], [4.0]) and held.issuperset(ET_LABELS):
+        remedy = f"{cavity}; {core}"
+    elif unknown == [4.0]:
+        remedy = f"{cavity}; in {BRATS_2020.name} it is ET: set --et_label 4"
+    elif unknown == [3.0]:
+        remedy = f"in {BRATS_2023.name} it is ET: set --et_label 3; {core}"
     else:
         remedy = "check the file"
     raise InputError(f"{name}: unexpected label {shown} beside 0, 1, 2, {et_label}; {remedy}.", "unexpected label")

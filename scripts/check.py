@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from scripts import command
-from scripts.brats import ET_LABELS
-from scripts.data.findings import NOT_PREPARED, Finding
+from scripts.brats import ET_LABELS, LABEL_RELEASES
+from scripts.data.findings import ACCEPTABLE, Finding
 from scripts.utils.errors import InputError, printable
 from scripts.utils.files import save_json
 
@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="check the cases of this list; its paths are relative to DATASET_OR_CASE",
     )
     given.add_argument("--et-label", type=int, choices=ET_LABELS, help="value of ET (default: by each case's release)")
+    releases = "release of label maps with 3 and 4: core and ET (2015), or ET and resection cavity (2024)"
+    given.add_argument("--label-release", type=int, choices=LABEL_RELEASES, help=releases)
     command.add_channel_order(given)
     given.add_argument(
         "--may-lack", type=int, default=0, help="sequences that a case may lack, by the weights' record (default: 0)"
@@ -65,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"{args.json}: exists already; move it away or choose another name.")
     if args.datalist_file:
         items = [item for items in read_datalist(args.datalist_file, args.data).values() for item in items]
-        set_et_label(items, args.et_label)
+        set_et_label(items, args.et_label, args.label_release)
     else:
-        items = every_item(args.data, args.et_label)
+        items = every_item(args.data, args.et_label, args.label_release)
     findings, _ = examine(items, args.data, "cases", args.datalist_file, args.channel_order, args.may_lack)
     errors = [finding for finding in findings if finding.is_error]
     console = Console()
@@ -76,8 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for kind, count in Counter(finding.kind for finding in findings).most_common():
             console.print(f"{count:6d}  {kind}", highlight=False)
     kinds = {finding.kind for finding in findings}
-    if refused := ", ".join(kind for kind in NOT_PREPARED if kind in kinds):
-        console.print(f"panet segment refuses: {refused}; see {PREPARATION_PAGE}.", highlight=False)
+    if refused := ", ".join(kind for kind in ACCEPTABLE if kind in kinds):
+        advice = f"panet segment refuses without --accept: {refused}; see {PREPARATION_PAGE}."
+        console.print(advice, highlight=False)
     numbers = {"error": len(errors), "warning": len(findings) - len(errors)}
     told = [f"{count} {word}{'s' * (count != 1)}" for word, count in {"case": len(items), **numbers}.items()]
     console.print(

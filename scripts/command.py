@@ -9,6 +9,8 @@ seconds, and ``--help`` answers without them.
 from __future__ import annotations
 
 import argparse
+import getpass
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +19,12 @@ from typing import Any, NoReturn
 
 from scripts.brats import CHANNEL_ORDER, SEQUENCES
 from scripts.utils.errors import show_input_errors
+
+try:
+    getpass.getuser()
+except (KeyError, OSError):
+    # In a container, a user may have no entry in the password file. MONAI's import fails then, unless a name is set.
+    os.environ["USER"] = str(os.getuid())
 
 
 class Parser(argparse.ArgumentParser):

@@ -32,7 +32,8 @@ def _parser() -> argparse.ArgumentParser:
         "cases", nargs="*", type=command.path, metavar="CASE", help="folder of cases, of one case, or 4-D file"
     )
     for name in SEQUENCES:
-        given.add_argument(f"--{name}", type=command.path, help=f"image file of {name}, instead of CASE")
+        told = f"image file of {name} instead of CASE, or number or folder of its series in the DICOM study CASE"
+        given.add_argument(f"--{name}", type=command.path, help=told)
     given.add_argument("--name", help="name of the case that --t1, --t1ce, --t2 and --flair are (default: case)")
     groups["output"].add_argument("-o", "--output-dir", type=command.path, required=True, help="folder to write to")
     add_options(groups)
@@ -41,11 +42,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _files(args: argparse.Namespace) -> Mapping[str, Path] | None:
     given = {name: getattr(args, name) for name in SEQUENCES if getattr(args, name) is not None}
-    if given and args.cases:
-        raise InputError(f"--{next(iter(given))}: give a CASE or files of sequences, not both.")
+    if given and len(args.cases) > 1:
+        raise InputError(f"--{next(iter(given))}: give one CASE, a DICOM study, or none.")
     if not given and not args.cases:
         raise InputError("no CASE: give a folder of a case, or --t1, --t1ce, --t2 and --flair.")
-    if args.name and not given:
+    if args.name and (args.cases or not given):
         raise InputError("--name: a CASE has its own name; give --name with --t1, --t1ce, --t2 and --flair.")
     return given or None
 

@@ -280,7 +280,7 @@ def device_half(device):
             image = torch.randn(4, 32, 32, 32, generator=generator).half()
             label = torch.randint(0, 4, (1, 32, 32, 32), generator=generator).to(torch.uint8)
             item = {"image": MetaTensor(image), "label": MetaTensor(label), "et_label": 3, "case": f"case {number}"}
-            items.append(item | {"edema_label": 2, "resection_cavity": False})
+            items.append(item | {"edema_label": 2, "label_release": 0})
         batches.append(list_data_collate(items))
     return transform, parser.get_parsed_content("train#trainer#prepare_batch"), batches
 

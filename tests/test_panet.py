@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import importlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -17,7 +19,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from scripts import panet, segment
+from scripts import command, panet, segment
 from scripts.patients.options import Options
 from workflows import ROOT
 
@@ -172,3 +174,15 @@ def test_an_editable_installation_has_the_program(project):
     with zipfile.ZipFile(wheel) as archive:
         (entry,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
         assert "panet = scripts.panet:run" in archive.read(entry).decode()
+
+
+def test_a_user_without_a_name_is_given_one(monkeypatch):
+    """Without it, MONAI's import fails. A container may be started with any user's number."""
+
+    def absent() -> str:
+        raise KeyError("getpwuid(): uid not found: 54321")
+
+    monkeypatch.setattr(getpass, "getuser", absent)
+    monkeypatch.setenv("USER", "someone")
+    importlib.reload(command)
+    assert os.environ["USER"] == str(os.getuid())

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -108,6 +108,11 @@ def _read_folder(folder: Path, files: Sequence[str]) -> Iterator[Case]:
     yield from found_cases
 
 
+def case_file(path: Path) -> bool:
+    """Whether a name is that of a file of a case."""
+    return bool(released_file(path) or (path.parent.name in DECATHLON_IMAGES and _NIFTI.fullmatch(path.name)))
+
+
 def _decathlon_case(file: Path) -> Case:
     labels = DECATHLON_IMAGES.get(file.parent.name)
     label = file.parent.parent / labels / file.name if labels else None
@@ -118,12 +123,17 @@ def _common_folder(files: Iterable[str]) -> Path:
     return Path(os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files]))
 
 
-def _dicom_cases(found: Sequence[Series]) -> Iterator[Case]:
+def _dicom_cases(found: Sequence[Series], given: Mapping[str, str]) -> Iterator[Case]:
     studies: dict[tuple[str, str], list[Series]] = {}
     # Reports and images of other machines may lie beside a study, or be one.
     for series in found:
         if series.first.modality in ("", "MR"):
             studies.setdefault((series.first.patient, series.first.study), []).append(series)
+    if given and len(studies) != 1:
+        raise InputError(
+            f"--{next(iter(given))}: names a series of one DICOM study, and CASE holds {len(studies)}; give the folder "
+            "of one, or files of all sequences without CASE."
+        )
     cases: dict[Path, tuple[Case, Series]] = {}
     for key, study in studies.items():
         folder, first = _common_folder(series.first.file for series in study), study[0]
@@ -134,7 +144,7 @@ def _dicom_cases(found: Sequence[Series]) -> Iterator[Case]:
                 f"{first.first.file}); give each study of a patient a folder of its own, or name the series of each "
                 "case in a --datalist_file."
             )
-        choice = choose([series for series in found if (series.first.patient, series.first.study) == key])
+        choice = choose([series for series in found if (series.first.patient, series.first.study) == key], given)
         images = {sequence: Path(fit.series.first.file) for sequence, fit in choice.chosen.items()}
         cases[folder] = Case(folder.name, folder, DICOM, images, choice=choice), first
     # An incomplete study with two patients is one whose PatientID is wrong in a part of it, or whose parts were mixed.
@@ -152,16 +162,18 @@ def _refuse_unreadable(error: OSError) -> None:
         raise InputError(f"{error.filename}: cannot be read ({error.strerror}), {remedy}") from error
 
 
-def find_cases(dataset_dir: str | Path) -> list[Case]:
+def find_cases(dataset_dir: str | Path, given: Mapping[str, str] | None = None) -> list[Case]:
     """All cases in ``dataset_dir`` and below, complete or not, ordered by name.
 
     Hidden folders are skipped, and an absent folder has no cases. ``dataset_dir`` may also be the folder of one case,
     or one four-dimensional file. A study of DICOM series in which nothing fits a sequence is a case without images.
+    ``given`` are numbers or folders of series of the one study there, by sequence.
 
     Raises:
-        InputError: a folder cannot be read, several studies share one, or pydicom or itk is missing.
+        InputError: a folder cannot be read, several studies share one, ``given`` fits no series, or pydicom or itk is
+            missing.
     """
-    if Path(dataset_dir).is_file():
+    if Path(dataset_dir).is_file() and not given:
         return [_decathlon_case(Path(dataset_dir))]
     cases: list[Case] = []
     series: list[Series] = []
@@ -173,10 +185,12 @@ def find_cases(dataset_dir: str | Path) -> list[Case]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        cases.extend(_read_folder(Path(folder), files))
+        # Some programs unpack x.nii.gz to a folder of this name. It is in the place of the file.
+        unpacked = [name for name in folders if case_file(Path(folder, name))]
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in unpacked)
+        cases.extend(_read_folder(Path(folder), [*files, *unpacked]))
         series.extend(series_in(folder, files))
-    cases.extend(_dicom_cases(series))
+    cases.extend(_dicom_cases(series, given or {}))
     return sorted(cases, key=lambda case: (case.name, str(case.folder)))
 
 
@@ -216,6 +230,11 @@ def resolve_image(image: str | Path | Sequence[str]) -> str | list[str]:
         return paths[0]
     folder = Path(paths[0])
     own = list(_read_folder(folder, os.listdir(folder))) or [case for case in find_cases(folder) if case.choice]
+    if doubtful := [case.choice.doubt for case in own if case.choice and case.choice.doubt]:
+        raise InputError(
+            f"{folder}: {doubtful[0]}; name the series of each sequence in a --datalist_file.",
+            "contradicting contrast agent",
+        )
     cases = [case for case in own if not case.missing and case.file is None]
     if len(cases) != 1:
         raise InputError(f"{folder}: {len(cases)} complete cases; the folder of an image holds one, {LOOKED_FOR}.")

@@ -5,7 +5,7 @@
 An entry is a dict. It holds ``case`` (the name of the case) and ``image`` (four files in the network's order, or one
 four-dimensional file). ``NO_FILE`` stands for a sequence that the case lacks, and a file of a DICOM series for the
 series. An entry with a segmentation also holds ``label`` and what the values of the label map mean (``et_label``,
-``edema_label``, ``resection_cavity``: see ``scripts.data.transforms.CheckLabelsd``). In entries from a user or another
+``edema_label``, ``label_release``: see ``scripts.data.transforms.CheckLabelsd``). In entries from a user or another
 program, ``image`` may also be a folder, or four files in another order, or folders of one DICOM series each.
 ``complete_item`` and ``scripts.data.datalist_file.read_datalist`` resolve such an ``image`` once.
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.brats import EDEMA_LABEL, SEQUENCES, check_et_label, sequences_told
+from scripts.brats import EDEMA_LABEL, LABEL_RELEASES, SEQUENCES, check_et_label, sequences_told
 from scripts.data.cases import find_cases, image_files, image_name, missing_sequences, resolve_image
 from scripts.data.datalist_file import HELD_OUT_IN, read_datalist
 from scripts.data.splits import make_folds, patient_of, random_split
@@ -27,10 +27,12 @@ from scripts.utils.errors import InputError
 logger = logging.getLogger(__name__)
 
 
-def every_item(dataset_dir: str | Path, et_label: int | None = None) -> list[dict[str, Any]]:
+def every_item(
+    dataset_dir: str | Path, et_label: int | None = None, label_release: int | None = None
+) -> list[dict[str, Any]]:
     """An entry of every case, complete or not, with its label map if there is one.
 
-    ``et_label`` is the label value of ET, or None for the value of each case's release.
+    ``et_label`` and ``label_release`` say what label values mean; None takes what each case's release says.
     """
     items = []
     for case in find_cases(dataset_dir):
@@ -40,28 +42,38 @@ def every_item(dataset_dir: str | Path, et_label: int | None = None) -> list[dic
         item: dict[str, Any] = {"case": case.name, "image": case.image}
         if case.label is not None:
             item |= {"label": str(case.label), "et_label": case.release.et_label}
-            item |= {"edema_label": case.release.edema_label, "resection_cavity": 0}
-            set_et_label([item], et_label)
+            item |= {"edema_label": case.release.edema_label, "label_release": 0}
+            set_et_label([item], et_label, label_release)
         items.append(item)
     return items
 
 
-def set_et_label(items: Sequence[dict[str, Any]], et_label: int | None) -> None:
-    """Give entries the value of ET that the user has set; None leaves them as they are."""
+def set_et_label(items: Sequence[dict[str, Any]], et_label: int | None, label_release: int | None = None) -> None:
+    """Give entries the value of ET, or the release of ``LABEL_RELEASES``, that the user has set.
+
+    Raises:
+        InputError: there is no such release, or its ET has another value.
+    """
+    if label_release is not None:
+        if label_release not in LABEL_RELEASES:
+            known = " or ".join(map(str, LABEL_RELEASES))
+            raise InputError(f"--label_release {label_release}: 3 and 4 have a meaning together in {known} only.")
+        if et_label not in (None, LABEL_RELEASES[label_release]):
+            raise InputError(f"--et_label {et_label}: not that of --label_release {label_release}; leave one out.")
+        et_label = LABEL_RELEASES[label_release]
     if et_label is not None:
         for item in items:
-            # A user who sets ET's label to 3 says explicitly that a 4 beside it is a resection cavity.
-            item.update(et_label=et_label, resection_cavity=int(et_label == 3))
+            item.update(et_label=et_label, label_release=label_release or 0)
 
 
 def labeled_items(
-    dataset_dir: str | Path, et_label: int | None = None, incomplete: bool = False
+    dataset_dir: str | Path, et_label: int | None = None, incomplete: bool = False, label_release: int | None = None
 ) -> list[dict[str, Any]]:
     """Datalist for training and evaluation: the entries of cases with a label map (``every_item``).
 
     Cases that lack a sequence are left out, unless ``incomplete`` is true.
     """
-    items = [item for item in every_item(dataset_dir, et_label) if "label" in item]
+    items = [item for item in every_item(dataset_dir, et_label, label_release) if "label" in item]
     return [item for item in items if incomplete or not missing_sequences(item["image"])]
 
 
@@ -92,7 +104,7 @@ def complete_item(item: Mapping[str, Any], et_label: int) -> dict[str, Any]:
             f"{', '.join(f'_{sequence}' for sequence in SEQUENCES)}, or give a --datalist_file that holds 'sequences'."
         )
     files = resolve_image(image)
-    reading = {"et_label": et_label, "edema_label": EDEMA_LABEL, "resection_cavity": 0} if "label" in item else {}
+    reading = {"et_label": et_label, "edema_label": EDEMA_LABEL, "label_release": 0} if "label" in item else {}
     return {"case": image_name(files), **reading, **item, "image": files}
 
 
@@ -129,6 +141,7 @@ def split_datalist(
     fold: int | None = None,
     incomplete: bool = False,
     cases: str | None = None,
+    label_release: int | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Labeled cases as ``training``, ``validation`` and ``all``. Cases of a patient stay together.
 
@@ -146,6 +159,7 @@ def split_datalist(
         incomplete: also take cases that lack a sequence.
         cases: the list that is wanted. For ``all`` no new split is made; without a given or recorded one, all cases are
             in the list ``training``.
+        label_release: the release of ``LABEL_RELEASES`` that label maps with 3 and 4 are from, or None.
 
     Raises:
         InputError: a file or a table of names is faulty, ``et_label`` is neither 3 nor 4, there is no such fold, or a
@@ -171,10 +185,10 @@ def split_datalist(
             logger.warning(
                 "%s: there is no split, so a new one is made; the weights may have seen its cases.", recorded
             )
-        items = labeled_items(dataset_dir, et_label, incomplete) if given is None else given["training"]
+        items = labeled_items(dataset_dir, et_label, incomplete, label_release) if given is None else given["training"]
         training, validation = items, items[:0]
         if cases != "all" and fold is not None and items:
-            set_et_label(items, et_label)  # folds measure ET
+            set_et_label(items, et_label, label_release)  # folds measure ET
             parts = make_folds(items, folds, seed, dataset_dir)
             for number, part in enumerate(parts):
                 for item in part:
@@ -187,7 +201,7 @@ def split_datalist(
         for entries in lists.values():
             entries.sort(key=lambda item: str(item["case"]))
     training, validation = lists["training"], lists["validation"]
-    set_et_label(training + validation, et_label)
+    set_et_label(training + validation, et_label, label_release)
     return {"training": training, "validation": validation, "all": training + validation}
 
 

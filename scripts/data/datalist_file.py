@@ -13,6 +13,7 @@ from typing import Any
 from scripts.brats import (
     DECATHLON,
     ET_LABELS,
+    LABEL_RELEASES,
     SEQUENCES,
     Release,
     in_network_order,
@@ -156,7 +157,9 @@ def _description(
             raise refusal(f"an entry has no '{key}' ({meaning}) and its files' names tell no release")
         if found[key] not in possible:
             raise refusal(f"'{key}' is {possible[0]} or {possible[1]}")
-    found["resection_cavity"] = entry.get("resection_cavity", 0)
+    if (release_year := entry.get("label_release", 0)) not in (0, *LABEL_RELEASES):
+        raise refusal(f"'label_release' is {' or '.join(map(str, LABEL_RELEASES))}")
+    found["label_release"] = release_year
     for key in (*DESCRIPTIONS, HELD_OUT_IN):
         if (value := entry.get(key)) is not None:
             if not isinstance(value, str | int):

@@ -10,7 +10,9 @@ and ``scripts.data.images`` reads the voxels.
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
+import re
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
@@ -23,9 +25,11 @@ import numpy as np
 from scripts.brats import IMAGE_SUFFIXES
 from scripts.utils.errors import InputError, one_line
 
-# A DICOM file has these bytes after 128 others.
+# A DICOM file has these bytes after 128 others. Some archives leave out the 128, or both, and the first element comes:
+# one of group 2 or 8 with a type of two letters, or with a short length.
 MAGIC = b"DICM"
 MAGIC_OFFSET = 128
+_FIRST_ELEMENT = re.compile(rb"[\x02\x08]\0[\0-\x20]\0(?:[A-Z]{2}|[\0-\x40]\0\0\0)", re.DOTALL)
 
 # Kinds of files (SOPClassUID).
 DIRECTORY = "1.2.840.10008.1.3.10"
@@ -44,6 +48,9 @@ TEXTS = {
     "protocol": "ProtocolName",
     "agent": "ContrastBolusAgent",
     "technique": "ScanningSequence",
+    "date": "AcquisitionDate",
+    "time": "AcquisitionTime",
+    "photometric": "PhotometricInterpretation",
 }
 NUMBERS = {
     "number": "SeriesNumber",
@@ -51,9 +58,10 @@ NUMBERS = {
     "repetition": "RepetitionTime",
     "inversion": "InversionTime",
     "thickness": "SliceThickness",
+    "intercept": "RescaleIntercept",
 }
 LISTS = {"spacing": "PixelSpacing", "orientation": "ImageOrientationPatient", "position": "ImagePositionPatient"}
-OTHERS = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation")
+OTHERS = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel")
 
 # Errors that pydicom raises for a file that ends too early or is no DICOM file after its first bytes.
 FAULTS = (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, struct.error, zlib.error)
@@ -80,6 +88,9 @@ class Header(NamedTuple):
     protocol: str
     agent: str
     technique: str
+    date: str
+    time: str
+    photometric: str
     echo: float | None
     repetition: float | None
     inversion: float | None
@@ -88,6 +99,7 @@ class Header(NamedTuple):
     orientation: tuple[float, ...]
     position: tuple[float, ...]
     thickness: float | None
+    intercept: float | None
     several_frames: bool
     color: bool
     patient: str = ""
@@ -109,6 +121,17 @@ class Series:
         """The header of the file whose path stands for the series."""
         return self.headers[0]
 
+    @property
+    def time(self) -> str:
+        """When the first of the slices was acquired: year to second, 14 digits and a fraction; empty if not all say."""
+        times = [(header.date or "0" * 8) + header.time for header in self.headers]
+        return min(times) if all(header.time for header in self.headers) else ""
+
+    @property
+    def inverted(self) -> bool:
+        """Whether the highest value is black."""
+        return self.first.photometric == "MONOCHROME1"
+
     def __str__(self) -> str:
         number = "without a number" if self.first.number is None else f"{self.first.number:.0f}"
         return f"series {number} '{self.first.description or self.first.protocol}'"
@@ -126,10 +149,35 @@ def is_dicom(path: str | os.PathLike[str]) -> bool:
         return False
     try:
         with file.open("rb") as stream:
-            return stream.read(MAGIC_OFFSET + len(MAGIC))[MAGIC_OFFSET:] == MAGIC
+            return _preamble(stream.read(MAGIC_OFFSET + len(MAGIC))) is not None
     except OSError as error:
         told = f"{path}: not readable ({error.strerror}); change its permissions."
         raise InputError(told, "unreadable file") from error
+
+
+def _preamble(start: bytes) -> bytes | None:
+    """What the first bytes of a DICOM file lack before its first element; None if it is none."""
+    if start[MAGIC_OFFSET:] == MAGIC:
+        return b""
+    if start.startswith(MAGIC):
+        return bytes(MAGIC_OFFSET)
+    return bytes(MAGIC_OFFSET) + MAGIC if _FIRST_ELEMENT.match(start) else None
+
+
+def complete_file(path: str | os.PathLike[str]) -> bytes | None:
+    """The content of a DICOM file with the 128 bytes and the mark that it lacks; None if it lacks nothing."""
+    with Path(path).open("rb") as stream:
+        start = stream.read(MAGIC_OFFSET + len(MAGIC))
+        missing = _preamble(start)
+        return missing + start + stream.read() if missing else None
+
+
+def read_dataset(path: str | os.PathLike[str], **options: Any) -> Any:
+    """``pydicom.dcmread`` with these options, also for a file without its first 128 bytes."""
+    import pydicom
+
+    content = complete_file(path)
+    return pydicom.dcmread(path if content is None else io.BytesIO(content), **options)
 
 
 def _numbers(dataset: Any, name: str) -> tuple[float, ...]:
@@ -165,7 +213,7 @@ def _header(path: str, *state: int) -> Header | None:
         # Values of odd form are common, and pydicom would warn of each in every file.
         with pydicom.config.disable_value_validation():
             tags = [*TEXTS.values(), *NUMBERS.values(), *LISTS.values(), *OTHERS]
-            header = _header_of(path, pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags))
+            header = _header_of(path, read_dataset(path, stop_before_pixels=True, specific_tags=tags))
     except (*FAULTS, BytesLengthException, InvalidDicomError) as error:
         raise _damaged(path, one_line(error)) from error
     if header is not None and not (header.series and header.study and min(header.size)):
@@ -186,7 +234,7 @@ def _header_of(path: str, data: Any) -> Header | None:
         file=path,
         size=(int(columns or 0), int(rows or 0)),
         several_frames=(_number(data, "NumberOfFrames") or 1) > 1 or fields["kind"] in MULTI_FRAME,
-        color=(_number(data, "SamplesPerPixel") or 1) > 1 or _text(data, "PhotometricInterpretation")[:7] == "PALETTE",
+        color=(_number(data, "SamplesPerPixel") or 1) > 1 or fields["photometric"][:7] == "PALETTE",
         **fields,
     )
 

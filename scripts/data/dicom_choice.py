@@ -4,16 +4,19 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scripts.brats import SEQUENCE_TITLES, SEQUENCES
 from scripts.data.dicom import Header, Series
+from scripts.utils.errors import InputError
 
 # Values of ContrastBolusAgent, in small letters, that mean that there is none.
-NO_AGENT = ("", "no", "none", "0", "n", "n/a", "na", "without")
+NO_AGENT = ("no", "none", "0", "n", "n/a", "na", "without")
 
 
 def _words(*words: str) -> str:
@@ -48,20 +51,70 @@ _OTHER = re.compile(
 )
 # With T1 in the description they are T1 images, without it T2*.
 _GRADIENT_ECHO = re.compile(_words("gre", "ffe", "fl2d", "merge", "medic"))
-_WITH_AGENT = re.compile(
-    _words(
-        r"gd|gad[a-z]*|ce|post(?![ _-]?op)(?:gd|gad[a-z]*|con[a-z]*)?|[ck]ontrast|enhanced|km|mdc",
-        r"dotarem|magnevist|multihance|prohance|omniscan|clariscan|eovist",
-        r"t1w?(?:ce?|gd|gad|km|post|con)",
-    )
-    + r"|\+ ?(?:c|k|gd|km)(?![a-z])|(?<![a-z])t?1?c ?\+|t1w?[ _-]c(?![a-z])"
+
+# Words about contrast agent, as ``_plain`` writes them, in English, German, French, Italian, Spanish, Portuguese,
+# Dutch, Scandinavian languages, Polish, Chinese and Japanese.
+_AGENT = (
+    r"(?:gd|gad[a-z]*|[ck]ontras[a-z]*|[ck]ontr|km|mdc|m\.d\.c|ce|enhanced|inj|injection|injected|iniezione|inyeccion|injecao|"
+    r"dotarem|magnevist|multihance|prohance|omniscan|clariscan|eovist)(?![a-z])"
+)
+# What may come between a negation and the agent.
+_BETWEEN = r"[ _.,:/-]*(?:(?:i\.?v\.?|de|del|di|du|d|da|do|the|med[ij]o|meio|mezzo|produit|any|c/)[ _.'-]+)*"
+_NOT = (
+    r"(?:un|non?|not|without|w ?/? ?o|minus|ohne|o\.|kein[a-z]*|sans|pas|senza|sin|sem|s/|zonder|geen|utan|uden|uten|"
+    r"ikke|inte|ingen|bez)"
+)
+_BEFORE = r"(?:pre|before|prior(?: to)?|vor|v\.|avant|prima|antes|voor|innan|fore|for|przed)"
+_AFTER = r"(?:post|after|nach|apres|dopo|despues|apos|depois|efter|etter|po)"
+# Without an agent beside them, "pre" and "post" mean it too, unless they speak of a treatment.
+_TREATMENT = r"(?![ _-]*(?:op|surg|rt\b|radi|treat|trt|therap|chemo|biops|resec|ictal|angio))"
+_WITH_AND_WITHOUT = re.compile(
+    r"(?<![a-z])w(?:ith)? ?/?(?: ?(?:and|und|\+|&|/) ?)?w(?:ith)?[ /]?o(?:ut)?(?![a-z])"
+    rf"(?:{_BETWEEN}{_AGENT})?"
 )
 _WITHOUT_AGENT = re.compile(
-    _words(
-        r"pre(?:gd|gad[a-z]*|con[a-z]*)?|without|w/?o|non?[ _-]?(?:contrast|gd|gad|ce|enhanced)|plain|unenhanced",
-        r"ohne|nativ|native",
-    )
+    # the agent after a negation, and before one
+    rf"(?<![a-z])(?:{_NOT}|{_BEFORE}){_BETWEEN}{_AGENT}|"
+    rf"(?<![a-z]){_AGENT}[ _:]*(?:none|no|nein|free) *$|"
+    # signs: (-C), "T1 -Gd", "T1 C-", s/c
+    r"(?<=[ (])-(?:c|k|gd|gad|km)(?![a-z])|(?<![a-z])(?:c|gd|km)-(?![\w])|(?<![a-z])s ?/ ?c(?![a-z])|"
+    # words of their own
+    r"(?<![a-z])(?:plain|unenhanced|nativ[aeo]?|blanco|noncontrast|pre(?:gd|gad[a-z]*|con[a-z]*))(?![a-z])|"
+    rf"(?<![a-z])pre(?![a-z]){_TREATMENT}|(?<![a-z])(?:{_NOT}|{_BEFORE}) *$|"
+    # Chinese and Japanese: plain, "before" and "no" beside "contrast"
+    r"平扫|平掃|単純|單純|[非無无未不] ?(?:造影|增强|增強|强化|強化)|"
+    r"(?:造影剤?|增强|增強|强化|強化|gd|ce) ?(?:前|なし|無し|無|无)"
 )
+_WITH_AGENT = re.compile(
+    rf"(?<![a-z]){_AGENT}|"
+    rf"(?<![a-z])post(?:gd|gad[a-z]*|con[a-z]*)(?![a-z])|(?<![a-z])post(?![a-z]){_TREATMENT}|(?<![a-z]){_AFTER} *$|"
+    r"(?<![a-z])t1w?(?:ce?|gd|gad|km|post|con)(?![a-z])|"
+    r"\+ ?(?:c|k|gd|km)(?![a-z])|(?<![a-z])(?:t?1?c|gd|km) ?\+|t1w?[ _-]c(?![a-z])|(?<![a-z])c ?/ ?c(?![a-z])|"
+    r"造影|增强|增強|强化|強化"
+)
+
+
+def _plain(text: str) -> str:
+    """The text in small letters without accents."""
+    letters = unicodedata.normalize("NFC", text.lower()).translate(str.maketrans("øłæ", "ola"))
+    # Only Latin letters lose their marks. A Japanese sign would become another one.
+    return "".join(
+        unicodedata.normalize("NFD", letter)[0] if unicodedata.name(letter, "").startswith("LATIN") else letter
+        for letter in letters
+    )
+
+
+def agent_told(text: str) -> bool | None:
+    """Whether a description says that there is a contrast agent, or that there is none; None if it says neither.
+
+    Example:
+        >>> [agent_told(text) for text in ("T1 sans gado", "T1 vor KM", "T1 +C without FS", "POST GAD PRE-OP", "T1")]
+        [False, False, True, True, None]
+    """
+    words = _WITH_AND_WITHOUT.sub(" ", _plain(text))
+    rest = _WITHOUT_AGENT.sub(" ", words)
+    without, with_agent = rest != words, bool(_WITH_AGENT.search(rest))
+    return None if without == with_agent else with_agent
 
 
 def described(text: str) -> tuple[str, bool | None] | None:
@@ -82,8 +135,7 @@ def described(text: str) -> tuple[str, bool | None] | None:
         return None
     # T1 FLAIR is a T1 image with an inversion, and T2 FLAIR is what is called FLAIR.
     weighting = "t1" if said in ({"t1"}, {"t1", "flair"}) else "flair" if "flair" in said else "t2"
-    agent = False if _WITHOUT_AGENT.search(words) else True if _WITH_AGENT.search(words) else None
-    return weighting, agent
+    return weighting, agent_told(text)
 
 
 def weighting_by_times(header: Header) -> str | None:
@@ -104,16 +156,17 @@ def weighting_by_times(header: Header) -> str | None:
 
 @dataclass(frozen=True)
 class Fit:
-    """A series, the sequence that it shows, what tells so (``why``), and what contradicts it (``doubt``).
+    """A series, the weighting or the sequence that it shows, and what tells so (``why``).
 
-    ``agent_is_described`` says whether the description speaks of a contrast agent, or of none.
+    ``agent`` says whether words or records tell of a contrast agent in a T1 image, or of none; None if they say
+    nothing. ``contradicted`` is true if words say the opposite of a record.
     """
 
     series: Series
     sequence: str
     why: str
-    doubt: str = ""
-    agent_is_described: bool = False
+    agent: bool | None = None
+    contradicted: bool = False
 
     @property
     def rank(self) -> tuple[bool, int, float, float]:
@@ -132,12 +185,15 @@ RULES = ("a volume of gray values", "most slices", "thinnest", "lowest number")
 class Choice:
     """The series of a study that are taken for the sequences, and the others.
 
-    ``several`` are the sequences for which there was more than one series.
+    ``several`` are the sequences for which there was more than one series. ``doubt`` says why it is not sure which T1
+    series has a contrast agent, and ``candidates`` are all T1 series.
     """
 
     chosen: dict[str, Fit] = field(default_factory=dict)
     left_out: list[Series] = field(default_factory=list)
     several: list[str] = field(default_factory=list)
+    doubt: str = ""
+    candidates: list[Series] = field(default_factory=list)
 
     @property
     def scattered(self) -> list[tuple[Series, Series]]:
@@ -148,6 +204,19 @@ class Choice:
             for other in self.left_out
             if other.first.series == fit.series.first.series
         ]
+
+    @property
+    def table(self) -> list[str]:
+        """The lines of a table of the candidates."""
+        rows = [("number", "time", "slices", "spacing in mm", "description")]
+        for series in self.candidates:
+            header = series.first
+            number = "" if header.number is None else f"{header.number:.0f}"
+            clock = ":".join((series.time[8:10], series.time[10:12], series.time[12:14])) if series.time else ""
+            spacing = " x ".join(f"{mm:g}" for mm in (*header.spacing, header.thickness) if mm is not None)
+            rows.append((number, clock, str(len(series.headers)), spacing, header.description or header.protocol))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
     def __str__(self) -> str:
         taken = []
@@ -175,25 +244,98 @@ def _fit(series: Series) -> Fit | None:
     if header.modality not in ("", "MR"):
         return None
     weighting, agent, why = _weighting(header)
-    if weighting != "t1":
-        return Fit(series, weighting, why) if weighting else None
-    recorded = header.agent.lower() not in NO_AGENT
-    if agent is None:
-        return Fit(series, "t1ce" if recorded else "t1", f"{why}, {'an' if recorded else 'no'} agent is recorded")
-    doubt = ""
-    if agent != recorded:
-        doubt = f"{series}: its description says that there is {'a' if agent else 'no'} contrast agent, but "
-        doubt += f"ContrastBolusAgent is '{header.agent}'"
-    return Fit(series, "t1ce" if agent else "t1", why, doubt, agent_is_described=True)
+    return Fit(series, weighting, why, agent if weighting == "t1" else None) if weighting else None
 
 
-def choose(study: Sequence[Series]) -> Choice:
-    """Choose a series of a study for each sequence. Descriptions decide before times, and then ``RULES``."""
+def _with_records(fits: Sequence[Fit]) -> list[Fit]:
+    """The T1 series of a study, with what ContrastBolusAgent says of them."""
+    texts = [fit.series.first.agent.lower() for fit in fits]
+    named = [bool(text) and text not in NO_AGENT for text in texts]
+    # Some scanners record the agent for a whole examination, and others never.
+    whole = all(named) and len(fits) > 1
+    found = []
+    for fit, text, has_agent in zip(fits, texts, named, strict=True):
+        record = None if whole else True if has_agent else False if text or any(named) else None
+        if fit.agent is not None:
+            found.append(replace(fit, contradicted=record not in (None, fit.agent)))
+        else:
+            told = "" if record is None else f", {'an' if record else 'no'} agent is recorded"
+            found.append(replace(fit, agent=record, why=f"{fit.why}{told}"))
+    return found
+
+
+def _agents(fits: Sequence[Fit]) -> tuple[list[Fit], str]:
+    """The T1 series as t1 and t1ce, and why this is not sure, or an empty text.
+
+    Words and records count alike. A series that says nothing is T1 if it was taken before a series with an agent, and
+    T1 with an agent if it was taken after one.
+    """
+    with_agent = [fit for fit in fits if fit.agent]
+    without = [fit for fit in fits if fit.agent is False]
+    silent = [fit for fit in fits if fit.agent is None]
+    if wrong := [fit for fit in fits if fit.contradicted]:
+        agent = wrong[0].series.first.agent
+        told = f"{wrong[0].series} is described as {'with' if wrong[0].agent else 'without'} contrast agent"
+        return list(fits), f"{told}, but ContrastBolusAgent is '{agent}'"
+    times = [fit.series.time for fit in with_agent if fit.series.time]
+    given = min(times, default="")
+
+    def later(fit: Fit) -> bool:
+        return bool(given and fit.series.time > given)
+
+    if late := [fit for fit in without if later(fit)]:
+        return list(fits), f"{late[0].series}, without contrast agent, was taken after a series with it"
+    if with_agent:
+        first = [fit for fit in silent if not later(fit)]
+        if without:
+            # Without a time, a silent series may be either.
+            first = [fit for fit in first if given and fit.series.time]
+        after = [replace(fit, why=f"{fit.why}, taken after the agent") for fit in silent if later(fit)]
+        if after and not (without or first):
+            return list(fits), f"{after[0].series} was taken after a series with contrast agent, and no T1 before it"
+    elif silent and len(fits) > 1:
+        return list(fits), "nothing says which of these T1 series has contrast agent"
+    else:
+        first, after = silent, []
+    plain = [replace(fit, sequence="t1") for fit in (*without, *first)]
+    return plain + [replace(fit, sequence="t1ce") for fit in (*with_agent, *after)], ""
+
+
+def _given(study: Sequence[Series], sequence: str, wanted: str) -> Fit:
+    """The series that a user names for a sequence, by its number or its folder."""
+    if wanted.isdecimal() and not os.path.exists(wanted):
+        found = [series for series in study if series.first.number == int(wanted)]
+    else:
+        folder = os.path.realpath(wanted)
+        found = [series for series in study if os.path.realpath(os.path.dirname(series.first.file)) == folder]
+    if len(found) != 1:
+        there = ", ".join(map(str, study))
+        raise InputError(
+            f"--{sequence} {wanted}: {len(found) or 'no'} series of this number or folder; name one of: {there}."
+        )
+    return Fit(found[0], sequence, f"by --{sequence}")
+
+
+def choose(study: Sequence[Series], given: Mapping[str, str] | None = None) -> Choice:
+    """Choose a series of a study for each sequence. Descriptions decide before times, and then ``RULES``.
+
+    ``given`` are numbers or folders of series that a user names, by sequence. An InputError says that there is no such
+    series.
+    """
+    named = {sequence: _given(study, sequence, wanted) for sequence, wanted in (given or {}).items()}
+    theirs = [fit.series for fit in named.values()]
     fits = [fit for fit in map(_fit, study) if fit]
-    enhanced = [fit for fit in fits if fit.sequence == "t1ce"]
-    if all(fit.sequence != "t1" for fit in fits) and any(fit.agent_is_described for fit in enhanced):
-        # Some scanners record the agent for the whole examination. A plain "T1" beside a "T1 post" is then the T1.
-        fits = [_without_agent(fit) if fit in enhanced and not fit.agent_is_described else fit for fit in fits]
+    weighted = [fit for fit in fits if fit.sequence == "t1"]
+    t1, doubt = _agents(_with_records(weighted))
+    if named.keys() & {"t1", "t1ce"}:
+        # What the user has not named is only taken if it says what it is, or is the only one left for T1.
+        told, doubt = _with_records(weighted), ""
+        silent = [fit for fit in told if fit.agent is None and fit.series not in theirs]
+        first = silent if "t1ce" in named and all(fit.agent is not False for fit in told) else []
+        t1 = [replace(fit, sequence="t1") for fit in told if fit.agent is False or fit in first]
+        t1 += [replace(fit, sequence="t1ce") for fit in told if fit.agent]
+    fits = [fit for fit in fits if fit.sequence != "t1"] + t1
+    fits = [fit for fit in fits if fit.series not in theirs and fit.sequence not in named] + list(named.values())
     chosen: dict[str, Fit] = {}
     several: list[str] = []
     for sequence in SEQUENCES:
@@ -207,12 +349,5 @@ def choose(study: Sequence[Series]) -> Choice:
             of = f" of {len(found)}" if rule in RULES[1:3] else ""
             chosen[sequence] = replace(found[0], why=f"{found[0].why}, {rule}{of}")
     taken = [fit.series for fit in chosen.values()]
-    return Choice(chosen, [series for series in study if series not in taken], several)
-
-
-def _without_agent(fit: Fit) -> Fit:
-    doubt = (
-        f"{fit.series}: another series is described as the one with a contrast agent, so this one is taken as T1, but "
-        f"ContrastBolusAgent is '{fit.series.first.agent}'"
-    )
-    return Fit(fit.series, "t1", "by the description of the series with the agent", doubt)
+    left_out = [series for series in study if series not in taken]
+    return Choice(chosen, left_out, several, doubt, [fit.series for fit in weighted])

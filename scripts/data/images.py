@@ -11,6 +11,7 @@ import copy
 import gzip
 import hashlib
 import logging
+import tempfile
 import warnings
 import zlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -37,9 +38,10 @@ from scripts.brats import (
     sequences_told,
 )
 from scripts.data.cases import NO_FILE, image_files, resolve_image
-from scripts.data.dicom import arranged, is_dicom, packages_are_installed, series_files, series_of
+from scripts.data.dicom import arranged, complete_file, is_dicom, packages_are_installed, series_files, series_of
 from scripts.data.placement import FILE_HEADER, add_doubt, check_grid, image_at, nifti_class, placed
 from scripts.utils.errors import InputError, one_line
+from scripts.utils.files import refuse_pointer
 
 # Errors that nibabel and ITK (RuntimeError) raise for a file that is no image, or only a part of one.
 NIBABEL_ERRORS = (ImageFileError, HeaderDataError, WrapStructError)
@@ -98,6 +100,7 @@ def check_dimensions(path: PathLike, image: nib.Nifti1Image, channels: int = 0) 
 
 def _checked_path(path: PathLike) -> Path:
     file = Path(path)
+    refuse_pointer(file)
     if file.is_dir():
         kind = "folder in place of a file"
         fault = "a folder, where a file belongs; give the file, or a folder of one DICOM series."
@@ -189,11 +192,31 @@ def _opened_series(file: Path) -> nib.Nifti1Image:
     slices = []
     for path in files:
         # Each slice has a rescaling of its own, so none but floating-point numbers hold all of them.
-        with _refusing(path, "damaged"):
-            reader = itk.ImageFileReader[itk.Image[itk.F, 3]].New(FileName=path, ImageIO=itk.GDCMImageIO.New())
+        with _refusing(path, "damaged"), _complete_path(path) as complete:
+            reader = itk.ImageFileReader[itk.Image[itk.F, 3]].New(FileName=complete, ImageIO=itk.GDCMImageIO.New())
             reader.Update()
             slices.append(itk.array_from_image(reader.GetOutput()).reshape(rows, columns).T)
-    return image_at(np.stack(slices, axis=-1), affine)
+    voxels = np.stack(slices, axis=-1)
+    if series.inverted:
+        # ITK inverts such slices within all values of their type. Black, the lowest value, is the background.
+        voxels -= voxels.min()
+    elif len(offsets := {header.intercept or 0.0 for header in series.headers}) == 1:
+        # MR has no unit. An offset would only make the background another value than 0.
+        voxels -= offsets.pop()
+    return image_at(voxels, affine)
+
+
+@contextmanager
+def _complete_path(path: str) -> Iterator[str]:
+    # ITK reads no file without the first 128 bytes.
+    content = complete_file(path)
+    if content is None:
+        yield path
+        return
+    with tempfile.NamedTemporaryFile(suffix=".dcm") as file:
+        file.write(content)
+        file.flush()
+        yield file.name
 
 
 def read_header(path: PathLike) -> nib.Nifti1Image:

@@ -10,11 +10,12 @@ voxels of each case when it reads them.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -29,21 +30,23 @@ from scripts.brats import (
     CHANNEL_ORDER,
     ET_LABELS,
     OTHER_TUMORS,
+    SEQUENCE_TITLES,
     SEQUENCES,
     check_label_values,
     other_tumor,
     released_file,
     sequence_named,
 )
-from scripts.data.cases import LOOKED_FOR, NO_FILE, find_cases, image_files, missing_sequences
+from scripts.data.cases import LOOKED_FOR, NO_FILE, Case, find_cases, image_files, missing_sequences
 from scripts.data.dicom import check_patient
 from scripts.data.dicom_choice import Choice
-from scripts.data.findings import NOT_PREPARED, Finding, Findings
+from scripts.data.findings import ACCEPTABLE, ERRORS, KINDS, Finding, Findings, refused_kinds, warnings_by_case
 from scripts.data.images import check_dimensions, is_phantom, read_file, read_header, read_image, voxels_of
 from scripts.data.placement import DOUBTS, check_grid, shown
 from scripts.data.plausibility import doubt_images, doubt_label
 from scripts.data.splits import by_patient, patient_of
 from scripts.utils.errors import InputError
+from scripts.utils.files import refuse_pointer
 from scripts.utils.machine import available_memory, container_memory, processors
 
 logger = logging.getLogger(__name__)
@@ -141,7 +144,7 @@ def check_case(
                     f"{path}: its origin differs from the images' origin, but its shape and axes are equal; it is "
                     "matched to the images voxel by voxel.",
                 )
-            check_label_values(values, et, path, bool(item.get("resection_cavity", 0)))
+            check_label_values(values, et, path, int(item.get("label_release", 0)))
             if brain is not None:
                 doubt_label(found, images, files, brain, voxels, path, et)
     phantom = first is not None and is_phantom(first[1])
@@ -198,23 +201,25 @@ def check_channel_order(item: Mapping[str, Any], channel_order: Sequence[str]) -
     raise InputError(f"{stated}: the channels are {', '.join(order)}, {fault}", "contradicting order of channels")
 
 
-def check_folder(dataset_dir: str | Path, may_lack: int = 0) -> list[Finding]:
-    """What is wrong with the files of the cases below a folder, by their names.
+def check_found(cases: Iterable[Case], may_lack: int = 0) -> list[Finding]:
+    """What is wrong with the files of cases that were found in a folder, by their names.
 
-    ``dataset_dir`` may also be the folder of one case, or a four-dimensional file. ``may_lack`` says how many sequences
-    a case may lack, by the record of the weights.
+    ``may_lack`` says how many sequences a case may lack, by the record of the weights.
     """
     findings: list[Finding] = []
-    for case in find_cases(dataset_dir):
+    for case in cases:
         found = Findings(case.name)
-        if len(case.missing) > may_lack:
+        unsure = bool(case.choice and case.choice.doubt)
+        # Of T1 and T1 with contrast agent, the user has to say which is which first.
+        missing = [name for name in case.missing if not (unsure and SEQUENCE_TITLES["t1"] in name)]
+        if len(missing) > may_lack:
             series = f"found {case.choice}; name it in a --datalist_file, " if case.choice else ""
             found.add(
                 "missing sequence",
-                f"{case.folder}: incomplete, there is no {' and no '.join(case.missing)}; {series}{_bearable(may_lack)}"
+                f"{case.folder}: incomplete, there is no {' and no '.join(missing)}; {series}{_bearable(may_lack)}"
                 "add it, or move the folder away.",
             )
-        elif case.choice:
+        if case.choice and (unsure or not found.list):
             _tell_choice(found, case.folder, case.choice)
         if case.doubled:
             found.add(
@@ -232,7 +237,8 @@ def check_files(
     may_lack: int = 0,
 ) -> list[Finding]:
     """What is wrong with the files of a cohort before any image is read. The arguments are those of ``check_cases``."""
-    findings = check_folder(dataset_dir, may_lack) if dataset_dir is not None and datalist_file is None else []
+    searched = dataset_dir is not None and datalist_file is None
+    findings = check_found(find_cases(dataset_dir), may_lack) if dataset_dir is not None and searched else []
     incomplete = {finding.case for finding in findings if finding.kind == "missing sequence"}
     names: dict[str, str] = {}
     said = {finding.message for finding in findings}
@@ -293,9 +299,14 @@ def _tell_choice(found: Findings, folder: Path, choice: Choice) -> None:
             f"{series.first.file}: {series} has files in {Path(other.first.file).parent}, too; put all of its files "
             "into one folder, once.",
         )
-    for fit in choice.chosen.values():
-        if fit.doubt:
-            found.add("contradicting contrast agent", f"{folder}: {fit.doubt}; look at the image.")
+    if choice.doubt:
+        for line in choice.table:
+            logger.error("%s", line)
+        found.add(
+            "contradicting contrast agent",
+            f"{folder}: {choice.doubt}; name the right one of {', '.join(map(str, choice.candidates))} by --t1ce "
+            "<number or folder> of panet segment, or each series in a --datalist_file.",
+        )
 
 
 def _of_patients(items: Sequence[Mapping[str, Any]]) -> list[Finding]:
@@ -346,11 +357,12 @@ def compare_cases(items: Sequence[Mapping[str, Any]], checked: Sequence[CheckedC
         if (finding := seen_before(case, seen)) is not None:
             findings.append(finding)
         label = released_file(str(item.get("label", "")))
-        if label and len(case.et_values) == 1:
+        if label and case.et_values:
             values = releases.setdefault(label.release.name, {})
-            values.setdefault(next(iter(case.et_values)), []).append(case.case)
+            values.setdefault(sum(case.et_values), []).append(case.case)
     for release, values in releases.items():
-        if len(values) > 1:
+        # Where some maps hold both, as in BraTS 2024, a map with 4 alone has no ET.
+        if sorted(values) == list(ET_LABELS):
             (few, cases), (most, others) = sorted(values.items(), key=lambda pair: len(pair[1]))
             told = (
                 f"{cases[0]}: label maps named as in {release} hold {few} in {len(cases)} cases and {most} in "
@@ -387,12 +399,25 @@ def examine(
     channel_order: Sequence[str] = CHANNEL_ORDER,
     may_lack: int = 0,
     headers_only: bool = False,
+    refused: Sequence[str] = ERRORS,
 ) -> tuple[list[Finding], list[CheckedCase]]:
-    """All findings of a cohort, and what was found in each case; no case is an InputError (``check_cases``)."""
+    """All findings of a cohort, and what was found in each case; no case is an InputError (``check_cases``).
+
+    With ``headers_only``, the voxels of a case are read only if it has a finding of the kinds ``refused``, so that the
+    user learns of all that is wrong with it at once.
+    """
     findings = check_files(items, dataset_dir, datalist_file, channel_order, may_lack)
     if not items and not any(finding.is_error for finding in findings):
         raise InputError(nothing_found(Path(dataset_dir or "."), cases))
     checked = _read_cases(items, cases, channel_order, headers_only) if items else []
+    if headers_only:
+        faulty = {finding.case for finding in findings if finding.kind in refused}
+        faulty |= {case.case for case in checked if any(finding.kind in refused for finding in case.findings)}
+        if numbers := [number for number, case in enumerate(checked) if case.case in faulty]:
+            for number, case in zip(
+                numbers, _read_cases([items[n] for n in numbers], cases, channel_order, False), strict=True
+            ):
+                checked[number] = case
     findings += [finding for case in checked for finding in case.findings] + compare_cases(items, checked)
     # A datalist may hold a case, and an entry a file, more than once.
     return list(dict.fromkeys(findings)), checked
@@ -406,7 +431,8 @@ def check_cases(
     channel_order: Sequence[str] = CHANNEL_ORDER,
     may_lack: int = 0,
     headers_only: bool = False,
-    prepared_only: bool = False,
+    accept: Collection[str] | None = None,
+    kept: dict[str, list[dict[str, str]]] | None = None,
 ) -> list[bool]:
     """Refuse data on which a workflow would fail later, and warn of doubtful data.
 
@@ -419,22 +445,26 @@ def check_cases(
         channel_order: the sequences in the order of the channels of four-dimensional files.
         may_lack: how many sequences a case may lack, by the record of the weights.
         headers_only: the workflow checks the voxels of each case itself, and tells of doubts then.
-        prepared_only: refuse scans as the scanner made them, too.
+        accept: kinds of doubts that do not stop the run, where the others do. None stops at errors alone.
+        kept: gets the warnings of each case (``warnings_by_case``).
 
     Returns:
         For each item, whether it is a synthetic phantom.
 
     Raises:
-        InputError: there is no case, or one of ``scripts.data.findings.ERRORS`` was found (``refuse_errors``), or with
-            ``prepared_only`` one of ``NOT_PREPARED``.
+        InputError: there is no case, or something was found that stops the run (``refused_kinds``).
     """
-    findings, checked = examine(items, dataset_dir, cases, datalist_file, channel_order, may_lack, headers_only)
-    if prepared_only:
-        refuse_unprepared(findings)
+    refused = refused_kinds(accept)
+    findings, checked = examine(
+        items, dataset_dir, cases, datalist_file, channel_order, may_lack, headers_only, refused
+    )
+    refuse(findings, datalist_file or dataset_dir or "the given list", refused)
     for finding in findings:
-        if not finding.is_error and not (headers_only and finding.kind in NOT_PREPARED):
+        # A workflow that reads the voxels itself finds doubts again then.
+        if not finding.is_error and not (headers_only and finding.kind in ACCEPTABLE):
             logger.warning("%s", finding.message)
-    refuse_errors(findings, datalist_file or dataset_dir or "the given list")
+    if kept is not None:
+        kept.update(warnings_by_case(findings))
     phantoms = [case.phantom for case in checked]
     logger.info("%s: %s %d, %schecked", dataset_dir or "Given list", cases, len(items), "headers " * headers_only)
     if any(phantoms):
@@ -442,38 +472,43 @@ def check_cases(
     return phantoms
 
 
-def refuse_unprepared(findings: Sequence[Finding]) -> None:
-    """Refuse scans as the scanner made them: an InputError for one of ``NOT_PREPARED`` among the findings."""
-    for finding in findings:
-        if finding.kind in NOT_PREPARED:
-            raise InputError(
-                f"{finding.message} Scans must be co-registered, resampled to 1 mm and skull-stripped before; "
-                f"{PREPARATION_PAGE} names programs that do this."
-            )
+def refuse(findings: Sequence[Finding], source: str | Path, refused: Sequence[str] = ERRORS) -> None:
+    """Raise an InputError if there is a finding of a kind in ``refused``.
 
-
-def refuse_errors(findings: Sequence[Finding], source: str | Path) -> None:
-    """Raise an InputError if there is an error among ``findings``. Several are logged, and the raised one counts them.
-
-    ``source`` is the place that the cases come from, for the message.
+    Those of one case come in one message, in the order in which a user mends them. Those of several cases are logged,
+    and the error counts them. ``source`` is the place that the cases come from.
     """
-    errors = [finding for finding in findings if finding.is_error]
-    if len(errors) == 1:
-        raise InputError(errors[0].message, errors[0].kind)
-    if errors:
-        for finding in errors:
-            logger.error("%s", finding.message)
-        count = len({finding.case for finding in errors})
-        raise InputError(
-            f"{source}: {len(errors)} faults in {count} case{'s' * (count > 1)}, which the lines above name with their "
-            "remedies."
-        )
+    stopping = [finding for finding in findings if finding.kind in refused]
+    if not stopping:
+        return
+    stopping.sort(key=lambda finding: KINDS.index(finding.kind))
+    advice = ""
+    if doubts := list(dict.fromkeys(finding.kind for finding in stopping if finding.kind in ACCEPTABLE)):
+        accepted = " ".join(f'--accept "{kind}"' for kind in doubts)
+        advice = f" {PREPARATION_PAGE} says how scans are prepared; {accepted} segments these as they are."
+    count = len({finding.case for finding in stopping})
+    if count == 1:
+        messages = [finding.message for finding in stopping]
+        told = messages[0]
+        if len(messages) > 1:
+            steps = (f"({number}) {message}" for number, message in enumerate(messages, 1))
+            told = f"{stopping[0].case}: {len(messages)} faults, to be mended in this order: {' '.join(steps)}"
+        raise InputError(told + advice, stopping[0].kind)
+    for case in dict.fromkeys(finding.case for finding in stopping):
+        for finding in stopping:
+            if finding.case == case:
+                logger.error("%s", finding.message)
+    raise InputError(
+        f"{source}: {len(stopping)} faults in {count} cases, which the lines above name with their remedies.{advice}"
+    )
 
 
 def nothing_found(dataset_dir: Path, cases: str) -> str:
     """The message about a folder that holds no ``cases``."""
     if not dataset_dir.is_dir():
         return f"{dataset_dir}: no such folder; give a folder of {LOOKED_FOR}."
+    for file in itertools.islice(dataset_dir.rglob("*"), 1000):
+        refuse_pointer(file)
     if found := len(find_cases(dataset_dir)):
         return (
             f"{dataset_dir}: {found} cases, but no {cases}; these need a segmentation (seg) beside the sequences, or a "

@@ -11,7 +11,15 @@ from functools import reduce
 import numpy as np
 import torch
 from scipy import ndimage
-from scripts.brats import CORE_LABEL, EDEMA_LABEL, ET_CHANNEL, TC_CHANNEL, WT_CHANNEL, check_et_label
+from scripts.brats import (
+    CORE_LABEL,
+    EDEMA_LABEL,
+    ET_CHANNEL,
+    NONENHANCING_LABEL,
+    TC_CHANNEL,
+    WT_CHANNEL,
+    check_et_label,
+)
 from scripts.utils.errors import InputError
 
 
@@ -40,6 +48,7 @@ def labels_to_regions(labels: torch.Tensor, et_label: int, edema_label: int = ED
     """Regions, uint8 of shape (4, *size), from a label map of shape (*size).
 
     The enhancing tumor is 4 or 3. Edema is 2 or 1, and core has the other value of the two. Others raise an InputError.
+    Beside an enhancing tumor of 4, 3 is core too, as in BraTS 2013 and 2015 (``check_label_values``).
 
     Example:
         >>> labels_to_regions(torch.tensor([0, 1, 2, 4]), et_label=4).tolist()  # background, ET, TC, WT
@@ -50,6 +59,8 @@ def labels_to_regions(labels: torch.Tensor, et_label: int, edema_label: int = ED
         raise InputError(f"edema label {edema_label!r}: edema is 2 (BraTS) or 1 (Medical Segmentation Decathlon).")
     et = labels == et_label
     tc = et | (labels == 3 - edema_label)
+    if et_label != NONENHANCING_LABEL:
+        tc |= labels == NONENHANCING_LABEL
     wt = tc | (labels == edema_label)
     return torch.stack([~wt, et, tc, wt]).to(torch.uint8)
 

@@ -14,6 +14,7 @@ the case had in the earlier releases.
 from __future__ import annotations
 
 import csv
+import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,13 +66,21 @@ def read_table(path: str | Path) -> dict[str, Any]:
 def _rows(path: str | Path, remedy: str) -> list[list[str]]:
     try:
         # Excel writes a mark before the first column, and utf-8-sig leaves it out.
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); {remedy}.") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 ({error.reason}); save the table as CSV in UTF-8.") from error
-    separator = max(",;\t", key=lines[0].count) if lines else ","
-    return list(csv.reader(lines, delimiter=separator))
+    first, _, rest = text.partition("\n")
+    if stated := re.fullmatch(r"sep=(.)\s*", first, re.IGNORECASE):  # for Excel
+        separator, text = stated[1], rest
+    else:
+        separator = max(",;\t", key=first.count)
+    try:
+        # A quoted cell may hold a line break.
+        return list(csv.reader(io.StringIO(text, newline=""), delimiter=separator))
+    except csv.Error as error:
+        raise InputError(f"{path}: not a CSV table ({error}); save it as CSV again.") from error
 
 
 @dataclass(frozen=True)

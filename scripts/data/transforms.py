@@ -96,9 +96,8 @@ class BrainSpacingd(Spacingd):
 class CheckLabelsd(MapTransform):
     """Refuse BraTS label maps, (1, *size), with values that their release does not use. The InputError names the file.
 
-    A case says in ``et_label`` and ``edema_label`` what the values of its map mean. ``resection_cavity`` says whether 4
-    may occur beside an ET label of 3. Such a 4 is the resection cavity and counts as background. Only the user sets
-    this flag.
+    A case says in ``et_label`` and ``edema_label`` what the values of its map mean. ``label_release`` is 0,
+    or the year of a release whose maps may hold 3 and 4 (``scripts.brats.LABEL_RELEASES``). Only the user sets it.
 
     Args:
         keys: keys of label maps.
@@ -114,20 +113,20 @@ class CheckLabelsd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Check the label maps of one case."""
         item = dict(data)
-        et_label, _, cavity = self.convention(item)
+        et_label, _, release = self.convention(item)
         for key in self.key_iterator(item):
             name = str(getattr(item[key], "meta", {}).get("filename_or_obj", key))
             labels = np.asarray(item[key].cpu())
             # Few voxels are not 0, and only those need sorting.
-            check_label_values(np.unique(labels[labels != 0]), et_label, name, cavity)
+            check_label_values(np.unique(labels[labels != 0]), et_label, name, release)
         return item
 
-    def convention(self, item: Mapping[Hashable, Any]) -> tuple[int, int, bool]:
-        """The value of ET, that of edema, and whether 4 may be the resection cavity, in one case's maps."""
+    def convention(self, item: Mapping[Hashable, Any]) -> tuple[int, int, int]:
+        """The value of ET, that of edema, and ``label_release`` of one case's maps."""
         if self.et_label is not None:
-            return self.et_label, EDEMA_LABEL, False
+            return self.et_label, EDEMA_LABEL, 0
         et_label = int(item.get("et_label", self.default_et_label))
-        return et_label, int(item.get("edema_label", EDEMA_LABEL)), bool(item.get("resection_cavity", 0))
+        return et_label, int(item.get("edema_label", EDEMA_LABEL)), int(item.get("label_release", 0))
 
 
 class LabelsToRegionsd(CheckLabelsd):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from scripts.brats import CORE, CORE_LABEL, EDEMA, EDEMA_LABEL, ENHANCING
-from scripts.data.dicom import arranged, is_dicom, series_of
+from scripts.data.dicom import arranged, is_dicom, read_dataset, series_of
 from scripts.data.images import read_header, read_image, voxels_of
 from scripts.data.placement import check_grid
 from scripts.utils.errors import InputError, one_line
@@ -87,10 +87,8 @@ def save_dicom_seg(
 
 def _slices(image: str | Path) -> list[Any]:
     """The slices of a series, in order, with the elements that an object needs and that follow from others."""
-    import pydicom
-
     files, affine = arranged(series_of(image))
-    slices = [pydicom.dcmread(file) for file in files]
+    slices = [read_dataset(file) for file in files]
     for data in slices:
         for name in MAY_BE_EMPTY:
             if name not in data:

@@ -16,6 +16,7 @@ from monai.engines import SupervisedEvaluator
 from monai.engines.workflow import Workflow
 from monai.handlers import from_engine
 from scripts.data.cases import image_name
+from scripts.data.findings import warnings_by_case
 from scripts.data.images import READ
 from scripts.data.inspection import CheckedCase, seen_before
 from scripts.utils.distributed import rank, world_size
@@ -91,7 +92,8 @@ class CaseFailures:
     and the evaluator goes on. At the end an error names the failed cases, and ``failed`` in ``run.json`` holds them
     with their reasons. The run ends at once if a file cannot be written, or an evaluation if every case has failed.
 
-    What was found in a case's files is told when its turn comes. A case with the same image as an earlier one fails.
+    What was found in a case's files is told when its turn comes, and ``warnings`` in ``run.json`` holds it. A case with
+    the same image as an earlier one fails.
 
     Args:
         output_dir: folder of the run.
@@ -102,6 +104,7 @@ class CaseFailures:
             if ``CheckedDataset`` keeps it. The case fails if this fails.
         in_background: another thread ends each case (``scripts.inference.background``).
         failed: the cases that failed, of all ranks, after the run.
+        warnings: the warnings of each case (``warnings_by_case``).
 
     Raises:
         InputError: (at the end of the run) a case failed.
@@ -115,6 +118,7 @@ class CaseFailures:
         self.failed: dict[str, str] = {}
         self.reasons: dict[str, str] = {}
         self.seen: dict[str, CheckedCase] = {}
+        self.warnings: dict[str, list[dict[str, str]]] = {}
 
     def attach(self, engine: Workflow) -> None:
         """Follow ``engine``. Attach this handler after all others."""
@@ -160,6 +164,11 @@ class CaseFailures:
     def _tell(self, checked: CheckedCase) -> None:
         for finding in dict.fromkeys(checked.findings):
             logger.warning("%s", finding.message)
+        if checked.findings:
+            for case, found in warnings_by_case(checked.findings).items():
+                known = self.warnings.setdefault(case, [])
+                known += [one for one in found if one not in known]
+            self._record(warnings=self.warnings)
         if (twin := seen_before(checked, self.seen)) is not None:
             raise InputError(twin.message, twin.kind)
 
@@ -179,30 +188,33 @@ class CaseFailures:
 
     def completed(self, engine: Workflow) -> None:
         """Name the cases that failed, of all ranks."""
-        shares: list[Any] = [(self.reasons, engine.state.epoch_length, self.seen)]
+        shares: list[Any] = [(self.reasons, engine.state.epoch_length, self.seen, self.warnings)]
         if world_size() > 1:
             (own,), shares = shares, [None] * world_size()
             dist.all_gather_object(shares, own)
-        self.failed = {case: reason for reasons, _, _ in shares for case, reason in reasons.items()}
+        self.failed = {case: reason for reasons, *_ in shares for case, reason in reasons.items()}
         seen: dict[str, CheckedCase] = {}
-        for checked in [checked for *_, share in shares for checked in share.values()]:
+        for checked in [checked for _, _, share, _ in shares for checked in share.values()]:
             # Each rank has seen its own cases alone.
             if (finding := seen_before(checked, seen)) is not None:
                 self.failed[checked.case] = finding.message
-        self.conclude(self.failed, sum(count for _, count, _ in shares))
+        if warnings := {case: found for *_, share in shares for case, found in share.items()}:
+            self._record(warnings=warnings)
+        self.conclude(self.failed, sum(count for _, count, *_ in shares))
 
     def conclude(self, failed: Mapping[str, str], count: int) -> None:
         """Write down the cases that failed of ``count``, and name them in an InputError; nothing if there are none."""
         if failed:
-            self._record(failed)
+            self._record(failed=failed)
             raise InputError(self.summary(failed, count))
 
-    def _record(self, failed: Mapping[str, str]) -> None:
+    def _record(self, **told: Mapping[str, Any]) -> None:
         if rank() == 0:
             with locked(lock_file(self.output_dir, "lists"), wait=True):
                 record = read_run_json(self.output_dir)
-                # Cases of an earlier run into the folder may have failed, too.
-                save_json({**record, "failed": {**record.get("failed", {}), **failed}}, self.output_dir / RUN_FILE)
+                # Earlier runs into the folder have their own cases there.
+                record |= {key: {**record.get(key, {}), **cases} for key, cases in told.items()}
+                save_json(record, self.output_dir / RUN_FILE)
 
     @staticmethod
     def summary(failed: Mapping[str, str], count: int) -> str:

@@ -6,15 +6,16 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from monai.data import list_data_collate
 from monai.transforms import apply_transform
 from scripts.brats import CHANNEL_ORDER, ET_LABELS
 from scripts.data.datalist import complete_item
+from scripts.data.findings import refused_kinds
 from scripts.data.images import READ, inputs_of, read_file
-from scripts.data.inspection import CheckedCase, check_case, refuse_errors, refuse_unprepared
+from scripts.data.inspection import CheckedCase, check_case, refuse
 from scripts.inference.failures import CASE_ERRORS, CHECKED, INPUTS, CaseDataset, CaseFailures, case_of, reason_of
 from scripts.utils.errors import InputError
 
@@ -31,7 +32,7 @@ class CheckedDataset(CaseDataset):
         data: entries of cases, whose headers have been checked.
         transform: the preprocessing. ``LoadImageByReaderd`` takes the files that were read for the check.
         channel_order: the sequences in the order of the channels of four-dimensional files.
-        prepared_only: refuse scans as the scanner made them, too.
+        accept: kinds of doubts that do not stop a case, where the others do. None stops at errors alone.
         keep_files: hand on the function that has read the files and remembers them, under ``READ``. It cannot leave
             the process.
         options: further arguments of ``CacheDataset``.
@@ -42,13 +43,13 @@ class CheckedDataset(CaseDataset):
         data: Sequence[Mapping[str, Any]],
         transform: Any,
         channel_order: Sequence[str] = CHANNEL_ORDER,
-        prepared_only: bool = False,
+        accept: Collection[str] | None = None,
         keep_files: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(data, transform, **options)
         self.channel_order = channel_order
-        self.prepared_only = prepared_only
+        self.accept = accept
         self.keep_files = keep_files
         # By number of the case: what ``read`` has returned or raised.
         self.ahead: dict[int, Any] = {}
@@ -60,9 +61,7 @@ class CheckedDataset(CaseDataset):
         item.pop("label", None)
         read = functools.cache(read_file)
         checked = check_case(item, self.channel_order, read)
-        if self.prepared_only:
-            refuse_unprepared(checked.findings)
-        refuse_errors(checked.findings, checked.case)
+        refuse(checked.findings, checked.case, refused_kinds(self.accept))
         return read, checked, inputs_of(item["image"], lambda file: read(file).extra["sha256"])
 
     def refuse_if_all_are_faulty(self) -> None:

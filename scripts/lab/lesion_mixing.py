@@ -17,7 +17,7 @@ from scipy import ndimage
 from scripts.brats import patient_name
 from scripts.utils.errors import InputError
 
-READING = ("et_label", "edema_label", "resection_cavity")
+READING = ("et_label", "edema_label", "label_release")
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from scripts import command
-from scripts.brats import CORE_LABEL, EDEMA_LABEL, SEQUENCES
+from scripts.brats import CORE_LABEL, EDEMA_LABEL, NONENHANCING_LABEL, SEQUENCES
 from scripts.data.datalist import labeled_items
 from scripts.data.images import read_image, voxels_of
 from scripts.data.inspection import check_cases
@@ -34,7 +34,7 @@ def rate_case(item: Mapping[str, Any]) -> dict[str, float]:
     """Return the best threshold Dice of one datalist entry by sequence; the brain is where any sequence is not 0."""
     images = [voxels_of(read_image(path), path) for path in item["image"]]
     labels = voxels_of(read_image(item["label"]), item["label"])
-    tumor = np.isin(labels, (CORE_LABEL, EDEMA_LABEL, item["et_label"]))
+    tumor = np.isin(labels, (CORE_LABEL, EDEMA_LABEL, NONENHANCING_LABEL, item["et_label"]))
     brain = np.any([image != 0 for image in images], axis=0)
     return {
         name: best_threshold_dice(image[brain], tumor[brain]) for name, image in zip(SEQUENCES, images, strict=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scripts.brats import CORE_LABEL, EDEMA_LABEL
+from scripts.brats import CORE_LABEL, EDEMA_LABEL, NONENHANCING_LABEL
 from scripts.data.images import read_image, voxels_of
 
 # Intensities are clipped at this many standard deviations from the mean of the brain.
@@ -94,7 +94,8 @@ def voxels_of_case(item: Mapping[str, Any]) -> tuple[Cells, Mask]:
     images = np.stack([voxels_of(read_image(path), path) for path in item["image"]])
     labels = voxels_of(read_image(item["label"]), item["label"])
     brain = np.any(images != 0, axis=0)
-    return cells_of(images[:, brain]), np.isin(labels[brain], (CORE_LABEL, EDEMA_LABEL, item["et_label"]))
+    tumor = np.isin(labels[brain], (CORE_LABEL, EDEMA_LABEL, NONENHANCING_LABEL, item["et_label"]))
+    return cells_of(images[:, brain]), tumor
 
 
 def dice(found: Mask, tumor: Mask) -> float:

@@ -16,6 +16,7 @@ from string import Template
 from typing import Any
 
 from scripts.brats import CHANNEL_ORDER, REGIONS, SEQUENCE_TITLES
+from scripts.data.findings import warned_of
 from scripts.pages import plots
 from scripts.pages.runs import EVALUATION, INFERENCE, TRAINING, Case, Run, cases_of, read_curves, read_summary
 from scripts.pages.viewer import viewer_content
@@ -49,6 +50,7 @@ FACTS = {
     "trained_on": "trained on",
     "recipe_changed": "settings changed on resuming",
     "thresholds": "thresholds",
+    "accepted": "accepted doubts",
     "channel_order": "order of channels",
     "bundle_version": "version of the bundle",
     "versions": "versions",
@@ -65,7 +67,7 @@ def make_report(run: Run) -> str:
     if run.kind == TRAINING:
         return _page(run, {"Learning curves": _curves(run), "Cases": _split(run)}, [])
     cases = cases_of(run)
-    name, content = ("Scores", _scores(run, cases)) if run.kind == EVALUATION else ("Volumes", _volumes(cases))
+    name, content = ("Scores", _scores(run, cases)) if run.kind == EVALUATION else ("Volumes", _volumes(run, cases))
     volumes: list[str] = []
     cards = "".join(_card(run, number, case, volumes) for number, case in enumerate(cases, 1))
     return _page(run, {name: content, "Cases": _case_order(run, len(cases)) + cards}, volumes)
@@ -77,6 +79,7 @@ def _card(run: Run, number: int, case: Case, volumes: list[str]) -> str:
     if not math.isnan(case.mean_dice):
         title += f' <span class="dim">mean Dice {case.mean_dice:.3f}</span>'
     notes = [] if case.prediction else ["The run has saved no label map of it."]
+    warned = "".join(f'<p class="notice">{escape(one["text"])}</p>' for one in run.warnings.get(case.name, []))
     figure = ""
     if case.entry is not None and number <= MOST_PICTURES:
         try:
@@ -91,14 +94,15 @@ def _card(run: Run, number: int, case: Case, volumes: list[str]) -> str:
                 notes.append(BUTTON)
     return (
         f'<article class="case" id="case-{number}"><h3>{number}. {title}</h3>'
-        f"{figure}{_case_table(case)}<p>{' '.join(notes)}</p></article>\n"
+        f"{warned}{figure}{_case_table(case)}<p>{' '.join(notes)}</p></article>\n"
     )
 
 
 def _figure(patient: Patient, run: Run) -> str:
     drawn = io.BytesIO()
-    note = "weights trained on phantoms" if run.record.get("phantom_weights") else ""
-    preview(patient, note).savefig(drawn, dpi=DPI, format="webp", pil_kwargs={"quality": 80})
+    notes = ["weights trained on phantoms"] if run.record.get("phantom_weights") else []
+    figure = preview(patient, "; ".join([*notes, *warned_of(run.warnings.get(patient.name, []))]))
+    figure.savefig(drawn, dpi=DPI, format="webp", pil_kwargs={"quality": 80})
     picture = base64.b64encode(drawn.getvalue()).decode("ascii")
     return f'<figure><img src="data:image/webp;base64,{picture}" alt="Slices of {escape(patient.name)}"></figure>'
 
@@ -184,20 +188,24 @@ def _scores(run: Run, cases: Sequence[Case]) -> str:
     drawn = [plots.distributions(cases, name) for name in names]
     if set(columns_of(VOLUMES)) <= cases[0].scores.keys():
         drawn.append(plots.volumes_compared(cases))
-    header = ["case", "mean Dice", *map(_heading, columns_of(names))]
-    rows = [[case.name, f"{case.mean_dice:.3f}", *_texts(case, names)] for case in cases]
+    header = ["case", "mean Dice", *map(_heading, columns_of(names)), "warnings"]
+    rows = [[case.name, f"{case.mean_dice:.3f}", *_texts(case, names), _kinds(run, case)] for case in cases]
     links = [f"#case-{number}" for number in range(1, len(cases) + 1)]
     every = _details(f"All {len(cases)} cases, the worst first", _table(header, rows, links), " open")
     return table + _plots(drawn) + every
 
 
-def _volumes(cases: Sequence[Case]) -> str:
+def _kinds(run: Run, case: Case) -> str:
+    return ", ".join(dict.fromkeys(warning["kind"] for warning in run.warnings.get(case.name, [])))
+
+
+def _volumes(run: Run, cases: Sequence[Case]) -> str:
     done = [case for case in cases if case.scores]
     if not done:
         return "<p>There are no label maps.</p>"
-    rows = [[case.name, *_texts(case, ["volume"])] for case in done]
+    rows = [[case.name, *_texts(case, ["volume"]), _kinds(run, case)] for case in done]
     links = [f"#case-{number}" for number, case in enumerate(cases, 1) if case.scores]
-    table = _table(["case", *map(_heading, columns_of(["volume"]))], rows, links)
+    table = _table(["case", *map(_heading, columns_of(["volume"])), "warnings"], rows, links)
     return _plots([plots.distributions(done, "volume")]) + _details("All cases", table, " open")
 
 
@@ -222,6 +230,9 @@ def _overview(run: Run) -> str:
     parts = [_list(facts)]
     if run.failed:
         parts.append(f"<h3>Failed cases</h3>{_list(run.failed)}")
+    if run.kind == TRAINING and run.warnings:
+        texts = {case: " ".join(warning["text"] for warning in found) for case, found in run.warnings.items()}
+        parts.append(f"<h3>Warnings</h3>{_list(texts)}")
     parts += [f'<p class="dim">{escape(note)}</p>' for note in run.notes]
     return "".join(parts)
 
@@ -298,6 +309,8 @@ def _notices(run: Run) -> list[str]:
         told.append("The weights were trained on phantoms alone. Do not rely on their results for patients.")
     if run.failed:
         told.append(f"{len(run.failed)} case{'s' * (len(run.failed) != 1)} failed. The overview says why.")
+    if warned := len(run.warnings):
+        told.append(f"There are warnings about {warned} case{'s' * (warned != 1)}.")
     return [*told, "This page is for research. It is not for diagnosis."]
 
 

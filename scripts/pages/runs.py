@@ -62,6 +62,11 @@ class Run:
         """Reasons by the names of the cases that failed."""
         return dict(self.record.get("failed", {}))
 
+    @property
+    def warnings(self) -> dict[str, list[dict[str, str]]]:
+        """Warnings, with ``kind`` and ``text``, by the names of cases that have any."""
+        return dict(self.record.get("warnings", {}))
+
 
 def read_run(folder: Path) -> Run:
     """The run in ``folder``.

@@ -5,16 +5,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from scripts.brats import SEQUENCES
-from scripts.data.cases import NO_FILE, image_files
-from scripts.data.datalist import unlabeled_items
+from scripts.data.cases import NO_FILE, find_cases, image_files
 from scripts.data.datalist_file import LONGEST_NAME, is_plain_name, misnamed
 from scripts.data.dicom import series_file
-from scripts.data.inspection import check_folder, nothing_found, refuse_errors
+from scripts.data.findings import Finding, refused_kinds
+from scripts.data.inspection import check_found, examine, nothing_found, refuse
 from scripts.utils.errors import InputError
 from scripts.workflow.output import earlier_cases, same_images
 
@@ -40,21 +40,39 @@ def given_case(files: Mapping[str, Path], name: str | None) -> dict[str, Any]:
     return {"case": name or "case", "image": image}
 
 
-def find_items(cases: Sequence[Path], may_lack: int) -> list[dict[str, Any]]:
-    """The entries of all cases in ``cases``. A case that ``cases`` name several times is taken once.
+def find_items(
+    cases: Sequence[Path], may_lack: int, accept: Collection[str] = (), given: Mapping[str, str] | None = None
+) -> tuple[list[dict[str, Any]], list[Finding]]:
+    """The entries of all cases in ``cases``, and what is doubtful about their files.
 
-    The run checks the entries, but it cannot tell what was left out of the folders. So they are checked here.
+    The run checks the entries, but it cannot tell what was left out of the folders. So they are checked here. A case
+    that ``cases`` name several times is taken once.
+
+    Args:
+        cases: folders of cases, of one case, or four-dimensional files.
+        may_lack: how many sequences a case may lack.
+        accept: kinds of doubts that do not stop a case.
+        given: numbers or folders of series of a DICOM study, by sequence.
 
     Raises:
         InputError: there is no case, or a case has a missing or doubled file.
     """
     items: list[dict[str, Any]] = []
+    findings: list[Finding] = []
     for path in cases:
-        found = unlabeled_items(path)
-        findings = check_folder(path, may_lack)
-        refuse_errors(findings, path)
-        for finding in findings:
+        there = find_cases(path, given)
+        found = [{"case": case.name, "image": case.image} for case in there if image_files(case.image)]
+        told = check_found(there, may_lack)
+        if any(finding.is_error for finding in told):
+            refused = refused_kinds(accept)
+            # The user learns of all that is wrong at once.
+            others = examine(found, None, may_lack=may_lack, headers_only=True, refused=refused)[0] if found else []
+            lacking = {finding.case for finding in told if finding.kind == "missing sequence"}
+            told += [one for one in others if one.kind != "missing sequence" or one.case not in lacking]
+            refuse(told, path, refused)
+        for finding in told:
             logger.warning("%s", finding.message)
+        findings += told
         if not found:
             raise InputError(nothing_found(path, "cases"))
         for item in found:
@@ -62,7 +80,7 @@ def find_items(cases: Sequence[Path], may_lack: int) -> list[dict[str, Any]]:
                 logger.warning("%s: %s was named before; it is segmented once.", path, item["case"])
             else:
                 items.append(item)
-    return items
+    return items, findings
 
 
 def with_absolute_paths(item: Mapping[str, Any]) -> dict[str, Any]:

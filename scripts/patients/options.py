@@ -12,6 +12,7 @@ from typing import Any
 
 from scripts import command
 from scripts.brats import ET_LABELS
+from scripts.data.findings import ACCEPTABLE
 
 
 def _option(group: str, explanation: str, **arguments: Any) -> dict[str, Any]:
@@ -36,6 +37,16 @@ class Options:
     fast: bool = field(
         default=False, metadata=_option("device and speed", "the whole brain in one forward, and no flips")
     )
+    accept: tuple[str, ...] = field(
+        default=(),
+        metadata=_option(
+            "input",
+            f"segment cases in spite of this doubt; may be repeated: {', '.join(ACCEPTABLE)}",
+            action="append",
+            choices=ACCEPTABLE,
+            metavar="KIND",
+        ),
+    )
     et_label: int = field(
         default=ET_LABELS[-1],
         metadata=_option("output", "value of ET to write (default: %(default)s)", type=int, choices=ET_LABELS),
@@ -57,6 +68,8 @@ def add_options(groups: Mapping[str, argparse._ArgumentGroup]) -> None:
     for option in fields(Options):
         name = option.name.replace("_", "-")
         arguments = {"dest": option.name, "default": option.default, **option.metadata["arguments"]}
+        if option.default == ():
+            arguments["default"] = None  # argparse would add to it
         if isinstance(option.default, bool):
             arguments["action"] = "store_false" if option.default else "store_true"
         flag = f"--no-{name}" if option.default is True else f"--{name}"
@@ -65,4 +78,5 @@ def add_options(groups: Mapping[str, argparse._ArgumentGroup]) -> None:
 
 def given_options(args: argparse.Namespace) -> Options:
     """The options that the arguments of a command give."""
-    return Options(**{option.name: getattr(args, option.name) for option in fields(Options)})
+    given = {option.name: getattr(args, option.name) for option in fields(Options)}
+    return Options(**{**given, "accept": tuple(given["accept"] or ())})

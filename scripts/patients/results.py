@@ -14,6 +14,7 @@ from typing import Any
 import nibabel as nib
 from scripts.brats import SEQUENCE_TITLES
 from scripts.data.cases import image_files, missing_sequences
+from scripts.data.findings import ACCEPTABLE, warned_of
 from scripts.data.images import read_file, voxels_of
 from scripts.inference.dicom_seg import save_dicom_seg
 from scripts.inference.writers import map_files, record_file
@@ -24,6 +25,7 @@ from scripts.pictures.preview import preview
 from scripts.pictures.surface import surface_view
 from scripts.scores.volumetry import measure
 from scripts.utils.files import read_json
+from scripts.utils.run_json import read_run_json
 from scripts.weights.record import Record, only_phantoms
 from scripts.workflow.case_records import ENDINGS
 
@@ -63,6 +65,9 @@ class Results:
         """The entries of the JSON file of a case that was segmented. ``read`` remembers files that were read."""
         seconds = round(time.monotonic() - self.started, 2)
         found = describe(self.items[case], self.label_map(case), self.options.et_label, read or read_file)
+        warnings = read_run_json(self.folder).get("warnings", {}).get(case, [])
+        kinds = [warning["kind"] for warning in warnings]
+        found |= {"warnings": warnings, "accepted": [kind for kind in ACCEPTABLE if kind in kinds]}
         return {**found, **self.facts, "seconds_of_the_run": seconds}
 
     def finish(self, case: str, read: Reader | None = None) -> None:
@@ -79,7 +84,7 @@ class Results:
             save_dicom_seg(label_map, image_files(item["image"])[0], self.options.et_label, dicom, weights)
         if self.options.pictures and not (slices.is_file() and views.is_file()):
             patient = read_patient(item, label_map, read=read)
-            note = note_of(self.record, result["missing_sequences"], self.options.fast)
+            note = note_of(self.record, result["missing_sequences"], self.options.fast, result["warnings"])
             save_figure(preview(patient, note), slices)
             save_figure(surface_view(patient, note), views)
         self.found[case] = result
@@ -101,8 +106,8 @@ def describe(item: Mapping[str, Any], label_map: Path, et_label: int, read: Read
     }
 
 
-def note_of(record: Record, lacking: Sequence[str], fast: bool) -> str:
-    """What the pictures say of how a case was segmented: with what weights, without what sequences, and if fast.
+def note_of(record: Record, lacking: Sequence[str], fast: bool, warnings: Sequence[Mapping[str, str]] = ()) -> str:
+    """What the pictures say of a case: the weights, sequences that it lacks, whether it was fast, and warnings.
 
     Example:
         >>> note_of({"trained_on": {"patients": 16, "phantoms": 0}}, ["t1ce", "flair"], fast=True)
@@ -115,4 +120,5 @@ def note_of(record: Record, lacking: Sequence[str], fast: bool) -> str:
         notes.append(f"without {' and '.join(SEQUENCE_NAMES[sequence] for sequence in lacking)}")
     if fast:
         notes.append("fast")
+    notes += warned_of(warnings)
     return "; ".join(notes)

@@ -15,12 +15,13 @@ import torch
 from monai.bundle import ConfigWorkflow
 from scripts import networks
 from scripts.data.cases import image_files
+from scripts.data.findings import Finding, warnings_by_case
 from scripts.inference.dicom_seg import check_source
 from scripts.patients.items import find_items, given_case, refuse_other_images, with_absolute_paths
 from scripts.patients.options import Options
 from scripts.patients.results import Results
 from scripts.utils.errors import InputError, input_error_behind, one_line
-from scripts.utils.files import BUNDLE_ROOT, CONFIGS
+from scripts.utils.files import BUNDLE_ROOT, CONFIGS, refuse_pointer
 from scripts.utils.literals import literal, shown
 from scripts.utils.machine import computes_in
 from scripts.utils.run_json import bundle_version
@@ -44,6 +45,7 @@ def weights_to_use(model: Path | None) -> tuple[Path, Record]:
     found = model or next((path for path in (OWN_WEIGHTS, STARTER_WEIGHTS) if path.is_file()), OWN_WEIGHTS)
     if model is not None and found.is_dir():
         raise InputError(f"--model {found}: a folder; name the file of the weights (.pt).")
+    refuse_pointer(found)
     if not found.is_file():
         remedy = "give weights by --model" if model is None else "correct --model, or leave it out for the default"
         raise InputError(f"{found}: no such file; {remedy}.")
@@ -100,7 +102,7 @@ def configuration_of(record: Record, model: Path, options: Options) -> tuple[lis
         "save_uncertainty": options.uncertainty,
         "device": device,
         "overwrite": options.overwrite,
-        "prepared_only": True,
+        "accept": list(options.accept),
         "dataset#keep_files": True,
     }
     if window := (record.get("training") or {}).get("window"):
@@ -137,7 +139,8 @@ def segment(
         cases: folders of cases, of one case, or four-dimensional files.
         output_dir: folder to write to. Cases that an earlier call has done there are left out, and the others are
             added to them. The settings must be those of the earlier call.
-        files: images of one case by sequence, instead of ``cases``.
+        files: images of one case by sequence, instead of ``cases``. With ``cases``, which must be one DICOM study,
+            numbers or folders of its series.
         name: name of this case.
 
     Returns:
@@ -152,10 +155,13 @@ def segment(
     model, record = weights_to_use(options.model)
     model, output_dir = model.absolute(), Path(output_dir).resolve()
     names, settings = configuration_of(record, model, options)
-    if files is not None:
+    doubts: list[Finding] = []
+    if files is not None and not cases:
         items = [given_case({key: Path(path) for key, path in files.items()}, name)]
     else:
-        items = find_items([Path(case) for case in cases], int(record.get("missing_sequences", 0)))
+        series = {sequence: str(wanted) for sequence, wanted in (files or {}).items()}
+        may_lack = int(record.get("missing_sequences", 0))
+        items, doubts = find_items([Path(case) for case in cases], may_lack, options.accept, series)
     items = [with_absolute_paths(item) for item in items]
     if not options.overwrite:
         refuse_other_images(items, output_dir)
@@ -172,12 +178,16 @@ def segment(
     }
     results = Results({item["case"]: item for item in items}, output_dir, options, record, facts)
     # MONAI's parser looks into lists, but not into tuples.
-    run_inference(names, {**settings, "all_cases": tuple(items)}, results)
+    run_inference(names, {**settings, "all_cases": tuple(items)}, results, doubts)
     return [results.found[case] for case in results.items]
 
 
-def run_inference(names: Sequence[str], settings: Mapping[str, Any], results: Results) -> None:
+def run_inference(
+    names: Sequence[str], settings: Mapping[str, Any], results: Results, doubts: Sequence[Finding]
+) -> None:
     """Run the inference of these configurations. ``results`` finishes each case as soon as it is segmented.
+
+    ``doubts`` are findings about the cases' files that the run, which gets a list of them, does not find itself.
 
     Raises:
         InputError: what ended the run, or names the cases that failed.
@@ -188,7 +198,9 @@ def run_inference(names: Sequence[str], settings: Mapping[str, Any], results: Re
     try:
         workflow.initialize()
         workflow.parser.get_parsed_content("records").describe = results.describe
-        workflow.parser.get_parsed_content("failures").finish = results.finish
+        failures = workflow.parser.get_parsed_content("failures")
+        failures.finish = results.finish
+        failures.warnings.update(warnings_by_case(doubts))
         workflow.run()
     except (RuntimeError, ValueError) as error:
         if (failure := input_error_behind(error)) is None:

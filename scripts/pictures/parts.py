@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scripts.brats import CORE, CORE_LABEL, EDEMA, EDEMA_LABEL, ENHANCING, ET_LABELS
+from scripts.brats import CORE, CORE_LABEL, EDEMA, EDEMA_LABEL, ENHANCING, ET_LABELS, NONENHANCING_LABEL
 
 # A picture numbers the parts from 1, in this order.
 SUB_REGIONS = (CORE, EDEMA, ENHANCING)
@@ -28,7 +28,7 @@ def parts_of(
 
     Args:
         labels: the label map, of any shape.
-        et_labels: values of the enhancing tumor. Any other value than these, 1 and 2 is no part.
+        et_labels: values of the enhancing tumor. Beside 4, 3 is core. Any other value than these, 1 and 2 is no part.
         edema_label: value of edema, 2 or 1. The core has the other value of the two.
 
     Example:
@@ -39,6 +39,7 @@ def parts_of(
     """
     found = np.zeros(labels.shape, np.uint8)
     core_label = CORE_LABEL + EDEMA_LABEL - edema_label
-    for part, values in ((CORE_PART, [core_label]), (EDEMA_PART, [edema_label]), (ENHANCING_PART, et_labels)):
+    core = [core_label, *{NONENHANCING_LABEL}.difference(et_labels)]
+    for part, values in ((CORE_PART, core), (EDEMA_PART, [edema_label]), (ENHANCING_PART, et_labels)):
         found[np.isin(labels, values)] = part
     return found

@@ -109,6 +109,27 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def refuse_pointer(path: str | Path) -> None:
+    """Refuse a file that git-annex or Git LFS has left in place of the content."""
+    file = Path(path)
+    try:
+        if file.is_symlink() and not file.exists():
+            start = os.fsencode(os.readlink(file))
+        else:
+            with file.open("rb") as stream:
+                start = stream.read(100)
+    except OSError:
+        return
+    if b"annex/objects/" in start:
+        keeper, command = "git-annex", f"git annex get {file.name}"
+    elif start.startswith(b"version https://git-lfs.github.com/spec/"):
+        keeper, command = "Git LFS", "git lfs pull"
+    else:
+        return
+    told = f"{path}: a pointer of {keeper} in place of the content; get it ({command})."
+    raise InputError(told, "pointer in place of a file")
+
+
 def file_checksum(path: str | Path, algorithm: str = "sha256", **options: Any) -> str:
     """Checksum of a file's bytes in hexadecimal digits. ``algorithm`` and ``options`` are those of ``hashlib.new``."""
     found = hashlib.new(algorithm, **options)

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
+from scripts.utils.errors import InputError
 
 # Names from malloc.h of glibc, and the largest values: before 2.35 glibc takes at most 32 MB for M_MMAP_THRESHOLD.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -65,6 +66,24 @@ def container_memory() -> float:
         return float(limit) - float(used)
     except (OSError, ValueError):
         return math.inf
+
+
+def check_shared_memory(workers: int, batch_bytes: float) -> None:
+    """Refuse processes that load data (``workers``) if /dev/shm, through which they hand batches on, is too small.
+
+    They would die of it in the middle of a run. A container often has 64 MB. Each process is two batches ahead.
+    """
+    needed = 2 * workers * int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * batch_bytes
+    try:
+        found = os.statvfs("/dev/shm")
+    except OSError:  # there is none on this system
+        return
+    free = found.f_bavail * found.f_frsize
+    if workers and free < needed:
+        raise InputError(
+            f"--num_workers {workers}: they need {needed / 1e6:.0f} MB of shared memory, and /dev/shm has "
+            f"{free / 1e6:.0f} MB; give the container more (docker run --shm-size), or set --num_workers 0."
+        )
 
 
 def available_memory() -> float:

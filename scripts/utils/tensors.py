@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from scripts.utils.errors import InputError
-from scripts.utils.files import replacing
+from scripts.utils.files import refuse_pointer, replacing
 
 # torch may raise any of these errors for a file that is not its own, since its unpickler reads arbitrary bytes.
 UNREADABLE_TENSORS = (
@@ -42,6 +42,7 @@ def load_torch(path: str | Path) -> Any:
         InputError: the file is absent or truncated, or it holds more than tensors and plain values.
     """
     path = Path(path)
+    refuse_pointer(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file; give the path of a model file (.pt).")
     try:

@@ -15,7 +15,7 @@ from monai.networks.utils import copy_model_state
 from monai.utils import ensure_tuple
 from scripts.utils.distributed import launched_rank, rank, unwrap
 from scripts.utils.errors import InputError
-from scripts.utils.files import BUNDLE_ROOT, CONFIGS
+from scripts.utils.files import BUNDLE_ROOT, CONFIGS, refuse_pointer
 from scripts.utils.tensors import load_torch
 from scripts.weights.record import Record, read_weights_record
 from scripts.weights.settings import refuse_other_use
@@ -44,6 +44,7 @@ def check_weights(network: torch.nn.Module, model_file: str, settings: Record | 
         InputError: the file is absent or unreadable, or it holds another network's weights or weights that were trained
             with other settings; the message names a tensor or a setting.
     """
+    refuse_pointer(model_file)
     if not Path(model_file).is_file():
         if not Path(model_file).is_absolute() and (BUNDLE_ROOT / model_file).is_file():
             raise InputError(

@@ -22,7 +22,7 @@ import torch
 from monai.utils import ensure_tuple
 from scripts.data.postprocessing import THRESHOLDS
 from scripts.utils.errors import InputError
-from scripts.utils.files import file_checksum, read_json, replacing
+from scripts.utils.files import file_checksum, read_json, refuse_pointer, replacing
 from scripts.utils.run_json import CONFIG_FILE, RUN_FILE, bundle_version
 from scripts.weights.schema import RECORD_SCHEMA
 
@@ -130,6 +130,7 @@ def read_weights_record(model_file: str | Path, quiet: bool = False) -> Record |
     If there is no record, or only a record of other weights, the result is None, and a warning is logged unless
     ``quiet``.
     """
+    refuse_pointer(model_file)
     # The record of a link lies beside the link, or beside the file that it leads to.
     path = next((p for p in map(record_file, (model_file, Path(model_file).resolve())) if p.is_file()), None)
     record = read_json(path) if path is not None else {}

@@ -5,11 +5,14 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle import run as bundle_run
+from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from scripts.utils.errors import InputError
 from scripts.utils.literals import shown
 from scripts.weights.record import Record
@@ -23,12 +26,14 @@ MLFLOW = "MLFlowHandler"
 class Configuration:
     """A configuration, as MONAI's parser holds it.
 
-    ``run_id`` is the name by which MONAI runs it (``bundle run training``); empty if it does not run it.
+    ``run_id`` is the name by which MONAI runs it (``bundle run training``); empty if it does not run it. ``given`` are
+    the arguments of ``bundle run``; None if another program runs it.
     """
 
-    def __init__(self, parser: ConfigParser, run_id: str = "") -> None:
+    def __init__(self, parser: ConfigParser, run_id: str = "", given: Mapping[str, Any] | None = None) -> None:
         self.parser = parser
         self.run_id = run_id
+        self.given = given
 
     @property
     def source(self) -> dict[str, Any]:
@@ -73,6 +78,22 @@ class Configuration:
         return brings_own_data(self.content)
 
     @property
+    def read_elsewhere(self) -> tuple[str, set[str]]:
+        """What MONAI's parser has resolved already: the source of the configurations, in which macros still are, and
+        the names of settings that a file of ``--tracking`` adds."""
+        given = dict(self.given or {})
+        if file := given.get("args_file"):
+            given = {**ConfigParser.load_config_files(file), **{k: v for k, v in given.items() if v is not None}}
+        sources = [ConfigParser.load_config_files(file) for file in [given.get("config_file")] if file]
+        tracking, added = given.get("tracking"), set(TRACKING)
+        if isinstance(tracking, str) and tracking not in DEFAULT_EXP_MGMT_SETTINGS:
+            tracking = ConfigParser.load_config_files(tracking)
+        if isinstance(tracking, Mapping):
+            sources.append(dict(tracking))
+            added |= set(tracking.get("configs", {}))
+        return json.dumps([*sources, given.get("override")], default=str), added
+
+    @property
     def loaded_by_caller(self) -> str | None:
         """The weights that a handler of such a caller loads before the training; None if it loads none."""
         for handler in self.content["train"]["handlers"] if self.brings_own_data else ():
@@ -87,18 +108,19 @@ def running_configuration() -> Configuration:
 
     A configuration cannot refer to itself, so this function takes MONAI's parser from the calling frames.
     """
-    parser, run_id = None, ""
+    parser, run_id, given = None, "", None
     frame = inspect.currentframe()
-    while frame is not None:
+    while frame is not None and given is None:
         owner = frame.f_locals.get("self")
         if isinstance(owner, ConfigParser):
             parser = parser or owner
         elif isinstance(owner, ConfigWorkflow):
-            run_id = owner.run_id
-            break
+            run_id = run_id or owner.run_id
+        elif frame.f_code is bundle_run.__code__:
+            given = {name: frame.f_locals.get(name) for name in ("config_file", "args_file", "tracking", "override")}
         frame = frame.f_back
     assert parser is not None
-    return Configuration(parser, run_id)
+    return Configuration(parser, run_id, given)
 
 
 def weights_settings(configuration: Configuration) -> Record:

@@ -23,7 +23,7 @@ from scripts.brats import check_et_label
 from scripts.data.cases import image_files
 from scripts.data.datalist import Cohort, labeled_items, warn_of_shared_patients
 from scripts.data.datalist_file import write_datalist
-from scripts.data.images import checksum_of
+from scripts.data.images import checksum_of, read_header
 from scripts.data.inspection import check_cases
 from scripts.inference.reading import CheckedDataset
 from scripts.training.reproducibility import choose_algorithms
@@ -32,7 +32,7 @@ from scripts.utils.distributed import on_rank_zero, rank, start, unwrap, world_s
 from scripts.utils.errors import InputError
 from scripts.utils.files import keep_earlier
 from scripts.utils.locks import enter_run
-from scripts.utils.machine import keep_freed_memory
+from scripts.utils.machine import check_shared_memory, keep_freed_memory
 from scripts.utils.run_json import CONFIG_FILE, read_run_json, write_run_json
 from scripts.weights.loading import check_weights, load_pretrained
 from scripts.weights.record import (
@@ -55,6 +55,8 @@ logger = logging.getLogger(__name__)
 
 # Of a case's checksum in the record of weights: enough to tell a million cases apart.
 DIGITS = 12
+# Of each case that has any (``scripts.data.findings.warnings_by_case``).
+Warnings = dict[str, list[dict[str, str]]]
 
 
 def prepare(configuration: Configuration) -> None:
@@ -126,9 +128,11 @@ def prepare_training(configuration: Configuration) -> None:
         output.refuse_replacing(list(both.values()), cohort.datalist_file, resume)
         if searched is None:
             warn_of_shared_patients(lists["training"], lists["validation"], "The given lists")
+        warnings: Warnings = {}
         synthetic = check_cases(
-            list(both.values()), searched, "labeled cases", cohort.datalist_file, cohort.channel_order
+            list(both.values()), searched, "labeled cases", cohort.datalist_file, cohort.channel_order, kept=warnings
         )
+        check_loading(configuration, lists["validation"] or lists["training"])
         phantoms = any(synthetic)
         for name in needed:
             if not lists[name]:
@@ -164,11 +168,23 @@ def prepare_training(configuration: Configuration) -> None:
             facts: dict[str, Any] = {"trained_on": seen, "cases": {name: len(items) for name, items in lists.items()}}
             facts["dataset_dir"] = str(Path(cohort.dataset_dir).absolute())
             facts |= recorded_order(both.values(), cohort.channel_order)
+            facts["warnings"] = warnings
             write_run_json(output.folder, configuration.content, phantoms, **facts)
 
     on_rank_zero(check_and_claim)
     if pretrained_file is not None and rank() != 0:
         load_pretrained(network, pretrained_file, reinitialize)
+
+
+def check_loading(configuration: Configuration, items: Sequence[Mapping[str, Any]]) -> None:
+    """Check that the processes that load these cases, if there are any, have enough shared memory."""
+    get = configuration.get
+    if not items or not get("num_workers"):
+        return
+    # Four channels of float32, of which a brain's box is a third of a grid, and four regions of a byte.
+    whole = math.prod(read_header(image_files(items[0]["image"])[0]).shape[:3]) * (16 / 3 + 4)
+    patches = get("batch_size") * math.prod(get("patch_size")) * 20 if configuration.workflow == "training" else 0
+    check_shared_memory(get("num_workers"), max(patches, 0 if patches and not get("val_interval") else whole))
 
 
 def check_normalization(preprocessing: Compose, settings: Record) -> None:
@@ -203,6 +219,8 @@ def prepare_evaluation(configuration: Configuration) -> None:
         output = Output(get("evaluation_dir"), map_dir, get("overwrite"))
     network, inferer = get("network"), get("inferer" if selection is None else "validate#inferer")
     model_file, load_pretrain = get("model_file"), get("load_pretrain")
+    warnings: Warnings = get("failures").warnings
+    accept = get("accept")
 
     def check_and_claim() -> None:
         check_et_label(cohort.et_label)
@@ -238,12 +256,16 @@ def prepare_evaluation(configuration: Configuration) -> None:
         may_lack = min((record or {}).get("missing_sequences", 0) for record in records)
         listed = cohort.datalist_file
         searched = None if brought else cohort.dataset_dir
-        how = {} if dataset is None else {"headers_only": True, "prepared_only": dataset.prepared_only}
+        told: Warnings = {}
+        how: dict[str, Any] = {"headers_only": dataset is not None, "accept": accept, "kept": told}
         phantoms = False
         if items or not all_cases:
             kind = "cases" if selection is None else "labeled cases"
             phantoms = any(check_cases(items, searched, kind, listed, cohort.channel_order, may_lack, **how))
             check_ranks(items, kind)
+            check_loading(configuration, items)
+        for case, found in told.items():
+            warnings[case] = warnings.get(case, []) + found
         if dataset is not None:
             dataset.refuse_if_all_are_faulty()
         phantom_weights = [only_phantoms(record) for record in records]
@@ -256,7 +278,7 @@ def prepare_evaluation(configuration: Configuration) -> None:
         facts["phantom_weights"] = any(phantom_weights)
         root = listed_from = os.path.abspath(cohort.dataset_dir)
         with output.claimed(resume, shared=all_cases is not None):
-            together = list(all_cases or items)
+            together, accepted = list(all_cases or items), set(accept or ())
             # Another process may have begun a run here since the checks above.
             if all_cases is not None and output.holds_run:
                 output.refuse_other_run(configuration, made_by)
@@ -269,6 +291,11 @@ def prepare_evaluation(configuration: Configuration) -> None:
                 began = {key: earlier.get(key) for key in ("started", "command")}
                 facts["resumed"] = [*earlier.get("resumed", []), began]
                 phantoms = phantoms or bool(earlier.get("phantoms"))
+                done = {str(item["case"]) for item in items}
+                for case, found in earlier.get("warnings", {}).items():
+                    if case not in done:
+                        warnings.setdefault(case, found)
+                accepted |= set(earlier.get("accepted", []))
                 if failed := {case: why for case, why in earlier.get("failed", {}).items() if case not in given}:
                     facts["failed"] = failed
                 together = [*(item for case, item in now.items() if case not in given), *together]
@@ -277,6 +304,7 @@ def prepare_evaluation(configuration: Configuration) -> None:
                     # The paths become absolute. So they keep their meaning if the process is killed before the record.
                     listed_from = output.folder
             facts |= {"cases": len(together), **recorded_order(together, cohort.channel_order), "dataset_dir": root}
+            facts |= {"warnings": warnings, "accepted": sorted(accepted)}
             name = "testing" if selection is None else "validation"
             write_datalist({name: together}, listed_from, Path(output.folder) / DATALIST_FILE)
             write_run_json(output.folder, configuration.content, phantoms, **facts)

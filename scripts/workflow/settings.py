@@ -1,6 +1,6 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of the settings: those that cannot work are refused before any case is read; unused ones give a warning."""
+"""Checks of the settings: those that cannot work, and those that nothing reads, are refused before any case is read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from scripts.utils.distributed import launched_rank, unwrap
 from scripts.utils.errors import InputError, show_input_errors
 from scripts.utils.files import CONFIGS
 from scripts.utils.literals import shown
-from scripts.workflow.configuration import MLFLOW, TRACKING, Configuration, without_tracking
+from scripts.workflow.configuration import MLFLOW, Configuration, without_tracking
 
 logger = logging.getLogger(__name__)
 
@@ -52,19 +52,18 @@ GOES_ON = {
 
 
 def check_settings(configuration: Configuration) -> None:
-    """Refuse settings that cannot work with any data, and warn of settings that nothing reads.
+    """Refuse settings that cannot work with any data, and those that nothing reads.
 
     From this call on, wrong input is shown as one line, as in a command.
 
     Raises:
         InputError: a value is the text "true" or "false" (the command line leaves a switch in lower case as text, and
             Python takes both texts for true); the device or precision does not exist; a part needs a package that is
-            not installed; the run's name is another workflow's; a part refers to a setting that does not exist; or
-            torchrun started several processes for a configuration of one process.
+            not installed; the run's name is another workflow's; a part refers to a setting that does not exist;
+            torchrun started several processes for a configuration of one process; or nothing reads a setting.
     """
     show_input_errors(GOES_ON.get(configuration.workflow, ""))
     config = configuration.source
-    settings = _settings(config)
     named, workflow = configuration.run_id, configuration.workflow
     if named in MAIN_FILES and workflow in MAIN_FILES and named != workflow:
         wanted = " and ".join(MAIN_FILES[named])
@@ -89,17 +88,35 @@ def check_settings(configuration: Configuration) -> None:
             f"{started} processes were started (WORLD_SIZE) for a configuration of one; add multi_gpu_train.json "
             "or multi_gpu_evaluate.json to --config_file."
         )
+    check_read(configuration)
+
+
+def check_read(configuration: Configuration) -> None:
+    """Refuse settings that nothing reads, such as one that is mistyped, unless ``allow_unread`` is true.
+
+    Programs other than ``bundle run`` may read what they set themselves, so there it is a warning.
+    """
+    config = configuration.source
     # A caller's own lists and lengths replace settings, which nothing reads then although none is mistyped.
     if launched_rank() != 0 or configuration.brings_own_data:
         return
     text = json.dumps(without_tracking(config), default=str).replace("::", "#")
-    known = READ_BY_MONAI | TRACKING | _own_settings(configuration.workflow)
+    sources, added = configuration.read_elsewhere
+    known = READ_BY_MONAI | added | _own_settings(configuration.workflow)
+    settings = _settings(config)
+    unread = []
     for name in settings:
-        if name not in known and not re.search(rf"@{re.escape(name)}\b", text):
-            section = name.rpartition("#")[0]
-            others = [other for other in settings if other != name and other.rpartition("#")[0] == section]
-            close = difflib.get_close_matches(name, others, 1)
-            logger.warning("Nothing reads the setting %s%s", name, f"; did you mean {close[0]}?" if close else ".")
+        own = re.escape(name)
+        if name in known or re.search(rf"@{own}\b", text) or re.search(rf"%(?:[^\s\"']*(?:#|::))?{own}\b", sources):
+            continue
+        section = name.rpartition("#")[0]
+        others = [other for other in settings if other != name and other.rpartition("#")[0] == section]
+        close = difflib.get_close_matches(name, others, 1)
+        unread.append(f"Nothing reads the setting {name}{f'; did you mean {close[0]}?' if close else '.'}")
+    if unread and configuration.given is not None and not config.get("allow_unread"):
+        raise InputError(f"{' '.join(unread)} Correct or remove it, or go on by --allow_unread True.")
+    for message in unread:
+        logger.warning("%s", message)
 
 
 def check_path(name: str, given: Any, configuration: Configuration) -> None:
@@ -164,7 +181,7 @@ def _settings(config: Mapping[str, Any]) -> list[str]:
     sections = {section: config[section] for section in SECTIONS if isinstance(config.get(section), Mapping)}
     below = [f"{section}#{name}" for section, content in sections.items() for name in content]
     # MONAI's own keys, such as _desc_, begin with an underscore.
-    return [*config, *(name for name in below if "#_" not in name)]
+    return [name for name in (*config, *below) if not name.rpartition("#")[2].startswith("_")]
 
 
 def check_installed(name: str, target: str) -> None:

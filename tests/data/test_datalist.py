@@ -212,12 +212,13 @@ def test_case_names_come_from_file_names(file, name):
 # The ET label.
 
 
-@pytest.mark.parametrize(("et_label", "cavity"), [(3, 1), (4, 0)])
-def test_an_explicit_et_label_counts_for_all_and_makes_4_beside_3_a_cavity(tmp_path, et_label, cavity):
+@pytest.mark.parametrize(("et_label", "release"), [(3, None), (4, None), (3, 2024), (4, 2015)])
+def test_an_explicit_choice_of_values_counts_for_all(tmp_path, et_label, release):
     make_case(tmp_path / "BraTS2021_00000")
     make_case(tmp_path / "BraTS-GLI-00000-000", old=False)
-    for items in (labeled_items(tmp_path, et_label), split_datalist(tmp_path, et_label=et_label)["all"]):
-        assert [(i["et_label"], i["resection_cavity"]) for i in items] == [(et_label, cavity)] * 2
+    choice = {"label_release": release} if release else {"et_label": et_label}
+    for items in (labeled_items(tmp_path, **choice), split_datalist(tmp_path, **choice)["all"]):
+        assert [(i["et_label"], i["label_release"]) for i in items] == [(et_label, release or 0)] * 2
 
 
 # The split.
@@ -482,7 +483,7 @@ def test_a_datalist_by_hand_needs_images_and_label_only(tmp_path):
     new = {"image": [f"b/b-{s}.nii.gz" for s in NEW], "label": "b/b-seg.nii.gz"}
     files = ["x_T2 FLAIR.nii", "T1-Gd.nii", "z_t1w.nii", "w-T2.nii"]
     other = minimal(image=files, et_label=3, edema_label=1, case="mine", fold=2)
-    other["resection_cavity"] = 1
+    other["label_release"] = 2024
     path = tmp_path / "list.json"
     path.write_text(json.dumps({"training": [minimal(), new], "validation": [other]}))
     lists = read_datalist(path, "/data")
@@ -493,7 +494,7 @@ def test_a_datalist_by_hand_needs_images_and_label_only(tmp_path):
             "label": "/data/a/a_seg.nii.gz",
             "et_label": 4,
             "edema_label": 2,
-            "resection_cavity": 0,
+            "label_release": 0,
         },
         {
             "case": "b",
@@ -501,11 +502,11 @@ def test_a_datalist_by_hand_needs_images_and_label_only(tmp_path):
             "label": "/data/b/b-seg.nii.gz",
             "et_label": 3,
             "edema_label": 2,
-            "resection_cavity": 0,
+            "label_release": 0,
         },
     ]
     (item,) = lists["validation"]
-    assert (item["case"], item["et_label"], item["edema_label"], item["resection_cavity"]) == ("mine", 3, 1, 1)
+    assert (item["case"], item["et_label"], item["edema_label"], item["label_release"]) == ("mine", 3, 1, 2024)
     assert item["image"] == [f"/data/{files[number]}" for number in (2, 3, 1, 0)]
 
 
@@ -595,7 +596,7 @@ def test_an_explicit_et_label_overrules_the_datalists(tmp_path):
     path = tmp_path / "list.json"
     path.write_text(json.dumps({"training": [minimal()], "validation": [minimal(case="b", et_label=4)]}))
     split = split_datalist("/data", path, et_label=3)
-    assert [(i["et_label"], i["resection_cavity"]) for i in split["all"]] == [(3, 1), (3, 1)]
+    assert [(i["et_label"], i["label_release"]) for i in split["all"]] == [(3, 0), (3, 0)]
 
 
 @pytest.mark.parametrize(

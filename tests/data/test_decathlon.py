@@ -74,7 +74,7 @@ def test_cases_of_the_decathlon_are_found(task01):
         "label": str(task01 / "labelsTr" / f"{NAME}.nii.gz"),
         "et_label": 3,
         "edema_label": 1,
-        "resection_cavity": 0,
+        "label_release": 0,
     }
     assert unlabeled_items(task01 / "imagesTs") == [
         {"case": "BRATS_485", "image": str(task01 / "imagesTs" / "BRATS_485.nii.gz")}

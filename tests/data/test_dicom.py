@@ -40,6 +40,7 @@ from scripts.data.images import (
 from scripts.data.inspection import check_case, check_cases
 from scripts.lab.benchmark.cohort import subset
 from scripts.networks import PriorAttentionNet
+from scripts.patients.items import find_items
 from scripts.training.disk_cache import DiskCacheDataset
 from scripts.utils.errors import InputError
 from workflows import SIZE, TRAINING_SIZE, bundle_run
@@ -105,14 +106,34 @@ def test_slices_that_run_against_the_normal_are_put_in_order(tmp_path):
     np.testing.assert_allclose(image.affine @ (0, 0, 0, 1), mirrored @ (0, 0, SHAPE[2] - 1, 1), atol=1e-9)
 
 
-@pytest.mark.parametrize("rescaled", [(2.0, -100.0), (0.37, 5.5)])
-def test_voxels_are_rescaled(tmp_path, rescaled):
+@pytest.mark.parametrize("rescaled", [(2.0, -1000.0), (0.37, 5.5)])
+def test_voxels_are_rescaled_and_an_offset_of_all_slices_is_left_out(tmp_path, rescaled):
+    """With it, the background would not be 0."""
     voxels = np.asanyarray(images()["t1"].dataobj)
     (path, *_) = write_series(tmp_path, voxels, affine(), rescaled=rescaled)
     # float32 holds 24 bits.
-    np.testing.assert_allclose(
-        voxels_of(read_image(path), path), voxels * rescaled[0] + rescaled[1], rtol=2.0**-23, atol=1e-4
-    )
+    np.testing.assert_allclose(voxels_of(read_image(path), path), voxels * rescaled[0], rtol=2.0**-23, atol=1e-4)
+
+
+@pytest.mark.parametrize("highest", [200, 65535])
+def test_inverted_gray_values_are_turned(tmp_path, highest):
+    voxels = np.random.default_rng(0).integers(0, 200, SHAPE)
+    voxels[:3] = 0
+    (path, *_) = write_series(tmp_path, highest - voxels, affine(), PhotometricInterpretation="MONOCHROME1")
+    np.testing.assert_array_equal(voxels_of(read_image(path), path), voxels)
+
+
+@pytest.mark.parametrize("cut", [128, 132])
+def test_files_without_their_first_bytes_are_found_and_read(tmp_path, cut):
+    """Without the preamble, and without the mark after it."""
+    made = images()
+    write_case(tmp_path / "ann", made)
+    for path in tmp_path.rglob("IM*"):
+        path.write_bytes(path.read_bytes()[cut:])
+    (case,) = find_cases(tmp_path)
+    assert (case.name, case.missing) == ("ann", [])
+    for sequence, path in case.images.items():
+        np.testing.assert_array_equal(voxels_of(read_image(path), path), np.asanyarray(made[sequence].dataobj))
 
 
 def test_each_slice_has_its_own_rescaling(tmp_path):
@@ -282,6 +303,50 @@ WORDS = [
         "b0 field map",
         "AAHScout",
     ),
+    (
+        "t1",
+        False,
+        "T1 sans gado",
+        "T1 vor KM",
+        "T1 ohne i.v. KM",
+        "T1 senza mdc",
+        "T1 sin contraste",
+        "T1 s/c",
+        "T1 sem meio de contraste",
+        "T1 zonder contrast",
+        "T1 blanco",
+        "T1 utan kontrast",
+        "T1 før kontrast",
+        "T1 bez kontrastu",
+        "T1 przed kontrastem",
+        "T1 平扫",
+        "T1 增强前",
+        "T1 造影なし",
+        "T1 単純",
+        "T1 -C",
+        "T1 C-",
+        "AVANT GADO T1",
+        "PRE GAD POST-OP T1",
+    ),
+    (
+        "t1",
+        True,
+        "STEALTH T1 POST GAD PRE-OP",
+        "T1 +C without FS",
+        "T1 GD no fat sat",
+        "T1 nach KM",
+        "T1 GADO SANS FATSAT",
+        "T1 dopo mdc",
+        "T1 c/c",
+        "T1 após contraste",
+        "T1 met contrast",
+        "T1 efter kontrast",
+        "T1 po kontraście",
+        "T1 增强",
+        "T1 造影後",
+        "T1-GD",
+    ),
+    ("t1", None, "T1 without FS", "T1 w/wo contrast", "T1 vor OP", "T1 nach OP", "T1 Kontrolle", "T1 POST RT"),
 ]
 UNTOLD = ("Brain", "part1", "post2", "report", "", "Serie 7")
 
@@ -318,6 +383,10 @@ def series(number: int, text: str = "", slices: int = 20, thickness: float = 5.0
         orientation=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
         position=(0.0, 0.0, 0.0),
         thickness=thickness,
+        date="",
+        time="",
+        photometric="MONOCHROME2",
+        intercept=None,
         several_frames=False,
         color=False,
     )._replace(**values)
@@ -350,8 +419,10 @@ def test_times_tell_the_weighting_where_words_do_not(times, technique, weighting
     assert list(choose([series(1, "T2", echo=echo, repetition=repetition)]).chosen) == ["t2"]
 
 
-def chosen(*study: Series) -> dict[str, int]:
-    return {name: fit.series.first.number for name, fit in choose(study).chosen.items()}
+def chosen(*study: Series, **given: str) -> dict[str, int]:
+    choice = choose(study, given)
+    assert not choice.doubt, choice.doubt
+    return {name: fit.series.first.number for name, fit in choice.chosen.items()}
 
 
 def test_most_slices_then_the_thinnest_then_the_lowest_number():
@@ -368,15 +439,64 @@ def test_most_slices_then_the_thinnest_then_the_lowest_number():
 def test_the_agent_tells_plain_t1_series_apart():
     assert chosen(series(1, "T1"), series(2, "T1", agent="Gadovist")) == {"t1": 1, "t1ce": 2}
     assert chosen(series(1, "T1", agent="no"), series(2, "T1", agent="Gadovist")) == {"t1": 1, "t1ce": 2}
+    assert chosen(series(1, "T1"), series(2, "T1 post")) == {"t1": 1, "t1ce": 2}
     # The scanner records the agent in all series.
-    both = choose([series(1, "T1", agent="Gd"), series(2, "T1 post", agent="Gd")])
-    assert {name: fit.series.first.number for name, fit in both.chosen.items()} == {"t1": 1, "t1ce": 2}
-    assert "ContrastBolusAgent is 'Gd'" in both.chosen["t1"].doubt and not both.chosen["t1ce"].doubt
-    # The description wins.
-    wrong = choose([series(1, "T1 pre", agent="Gd"), series(2, "T1 post")])
-    assert {name: fit.series.first.number for name, fit in wrong.chosen.items()} == {"t1": 1, "t1ce": 2}
-    assert "there is no contrast agent" in wrong.chosen["t1"].doubt
-    assert "there is a contrast agent" in wrong.chosen["t1ce"].doubt
+    assert chosen(series(1, "T1", agent="Gd"), series(2, "T1 post", agent="Gd")) == {"t1": 1, "t1ce": 2}
+
+
+def test_times_tell_silent_series_apart():
+    pre, post = series(1, "T1 pre", time="100000"), series(2, "T1 post", time="101500")
+    late = series(3, "T1", 176, time="102000.5")
+    assert chosen(pre, post, late) == {"t1": 1, "t1ce": 3}
+    assert chosen(series(1, "T1", time="100000"), post, late) == {"t1": 1, "t1ce": 3}
+    # Without a time, a silent series may be either, and is left out.
+    assert chosen(pre, post, series(3, "T1", 176)) == {"t1": 1, "t1ce": 2}
+
+
+@pytest.mark.parametrize(
+    ("study", "said"),
+    [
+        ([series(1, "T1"), series(2, "T1")], "nothing says which of these T1 series has contrast agent"),
+        ([series(1, "T1 pre"), series(2, "T1")], "nothing says which"),
+        ([series(1, "T1", agent="Gd"), series(2, "T1", agent="Gd")], "nothing says which"),
+        ([series(1, "T1 pre", agent="Gd")], "series 1 'T1 pre' is described as without contrast agent, but Contrast"),
+        ([series(1, "T1", agent="Gd"), series(2, "T1 post")], "series 2 'T1 post' is described as with contrast agent"),
+        (
+            [series(1, "T1 post", time="10"), series(2, "T1 pre", time="11")],
+            "series 2 'T1 pre', without contrast agent",
+        ),
+        ([series(1, "T1 post", time="10"), series(2, "T1", time="11")], "series 2 'T1' was taken after a series with"),
+    ],
+)
+def test_contradictions_about_the_agent_are_doubts_and_the_user_decides(study, said):
+    assert said in choose(study).doubt
+    if len(study) == 2:
+        assert chosen(*study, t1="1", t1ce="2") == {"t1": 1, "t1ce": 2}
+
+
+def test_a_named_series_leaves_the_silent_one_to_the_other_sequence(tmp_path):
+    study = [series(1, "T1"), series(2, "T1"), series(3, "T2"), series(4, "T2", 30)]
+    assert chosen(*study, t1ce="2") == {"t1": 1, "t1ce": 2, "t2": 4}
+    assert chosen(*study, t1="2", t2="3") == {"t1": 2, "t2": 3}
+    with pytest.raises(InputError, match=r"--t1ce 7: no series of this number or folder; name one of: series 1 'T1', "):
+        choose(study, {"t1ce": "7"})
+
+
+def test_an_unsure_study_is_refused_with_a_table(tmp_path, caplog):
+    write_case(tmp_path / "ann", images())
+    for path in sorted((tmp_path / "ann").rglob("IM*")):
+        data = pydicom.dcmread(path)
+        data.AcquisitionTime = f"10{data.SeriesNumber}000"
+        if "T1" in data.SeriesDescription:
+            data.SeriesDescription, data.ContrastBolusAgent = "T1", ""
+        data.save_as(path)
+    with pytest.raises(InputError, match=r"ann: nothing says which .* 'T1' by --t1ce <number or folder> of panet seg"):
+        find_items([tmp_path / "ann"], 1)
+    table = [record.getMessage() for record in caplog.records][:3]
+    assert table[0].split() == ["number", "time", "slices", "spacing", "in", "mm", "description"]
+    assert [row.split()[:3] for row in table[1:]] == [["1", "10:10:00", "7"], ["3", "10:30:00", "7"]]
+    (item,), _ = find_items([tmp_path / "ann"], 0, given={"t1ce": str(tmp_path / "ann" / "series 2")})
+    assert [Path(file).parent.name for file in item["image"]] == ["series 0", "series 1", "series 2", "series 3"]
 
 
 def test_the_protocol_speaks_where_the_description_is_silent():
@@ -422,7 +542,7 @@ def test_a_series_in_two_halves_is_refused(tmp_path):
     assert [(a.first.file, b.first.file) for a, b in case.choice.scattered] == [
         (str(files[3]), str(tmp_path / "ann" / "rest" / files[0].name))
     ]
-    with pytest.raises(InputError, match="faults in 1 case"):
+    with pytest.raises(InputError, match=r"ann: \d faults, to be mended in this order"):
         check_cases(unlabeled_items(tmp_path), tmp_path)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from scripts.brats import SEQUENCES
 from scripts.data import inspection
 from scripts.data.datalist import labeled_items, split_datalist, unlabeled_items
 from scripts.data.datalist_file import write_datalist
@@ -345,9 +346,19 @@ def test_no_folder_no_case_and_no_label_are_told_apart(tmp_path):
     ("name", "labels", "et_label", "said"),
     [
         ("BraTS20_Training_001", (0, 1, 2, 3), None, ["unexpected label 3", "set --et_label 3"]),
-        ("BraTS-GLI-00000-000", (0, 1, 2, 3, 4), None, ["unexpected label 4", "resection cavity", "--et_label 3 or 4"]),
-        ("BraTS-GLI-00000-000", (0, 1, 2, 4), None, ["unexpected label 4", "--et_label 3 or 4"]),
-        ("BraTS-GLI-00000-000", (0, 1, 2, 3, 4), 4, ["unexpected label 3", "--et_label 3"]),
+        (
+            "BraTS-GLI-00000-000",
+            (0, 1, 2, 3, 4),
+            None,
+            ["unexpected label 4", "--label_release 2024", "--label_release 2015"],
+        ),
+        ("BraTS-GLI-00000-000", (0, 1, 2, 4), None, ["unexpected label 4", "--label_release 2024", "--et_label 4"]),
+        (
+            "BraTS-GLI-00000-000",
+            (0, 1, 2, 3, 4),
+            4,
+            ["unexpected label 3", "--label_release 2024", "--label_release 2015"],
+        ),
         ("BraTS20_Training_001", (0, 1, 2, 4, 9), None, ["unexpected label 9", "check the file"]),
         ("BraTS-GLI-00000-000", (0, 1, 2, 3, 5), 3, ["unexpected label 5", "check the file"]),
     ],
@@ -361,18 +372,47 @@ def test_label_values_of_another_release_are_named(tmp_path, name, labels, et_la
 
 
 @pytest.mark.parametrize(
-    ("name", "labels", "et_label"),
+    ("name", "labels", "choice"),
     [
-        ("BraTS20_Training_001", (0, 1, 2, 3), 3),
-        ("BraTS-GLI-00000-000", (0, 1, 2, 4), 4),
-        ("BraTS-GLI-00000-000", (0, 1, 2, 3, 4), 3),
-        ("BraTS20_Training_001", (0, 2), None),
-        ("BraTS20_Training_001", (0,), None),
+        ("BraTS20_Training_001", (0, 1, 2, 3), {"et_label": 3}),
+        ("BraTS-GLI-00000-000", (0, 1, 2, 4), {"et_label": 4}),
+        ("BraTS-GLI-00000-000", (0, 1, 2, 3, 4), {"label_release": 2024}),
+        ("BraTS20_Training_001", (0, 1, 2, 3, 4), {"label_release": 2015}),
+        ("BraTS20_Training_001", (0, 2), {}),
+        ("BraTS20_Training_001", (0,), {}),
     ],
 )
-def test_an_explicit_et_label_settles_what_the_values_mean(tmp_path, name, labels, et_label):
+def test_an_explicit_choice_settles_what_the_values_mean(tmp_path, name, labels, choice):
     make_case(tmp_path, name, labels)
-    assert not any(check_cases(labeled_items(tmp_path, et_label), tmp_path))
+    assert not any(check_cases(labeled_items(tmp_path, **choice), tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        ({"label_release": 2021}, "--label_release 2021: 3 and 4 have a meaning together in 2015 or 2024 only"),
+        ({"label_release": 2015, "et_label": 3}, "--et_label 3: not that of --label_release 2015"),
+    ],
+)
+def test_a_choice_that_cannot_be_is_refused(tmp_path, choice, said):
+    make_case(tmp_path)
+    with pytest.raises(InputError, match=said):
+        labeled_items(tmp_path, **choice)
+
+
+def test_all_refusals_of_a_case_come_at_once_in_the_order_to_mend_them(tmp_path):
+    make_case(tmp_path)
+    for number, sequence in enumerate(SEQUENCES):
+        # A head of 3 liters in voxels of 2 mm, and one sequence on another grid.
+        voxels = np.random.default_rng(number).integers(1, 99, (80, 80, 70 if sequence == "t2" else 71))
+        affine = np.diag([2.0, 2.0, 2.0, 1.0])
+        nib.save(nib.Nifti1Image(voxels.astype(np.int16), affine), file_of(tmp_path, sequence))
+    with pytest.raises(InputError) as caught:
+        check_cases(unlabeled_items(tmp_path), tmp_path, headers_only=True, accept=[])
+    message = str(caught.value)
+    order = [message.index(words) for words in ("(1) ", "co-register", "(2) ", "voxels of 2", "(3) ", "3.6 liters")]
+    assert order == sorted(order) and "3 faults, to be mended in this order" in message
+    assert message.endswith('--accept "other voxel size" --accept "skull not stripped" segments these as they are.')
 
 
 def test_the_faulty_case_among_many_is_named(tmp_path):
@@ -386,7 +426,7 @@ def test_one_case_can_be_checked_alone(tmp_path):
     (item,) = labeled_items(tmp_path)
     (finding,) = check_case(item).findings
     assert finding.kind == "unexpected label" and "unexpected label 3" in finding.message
-    assert check_case({**item, "et_label": 3, "resection_cavity": 0}).findings == []
+    assert check_case({**item, "et_label": 3, "label_release": 0}).findings == []
 
 
 # Warnings.

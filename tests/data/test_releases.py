@@ -208,7 +208,7 @@ def assert_read(layout: Layout, root: Path, items: list[dict], et_label: int, ca
             "label": label,
             "et_label": et_label,
             "edema_label": layout.values[1],
-            "resection_cavity": cavity,
+            "label_release": cavity,
         }
         assert_loaded(layout, item, case)
 
@@ -235,12 +235,12 @@ def test_a_release_is_read_as_it_is_distributed(tmp_path, name):
 def test_after_treatment_a_cavity_stops_the_run_until_the_user_says_what_4_is(tmp_path):
     layout = RELEASES["2024"]
     root = write(layout, tmp_path)
-    with pytest.raises(InputError, match=r"unexpected label 4 .*resection cavity.* set --et_label 3 or 4"):
+    with pytest.raises(InputError, match=r"unexpected label 4 .*resection cavity.* set --label_release 2024"):
         check_cases(labeled_items(root)[:1], root)
-    items = labeled_items(root, et_label=3)
+    items = labeled_items(root, label_release=2024)
     check_cases(items, root)
     # The cavity is in no region.
-    assert_read(layout, root, items, et_label=3, cavity=1)
+    assert_read(layout, root, items, et_label=3, cavity=2024)
 
 
 def test_several_releases_in_one_folder_keep_their_own_files_and_values(tmp_path):

@@ -39,6 +39,13 @@ def test_a_cell_with_a_separator_is_quoted(tmp_path):
     assert content["training"][0]["case"] == "Smith, J"
 
 
+def test_a_line_that_names_the_separator_and_a_quoted_line_break_are_read(tmp_path):
+    """As Excel writes and reads them."""
+    path = table(tmp_path, '"An\nna";a,1;c;b;d;s;4;2', header=f"sep=;\n{HEADER.replace(',', ';')}")
+    (entry,) = read_table(path)["training"]
+    assert (entry["case"], entry["image"]) == ("An\nna", ["a,1", "b", "c", "d"])
+
+
 def test_rows_are_in_the_lists_that_they_name_or_by_their_label(tmp_path):
     named = table(tmp_path, "a,1,2,3,4,5,4,2,training", "b,1,2,3,4,5,4,2,validation", header=f"{HEADER},list")
     assert {name: [e["case"] for e in rows] for name, rows in read_table(named).items() if name != "sequences"} == {

@@ -306,7 +306,7 @@ def test_each_combination_of_regions_has_this_label(et_label):
 def test_label_maps_survive_the_way_to_regions_and_back(data, et_label, edema_last):
     values = st.sampled_from([0, 1, 2, et_label])
     labels = data.draw(hnp.arrays(np.uint8, SHAPES, elements=values))
-    item = {"label": meta(labels[None]), "et_label": et_label, "resection_cavity": 0}
+    item = {"label": meta(labels[None]), "et_label": et_label, "label_release": 0}
     there = LabelsToRegionsd("label")(item)
     back = regions_to_labels(there["label"], et_label, edema_last)
     np.testing.assert_array_equal(np.asarray(back), labels[None])
@@ -331,7 +331,7 @@ def test_other_et_labels_are_refused(et_label):
     [
         ([0, 1, 2, 3], 4, "3", "set --et_label 3"),
         ([0, 1, 2, 3, 4], 3, "4", "resection cavity"),
-        ([0, 4], 3, "4", "set --et_label 3 or 4"),
+        ([0, 4], 3, "4", "set --label_release 2024"),
         ([0, 1, 2, 5], 4, "5", "check the file"),
         ([0, 3, 4, 7], 4, "3, 7", "check the file"),
         ([0, 0.5, 1], 4, "0.5", "check the file"),
@@ -341,7 +341,7 @@ def test_other_et_labels_are_refused(et_label):
 )
 def test_unexpected_labels_are_refused_with_file_values_and_remedy(values, et_label, shown, remedy):
     labels = meta(np.asarray(values, np.float32).reshape(1, 1, 1, -1), name="/data/a/a_seg.nii.gz")
-    item = {"label": labels, "et_label": et_label, "resection_cavity": 0}
+    item = {"label": labels, "et_label": et_label, "label_release": 0}
     with pytest.raises(InputError) as caught:
         LabelsToRegionsd("label")(item)
     message = str(caught.value)
@@ -351,19 +351,22 @@ def test_unexpected_labels_are_refused_with_file_values_and_remedy(values, et_la
 
 def test_resection_cavity_becomes_background_by_explicit_choice_only():
     labels = meta(np.array([0, 1, 2, 3, 4], np.float32).reshape(1, 1, 1, 5))
-    chosen = {"label": labels, "et_label": 3, "resection_cavity": 1}
+    chosen = {"label": labels, "et_label": 3, "label_release": 2024}
     regions = LabelsToRegionsd("label")(chosen)["label"].reshape(4, 5).tolist()
     assert regions == [[1, 0, 0, 0, 1], [0, 0, 0, 1, 0], [0, 1, 0, 1, 0], [0, 1, 1, 1, 0]]
     with pytest.raises(InputError, match="resection cavity"):
-        LabelsToRegionsd("label")({**chosen, "resection_cavity": 0})
+        LabelsToRegionsd("label")({**chosen, "label_release": 0})
     # If the transform itself gets the ET label, as for predictions, it does not read the choice from the item either.
     with pytest.raises(InputError, match="resection cavity"):
         LabelsToRegionsd("label", et_label=3)(chosen)
-    # The choice permits only the label 4, and only if the ET label is 3.
+    # Beside an ET of 4, 3 is core.
+    core = LabelsToRegionsd("label")({**chosen, "et_label": 4, "label_release": 2015})["label"].reshape(4, 5).tolist()
+    assert core == [[1, 0, 0, 0, 0], [0, 0, 0, 0, 1], [0, 1, 0, 1, 1], [0, 1, 1, 1, 1]]
+    # The choice permits no other label.
     with pytest.raises(InputError, match="unexpected label 5"):
-        check_label_values(np.array([0, 3, 4, 5]), 3, "x", cavity=True)
+        check_label_values(np.array([0, 3, 4, 5]), 3, "x", label_release=2024)
     with pytest.raises(InputError, match="unexpected label 3"):
-        check_label_values(np.array([0, 3, 4]), 4, "x", cavity=True)
+        check_label_values(np.array([0, 3, 4]), 4, "x", label_release=2024)
 
 
 def test_a_fixed_et_label_overrules_the_items():

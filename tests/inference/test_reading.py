@@ -172,7 +172,8 @@ def test_a_faulty_header_of_the_last_case_is_refused_before_any_voxel_is_read(ru
     file = data / NAMES[2] / f"{NAMES[2]}_t2.nii.gz"
     nib.save(nib.Nifti1Image(np.ones((4, 4, 5), np.int16), np.eye(4)), file)
     assert f"{file}: its grid differs from that of" in run(way)
-    assert not any(name.endswith(".nii.gz") for name in readings)
+    # Of the faulty case alone, to tell all that is wrong with it.
+    assert {name.split("_t")[0].split("_f")[0] for name in readings if name.endswith(".nii.gz")} <= {NAMES[2]}
     assert not (tmp_path / "out").exists()
 
 
@@ -196,7 +197,7 @@ def test_doubts_about_voxels_are_told_by_an_inference_and_refused_by_the_command
     assert caplog.text.count(f"{file}: 50% of its brain (the voxels that are not 0) differs") == 1
     said = run("command", overwrite=True)
     assert said.startswith(f"1 of 3 cases failed, and the others are done: {NAMES[1]} ({file}: 50% of its brain")
-    assert "docs/get_started.md names programs that do this" in said
+    assert 'docs/get_started.md says how scans are prepared; --accept "different brains" segments' in said
     assert not list((tmp_path / "out").rglob(f"{NAMES[1]}*"))
 
 
@@ -216,3 +217,41 @@ def test_a_case_whose_picture_fails_is_named_and_the_others_are_done(run, monkey
     assert {path.name for path in (tmp_path / "out").rglob("*.png")} == {
         f"{name}{end}.png" for name in NAMES[1:] for end in ("", "_3d")
     }
+
+
+def test_doubts_are_kept_with_the_results(run, data, tmp_path):
+    file = data / NAMES[1] / f"{NAMES[1]}_t1ce.nii.gz"
+    image = nib.load(file)
+    voxels = np.asanyarray(image.dataobj).copy()
+    voxels[:2] = 0
+    nib.save(nib.Nifti1Image(voxels, image.affine), file)
+    told = [{"kind": "different brains", "text": f"{file}: 50% of its brain (the voxels that are not 0) differs from "}]
+    told[0]["text"] += "the other sequences'; use one brain mask for all."
+    assert run("configuration") is None
+    assert record(tmp_path / "out")["warnings"] == {NAMES[1]: told}
+    assert run("command", overwrite=True, accept=("different brains",)) is None
+    of_run = record(tmp_path / "out")
+    assert (of_run["warnings"], of_run["accepted"]) == ({NAMES[1]: told}, ["different brains"])
+    found = {name: json.loads((tmp_path / "out" / name / f"{name}.json").read_text()) for name in NAMES}
+    assert {name: (one["warnings"], one["accepted"]) for name, one in found.items()} == {
+        name: (told, ["different brains"]) if name == NAMES[1] else ([], []) for name in NAMES
+    }
+    # A later call keeps them, also for a JSON file that it writes anew.
+    (tmp_path / "out" / NAMES[1] / f"{NAMES[1]}.json").unlink()
+    assert run("command") is None
+    again = json.loads((tmp_path / "out" / NAMES[1] / f"{NAMES[1]}.json").read_text())
+    assert again["warnings"] == told and record(tmp_path / "out")["warnings"] == {NAMES[1]: told}
+
+
+def test_an_unknown_doubt_cannot_be_accepted(run):
+    assert run("command", accept=("empty file",)).startswith("--accept empty file: no such doubt; choose one of contra")
+
+
+def test_a_folder_in_place_of_a_sequence_is_no_missing_one(run, data):
+    file = data / NAMES[1] / f"{NAMES[1]}_t2.nii.gz"
+    content = file.read_bytes()
+    file.unlink()
+    file.mkdir()
+    (file / f"{NAMES[1]}_t2.nii.gz").write_bytes(content)
+    for way in ("command", "configuration"):
+        assert run(way).startswith(f"{file}: a folder, where a file belongs")

@@ -134,7 +134,7 @@ def test_training_starts_from_the_models_weights_and_replaces_them(
             "case": "BraTS20_Training_006",
             "et_label": 4,
             "edema_label": 2,
-            "resection_cavity": 0,
+            "label_release": 0,
             "image": str(studies / "BraTS20_Training_006.nii.gz"),
             "label": str(studies / "labels" / "final" / "BraTS20_Training_006.nii.gz"),
         }

@@ -10,7 +10,7 @@ from scipy import ndimage
 from scripts.lab.lesion_mixing import RandCarveMixd
 from scripts.utils.errors import InputError
 
-READING = {"et_label": 4, "edema_label": 2, "resection_cavity": 0}
+READING = {"et_label": 4, "edema_label": 2, "label_release": 0}
 SIZE = (40, 36, 32)
 
 

@@ -189,6 +189,18 @@ def pictures_of(page: str) -> list[Image.Image]:
     return [Image.open(io.BytesIO(base64.b64decode(text))) for text in found]
 
 
+def test_warnings_are_in_tables_cards_and_notices(evaluated):
+    run = evaluated / "run.json"
+    warnings = {"worst": [{"kind": "other voxel size", "text": "worst_t1.nii.gz: voxels of <2> mm."}]}
+    run.write_text(json.dumps({**json.loads(run.read_text()), "warnings": warnings, "accepted": ["other voxel size"]}))
+    page = page_of(evaluated)
+    assert '<p class="notice">There are warnings about 1 case.</p>' in page
+    assert ["worst_t1.nii.gz: voxels of &lt;2&gt; mm." in card for card in cards_of(page)] == [True, False, False]
+    (row,) = re.findall(r'<tr><th scope="row"><a href="#case-1">worst</a></th>.*?</tr>', page)
+    assert row.endswith("<td>other voxel size</td></tr>")
+    assert "<dt>accepted doubts</dt><dd>other voxel size</dd>" in page
+
+
 def test_the_first_cases_have_a_viewer_and_more_have_a_picture(evaluated, monkeypatch):
     monkeypatch.setattr("scripts.pages.page.MOST_VIEWERS", 1)
     monkeypatch.setattr("scripts.pages.page.MOST_PICTURES", 2)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from scripts.utils.errors import InputError
-from scripts.utils.files import keep_earlier, replacing, save_json, save_text
+from scripts.utils.files import keep_earlier, refuse_pointer, replacing, save_json, save_text
 from scripts.utils.tensors import load_torch, save_torch
 
 
@@ -148,3 +148,31 @@ def test_objects_are_not_loaded(tmp_path):
 def test_what_json_does_not_know_is_written_as_text(tmp_path):
     save_json({"device": torch.device("cpu"), "path": tmp_path}, tmp_path / "a.json")
     assert json.loads((tmp_path / "a.json").read_text()) == {"device": "cpu", "path": str(tmp_path)}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            "version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            r"a pointer of Git LFS .*; get it \(git lfs pull\)",
+        ),
+        ("/annex/objects/SHA256E-s9--0.nii.gz\n", r"a pointer of git-annex .*; get it \(git annex get a\.pt\)"),
+    ],
+)
+def test_a_pointer_is_named_as_what_it_is(content, said, tmp_path):
+    file = tmp_path / "a.pt"
+    file.write_text(content)
+    for reading in (refuse_pointer, load_torch):
+        with pytest.raises(InputError, match=said) as caught:
+            reading(file)
+        assert caught.value.kind == "pointer in place of a file"
+
+
+def test_a_link_to_content_that_git_annex_has_not_got_is_a_pointer(tmp_path):
+    file = tmp_path / "a.nii.gz"
+    file.symlink_to("../.git/annex/objects/aa/bb/SHA256E-s9--0.nii.gz")
+    with pytest.raises(InputError, match="a pointer of git-annex"):
+        refuse_pointer(file)
+    for other in (tmp_path / "absent", tmp_path):
+        refuse_pointer(other)

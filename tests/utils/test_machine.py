@@ -8,10 +8,12 @@ import os
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
-from scripts.utils.machine import keep_freed_memory, processors
+from scripts.utils.errors import InputError
+from scripts.utils.machine import check_shared_memory, keep_freed_memory, processors
 from workflows import ROOT
 
 GLIBC = platform.libc_ver()[0] == "glibc"
@@ -68,3 +70,16 @@ def test_elsewhere_nothing_is_set(monkeypatch):
 def test_a_number_of_processors_may_have_a_limit(free, most, number, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(free)))
     assert (processors(), processors(most)) == (free, number)
+
+
+@pytest.mark.parametrize(("workers", "ranks", "fits"), [(2, 1, True), (3, 1, False), (2, 2, False), (0, 1, True)])
+def test_loaders_need_shared_memory_for_two_batches_each(workers, ranks, fits, monkeypatch):
+    free = SimpleNamespace(f_bavail=40_000, f_frsize=1000)
+    monkeypatch.setattr(os, "statvfs", lambda path: {"/dev/shm": free}[path])
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    if fits:
+        check_shared_memory(workers, 10e6)
+        return
+    told = rf"--num_workers {workers}: they need {20 * workers * ranks} MB of shared memory, and /dev/shm has 40 MB"
+    with pytest.raises(InputError, match=told):
+        check_shared_memory(workers, 10e6)

@@ -3,10 +3,14 @@
 """Settings that cannot work, and settings that nothing reads."""
 
 import importlib.util
+import json
+from pathlib import Path
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from scripts.utils.errors import InputError
+from scripts.workflow.configuration import Configuration
 from scripts.workflow.settings import check_settings, check_windows
 from tiny import configuration, small_network
 
@@ -27,6 +31,47 @@ def test_switches_as_they_should_be_pass(caplog):
 def test_a_setting_that_nothing_reads_is_warned_of_with_its_neighbor(caplog):
     check_settings(configuration({"overlap": 0.5, "overlaps": 0, "run": ["$print(@overlap)"]}))
     assert caplog.messages == ["Nothing reads the setting overlaps; did you mean overlap?"]
+
+
+def given(content: dict, folder: Path, **arguments: object) -> Configuration:
+    """What ``bundle run`` gives of this content and these arguments."""
+    file = folder / "config.json"
+    file.write_text(json.dumps(content))
+    parser = ConfigParser(content)
+    parser.parse()
+    return Configuration(parser, "training", {"config_file": str(file), "override": {}, **arguments})
+
+
+def test_a_setting_that_nothing_reads_stops_a_run(tmp_path, caplog):
+    content = {"max_epochs": 16, "max_epoch": 2, "run": ["$print(@max_epochs)"]}
+    with pytest.raises(InputError) as caught:
+        check_settings(given(content, tmp_path))
+    assert str(caught.value) == (
+        "Nothing reads the setting max_epoch; did you mean max_epochs? Correct or remove it, or go on by "
+        "--allow_unread True."
+    )
+    check_settings(given({**content, "allow_unread": True}, tmp_path))
+    assert caplog.messages == ["Nothing reads the setting max_epoch; did you mean max_epochs?"]
+
+
+@pytest.mark.parametrize("macro", ["%width", "%width::deep", "%configs/other.json::width"])
+def test_what_a_macro_reads_is_read(tmp_path, caplog, macro):
+    content = {"width": {"deep": 3}, "run": []}
+    if "other" not in macro:
+        check_settings(given({**content, "run": [macro]}, tmp_path))
+    # A macro may be in an option, too.
+    check_settings(given(content, tmp_path, override={"run": macro}))
+    with pytest.raises(InputError, match="Nothing reads the setting width"):
+        check_settings(given(content, tmp_path, override={"run": macro.replace("width", "widths")}))
+    assert caplog.messages == []
+
+
+def test_keys_with_an_underscore_and_those_of_a_tracking_file_are_read(tmp_path, caplog):
+    tracking = tmp_path / "tracking.json"
+    tracking.write_text(json.dumps({"handlers_id": {}, "configs": {"project": "mine", "tags": ["a"]}}))
+    content = {"_meta_note": 1, "project": "mine", "tags": ["a"], "tracking_uri": "x", "run": []}
+    check_settings(given(content, tmp_path, tracking=str(tracking)))
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize(
