@@ -327,6 +327,9 @@ def choose(study: Sequence[Series], given: Mapping[str, str] | None = None) -> C
     fits = [fit for fit in map(_fit, study) if fit]
     weighted = [fit for fit in fits if fit.sequence == "t1"]
     t1, doubt = _agents(_with_records(weighted))
+    if doubt and len(t1) > 1:
+        # The study is refused, and not for another reason too.
+        t1 = [t1[0], replace(t1[1], sequence="t1ce")]
     if named.keys() & {"t1", "t1ce"}:
         # What the user has not named is only taken if it says what it is, or is the only one left for T1.
         told, doubt = _with_records(weighted), ""

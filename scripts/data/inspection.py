@@ -30,7 +30,6 @@ from scripts.brats import (
     CHANNEL_ORDER,
     ET_LABELS,
     OTHER_TUMORS,
-    SEQUENCE_TITLES,
     SEQUENCES,
     check_label_values,
     other_tumor,
@@ -209,17 +208,14 @@ def check_found(cases: Iterable[Case], may_lack: int = 0) -> list[Finding]:
     findings: list[Finding] = []
     for case in cases:
         found = Findings(case.name)
-        unsure = bool(case.choice and case.choice.doubt)
-        # Of T1 and T1 with contrast agent, the user has to say which is which first.
-        missing = [name for name in case.missing if not (unsure and SEQUENCE_TITLES["t1"] in name)]
-        if len(missing) > may_lack:
+        if len(case.missing) > may_lack:
             series = f"found {case.choice}; name it in a --datalist_file, " if case.choice else ""
             found.add(
                 "missing sequence",
-                f"{case.folder}: incomplete, there is no {' and no '.join(missing)}; {series}{_bearable(may_lack)}"
+                f"{case.folder}: incomplete, there is no {' and no '.join(case.missing)}; {series}{_bearable(may_lack)}"
                 "add it, or move the folder away.",
             )
-        if case.choice and (unsure or not found.list):
+        if case.choice and (case.choice.doubt or not found.list):
             _tell_choice(found, case.folder, case.choice)
         if case.doubled:
             found.add(
