@@ -179,7 +179,7 @@ class RequireFinited(MapTransform):
 
 
 class ProbabilitiesToLabelMapd(MapTransform):
-    """Turn probabilities, (4, *size), into a BraTS label map, uint8 of shape (1, *size): the post-processing.
+    """Turn probabilities, (4, *size), into a BraTS label map, uint8 of shape (1, *size), on the CPU: the post-processing.
 
     Args:
         keys: keys of probabilities. Their affines give the volume of a voxel; without an affine it is 1 mm^3.
@@ -216,7 +216,8 @@ class ProbabilitiesToLabelMapd(MapTransform):
                 self.thresholds[name] * (1 - 1e-4) / voxel_mm3(item[key])
                 for name in ("min_component_mm3", "min_tumor_mm3", "min_et_mm3")
             )
-            regions = probabilities_to_regions(item[key], self.exclusive)
+            # All that follows is done on the host, so this is the only copy and the only wait for a GPU.
+            regions = probabilities_to_regions(item[key], self.exclusive).cpu()
             regions = without_small_components(regions, component)
             regions = without_small_tumors(regions, tumor)
             regions = without_small_et(regions, et, self.thresholds["et_per_component"])
@@ -227,14 +228,15 @@ class ProbabilitiesToLabelMapd(MapTransform):
 class CropToLesiond(MapTransform):
     """Cut label maps, (1, *size), or regions, (4, *size), to the box of all lesions, with a margin of one voxel.
 
-    Overlap and surface distances are equal in the box and in the whole grid, and are computed many times faster. The
-    metadata of a map keep the number of voxels of the whole grid, of which the specificity is a share.
+    Overlap and surface distances are equal in the box and in the whole grid, and are computed many times faster, on the
+    CPU. The metadata of a map keep the number of voxels of the whole grid, of which the specificity is a share.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Cut the maps of one case."""
         item = dict(data)
         keys = list(self.key_iterator(item))
+        item |= {key: item[key].cpu() for key in keys}
         masks = [mask for key in keys for mask in (item[key] if len(item[key]) == 1 else item[key][ET_CHANNEL:])]
         # The surface is found from neighboring voxels, so the lesion needs a margin.
         box = lesion_box(masks, margin=1)

@@ -7,7 +7,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,7 +26,8 @@ class BackgroundCompose(Compose):
 
     There is only one thread, since MONAI's ``Invertd`` switches settings of the preprocessing off and on while it runs.
     For the same reason the loader must preprocess in other processes. If it does not, or if this object is not attached
-    to the evaluator as a handler too, the transforms run in the foreground.
+    to the evaluator as a handler too, the transforms run in the foreground. On a GPU they have a stream of their own, so
+    that they do not queue behind the windows of the next case.
 
     No result is returned, so no metric can read it. ``failures`` notes a case that fails. An error that ends the run is
     raised at the next case or at the end, and no later case is saved.
@@ -41,6 +44,7 @@ class BackgroundCompose(Compose):
         self.failures = failures
         self.waiting = waiting
         self.executor: ThreadPoolExecutor | None = None
+        self.stream: torch.cuda.Stream | None = None
 
     def attach(self, engine: Workflow) -> None:
         """Start, finish and stop together with ``engine``."""
@@ -66,28 +70,49 @@ class BackgroundCompose(Compose):
             return super().__call__(input_, start, end, threading, lazy)
         self.raise_error()
         self.slots.acquire()
-        self.cases.append(self.executor.submit(self.process, dict(input_)))
+        # The thread's stream waits for what the network's stream has been given so far.
+        ready = torch.cuda.current_stream().record_event() if torch.cuda.is_initialized() else None
+        self.cases.append(self.executor.submit(self.process, dict(input_), ready))
         return {}
 
-    def process(self, case: dict[str, Any]) -> None:
-        """Run the transforms over one case, in the thread."""
+    def process(self, case: dict[str, Any], ready: torch.cuda.Event | None = None) -> None:
+        """Run the transforms over one case, in the thread, once a GPU has come to the event ``ready``."""
         try:
             if self.failed.is_set():
                 return
-            # A new thread uses the first GPU until it is told another.
-            devices = {value.device for value in case.values() if isinstance(value, torch.Tensor) and value.is_cuda}
-            if devices:
-                torch.cuda.set_device(devices.pop())
+            memory_was_short = False
             try:
-                super().__call__(case)
+                with self.on_own_stream(case, ready):
+                    super().__call__(case)
                 self.failures.end(case_of(case))
             except CASE_ERRORS as error:
-                self.failures.add(case_of(case), error)
+                memory_was_short = self.failures.add(case_of(case), error)
+            if memory_was_short:
+                case.clear()
+                torch.cuda.empty_cache()
         except BaseException:
             self.failed.set()
             raise
         finally:
             self.slots.release()
+
+    @contextmanager
+    def on_own_stream(self, case: Mapping[str, Any], ready: torch.cuda.Event | None) -> Iterator[None]:
+        """Give the GPU of ``case``, if it is on one, what follows on the thread's stream, and wait for its end."""
+        devices = [value.device for value in case.values() if isinstance(value, torch.Tensor) and value.is_cuda]
+        if ready is None or not devices:
+            yield
+            return
+        # A new thread uses the first GPU until it is told another.
+        torch.cuda.set_device(devices[0])
+        self.stream = self.stream or torch.cuda.Stream()
+        with torch.cuda.stream(self.stream):
+            self.stream.wait_event(ready)
+            try:
+                yield
+            finally:
+                # Only then may the network's stream have the memory of the case.
+                self.stream.synchronize()
 
     def raise_error(self, wait: bool = False) -> None:
         """Raise the error of the first case that failed. With ``wait``, wait for cases that are not done yet."""

@@ -9,20 +9,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch.distributed as dist
+import torch
 from ignite.engine import Events
 from monai.data import CacheDataset, MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.engines.workflow import Workflow
-from monai.handlers import from_engine
+from monai.handlers import IgniteMetricHandler, from_engine
 from scripts.data.cases import image_name
 from scripts.data.findings import warnings_by_case
 from scripts.data.images import READ
 from scripts.data.inspection import CheckedCase, seen_before
-from scripts.utils.distributed import rank, world_size
+from scripts.utils.distributed import gathered, rank, world_size
 from scripts.utils.errors import InputError, WriteError, input_error_behind, one_line
 from scripts.utils.files import save_json
 from scripts.utils.locks import lock_file, locked
+from scripts.utils.machine import out_of_memory
 from scripts.utils.run_json import RUN_FILE, read_run_json
 
 logger = logging.getLogger(__name__)
@@ -131,6 +132,17 @@ class CaseFailures:
 
     def __call__(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> Any:
         """Do one iteration, a batch of one case. The output of a case that fails is an empty list."""
+        output = self._output(engine, batch)
+        if self.records is None and engine.state.iteration == engine.state.epoch_length:
+            shares = gathered((self.reasons, engine.state.epoch_length))
+            failed = {case: reason for reasons, _ in shares for case, reason in reasons.items()}
+            if len(failed) == sum(count for _, count in shares):
+                # Metrics would have no value.
+                self.conclude(failed, len(failed))
+        return output
+
+    def _output(self, engine: SupervisedEvaluator, batch: dict[str, Any]) -> Any:
+        memory_was_short = False
         if REASON in batch:
             self._note(batch["case"][0], batch[REASON][0])
         else:
@@ -145,11 +157,10 @@ class CaseFailures:
                         self.end(case, read)
                     return output
             except CASE_ERRORS as error:
-                self.add(case, error)
+                memory_was_short = self.add(case, error)
         engine.state.output = []
-        if self.records is None and len(self.reasons) == engine.state.epoch_length:
-            # Metrics would have no value.
-            self.conclude(self.reasons, len(self.reasons))
+        if memory_was_short:
+            torch.cuda.empty_cache()
         return []
 
     def end(self, case: str, read: Any = None) -> None:
@@ -172,15 +183,23 @@ class CaseFailures:
         if (twin := seen_before(checked, self.seen)) is not None:
             raise InputError(twin.message, twin.kind)
 
-    def add(self, case: str, error: Exception) -> None:
-        """Note that ``case`` failed. The error of a file that cannot be written is raised."""
+    def add(self, case: str, error: Exception) -> bool:
+        """Note that ``case`` failed. The error of a file that cannot be written is raised.
+
+        Returns:
+            Whether memory was short. Then empty torch's cache, once ``error`` is gone, which holds the case's tensors.
+        """
         if self.records is not None:
             self.records.leave(case)
         wrong = input_error_behind(error)
         if isinstance(wrong, WriteError):
             raise error
-        # Wrong input needs no traceback.
-        self._note(case, reason_of(error), None if wrong else error)
+        short, reason = wrong is None and out_of_memory(error), reason_of(error)
+        if short:
+            reason = f"out of memory; set --sw_batch_size 1, or leave out whole_brain.yaml (panet: --fast) ({reason})"
+        # Wrong input and too little memory need no traceback.
+        self._note(case, reason, None if wrong or short else error)
+        return short
 
     def _note(self, case: str, reason: str, error: Exception | None = None) -> None:
         self.reasons[case] = reason
@@ -188,10 +207,7 @@ class CaseFailures:
 
     def completed(self, engine: Workflow) -> None:
         """Name the cases that failed, of all ranks."""
-        shares: list[Any] = [(self.reasons, engine.state.epoch_length, self.seen, self.warnings)]
-        if world_size() > 1:
-            (own,), shares = shares, [None] * world_size()
-            dist.all_gather_object(shares, own)
+        shares = gathered((self.reasons, int(engine.state.epoch_length or 0), self.seen, self.warnings))
         self.failed = {case: reason for reasons, *_ in shares for case, reason in reasons.items()}
         seen: dict[str, CheckedCase] = {}
         for checked in [checked for _, _, share, _ in shares for checked in share.values()]:
@@ -249,3 +265,20 @@ def from_done(keys: list[str]) -> Any:
     """
     select = from_engine(keys)
     return lambda output: select(output) if output else tuple([] for _ in keys)
+
+
+class DoneMetricHandler(IgniteMetricHandler):
+    """MONAI's handler of a metric, for evaluators in which all cases of a rank may have failed.
+
+    Such a rank has no row to share, and with MONAI's own gathering the other ranks would wait for it.
+    """
+
+    def compute(self) -> Any:
+        """Gather the rows of all ranks, at least one of which has one, and aggregate them."""
+        metric: Any = self.metric_fn
+        if world_size() > 1:
+            own = metric._buffers and [torch.stack(rows).cpu() for rows in metric._buffers]
+            shares = [share for share in gathered(own) if share]
+            metric._synced_tensors = [torch.cat(parts) for parts in zip(*shares, strict=True)]
+            metric._synced = True
+        return super().compute()

@@ -136,8 +136,9 @@ class MixedPrecisionInferer(Inferer):
 class CompiledInferer(Inferer):
     """An inferer that runs the network once, compiled by ``torch.compile``.
 
-    If the compilation fails, a warning says so, and the network runs without it, as it does if ``enabled`` is false.
-    MONAI's engines can compile as well, but there a machine without a compiler or Triton ends the run.
+    If the compilation fails, or Triton cannot tune or start a kernel of the forward pass, a warning says so, and the
+    network runs without it, as it does if ``enabled`` is false. MONAI's engines can compile as well, but there a machine
+    without a compiler or Triton ends the run.
     """
 
     def __init__(self, enabled: bool = True) -> None:
@@ -159,10 +160,22 @@ class CompiledInferer(Inferer):
             # Otherwise torch compiles the backward pass when it runs, and a failure there could not be caught here.
             with torch._functorch.config.patch(force_non_lazy_backward_lowering=True):
                 return self.compiled(plain, *args, **kwargs)
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except Exception as error:
+            if not is_of_compiler(error):
+                raise
             logger.warning("torch.compile failed (%s); going on without it.", one_line(error)[:200])
-            self.enabled, self.compiled = False, None
-            return network(plain, *args, **kwargs)
+        self.enabled, self.compiled = False, None
+        return network(plain, *args, **kwargs)
+
+
+def is_of_compiler(error: Exception) -> bool:
+    """Whether ``error`` is of torch's compiler, or of Triton, which tunes and starts kernels when they first run."""
+    return (
+        isinstance(error, torch._dynamo.exc.TorchDynamoException)
+        or type(error).__module__.split(".")[0] == "triton"
+        or type(error).__module__.startswith("torch._inductor")
+        or str(error).startswith("Triton Error")
+    )
 
 
 class MeanProbability:

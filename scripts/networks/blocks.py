@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn as nn
@@ -47,14 +48,20 @@ class InstanceNorm3d(nn.InstanceNorm3d):
 
     torch's own form copies a sample whose channels lie beside each other to another layout and back, which takes a
     quarter of a training step. For one sample the statistics of a batch are those of the instance.
+
+    Attributes:
+        as_batch: kinds of devices on which a single sample is normalized as a batch, of all layers. On a GPU
+            ``python -m scripts.lab.benchmark training`` compares both ways.
     """
+
+    as_batch: ClassVar[set[str]] = {"cpu"}
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Normalize (batch, channel, *size)."""
         if not torch.jit.is_scripting() and not torch.jit.is_tracing():
             # An export must not be bound to one sample.
             exported = torch.compiler.is_compiling()
-            if not exported and len(input) == 1 and input.device.type == "cpu":
+            if not exported and len(input) == 1 and input.device.type in self.as_batch:
                 return F.batch_norm(input, None, None, self.weight, self.bias, training=True, eps=self.eps)
         return F.instance_norm(input, None, None, self.weight, self.bias, eps=self.eps)
 

@@ -9,16 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import torch
 from ignite.engine import Events
 from monai.engines.workflow import Workflow
-from monai.utils import evenly_divisible_all_gather, string_list_all_gather
 from rich.console import Console
 from rich.table import Table
 from scripts.brats import REGIONS
 from scripts.scores.table import VOLUMES, columns_of, score_of, split_column
 from scripts.scores.volumetry import voxel_volume
-from scripts.utils.distributed import rank
+from scripts.utils.distributed import gathered, rank
 from scripts.utils.files import save_csv
 
 logger = logging.getLogger(__name__)
@@ -66,10 +64,11 @@ class EvaluationReport:
     def completed(self, engine: Workflow) -> None:
         """Write and print the report."""
         # The metrics gather the ranks' cases in this order too.
-        cases = string_list_all_gather(self.cases)
-        volumes = evenly_divisible_all_gather(torch.tensor(self.volumes, dtype=torch.float64), concat=True).numpy()
+        shares = gathered((self.cases, self.volumes))
         if rank() != 0:
             return
+        cases = [case for names, _ in shares for case in names]
+        volumes = np.array([row for _, rows in shares for row in rows])
         order = np.argsort(cases, kind="stable")
         columns: dict[str, np.ndarray] = {}
         for name, details in engine.state.metric_details.items():

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -124,8 +123,13 @@ class RandFastElasticd(RandomizableTransform, MapTransform):
         """
         self.affine_grid(spatial_size=size, randomize=False, lazy=True)
         affine = torch.as_tensor(self.affine_grid.affine, dtype=torch.float32).cpu()
-        # A blocking copy would wait for the device, which still works on the sample before.
-        move = partial(torch.Tensor.to, device=device, non_blocking=True)
+        on_gpu = torch.device(device).type == "cuda"
+
+        def move(values: torch.Tensor) -> torch.Tensor:
+            # A copy that blocks, or from memory that is not pinned, waits for the device, which still works on the
+            # sample before.
+            return (values.pin_memory() if on_gpu else values).to(device, non_blocking=True)
+
         to_unit = move((torch.diag(2 / torch.tensor(size, dtype=torch.float32)) @ affine[:3]).flip(0))
         matrix, offset = to_unit[:, :3], to_unit[:, 3]
         bases = [move(gaussian_basis(n, self.sigma)) for n in size]

@@ -16,7 +16,8 @@ from monai.engines.utils import IterationEvents
 from monai.engines.workflow import Workflow
 from scripts.training.losses import PriorAttentionLoss
 from scripts.utils.distributed import on_any_rank, unwrap
-from scripts.utils.errors import InputError
+from scripts.utils.errors import InputError, input_error_behind, one_line
+from scripts.utils.machine import out_of_memory
 from scripts.utils.progress import LOG_INTERVAL_S
 from torch.utils.tensorboard import SummaryWriter
 
@@ -180,6 +181,29 @@ class AsynchronousSteps:
         """Make the output a list of one."""
         if isinstance(engine.state.output, dict):
             engine.state.output = [engine.state.output]
+
+
+class MemoryAdvice:
+    """A handler that says in one line which setting needs less memory, if the memory of the device is used up."""
+
+    def attach(self, engine: Workflow) -> None:
+        """Follow the trainer ``engine``."""
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self.exception_raised)
+
+    def exception_raised(self, engine: Workflow, error: Exception) -> None:
+        """Raise ``error``, or the line.
+
+        Raises:
+            InputError: memory was short.
+        """
+        # The engine passes its own error on to itself.
+        if input_error_behind(error) or not out_of_memory(error):
+            raise error
+        advice = "a training step: lower --batch_size or --patch_size"
+        if engine.last_event_name == Events.EPOCH_COMPLETED:
+            advice = "the validation: set --sw_batch_size 1, or leave out whole_brain.yaml"
+        cause = one_line(error.__cause__ or error).partition(" GPU ")[0]
+        raise InputError(f"out of memory in {advice} ({cause})") from error
 
 
 class ClipGradients:

@@ -41,6 +41,15 @@ def on_any_rank(flag: bool, device: torch.device) -> bool:
     return bool(found)
 
 
+def gathered(value: T) -> list[T]:
+    """``value`` of each rank, by rank. Every rank must call this. Tensors in it must be on the CPU."""
+    if world_size() == 1:
+        return [value]
+    values: list[T] = [value] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def rank() -> int:
     """This process's number among the processes that work together, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
@@ -69,19 +78,31 @@ def rank_device() -> torch.device:
     return torch.device(f"cuda:{local}" if torch.cuda.is_available() else "cpu")
 
 
+def use_device(device: torch.device | str) -> None:
+    """Make ``device`` the current GPU, if it is one with a number, for calls of torch that name no device."""
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+
+
 def start(device: torch.device | str, world_size: int) -> None:
-    """Join the other processes, if there are any, by NCCL on GPUs and by Gloo on CPUs."""
-    if dist.is_initialized() or world_size == 1:
+    """Use ``device``, and join the other processes, if there are any, by NCCL on GPUs and by Gloo on CPUs."""
+    if dist.is_initialized():
         return
     device = torch.device(device)
-    if device.type == "cuda":
+    if device.type == "cuda" and world_size > 1:
         ranks, devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
         if ranks > devices:
             raise InputError(
                 f"--nproc_per_node {ranks}: this machine has {devices} GPU{'s' * (devices != 1)}; "
                 "start at most one process for each, or add --device cpu."
             )
-        torch.cuda.set_device(device)
+    use_device(device)
+    if world_size == 1:
+        return
+    if "SLURM_JOB_ID" in os.environ:
+        # Within a job of SLURM, ignite takes the local rank from here, which torchrun does not set.
+        os.environ["SLURM_LOCALID"] = os.environ.get("LOCAL_RANK", "0")
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
 
 
@@ -150,6 +171,7 @@ def replicate(network: nn.Module, device: torch.device | str) -> nn.Module:
     devices = None
     if torch.device(device).type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        leave_out_of_compilation(network)
         devices = [torch.device(device)]
     else:
         logger.warning("On CPUs, each process normalizes a batch by its own samples.")
@@ -158,3 +180,13 @@ def replicate(network: nn.Module, device: torch.device | str) -> nn.Module:
     replica = DistributedDataParallel(network, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
     _replicas.append(replica)
     return replica
+
+
+def leave_out_of_compilation(network: nn.Module) -> None:
+    """Keep ``torch.compile`` away from the parts of ``network`` that synchronize a batch normalization.
+
+    torch cannot compile the synchronization. It would cut the graph at each of these layers, and give up after eight.
+    """
+    for part in network.children():
+        if any(isinstance(layer, nn.SyncBatchNorm) for layer in part.modules()):
+            part.forward = torch.compiler.disable(part.forward)

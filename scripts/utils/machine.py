@@ -53,6 +53,38 @@ def computes_in(device: torch.device | str, dtype: str) -> bool:
     return kind == "cuda"
 
 
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether ``error``, or a cause of it, says that the memory of a GPU or of the machine did not suffice.
+
+    Example:
+        >>> out_of_memory(torch.OutOfMemoryError("CUDA out of memory.")), out_of_memory(ValueError("another size"))
+        (True, False)
+    """
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+            isinstance(error, RuntimeError)
+            and re.search("out of memory|can't allocate memory|ALLOC_FAILED", str(error))
+        ):
+            return True
+        error = error.__cause__
+    return False
+
+
+def windows_at_a_time(device: torch.device | str, most: int = 4) -> int:
+    """Number of windows of 128^3 to run at a time: as many as the GPU's memory holds, up to ``most``; 1 on a CPU.
+
+    A window takes 2.3 GB of the full-size network in mixed precision (counted), and the probabilities 0.5 GB.
+
+    Example:
+        >>> windows_at_a_time("cpu")
+        1
+    """
+    device = torch.device(device)
+    if device.type != "cuda":
+        return 1
+    return int(min(most, max(1, (torch.cuda.mem_get_info(device)[0] / 1e9 - 1) // 2.5)))
+
+
 def processors(most: float = math.inf) -> int:
     """Number of processors that this process may use, which a scheduler may limit, or ``most`` if that is less."""
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
