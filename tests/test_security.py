@@ -87,7 +87,7 @@ FORBIDDEN_IMPORTS = {
 # library, and the others start this bundle's own commands.
 STARTING = (
     "lab/demo",
-    "lab/gpu_check",
+    "lab/gpu_check/__main__",
     "lab/studies/__main__",
     "lab/studies/execution",
     "lab/benchmark/cohort",

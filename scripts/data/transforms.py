@@ -179,7 +179,9 @@ class RequireFinited(MapTransform):
 
 
 class ProbabilitiesToLabelMapd(MapTransform):
-    """Turn probabilities, (4, *size), into a BraTS label map, uint8 of shape (1, *size), on the CPU: the post-processing.
+    """Turn probabilities, (4, *size), into a BraTS label map, uint8 of shape (1, *size): the post-processing.
+
+    The label map is on the CPU, wherever the probabilities are.
 
     Args:
         keys: keys of probabilities. Their affines give the volume of a voxel; without an affine it is 1 mm^3.

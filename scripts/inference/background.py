@@ -26,8 +26,9 @@ class BackgroundCompose(Compose):
 
     There is only one thread, since MONAI's ``Invertd`` switches settings of the preprocessing off and on while it runs.
     For the same reason the loader must preprocess in other processes. If it does not, or if this object is not attached
-    to the evaluator as a handler too, the transforms run in the foreground. On a GPU they have a stream of their own, so
-    that they do not queue behind the windows of the next case.
+    to the evaluator as a handler too, the transforms run in the foreground.
+
+    On a GPU the thread has a stream of its own, so that it does not queue behind the windows of the next case.
 
     No result is returned, so no metric can read it. ``failures`` notes a case that fails. An error that ends the run is
     raised at the next case or at the end, and no later case is saved.

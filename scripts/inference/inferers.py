@@ -137,8 +137,8 @@ class CompiledInferer(Inferer):
     """An inferer that runs the network once, compiled by ``torch.compile``.
 
     If the compilation fails, or Triton cannot tune or start a kernel of the forward pass, a warning says so, and the
-    network runs without it, as it does if ``enabled`` is false. MONAI's engines can compile as well, but there a machine
-    without a compiler or Triton ends the run.
+    network runs without it, as it does if ``enabled`` is false. MONAI's engines can compile as well, but there a
+    machine without a compiler or Triton ends the run.
     """
 
     def __init__(self, enabled: bool = True) -> None:

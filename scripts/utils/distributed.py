@@ -160,14 +160,17 @@ def unwrap(network: nn.Module) -> nn.Module:
 
 
 def replicate(network: nn.Module, device: torch.device | str) -> nn.Module:
-    """``network`` on ``device``, the device of this process. Of several processes, each gets a copy.
+    """``network`` on ``device``, the device of this process. Of several processes, each gets a copy."""
+    network = network.to(device)
+    return network if world_size() == 1 else wrap(network, device)
+
+
+def wrap(network: nn.Module, device: torch.device | str) -> nn.Module:
+    """``network``, on ``device``, as a part of the group of processes.
 
     Gradients are averaged over the processes. On GPUs, batch normalization uses the samples of all processes. torch has
     no such normalization for CPUs.
     """
-    network = network.to(device)
-    if world_size() == 1:
-        return network
     devices = None
     if torch.device(device).type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)

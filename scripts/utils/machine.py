@@ -60,11 +60,10 @@ def out_of_memory(error: BaseException | None) -> bool:
         >>> out_of_memory(torch.OutOfMemoryError("CUDA out of memory.")), out_of_memory(ValueError("another size"))
         (True, False)
     """
+    # Not every part of torch and CUDA has torch's own error for it.
+    told = "out of memory|can't allocate memory|ALLOC_FAILED"
     while error is not None:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-            isinstance(error, RuntimeError)
-            and re.search("out of memory|can't allocate memory|ALLOC_FAILED", str(error))
-        ):
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and re.search(told, str(error))):
             return True
         error = error.__cause__
     return False

@@ -7,13 +7,16 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import weakref
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from scripts.inference.failures import CaseFailures
 from scripts.inference.inferers import BrainWindowInferer
 from scripts.inference.writers import SaveImageByCased
 from scripts.networks import PriorAttentionNet
@@ -111,7 +114,8 @@ def fail_at_loading(monkeypatch, cases):
 
 
 REASONS = {
-    "network": "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB",
+    "network": "out of memory; set --sw_batch_size 1, or leave out whole_brain.yaml (panet: --fast) "
+    "(OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB)",
     "saving": "KeyError: 'affine'",
     "loading": f"{FAILING}_t1.nii.gz: damaged (",
 }
@@ -159,6 +163,21 @@ def test_the_others_are_done_and_the_end_names_the_case(
     assert {name: (tmp_path / "maps" / name).stat().st_mtime_ns for name in before} == before
     again = record(tmp_path / "maps")
     assert "failed" not in again and again["cases"] == 6 and len(again["resumed"]) == 1
+
+
+def test_memory_of_a_case_that_was_too_large_is_free_for_the_next(tmp_path, monkeypatch):
+    held, free = [], []
+
+    def too_large(engine, batch):
+        maps = torch.zeros(3)
+        held.append(weakref.ref(maps))
+        engine.state.output = {"pred": maps}
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    engine = SimpleNamespace(_iteration=too_large, state=SimpleNamespace(iteration=1, epoch_length=2, output=None))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: free.append(held[0]() is None))
+    assert CaseFailures(tmp_path)(engine, {"case": ["p1"]}) == []
+    assert free == [True]
 
 
 def test_a_run_in_which_every_case_fails_says_why(run, tmp_path, monkeypatch):

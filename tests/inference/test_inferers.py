@@ -218,3 +218,38 @@ def test_an_error_of_the_network_is_not_taken_for_one_of_the_compiler():
     # The compiler fails first, and then the network says what is wrong.
     with pytest.raises(RuntimeError, match="channels"):
         inferer(torch.randn(1, 2, 4, 4, 4), small_layer())
+
+
+def triton_error(module, message):
+    """An error of a kernel that fails when it is tuned or started, of a package that may be absent here."""
+    return type("OutOfResources", (Exception,), {"__module__": module})(message)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        triton_error("triton.runtime.errors", "out of resource: shared memory"),
+        triton_error("torch._inductor.runtime.triton_heuristics", "No valid triton configs."),
+        RuntimeError("Triton Error [CUDA]: too many resources requested for launch"),
+    ],
+)
+def test_where_a_kernel_cannot_be_tuned_or_started_the_network_works_without(error, monkeypatch, caplog):
+    def broken(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(torch, "compile", lambda network, **options: broken)
+    network, x = small_layer(), torch.randn(1, 1, 4, 4, 4)
+    inferer = CompiledInferer()
+    assert torch.equal(inferer(x, network), network(x))
+    assert not inferer.enabled and str(error) in caplog.text
+
+
+def test_memory_that_is_short_is_not_taken_for_a_fault_of_the_compiler(monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(torch, "compile", lambda network, **options: full)
+    inferer = CompiledInferer()
+    with pytest.raises(torch.OutOfMemoryError):
+        inferer(torch.randn(1, 1, 4, 4, 4), small_layer())
+    assert inferer.enabled

@@ -5,15 +5,18 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import subprocess
 import sys
+import zipfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
-from scripts.lab.gpu_check import GPU_TESTS, steps
+from scripts.lab.gpu_check import __main__ as gpu_check
+from scripts.lab.gpu_check.__main__ import GPU_TESTS, Step, run_step, steps
 from workflows import ROOT, command
 
 # These modules are installed there, or `make gpu-wheels` brings them. The bundle does not need scikit-image.
@@ -44,10 +47,75 @@ def test_its_tests_are_all_that_there_are_for_a_gpu():
 
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
-def test_its_first_step_collects_these_files_alone(device, tmp_path):
-    correctness = steps(device, True, tmp_path, tmp_path)["correctness"]
-    assert [argument for argument in correctness if argument.startswith("tests")] == list(GPU_TESTS)
-    assert ("gpu" in correctness) == (device == "cuda")
+def test_its_step_of_tests_collects_these_files_alone(device, tmp_path):
+    arguments = steps(device, True, tmp_path, tmp_path)["tests"].arguments
+    assert [argument for argument in arguments if argument.startswith("tests")] == list(GPU_TESTS)
+    assert ("gpu" in arguments) == (device == "cuda")
+
+
+def test_its_steps_come_in_the_order_of_what_matters_and_only_one_of_them_compiles(tmp_path):
+    made = steps("cuda", False, tmp_path, tmp_path)
+    names = ["begin", "tests", "maps", "runs", "training", "network", "kernels", "compiled", "ranks", "cohort"]
+    assert list(made) == names
+    trainings = {name: step.arguments for name, step in made.items() if "training" in step.arguments}
+    compiles = [name for name, arguments in trainings.items() if "--no-compile" not in arguments]
+    assert compiles == ["compiled"] and made["compiled"].arguments[-4:-2] == ["--only", "train_fast.yaml"]
+    outputs = [made[name].arguments[made[name].arguments.index("--output") + 1] for name in names[2:]]
+    assert outputs == [str(tmp_path / f"{name}.json") for name in names[2:]]
+
+
+def contents(archive: Path) -> dict[str, str]:
+    with zipfile.ZipFile(archive) as file:
+        return {name: file.read(name).decode() for name in file.namelist()}
+
+
+@pytest.fixture
+def checked(monkeypatch, tmp_path):
+    """Run the check with other steps; return its status and the content of its one file."""
+
+    def run(*arguments: str, **made: Step):
+        monkeypatch.setattr(gpu_check, "steps", lambda *_: made)
+        place = tmp_path / "out"
+        status = gpu_check.main(["--device", "cpu", "--output_dir", str(place), *arguments])
+        return status, contents(place / "gpu_check.zip")
+
+    return run
+
+
+HELP, FAILING = ["json.tool", "--help"], ["json.tool", "/absent"]
+LONG = ["http.server", "0", "--bind", "127.0.0.1"]
+
+
+def test_one_file_holds_the_results_of_all_steps(checked, tmp_path, capsys):
+    status, found = checked(one=Step(30, HELP), two=Step(30, FAILING), three=Step(30, HELP))
+    assert status == 1 and sorted(found) == ["gpu_check.json", "one.txt", "three.txt", "two.txt"]
+    assert "usage" in found["one.txt"] and "usage" in capsys.readouterr().out
+    outcomes = {name: step["outcome"] for name, step in json.loads(found["gpu_check.json"])["steps"].items()}
+    assert outcomes == {"one": "done", "two": "failed", "three": "done"}
+    # The earlier file is kept.
+    assert checked(one=Step(30, HELP))[0] == 0
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_if_a_decisive_step_fails_the_others_are_not_run(checked):
+    status, found = checked(begin=Step(30, FAILING), cohort=Step(30, HELP))
+    assert status == 1 and list(json.loads(found["gpu_check.json"])["steps"]) == ["begin"]
+
+
+def test_single_steps_can_be_chosen(checked):
+    status, found = checked("--steps", "two", one=Step(30, FAILING), two=Step(30, HELP))
+    assert status == 0 and list(json.loads(found["gpu_check.json"])["steps"]) == ["two"]
+
+
+def test_a_step_that_takes_too_long_is_stopped_and_what_it_has_written_is_saved(tmp_path, monkeypatch):
+    log, seen = tmp_path / "log.txt", []
+    monkeypatch.setattr(gpu_check, "SAVED_EVERY_S", 0.2)
+    assert run_step(HELP, log, 30) == "done"
+    assert "usage" in log.read_text()
+    assert run_step(FAILING, log, 30) == "failed"
+    assert run_step(LONG, log, 1, lambda: seen.append(1)) == "no time left"
+    assert 2 <= len(seen) <= 5
+    assert run_step(HELP, log, 0) == "no time left"
 
 
 @pytest.mark.parametrize("name", [*GPU_TESTS, *SUPPORT])
@@ -67,6 +135,7 @@ sys.meta_path[:] = [Less if f is importlib.machinery.PathFinder else f for f in 
 import pytest
 status = pytest.main(["-q", "-p", "no:cacheprovider", "-k", "cpu and (resiz or evaluation)", *sys.argv[2:]])
 import scripts.lab.benchmark.__main__
+from scripts.lab.gpu_check import __main__, begin, kernels, maps, ranks, runs
 assert not others & set(sys.modules), others & set(sys.modules)
 sys.exit(status)
 """

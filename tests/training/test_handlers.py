@@ -17,7 +17,7 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.engines import SupervisedTrainer
 from scripts.scores.evaluation import EvaluationReport, summarize
-from scripts.training.handlers import ClipGradients, FiniteTraining, LazySummaryWriter, TrainingScalars
+from scripts.training.handlers import ClipGradients, FiniteTraining, LazySummaryWriter, MemoryAdvice, TrainingScalars
 from scripts.training.losses import PriorAttentionLoss
 from scripts.training.lr_schedulers import WarmupFlatCosineLR
 from scripts.training.training_state import ResumeTraining, TrainingFiles, newest_state
@@ -561,3 +561,42 @@ def test_gradients_within_the_norm_stay():
     network.weight.grad = torch.tensor([[3.0, 4.0]])
     ClipGradients(network, max_norm=5.5).backward_completed(SimpleNamespace(scaler=None))
     assert network.weight.grad.tolist() == [[3.0, 4.0]]
+
+
+def fails_in(place, error):
+    """Run a trainer that raises ``error`` in its step or in its validation."""
+
+    def step(engine, batch):
+        if place == "step":
+            raise error
+
+    trainer = Engine(step)
+    MemoryAdvice().attach(trainer)
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    def validate(engine):
+        raise error
+
+    trainer.run([1, 2])
+
+
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79 GiB.\nSee PyTorch's pages.")
+
+
+@pytest.mark.parametrize(
+    ("place", "advice"),
+    [
+        ("step", "a training step: lower --batch_size or --patch_size"),
+        ("validation", "the validation: set --sw_batch_size 1, or leave out whole_brain.yaml"),
+    ],
+)
+def test_memory_that_is_short_is_one_line_that_names_the_setting(place, advice):
+    with pytest.raises(InputError) as caught:
+        fails_in(place, FULL)
+    assert str(caught.value) == f"out of memory in {advice} (CUDA out of memory. Tried to allocate 2.00 GiB.)"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("other shapes"), InputError("wrong; mend it.")])
+def test_other_errors_stay_as_they_are(error):
+    with pytest.raises(type(error), match=str(error)):
+        fails_in("step", error)

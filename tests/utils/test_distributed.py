@@ -17,6 +17,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn as nn
 from monai.bundle import ConfigWorkflow
+from scripts.inference.inferers import BrainWindowInferer
 from scripts.networks import PriorAttentionNet
 from scripts.training.losses import PriorAttentionLoss
 from scripts.utils import distributed
@@ -195,6 +196,87 @@ def test_two_ranks_of_one_sample_step_as_one_rank_of_two(tmp_path):
     assert not torch.allclose(alone["head.output.weight"], moved["head.output.weight"], atol=1e-5)
 
 
+def evaluation_on_a_rank(folder: Path, failing: tuple[int, ...], **settings):
+    """Return a function that evaluates on a rank, where all cases fail if the rank is among ``failing``."""
+
+    def evaluate(number: int) -> str:
+        def broken(self, *args, **kwargs):
+            raise RuntimeError("the network is gone")
+
+        with pytest.MonkeyPatch.context() as patch:
+            if number in failing:
+                patch.setattr(BrainWindowInferer, "__call__", broken)
+            names = ("train.json", "evaluate.json", "multi_gpu_evaluate.json")
+            try:
+                bundle_run(*names, output_dir=str(folder), device="cpu", **settings)
+            except (RuntimeError, ValueError) as error:
+                return str(input_error_behind(error) or error)
+        return "done"
+
+    return evaluate
+
+
+@pytest.mark.parametrize("failing", [(0,), (1,), (0, 1)])
+def test_the_cases_of_other_ranks_are_scored_where_all_of_one_fail(failing, small_cohort, model_file, tmp_path):
+    settings = {"dataset_dir": str(small_cohort), "model_file": model_file, "cases": "all", **EVALUATION}
+    told = on_two_ranks(evaluation_on_a_rank(tmp_path / "run", failing, **settings), tmp_path)
+    cases = sorted(path.name for path in small_cohort.iterdir())
+    failed = sorted(case for number in failing for case in cases[number::2])
+    others = ", and the others are done" if len(failing) == 1 else ""
+    assert told[0] == told[1] and told[0].startswith(f"{len(failed)} of 6 cases failed{others}: ")
+    folder = tmp_path / "run" / "evaluation_all"
+    assert sorted(json.loads((folder / "run.json").read_text())["failed"]) == failed
+    if len(failing) == 2:
+        assert not (folder / "scores.csv").exists()
+        return
+    bundle_run("train.json", "evaluate.json", output_dir=str(tmp_path / "one"), **settings)
+    wanted = rows(tmp_path / "one" / "evaluation_all" / "scores.csv")
+    assert rows(folder / "scores.csv") == {case: row for case, row in wanted.items() if case not in failed}
+
+
+def local_rank(number: int) -> torch.Tensor:
+    import ignite.distributed as idist
+
+    return torch.tensor(idist.get_local_rank())
+
+
+def test_within_a_job_of_slurm_a_rank_knows_its_device(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.delenv("SLURM_LOCALID", raising=False)
+    assert [int(number) for number in on_two_ranks(local_rank, tmp_path)] == [0, 1]
+
+
+@pytest.mark.slow
+def test_what_synchronizes_is_left_out_of_the_compilation(monkeypatch):
+    """torch has the synchronized normalization on GPUs alone; here another one cuts the graph as it does."""
+
+    def forward(self, x):
+        torch._dynamo.graph_break()
+        return nn.functional.batch_norm(x, None, None, self.weight, self.bias, training=True)
+
+    monkeypatch.setattr(nn.SyncBatchNorm, "forward", forward)
+    image = torch.randn(1, 4, 32, 16, 16)
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    counts = []
+    for leave_out in (True, False):
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(PriorAttentionNet(channels=CHANNELS)).train()
+        if leave_out:
+            distributed.leave_out_of_compilation(network)
+        torch.compiler.reset()
+        graphs.clear()
+        compiled = torch.compile(network, backend=count, dynamic=False)
+        for _ in range(2):
+            compiled(image)
+        counts.append(len(graphs))
+    torch.compiler.reset()
+    assert counts[0] <= 3 < counts[1]
+
+
 def samples(number: int) -> torch.Tensor:
     data = {"train#dataset#data": [{"case": str(n)} for n in range(8)]}
     made = initialized("train.json", "multi_gpu_train.json", kind="train", **data)
@@ -238,6 +320,14 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch):
         "--nproc_per_node 4: this machine has 2 GPUs; start at most one process for each, or add --device cpu."
     )
     assert not dist.is_initialized()
+
+
+def test_a_run_uses_its_device_for_calls_that_name_none(monkeypatch):
+    used = []
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    for device in ("cuda:1", "cuda", "cpu"):
+        distributed.start(device, 1)
+    assert used == [torch.device("cuda:1")]
 
 
 def test_without_torchrun_it_is_one_process(caplog):

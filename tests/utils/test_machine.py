@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from scripts.utils.errors import InputError
-from scripts.utils.machine import check_shared_memory, keep_freed_memory, processors
+from scripts.utils.machine import check_shared_memory, keep_freed_memory, out_of_memory, processors, windows_at_a_time
 from workflows import ROOT
 
 GLIBC = platform.libc_ver()[0] == "glibc"
@@ -83,3 +83,30 @@ def test_loaders_need_shared_memory_for_two_batches_each(workers, ranks, fits, m
     told = rf"--num_workers {workers}: they need {20 * workers * ranks} MB of shared memory, and /dev/shm has 40 MB"
     with pytest.raises(InputError, match=told):
         check_shared_memory(workers, 10e6)
+
+
+@pytest.mark.parametrize(
+    ("error", "short"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), True),
+        (MemoryError(), True),
+        (RuntimeError("sizes do not match"), False),
+        (ValueError("out of memory"), False),
+        (None, False),
+    ],
+)
+def test_an_error_of_memory_is_known_also_as_a_cause(error, short):
+    assert out_of_memory(error) == short
+    wrapped = RuntimeError("applying transform")
+    wrapped.__cause__ = error
+    assert out_of_memory(wrapped) == short
+
+
+@pytest.mark.parametrize(("gigabytes", "windows"), [(2, 1), (4, 1), (8, 2), (11, 4), (139, 4)])
+def test_as_many_windows_run_at_a_time_as_the_gpus_free_memory_holds(gigabytes, windows, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (gigabytes * 10**9, 0))
+    assert windows_at_a_time("cuda:1") == windows
+    assert windows_at_a_time("cpu") == 1

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from scripts import command
 from scripts.lab.benchmark import case, cohort, network, pipeline, plot, postprocessing, ranks, scores, training
+from scripts.utils.distributed import use_device
 
 SUBCOMMANDS = {
     "network": network,
@@ -30,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         description = (module.__doc__ or "").strip().splitlines()[0]
         module.add_arguments(subparsers.add_parser(name, help=description, description=description))
     args = parser.parse_args(argv)
+    # Times and memory are those of the current GPU.
+    use_device(getattr(args, "device", "cpu"))
     SUBCOMMANDS[args.what].run(args)
     return 0
 

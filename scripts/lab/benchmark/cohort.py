@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from rich.console import Console
 from scripts.data.cases import image_files
-from scripts.data.datalist import unlabeled_items
+from scripts.data.datalist import labeled_items, unlabeled_items
 from scripts.data.dicom import series_files
-from scripts.lab.benchmark.measure import add_channels, cases_of, device_name, positive, report
+from scripts.lab.benchmark.measure import Report, add_channels, cases_of, device_name, positive
 from scripts.lab.bundle_run import workflow_arguments
 from scripts.networks import PriorAttentionNet
 from scripts.utils.errors import InputError
@@ -78,7 +78,8 @@ def run(args: argparse.Namespace) -> None:
         torch.manual_seed(0)
         save_torch(PriorAttentionNet(channels=args.channels).state_dict(), folder / "model.pt")
         cohort = args.dataset_dir or cases_of(folder / "phantoms", max(*args.cases, *args.authors_cases, 1), console)
-        rows = []
+        rows: list[dict[str, Any]] = []
+        report = Report(f"Whole commands from files to label maps, {args.device}", args.output)
         for way, (counts, configs, chosen) in ways.items():
             first: float | None = None
             for count in sorted(counts):
@@ -95,6 +96,7 @@ def run(args: argparse.Namespace) -> None:
                 more = count - min(counts)
                 each = (seconds - first) / more if more else None
                 rows.append(row(way, count, seconds, each, gigabytes))
+                report.save(rows)
                 console.print(f"{way}, {count} cases: {seconds:.1f} s, {gigabytes:.2f} GB", highlight=False)
     theirs = f"{' + '.join(AUTHORS_CONFIGS)}, float32, nothing at the same time"
     facts: dict[str, Any] = {
@@ -106,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
     further = {r["name"]: r["s_each_further_case"] for r in rows if r["s_each_further_case"]}
     if further.keys() == ways.keys():
         facts["times faster, a further case"] = round(further[AUTHORS] / further[OURS], 2)
-    report(f"Whole commands from files to label maps, {args.device}", rows, args.output, facts)
+    report.show(rows, facts)
 
 
 def row(way: str, count: int, seconds: float, each: float | None, gigabytes: float) -> dict[str, Any]:
@@ -114,17 +116,17 @@ def row(way: str, count: int, seconds: float, each: float | None, gigabytes: flo
     return {"name": way, "cases": count, "seconds": seconds, "s_each_further_case": each, "peak_gb": gigabytes}
 
 
-def subset(cohort: Path, count: int, folder: Path) -> None:
-    """Put the first ``count`` cases of ``cohort`` into ``folder``, as links.
+def subset(cohort: Path, count: int, folder: Path, labels: bool = False) -> None:
+    """Put the first ``count`` cases of ``cohort`` into ``folder``, as links, with their ``labels`` or without.
 
     Raises:
         InputError: ``cohort`` has fewer cases.
     """
-    items = unlabeled_items(cohort)
+    items = labeled_items(cohort) if labels else unlabeled_items(cohort)
     if len(items) < count:
         raise InputError(f"{cohort}: holds {len(items)} cases, but {count} are asked for; give fewer --cases.")
     for item in items[:count]:
-        for number, image in enumerate(image_files(item["image"])):
+        for number, image in enumerate([*image_files(item["image"]), *([item["label"]] if labels else [])]):
             files = series_files(image)
             # Files of two DICOM series may have the same names.
             place = folder / item["case"] / (str(number) if len(files) > 1 else "")

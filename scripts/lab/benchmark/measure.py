@@ -72,9 +72,13 @@ def _lines(path: str) -> list[str]:
 
 
 def time_side_by_side(
-    candidates: Mapping[str, Callable[[], Any]], runs: int, warmup: int = 1, console: Console | None = None
+    candidates: Mapping[str, Callable[[], Any]],
+    runs: int,
+    warmup: int = 1,
+    console: Console | None = None,
+    save: Callable[[dict[str, list[float]]], None] | None = None,
 ) -> dict[str, list[float]]:
-    """Return the seconds of each run of each candidate.
+    """Return the seconds of each run of each candidate. ``save`` gets those so far after each turn.
 
     The candidates take turns, so that other work of the machine slows all of them alike. The first ``warmup`` turns do
     not count. The time of a run includes its work on a GPU.
@@ -91,7 +95,20 @@ def time_side_by_side(
                 seconds[name].append(taken)
             if console is not None:
                 console.print(f"{name}: turn {turn + 1} of {warmup + runs}, {taken:.2f} s", highlight=False)
+        if save is not None and turn >= warmup:
+            save(seconds)
     return seconds
+
+
+def reset_peak() -> None:
+    """Count ``peak_gb`` from here on."""
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_gb() -> float | None:
+    """The most memory of the current GPU that tensors have taken, in GB; None if no GPU is used."""
+    return round(torch.cuda.max_memory_allocated() / 1e9, 2) if torch.cuda.is_initialized() else None
 
 
 class OwnProcess:
@@ -162,20 +179,43 @@ def add_channels(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class Report:
+    """Rows of results, which are on the disk with the machine and the versions as soon as they are measured.
+
+    Args:
+        title: title of the table.
+        path: JSON file. An earlier one is kept under a dated name. None writes no file.
+    """
+
+    def __init__(self, title: str, path: Path | None) -> None:
+        self.title = title
+        self.path = path
+        self.kept = keep_earlier(path) if path is not None else None
+
+    def save(self, rows: list[dict[str, Any]], facts: Mapping[str, Any] | None = None) -> None:
+        """Write what has been measured so far."""
+        if self.path is not None:
+            content = {"title": self.title, "rows": rows, "facts": dict(facts or {})}
+            save_json({**content, "machine": machine(), "versions": versions()}, self.path)
+
+    def show(self, rows: list[dict[str, Any]], facts: Mapping[str, Any] | None = None) -> None:
+        """Write and print everything."""
+        self.save(rows, facts)
+        table = Table(title=self.title)
+        for column in rows[0]:
+            table.add_column(column, justify="left" if column == "name" else "right")
+        for row in rows:
+            table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
+        console = Console()
+        console.print(table)
+        for name, value in (facts or {}).items():
+            console.print(f"{name}: {value}", highlight=False)
+        if self.kept is not None:
+            console.print(f"Kept the earlier results as {self.kept}", highlight=False, soft_wrap=True)
+        if self.path is not None:
+            console.print(str(self.path), highlight=False, soft_wrap=True)
+
+
 def report(title: str, rows: list[dict[str, Any]], path: Path | None, facts: Mapping[str, Any] | None = None) -> None:
     """Print ``rows`` and ``facts``, and write them with the machine and the versions to ``path`` as JSON."""
-    table = Table(title=title)
-    for column in rows[0]:
-        table.add_column(column, justify="left" if column == "name" else "right")
-    for row in rows:
-        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
-    console = Console()
-    console.print(table)
-    for name, value in (facts or {}).items():
-        console.print(f"{name}: {value}", highlight=False)
-    if path is not None:
-        content = {"title": title, "rows": rows, "facts": dict(facts or {})}
-        if (kept := keep_earlier(path)) is not None:
-            console.print(f"Kept the earlier results as {kept}", highlight=False, soft_wrap=True)
-        save_json({**content, "machine": machine(), "versions": versions()}, path)
-        console.print(str(path), highlight=False, soft_wrap=True)
+    Report(title, path).show(rows, facts)

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from scripts.inference.openvino import OpenVINONetwork
-from scripts.lab.benchmark.measure import device_name, positive, report, summary, time_side_by_side
+from scripts.lab.benchmark.measure import Report, device_name, positive, summary, time_side_by_side
 from scripts.networks import PriorAttentionNet
+from scripts.networks.blocks import InstanceNorm3d
 from scripts.utils.tensors import save_torch
 
 BASELINE = "torch float32"
@@ -49,9 +50,10 @@ def run(args: argparse.Namespace) -> None:
     x_last = x.contiguous(memory_format=torch.channels_last_3d)
 
     def forward(
-        network: Callable[..., object], x: torch.Tensor, dtype: torch.dtype | None = None
+        network: Callable[..., object], x: torch.Tensor, dtype: torch.dtype | None = None, as_batch: bool = False
     ) -> Callable[[], object]:
         def call() -> object:
+            InstanceNorm3d.as_batch = {"cpu", device.type} if as_batch else {"cpu"}
             with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
                 return network(x)
 
@@ -63,6 +65,14 @@ def run(args: argparse.Namespace) -> None:
         "torch bfloat16": forward(network, x, torch.bfloat16),
         "torch bfloat16, channels last": forward(channels_last, x_last, torch.bfloat16),
     }
+    if device.type == "cuda":
+        for size, name in ((1, "norms as a batch"), (4, "four windows")):
+            candidates[f"torch bfloat16, channels last, {name}"] = forward(
+                channels_last,
+                x_last.repeat(size, 1, 1, 1, 1).contiguous(memory_format=torch.channels_last_3d),
+                torch.bfloat16,
+                as_batch=size == 1,
+            )
     if args.compile:
         candidates["torch.compile float32"] = forward(torch.compile(network), x)
     errors: dict[str, float] = {}
@@ -77,10 +87,16 @@ def run(args: argparse.Namespace) -> None:
                 candidates[name] = forward(fast, x)
             if importlib.util.find_spec("onnxruntime") and importlib.util.find_spec("onnxscript"):
                 candidates["ONNX Runtime float32"] = onnx_session(network, x, Path(folder) / "model.onnx")
-        seconds = time_side_by_side(candidates, args.runs, console=Console(stderr=True))
+        report = Report(f"One window of {args.size}^3 on {device}", args.output)
+        seconds = time_side_by_side(
+            candidates,
+            args.runs,
+            console=Console(stderr=True),
+            save=lambda so_far: report.save(summary(so_far, BASELINE)),
+        )
     rows = summary(seconds, BASELINE)
     facts = {f"largest difference of {name}, relative": f"{error:.1e}" for name, error in errors.items()}
-    report(f"One window of {args.size}^3 on {device}", rows, args.output, facts)
+    report.show(rows, facts)
 
 
 def onnx_session(network: torch.nn.Module, x: torch.Tensor, path: Path) -> Callable[[], object]:

@@ -12,10 +12,11 @@ import torch
 from scripts.data.datalist import labeled_items, unlabeled_items
 from scripts.lab.benchmark import __main__ as benchmark
 from scripts.lab.benchmark.cohort import subset
-from scripts.lab.benchmark.measure import machine, summary, time_side_by_side
-from scripts.lab.benchmark.training import step_flops
-from scripts.lab.gpu_check import run_step
+from scripts.lab.benchmark.measure import Report, machine, summary, time_side_by_side
+from scripts.lab.benchmark.pipeline import dataset
+from scripts.lab.benchmark.training import deformed, step_flops
 from scripts.networks import PriorAttentionNet
+from scripts.training.augmentation import RandFastElasticd
 from workflows import CHANNELS, command
 
 
@@ -25,6 +26,36 @@ def test_candidates_take_turns_and_the_first_do_not_count():
     seconds = time_side_by_side(candidates, runs=3, warmup=2)
     assert called == ["a", "b"] * 5
     assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_rows_are_on_the_disk_before_the_end(tmp_path):
+    output = tmp_path / "rows.json"
+    report = Report("A title", output)
+    seen = []
+
+    def save(so_far):
+        report.save(summary(so_far, "a"))
+        seen.append([row["runs"] for row in json.loads(output.read_text())["rows"]])
+
+    time_side_by_side({name: lambda: None for name in "ab"}, runs=2, warmup=1, save=save)
+    assert seen == [[1, 1], [2, 2]]
+
+
+@pytest.mark.parametrize("overlays", [(), ("train_cached.yaml",)])
+def test_what_is_deformed_is_known_without_a_sample(overlays, tmp_path):
+    lists = [{"case": f"p{number}", "image": "x", "label": "x"} for number in range(20)]
+    settings = {"cache_dir": str(tmp_path)} if overlays else {}
+    transform = dataset(["train.json", *overlays], lists, **settings).transform
+    image = {"image": torch.rand(4, 8, 8, 8), "label": torch.zeros(1, 8, 8, 8)}
+    (position,) = (n for n, step in enumerate(transform.transforms) if isinstance(step, RandFastElasticd))
+    found, wanted = [], []
+    for epoch in (1, 2):
+        transform.epoch = epoch
+        for item in lists:
+            transform({**image, "case": item["case"]}, start=position, end=position + 1)
+            wanted.append(transform.transforms[position]._do_transform)
+            found.append(deformed(transform, item, epoch))
+    assert found == wanted and 10 < sum(found) < 30
 
 
 def test_summary_has_medians_ranges_and_ratios_to_the_baseline():
@@ -145,11 +176,3 @@ def test_the_picture_is_drawn_and_without_results_one_line_says_so(tmp_path):
     with pytest.raises(ValueError, match="are missing"):
         benchmark.main(["plot", "--results", str(tmp_path), "--output", str(tmp_path / "other.png")])
     assert not (tmp_path / "other.png").exists()
-
-
-def test_the_check_of_a_gpu_stops_what_takes_too_long(tmp_path):
-    assert run_step(["json.tool", "--help"], tmp_path / "log.txt", 30) == "done"
-    assert "usage" in (tmp_path / "log.txt").read_text()
-    assert run_step(["json.tool", "/absent"], tmp_path / "log.txt", 30) == "failed"
-    assert run_step(["http.server", "0", "--bind", "127.0.0.1"], tmp_path / "log.txt", 1) == "no time left"
-    assert run_step(["json.tool", "--help"], tmp_path / "log.txt", 0) == "no time left"
