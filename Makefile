@@ -43,7 +43,8 @@ GPU_RESULTS ?= runs/gpu_check
 gpu-check:
 	rm -rf .gpu
 	test ! -d wheels || $(GPU_PYTHON) -m pip install --quiet --no-index --no-deps --target .gpu wheels/*.whl
-	PYTHONPATH="$(CURDIR)/.gpu:$$PYTHONPATH" $(GPU_PYTHON) -m scripts.lab.gpu_check --output_dir $(GPU_RESULTS)
+	PYTHONPATH="$(CURDIR)/.gpu:$$PYTHONPATH" $(GPU_PYTHON) -m scripts.lab.gpu_check --output_dir $(GPU_RESULTS) \
+		$(if $(GPU_STEPS),--steps $(GPU_STEPS))
 
 gpu-wheels: .venv/.installed
 	rm -rf wheels

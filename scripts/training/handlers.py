@@ -184,11 +184,23 @@ class AsynchronousSteps:
 
 
 class MemoryAdvice:
-    """A handler that says in one line which setting needs less memory, if the memory of the device is used up."""
+    """A handler that says in one line which setting needs less memory, if the memory of the device is used up.
+
+    Attach it before the validation.
+    """
+
+    STEP = "a training step: lower --batch_size or --patch_size"
+    VALIDATION = "the validation: set --sw_batch_size 1, or leave out whole_brain.yaml"
 
     def attach(self, engine: Workflow) -> None:
         """Follow the trainer ``engine``."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self.begin, self.STEP)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.begin, self.VALIDATION)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self.exception_raised)
+
+    def begin(self, engine: Workflow, advice: str) -> None:
+        """Note what helps where memory is short from here on."""
+        self.advice = advice
 
     def exception_raised(self, engine: Workflow, error: Exception) -> None:
         """Raise ``error``, or the line.
@@ -199,11 +211,8 @@ class MemoryAdvice:
         # The engine passes its own error on to itself.
         if input_error_behind(error) or not out_of_memory(error):
             raise error
-        advice = "a training step: lower --batch_size or --patch_size"
-        if engine.last_event_name == Events.EPOCH_COMPLETED:
-            advice = "the validation: set --sw_batch_size 1, or leave out whole_brain.yaml"
         cause = one_line(error.__cause__ or error).partition(" GPU ")[0]
-        raise InputError(f"out of memory in {advice} ({cause})") from error
+        raise InputError(f"out of memory in {self.advice} ({cause})") from error
 
 
 class ClipGradients:

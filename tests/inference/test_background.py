@@ -7,6 +7,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from contextlib import nullcontext
 from hashlib import sha256
 from types import SimpleNamespace
 
@@ -199,3 +200,30 @@ def test_a_volume_stitched_in_the_hosts_memory_is_the_same():
     made = initialized("inference.json", kind="infer")
     # Four maps in float32 and their weights take 1.3 GB.
     assert made.inferer.inferer.cpu_thresh == 400**3
+
+
+class OnGPU(torch.Tensor):
+    is_cuda = True
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_on_a_gpu_the_thread_has_its_own_stream_which_waits_for_the_network(fails, monkeypatch):
+    told = []
+    own = SimpleNamespace(wait_event=lambda event: told.append(event), synchronize=lambda: told.append("synchronized"))
+    network = SimpleNamespace(record_event=lambda: f"event after case {len(forwards)}")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: network)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: own)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext(told.append(stream is own)))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+
+    def save(case):
+        told.append(case["case"])
+        if fails:
+            raise RuntimeError("damaged")
+
+    engine, cases, forwards = pipeline(save, waiting=1, cases=2)
+    engine.run([case | {"pred": torch.zeros(1).as_subclass(OnGPU)} for case in cases])
+    one, two = ([True, f"event after case {number + 1}", number, "synchronized"] for number in (0, 1))
+    assert told == one + two
+    assert len(engine.background.failures.reasons) == 2 * fails
