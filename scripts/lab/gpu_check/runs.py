@@ -67,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             report.save(rows)
         files = ("train.json", "evaluate.json")
         used = {k: v for k, v in places.items() if k != "cache_dir"} | {"output_dir": folder / "plain"}
-        row = timed(files, {**common, "cases": "all"}, used)
-        with (folder / "plain" / "evaluation_all" / "summary.csv").open(newline="") as file:
+        row = timed(files, common, used)
+        with (folder / "plain" / "evaluation_validation" / "summary.csv").open(newline="") as file:
             mean = next(csv.DictReader(file))
         rows.append({"name": "evaluation", "dice": float(mean["dice_WT"]), **row})
         report.show(rows, {"dice": "mean of the best validation; of WT in the evaluation"})
