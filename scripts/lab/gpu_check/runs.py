@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(name)
         subset(args.dataset_dir, 2 if args.small else 4, folder / "cases", labels=True)
         common: dict[str, Any] = {"device": args.device, "publish": False, **(SMALL if args.small else SETTINGS)}
-        places = {"bundle_root": BUNDLE_ROOT, "dataset_dir": folder / "cases", "cache_dir": folder / "cache"}
+        places = {"bundle_root": BUNDLE_ROOT, "dataset_dir": folder / "cases"}
+        cache = {"cache_dir": literal(str(folder / "cache"))}
         resumed = {"resume": True, "max_epochs": 3}
         # By name: files, settings, the folder of the run, and its epochs.
         ways: dict[str, tuple[tuple[str, ...], dict[str, Any], str, int]] = {
@@ -50,14 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             "resumed": (("train.json",), resumed, "plain", 3),
             "float16": (("train.json",), {"amp_dtype": "float16"}, "float16", 2),
             "float16, resumed": (("train.json",), {"amp_dtype": "float16", **resumed}, "float16", 3),
-            "cached, two workers": (("train.json", "train_cached.yaml"), {}, "cached", 2),
+            "cached, two workers": (("train.json", "train_cached.yaml"), cache, "cached", 2),
         }
         if torch.device(args.device).type == "cpu":
             ways = {way: how for way, how in ways.items() if "float16" not in way}
         for way, (files, settings, run, epochs) in ways.items():
-            given = {**common, **SCHEDULE, **settings}
-            used = places if "train_cached.yaml" in files else {k: v for k, v in places.items() if k != "cache_dir"}
-            row = timed(files, given, {**used, "output_dir": folder / run})
+            row = timed(files, {**common, **SCHEDULE, **settings}, {**places, "output_dir": folder / run})
             _, state = newest_state(folder / run)
             if state["epoch"] != epochs or not 0 <= state["best_metric"] <= 1:
                 raise InputError(f"{way}: {state['epoch']} epochs, not {epochs}, and Dice {state['best_metric']}.")
@@ -66,8 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows.append({"name": way, "dice": state["best_metric"], **row})
             report.save(rows)
         files = ("train.json", "evaluate.json")
-        used = {k: v for k, v in places.items() if k != "cache_dir"} | {"output_dir": folder / "plain"}
-        row = timed(files, common, used)
+        row = timed(files, common, {**places, "output_dir": folder / "plain"})
         with (folder / "plain" / "evaluation_validation" / "summary.csv").open(newline="") as file:
             mean = next(csv.DictReader(file))
         rows.append({"name": "evaluation", "dice": float(mean["dice_WT"]), **row})
