@@ -192,6 +192,8 @@ class MemoryAdvice:
     STEP = "a training step: lower --batch_size or --patch_size"
     VALIDATION = "the validation: set --sw_batch_size 1, or leave out whole_brain.yaml"
 
+    advice = STEP
+
     def attach(self, engine: Workflow) -> None:
         """Follow the trainer ``engine``."""
         engine.add_event_handler(Events.EPOCH_STARTED, self.begin, self.STEP)
