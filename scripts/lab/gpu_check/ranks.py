@@ -25,9 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", type=device_name, default="cuda:0")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     args = parser.parse_args(argv)
-    device = torch.device(args.device)
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", 0)
+    device = torch.device("cuda:0" if args.device == "cuda" else args.device)
     use_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     with tempfile.TemporaryDirectory() as folder:
