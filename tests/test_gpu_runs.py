@@ -42,7 +42,8 @@ def segmented(cohort, model_file, output, *overlays, **settings):
     ("overlays", "settings"),
     [
         ((), {}),
-        ((), {"amp": True, "amp_dtype": "float16"}),
+        ((), {"amp": False}),
+        ((), {"amp_dtype": "float16"}),
         (("whole_brain.yaml",), {}),
         (("tta.yaml",), {}),
         (("inference_pipelined.yaml",), {"num_workers": 1}),
@@ -51,7 +52,8 @@ def segmented(cohort, model_file, output, *overlays, **settings):
     ],
 )
 def test_maps_are_those_of_float32_on_the_cpu(overlays, settings, device, small_cohort, model_file, tmp_path):
-    skip_where_emulated(device, settings.get("amp_dtype"))
+    settings = {"amp": True, "amp_dtype": "bfloat16", **settings}
+    skip_where_emulated(device, settings["amp_dtype"])
     window = {key: settings[key] for key in ("roi_size",) if key in settings}
     plain = tuple(name for name in overlays if name != "inference_pipelined.yaml")
     wanted = segmented(small_cohort, model_file, tmp_path / "cpu", *plain, device="cpu", amp=False, **window)

@@ -196,7 +196,8 @@ class CaseFailures:
             raise error
         short, reason = wrong is None and out_of_memory(error), reason_of(error)
         if short:
-            reason = f"out of memory; set --sw_batch_size 1, or leave out whole_brain.yaml (panet: --fast) ({reason})"
+            told = reason.partition(" GPU ")[0]
+            reason = f"out of memory; set --sw_batch_size 1, or leave out whole_brain.yaml (panet: --fast) ({told})"
         # Wrong input and too little memory need no traceback.
         self._note(case, reason, None if wrong or short else error)
         return short

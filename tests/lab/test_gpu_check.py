@@ -97,7 +97,7 @@ def test_one_file_holds_the_results_of_all_steps(checked, tmp_path, capsys):
     assert len(list((tmp_path / "out").iterdir())) == 2
 
 
-def test_if_a_decisive_step_fails_the_others_are_not_run(checked):
+def test_if_the_first_step_fails_the_others_are_not_run(checked):
     status, found = checked(begin=Step(30, FAILING), cohort=Step(30, HELP))
     assert status == 1 and list(json.loads(found["gpu_check.json"])["steps"]) == ["begin"]
 
