@@ -24,6 +24,7 @@ COMMANDS = {
     "export": "export_program",
     "import": "import_checkpoint",
     "average": "average_weights",
+    "calibrate": "calibrate_weights",
 }
 
 

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from monai.data import MetaTensor
 from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer
 from monai.utils import convert_to_dst_type
+from scripts.data.regions import region_probabilities
 from scripts.utils.errors import InputError, one_line
 from scripts.utils.machine import computes_in
 
@@ -192,6 +194,8 @@ class MeanProbability:
     def __init__(self, exclusive: bool = False) -> None:
         self.exclusive = exclusive
         self.total: torch.Tensor | None = None
+        # The squares of the regions' probabilities, for the disagreement.
+        self.squares: torch.Tensor | None = None
         self.count = 0
 
     def add(self, logits: torch.Tensor) -> None:
@@ -200,8 +204,13 @@ class MeanProbability:
         probability = logits.softmax(dim=1) if self.exclusive else logits.sigmoid()
         # A fault of the network must not look like a certain result.
         probability = probability.masked_fill_(~logits.isfinite(), torch.nan)
+        squares = self._regions(probability).square()
+        self.squares = squares if self.squares is None else self.squares.add_(squares)
         self.total = probability if self.total is None else self.total.add_(probability)
         self.count += 1
+
+    def _regions(self, probability: torch.Tensor) -> torch.Tensor:
+        return torch.stack([region_probabilities(one, self.exclusive) for one in probability])
 
     def logits(self) -> torch.Tensor:
         """Return the logits of the mean, of the predictions' shape. At least one prediction must have been added."""
@@ -210,11 +219,19 @@ class MeanProbability:
         # The softmax of the logarithms gives back probabilities that sum to one.
         return mean.log() if self.exclusive else torch.logit(mean)
 
+    def disagreement(self) -> torch.Tensor:
+        """Variance of the probabilities of ET, TC and WT, summed and divided by the sum of their mean, (batch, 3)."""
+        assert self.total is not None and self.squares is not None
+        mean = self._regions(self.total / self.count)
+        variance = (self.squares / self.count - mean.square()).clamp(min=0)
+        return variance.flatten(2).sum(2) / mean.flatten(2).sum(2).clamp(min=SMALLEST_PROBABILITY)
+
 
 class FlipInferer(Inferer):
     """Test-time augmentation: the mean probability over all flips of a volume.
 
-    The result is the logits of the mean, so the post-processing need not know of the flips.
+    The result is the logits of the mean. The metadata of ``inputs`` get ``flips``, the number of flips, and
+    ``flip_disagreement`` (``MeanProbability.disagreement``), one for each volume of the batch.
 
     Args:
         inferer: the inferer for each flipped volume. By default the network runs once over it.
@@ -247,4 +264,7 @@ class FlipInferer(Inferer):
         for flip in self.flips:
             dims = [axis + 2 for axis in flip]
             mean.add(torch.flip(self.inferer(torch.flip(inputs, dims), network, *args, **kwargs), dims))
+        if isinstance(inputs, MetaTensor):
+            inputs.meta["flips"] = torch.full((len(inputs),), len(self.flips))
+            inputs.meta["flip_disagreement"] = torch.as_tensor(mean.disagreement()).cpu()
         return mean.logits()

@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ignite.engine import Events
@@ -14,7 +15,9 @@ from monai.engines.workflow import Workflow
 from rich.console import Console
 from rich.table import Table
 from scripts.brats import REGIONS
-from scripts.scores.table import VOLUMES, columns_of, score_of, split_column
+from scripts.scores.certainty import CERTAINTY_FILE, SIGNS, Signs
+from scripts.scores.expected_dice import expected_columns
+from scripts.scores.table import EXPECTED, VOLUMES, columns_of, score_of, split_column
 from scripts.scores.volumetry import voxel_volume
 from scripts.utils.distributed import gathered, rank
 from scripts.utils.files import save_csv
@@ -30,14 +33,19 @@ class EvaluationReport:
     column. The columns have the names that a metric gives its means, such as ``val_dice_ET``, without ``val_``. A
     metric with one mean only, such as ``val_mean_dice``, has no columns.
 
+    ``certainty.csv`` has the signs by which a Dice can be expected. If the weights have calibrations that hold for this
+    run, ``scores.csv`` has the expected Dice, too.
+
     With several ranks, each rank evaluates its share of the cases, and rank 0 writes the report of all cases. So attach
-    the handler on every rank. Both files are written into ``output_dir``.
+    the handler on every rank. All files are written into ``output_dir``.
     """
 
-    def __init__(self, output_dir: str | Path) -> None:
+    def __init__(self, output_dir: str | Path, calibrations: Sequence[Mapping[str, Any]] = ()) -> None:
         self.output_dir = Path(output_dir)
+        self.calibrations = calibrations
         self.cases: list[str] = []
         self.volumes: list[list[float]] = []
+        self.signs: list[Signs] = []
 
     def attach(self, engine: Workflow) -> None:
         """Follow the evaluator ``engine``, whose outputs hold regions under ``pred`` and ``label``."""
@@ -47,7 +55,7 @@ class EvaluationReport:
 
     def started(self, engine: Workflow) -> None:
         """Forget an earlier evaluation."""
-        self.cases, self.volumes = [], []
+        self.cases, self.volumes, self.signs = [], [], []
 
     def iteration_completed(self, engine: Workflow) -> None:
         """Note the case's name and volumes. A case that failed has no output (``scripts.inference.failures``)."""
@@ -60,15 +68,17 @@ class EvaluationReport:
                 voxel = voxel_volume(np.asarray(regions.affine))
                 row += [float((regions[channel] > 0).sum()) * voxel for channel in range(1, 1 + len(REGIONS))]
             self.volumes.append(row)
+            self.signs.append(output.get(SIGNS, {}))
 
     def completed(self, engine: Workflow) -> None:
         """Write and print the report."""
         # The metrics gather the ranks' cases in this order too.
-        shares = gathered((self.cases, self.volumes))
+        shares = gathered((self.cases, self.volumes, self.signs))
         if rank() != 0:
             return
-        cases = [case for names, _ in shares for case in names]
-        volumes = np.array([row for _, rows in shares for row in rows])
+        cases = [case for names, *_ in shares for case in names]
+        volumes = np.array([row for _, rows, _ in shares for row in rows])
+        signs = [one for *_, share in shares for one in share]
         order = np.argsort(cases, kind="stable")
         columns: dict[str, np.ndarray] = {}
         for name, details in engine.state.metric_details.items():
@@ -78,8 +88,14 @@ class EvaluationReport:
                 columns |= zip((label.removeprefix("val_") for label in means), values.T, strict=True)
         columns |= zip(columns_of(VOLUMES), volumes.T, strict=True)
 
+        expected = [expected_columns(self.calibrations, signs[i]) for i in order]
         rows = [[cases[i], *(f"{values[i]:.4f}" for values in columns.values())] for i in order]
-        save_csv(["case", *columns], rows, self.output_dir / "scores.csv")
+        rows = [[*row, *told.values()] for row, told in zip(rows, expected, strict=True)]
+        save_csv(["case", *columns, *columns_of(EXPECTED)], rows, self.output_dir / "scores.csv")
+        header = list(dict.fromkeys(name for one in signs for name in one))
+        if header:
+            rows = [[cases[i], *(str(signs[i][name]) for name in header)] for i in order]
+            save_csv(["case", *header], rows, self.output_dir / CERTAINTY_FILE)
         summary = {name: summarize(values) for name, values in columns.items()}
         statistics = list(next(iter(summary.values())))
         rows = [[s, *(f"{values[s]:.4f}" for values in summary.values())] for s in statistics]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import bootstrap, wilcoxon
-from scripts.scores.table import columns_of, scores_in, split_column
+from scripts.scores.table import EXPECTED, columns_of, scores_in, split_column
 from scripts.utils.errors import InputError
 
 CONFIDENCE = 0.95
@@ -128,7 +128,14 @@ def read_scores(path: Path) -> Scores:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             header, *rows = [row for row in csv.reader(file) if row] or [[]]
-        scores = {row[0]: dict(zip(header[1:], map(float, row[1:]), strict=True)) for row in rows}
+        texts = {row[0]: dict(zip(header[1:], row[1:], strict=True)) for row in rows}
+        # An expected score is empty where it is unknown.
+        scores = {
+            case: {
+                column: float(text) for column, text in row.items() if text or split_column(column)[0] not in EXPECTED
+            }
+            for case, row in texts.items()
+        }
     except (ValueError, csv.Error) as error:
         raise InputError(f"{path}: not a table of scores ({error}); evaluate again.") from error
     if header[:1] != ["case"] or not rows or not header[1:]:

@@ -53,8 +53,13 @@ SCORES = {
     # scores.csv has mm³.
     "volume": Score("volume", "cm³", digits=2, divisor=1000.0),
     "reference_volume": Score("reference volume", "cm³", digits=2, divisor=1000.0),
+    # What the run expected without a reference; low and high bound 80 % of such results.
+    "expected_dice": Score("expected Dice", digits=2),
+    "expected_dice_low": Score("expected Dice, low", digits=2),
+    "expected_dice_high": Score("expected Dice, high", digits=2),
 }
 VOLUMES = ("volume", "reference_volume")
+EXPECTED = ("expected_dice", "expected_dice_low", "expected_dice_high")
 
 
 def score_of(name: str) -> Score:
@@ -79,11 +84,11 @@ def columns_of(names: Sequence[str]) -> list[str]:
 
 
 def scores_in(columns: Sequence[str]) -> list[str]:
-    """The scores that have a column for each region, without the volumes.
+    """The scores that have a column for each region, without volumes and expected scores.
 
     Example:
         >>> scores_in([*columns_of(["dice", "volume"]), "hd95_ET", "seconds"])
         ['dice']
     """
     names = dict.fromkeys(split_column(column)[0] for column in columns)
-    return [name for name in names if name not in VOLUMES and set(columns_of([name])) <= set(columns)]
+    return [name for name in names if name not in (*VOLUMES, *EXPECTED) and set(columns_of([name])) <= set(columns)]

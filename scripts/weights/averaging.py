@@ -12,7 +12,7 @@ from scripts.utils.errors import InputError
 from scripts.weights.record import Record, origin, read_weights_record, record_file, trained_after
 
 # Keys of a record that belong to one file of weights, and not to the mean.
-OF_ONE_FILE = {"bundle_version", "checksum", "scores"}
+OF_ONE_FILE = {"bundle_version", "checksum", "scores", "expected_dice"}
 
 
 def mean_state(states: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -162,6 +162,13 @@ def _fault(record: Record) -> str | None:
     return ".".join(map(str, error.absolute_path)) or str(error.message)
 
 
+def calibrations_of(model_file: str | Sequence[str]) -> list[dict[str, Any]]:
+    """The calibrations of the expected Dice in the record of weights. An ensemble, several files, has none."""
+    files = ensure_tuple(model_file)
+    record = read_weights_record(files[0], quiet=True) if len(files) == 1 and Path(files[0]).is_file() else None
+    return list((record or {}).get("expected_dice", []))
+
+
 def thresholds_in_use(model_file: str | Sequence[str], **given: Any) -> dict[str, Any]:
     """Thresholds of the post-processing: as given, or else as in the record of the weights, or else the authors'.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from scripts.brats import REGIONS
 from scripts.data.postprocessing import THRESHOLDS
 
 _SETTINGS = ("network", "sequences", "spacing", "exclusive", "normalization", "thresholds")
@@ -34,6 +35,35 @@ _TRAINED_ON = {
         },
     },
     "additionalProperties": False,
+}
+_NUMBERS = {"type": "array", "items": {"type": "number"}, "minItems": 1}
+_CURVE = {"score": _NUMBERS, "value": _NUMBERS}
+_FIT = {
+    "weights": {"type": "object", "additionalProperties": {"type": "number", "minimum": 0}},
+    **dict.fromkeys(("center", "scale", "low", "high"), _NUMBERS),
+    **_CURVE,
+    "reliable_from": {"type": "number"},
+}
+# See scripts.scores.expected_dice.
+_CALIBRATION = {
+    "type": "object",
+    "required": ["cases", "flips", "windows", "absent", "voxel_mm", "intensities", "regions", "any_et"],
+    "properties": {
+        **{name: {"type": "integer", "minimum": 0} for name in ("cases", "flips", "absent")},
+        "windows": {"type": "string"},
+        "voxel_mm": {**_NUMBERS, "minItems": 2, "maxItems": 2},
+        "intensities": {
+            "type": "object",
+            "required": ["mean", "deviation"],
+            "properties": {"mean": _NUMBERS, "deviation": _NUMBERS},
+        },
+        "regions": {
+            "type": "object",
+            "required": list(REGIONS),
+            "properties": {name: {"type": "object", "required": list(_FIT), "properties": _FIT} for name in REGIONS},
+        },
+        "any_et": {"type": "object", "required": list(_CURVE), "properties": _CURVE},
+    },
 }
 # An argument of a network: numbers, names, and lists of them.
 _ARGUMENT = {
@@ -69,6 +99,7 @@ RECORD_SCHEMA: dict[str, Any] = {
         "training": {"type": ["object", "null"], "properties": {"window": _SIZES}},
         "trained_on": _TRAINED_ON,
         "missing_sequences": {"enum": [0, 1]},
+        "expected_dice": {"type": "array", "items": _CALIBRATION},
     },
     "$defs": {"argument": _ARGUMENT},
 }

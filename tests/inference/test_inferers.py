@@ -253,3 +253,25 @@ def test_memory_that_is_short_is_not_taken_for_a_fault_of_the_compiler(monkeypat
     with pytest.raises(torch.OutOfMemoryError):
         inferer(torch.randn(1, 1, 4, 4, 4), small_layer())
     assert inferer.enabled
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_the_disagreement_of_flips_is_their_variance(exclusive):
+    """Four flips of a network that knows where it is: by the definition, from all predictions."""
+    volume = MetaTensor(torch.rand(2, 4, 4, 6, 8), meta={})
+    weight = torch.rand(1, 4, 4, 6, 8)
+    network = lambda image: 3 * (image - weight)  # noqa: E731
+    FlipInferer(SimpleInferer(), (0, 2), exclusive)(volume, network)
+    found = []
+    for dims in ([], [2], [4], [2, 4]):
+        logits = torch.flip(network(torch.flip(volume.as_tensor(), dims)), dims)
+        p = logits.softmax(1)[:, 1:].cumsum(1) if exclusive else logits.sigmoid()[:, 1:]
+        found.append(p)
+    found = torch.stack(found)
+    expected = found.var(0, unbiased=False).flatten(2).sum(2) / found.mean(0).flatten(2).sum(2)
+    assert volume.meta["flip_disagreement"] == pytest.approx(expected, rel=1e-4)
+    assert volume.meta["flips"].tolist() == [4, 4]
+    # Nothing disagrees where flips make no difference.
+    still = MetaTensor(torch.rand(1, 4, 4, 4, 4), meta={})
+    FlipInferer()(still, torch.nn.Identity())
+    assert still.meta["flip_disagreement"].abs().max() < 1e-6
