@@ -14,7 +14,7 @@ from pydoc import locate
 import pytest
 import yaml
 from monai.bundle import ComponentLocator, ConfigParser, ConfigWorkflow
-from scripts.scores.table import SCORES, VOLUMES, columns_of
+from scripts.scores.table import EXPECTED, SCORES, VOLUMES, columns_of
 from scripts.workflow.settings import READ_BY_MONAI
 from tiny import make_cases
 from workflows import listed
@@ -309,6 +309,6 @@ def test_every_metric_of_an_evaluation_is_in_the_table_of_scores(lesion_wise):
     metrics = [handler.metric_fn for handler in parser.get_parsed_content("validate#additional_metrics").values()]
     dice, *others = metrics
     assert dice.return_with_label == [f"val_{column}" for column in columns_of(["dice"])]
-    found = ["dice", *(name for metric in others for name in metric.scores), *VOLUMES]
+    found = ["dice", *(name for metric in others for name in metric.scores), *VOLUMES, *EXPECTED]
     lesion_scores = ["lesion_dice", "lesion_hd95"]
     assert found == [name for name in SCORES if lesion_wise or name not in lesion_scores]

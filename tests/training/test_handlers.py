@@ -17,6 +17,7 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.engines import SupervisedTrainer
 from scripts.scores.evaluation import EvaluationReport, summarize
+from scripts.scores.table import EXPECTED, columns_of
 from scripts.training.handlers import ClipGradients, FiniteTraining, LazySummaryWriter, MemoryAdvice, TrainingScalars
 from scripts.training.losses import PriorAttentionLoss
 from scripts.training.lr_schedulers import WarmupFlatCosineLR
@@ -452,14 +453,15 @@ HEADER = [f"{c}_{r}" for c in ("dice", "hd95", "volume", "reference_volume") for
 def test_report_has_the_scores_and_volumes_of_every_case(tmp_path, capsys):
     evaluate(EvaluationReport(tmp_path / "out"))
     header, *rows = read_csv(tmp_path / "out" / "scores.csv")
-    assert header == ["case", *HEADER]
+    assert header == ["case", *HEADER, *columns_of(EXPECTED)]
     values = [
         [*dice, *hd95, *(3.0 * n for n in predicted), *(3.0 * n for n in reference)]
         for dice, hd95, predicted, reference in zip(DICE, HD95, PREDICTED, REFERENCE, strict=True)
     ]
     by_name = sorted(zip(CASES, values, strict=True))
     assert [row[0] for row in rows] == sorted(CASES)
-    assert [row[1:] for row in rows] == [[f"{np.float32(v):.4f}" for v in row] for _, row in by_name]
+    unknown = [""] * len(columns_of(EXPECTED))
+    assert [row[1:] for row in rows] == [[*(f"{np.float32(v):.4f}" for v in row), *unknown] for _, row in by_name]
     header, *rows = read_csv(tmp_path / "out" / "summary.csv")
     assert header == ["statistic", *HEADER]
     summary = {row[0]: [float(v) for v in row[1:]] for row in rows}
