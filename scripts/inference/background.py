@@ -17,6 +17,7 @@ from ignite.engine import Events
 from monai.engines.workflow import Workflow
 from monai.transforms import Compose
 from scripts.inference.failures import CASE_ERRORS, CaseFailures, case_of
+from scripts.scores.certainty import SIGNS
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +85,8 @@ class BackgroundCompose(Compose):
             memory_was_short = False
             try:
                 with self.on_own_stream(case, ready):
-                    super().__call__(case)
-                self.failures.end(case_of(case))
+                    done = super().__call__(case)
+                self.failures.end(case_of(case), None, done.get(SIGNS, {}))
             except CASE_ERRORS as error:
                 memory_was_short = self.failures.add(case_of(case), error)
             if memory_was_short:

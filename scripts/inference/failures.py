@@ -19,6 +19,7 @@ from scripts.data.cases import image_name
 from scripts.data.findings import warnings_by_case
 from scripts.data.images import READ
 from scripts.data.inspection import CheckedCase, seen_before
+from scripts.scores.certainty import SIGNS, Signs
 from scripts.utils.distributed import gathered, rank, world_size
 from scripts.utils.errors import InputError, WriteError, input_error_behind, one_line
 from scripts.utils.files import save_json
@@ -79,7 +80,7 @@ class Records(Protocol):
     def begin(self, case: str, inputs: Any) -> bool:
         """Take on a case that was read; whether it is to be done here."""
 
-    def end(self, case: str, read: Any) -> None:
+    def end(self, case: str, read: Any, signs: Signs) -> None:
         """Write down that the maps of a case are written."""
 
     def leave(self, case: str) -> None:
@@ -154,7 +155,7 @@ class CaseFailures:
                 if self.records is None or self.records.begin(case, inputs):
                     output = engine._iteration(engine, batch)
                     if not self.in_background:
-                        self.end(case, read)
+                        self.end(case, read, output[0].get(SIGNS, {}))
                     return output
             except CASE_ERRORS as error:
                 memory_was_short = self.add(case, error)
@@ -163,10 +164,10 @@ class CaseFailures:
             torch.cuda.empty_cache()
         return []
 
-    def end(self, case: str, read: Any = None) -> None:
-        """Note that a case is segmented; ``read`` has read its files."""
+    def end(self, case: str, read: Any, signs: Signs) -> None:
+        """Note that a case is segmented; ``read`` has read its files, and ``signs`` say how certain its result is."""
         if self.records is not None:
-            self.records.end(case, read)
+            self.records.end(case, read, signs)
         if self.finish is not None:
             self.finish(case, read)
         if self.records is not None:

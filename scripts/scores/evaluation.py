@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from scripts.brats import REGIONS
 from scripts.scores.certainty import CERTAINTY_FILE, SIGNS, Signs
-from scripts.scores.expected_dice import expected_columns
+from scripts.scores.expected_dice import expected, expected_columns
 from scripts.scores.table import EXPECTED, VOLUMES, columns_of, score_of, split_column
 from scripts.scores.volumetry import voxel_volume
 from scripts.utils.distributed import gathered, rank
@@ -88,9 +88,9 @@ class EvaluationReport:
                 columns |= zip((label.removeprefix("val_") for label in means), values.T, strict=True)
         columns |= zip(columns_of(VOLUMES), volumes.T, strict=True)
 
-        expected = [expected_columns(self.calibrations, signs[i]) for i in order]
+        told = [expected_columns(expected(self.calibrations, signs[i])) for i in order]
         rows = [[cases[i], *(f"{values[i]:.4f}" for values in columns.values())] for i in order]
-        rows = [[*row, *told.values()] for row, told in zip(rows, expected, strict=True)]
+        rows = [[*row, *one.values()] for row, one in zip(rows, told, strict=True)]
         save_csv(["case", *columns, *columns_of(EXPECTED)], rows, self.output_dir / "scores.csv")
         header = list(dict.fromkeys(name for one in signs for name in one))
         if header:

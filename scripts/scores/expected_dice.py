@@ -16,7 +16,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -233,16 +233,33 @@ def expect(numbers: Mapping[str, Any], signs: Mapping[str, Any]) -> dict[str, Ex
     return expected
 
 
-def expected_columns(calibrations: Sequence[Mapping[str, Any]], signs: Mapping[str, Any]) -> dict[str, str]:
-    """The columns of the expected Dice in tables, as texts that are empty where it is unknown."""
+def expected(calibrations: Sequence[Mapping[str, Any]], signs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What to expect of a result, for JSON: Dice, interval and whether to rely on it, by region; None if unknown.
+
+    Example:
+        >>> expected([], {}) is None
+        True
+    """
     numbers = fitting(calibrations, signs) if signs else None
     if numbers is None:
-        return dict.fromkeys(columns_of(EXPECTED), "")
-    found = expect(numbers, signs)
+        return None
+    found = {region: asdict(told) for region, told in expect(numbers, signs).items()}
+    for region, told in found.items():
+        told["reliable"] = told["dice"] >= numbers["regions"][region]["reliable_from"]
+    return {**found, "probability_of_any_ET": probability_of_any_et(numbers, signs)}
+
+
+def expected_columns(told: Mapping[str, Any] | None) -> dict[str, str]:
+    """The columns of ``expected`` in tables, as texts that are empty where it is unknown.
+
+    Example:
+        >>> set(expected_columns(None).values())
+        {''}
+    """
     parts = dict(zip(EXPECTED, ("dice", "low", "high"), strict=True))
-    return {
-        f"{name}_{region}": f"{getattr(found[region], part):.3f}" for name, part in parts.items() for region in REGIONS
-    }
+    if told is None:
+        return dict.fromkeys(columns_of(EXPECTED), "")
+    return {f"{name}_{region}": f"{told[region][part]:.3f}" for name, part in parts.items() for region in REGIONS}
 
 
 def read_cases(evaluation: Path) -> list[Case]:

@@ -22,11 +22,13 @@ from scripts.data.cases import resolve_image
 from scripts.data.images import inputs_of
 from scripts.inference.failures import CASE_ERRORS, CaseFailures
 from scripts.inference.writers import REGION_MAP_KINDS, map_files, record_file
+from scripts.scores.certainty import Signs
+from scripts.scores.expected_dice import expected
 from scripts.utils.distributed import from_rank_zero, on_rank_zero
 from scripts.utils.errors import InputError
 from scripts.utils.files import keep_earlier, read_json, remove_unfinished, save_json
 from scripts.utils.locks import acquired, leave_run, lock_file, release
-from scripts.weights.record import model_checksum
+from scripts.weights.record import calibrations_of, model_checksum
 from scripts.workflow.configuration import Configuration
 from scripts.workflow.recipe import NOT_OF_THE_MAPS, fingerprint
 
@@ -155,10 +157,20 @@ class CaseRecords:
             "another --output_dir."
         )
 
-    def end(self, case: str, read: Any = None) -> None:
-        """Write the record of a case whose maps are written; ``read`` has read its files, and may remember them."""
+    @functools.cached_property
+    def calibrations(self) -> list[dict[str, Any]]:
+        """The calibrations of the expected Dice of the weights."""
+        return calibrations_of(self.configuration.get("model_file"))
+
+    def end(self, case: str, read: Any, signs: Signs) -> None:
+        """Write the record of a case whose maps are written.
+
+        ``read`` has read its files, and may remember them. By ``signs`` the Dice of the result is expected.
+        """
         self._check_maps(case)
-        described = self.describe(case, read) if self.describe is not None else {"case": case}
+        described = {"case": case, "expected_dice": expected(self.calibrations, signs)}
+        if self.describe is not None:
+            described |= self.describe(case, read)
         record = {**described, "inputs": self.read[case], "made_by": self.made_by}
         save_json(record, record_file(self.maps(case)[0]))
 
