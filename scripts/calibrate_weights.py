@@ -27,15 +27,17 @@ PARTS = 5
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     parser = command.parser("calibrate_weights", __doc__, EXAMPLES)
-    parser.add_argument(
+    given = parser.add_argument_group("input")
+    given.add_argument(
         "evaluations",
         type=command.path,
         metavar="EVALUATION",
         nargs="+",
         help="folders of evaluations; the patients of each are expected by the others to judge the calibration",
     )
-    parser.add_argument("--model", type=command.path, required=True, help="weights whose record gets the numbers")
-    parser.add_argument("--plot", type=command.path, help="PNG file to write: expected and real Dice")
+    output = parser.add_argument_group("output")
+    output.add_argument("--model", type=command.path, required=True, help="weights whose record gets the numbers")
+    output.add_argument("--plot", type=command.path, help="PNG file to write: expected and real Dice")
     args = parser.parse_args(argv)
 
     from scripts.brats import REGIONS

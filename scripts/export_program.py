@@ -36,11 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     output.add_argument(
         "program_file", type=command.path, metavar="PROGRAM", help="file to write, such as models/model.pt2"
     )
-    args, words = parser.parse_known_args(argv)
-    # As on the command line of monai.bundle, options that are not declared set keys of the configuration.
-    overrides = [word.removeprefix("--").replace("-", "_") for word in words[::2]]
-    if len(words) % 2 or not all(word.startswith("--") for word in words[::2]):
-        parser.error(f"unrecognized arguments: {' '.join(words)}")
+    args = parser.parse_args(argv)
 
     import torch
     from monai.bundle import ConfigParser
@@ -48,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from scripts.networks.protocol import refuse_one_size
     from scripts.utils.tensors import load_torch
     from scripts.weights.loading import check_weights
-    from scripts.weights.record import record_file
+    from scripts.weights.record import read_weights_record, record_file
+    from scripts.weights.settings import settings_of_record
 
     configs = args.config_file or [args.bundle_root / "configs" / "inference.json"]
     metadata = args.bundle_root / "configs" / "metadata.json"
@@ -62,22 +59,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"{args.program_file}: torch.export writes files that end in .pt2; choose such a name.")
     config = ConfigParser()
     config.read_config([str(file) for file in configs])
-    options = dict(zip(overrides, words[1::2], strict=True))
-    for key, value in options.items():
-        if key not in config:
-            raise InputError(f"--{key} {value}: the configuration has no such key.")
-        config[key] = shown(f"${value}")
+    # Configurations that are given must fit the record. Else the network is the one that the weights were trained in.
+    record = read_weights_record(model_file, quiet=True) if model_file.is_file() else None
+    trained_in = settings_of_record(record) if record is not None and not args.config_file else {}
+    config.update(trained_in)
     network = config.get_parsed_content("network_def")
     refuse_one_size(network, "torch.export")
-    record = check_weights(network, str(model_file), config.get_parsed_content("weights_settings"))
+    check_weights(network, str(model_file), config.get_parsed_content("weights_settings"))
     network.load_state_dict(load_torch(model_file))
 
     program = export_network(network)
     extra = {file.with_suffix(".json").name: ConfigParser.load_config_file(str(file)) for file in (*configs, metadata)}
+    extra[configs[0].with_suffix(".json").name] |= shown(trained_in)
     if record is not None:
         extra[record_file(model_file).name] = record
-    if options:
-        extra["options.json"] = options
     texts = {name: json.dumps(content) for name, content in extra.items()}
     with replacing(args.program_file) as temporary:
         torch.export.save(program, temporary, extra_files=texts)

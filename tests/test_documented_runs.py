@@ -28,6 +28,10 @@ MINUTES = "it takes minutes; what it calls has tests"
 SAME = "it is `python -m scripts.lab.benchmark training` with sizes alone, and a small size of that is run"
 SERVER = "it needs a server; test_package.py calls the function on what is here"
 NOT_RUN = {
+    "panet calibrate runs/fold_*/evaluation_validation --model models/model.pt --plot reliability.png": (
+        "it needs 20 evaluated patients; tests/test_calibrate.py runs it"
+    ),
+    "panet segment x -o out --t1ce x": "it needs a study in doubt; tests/data/test_dicom.py",
     "make demo": MINUTES,
     "make test": "it runs this test",
     "make test TIMES=docs/benchmarks/tests.csv": "it runs this test",

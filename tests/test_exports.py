@@ -8,7 +8,6 @@ import copy
 import importlib.util
 import inspect
 import json
-import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -182,28 +181,37 @@ def test_an_export_by_another_use_of_the_weights_is_refused(root, tmp_path):
     record = json.loads((root / "models" / "model.json").read_text())
     (tmp_path / "model.json").write_text(json.dumps({**record, "spacing": [2.0, 2.0, 2.0]}))
     with pytest.raises(InputError, match=r"voxels of 2 x 2 x 2 mm, not 1 x 1 x 1; add --spacing"):
-        arguments = ["--bundle_root", str(root), "--model_file", str(model)]
-        export_program.main([str(tmp_path / "model.pt2"), *arguments])
+        arguments = ["--config_file", str(root / "configs" / "inference.json"), "--model_file", str(model)]
+        export_program.main([str(tmp_path / "model.pt2"), "--bundle_root", str(root), *arguments])
     assert not (tmp_path / "model.pt2").exists()
 
 
 @pytest.mark.slow
-def test_weights_of_other_widths_are_exported_with_the_option_that_the_refusal_names(root, tmp_path):
+def test_weights_of_other_widths_are_exported_by_their_record(root, tmp_path):
+    """The full-size network of the configuration does not fit them, and the file says which network does."""
     arguments = ["--bundle_root", str(ROOT), "--model_file", str(root / "models" / "model.pt")]
-    with pytest.raises(InputError) as refusal:
-        export_program.main([str(tmp_path / "model.pt2"), *arguments])
-    option = re.search(r'add (--network_def#channels) "(.*?)"', str(refusal.value)).groups()
-    assert export_program.main([str(tmp_path / "model.pt2"), *arguments, *option]) == 0
-    extra = {"options.json": ""}
+    assert export_program.main([str(tmp_path / "model.pt2"), *arguments]) == 0
+    extra = {"inference.json": ""}
     torch.export.load(tmp_path / "model.pt2", extra_files=extra)
-    assert json.loads(extra["options.json"]) == {"network_def#channels": "[4, 6, 8, 10, 12]"}
+    network = json.loads(extra["inference.json"])["network_def"]
+    assert (network["_target_"], network["channels"]) == ("scripts.networks.PriorAttentionNet", [4, 6, 8, 10, 12])
 
 
 BAD_EXPORTS = {
-    "unknown option": (["model.pt2", "--bundle_root", "BUNDLE", "--chanels", "3"], "--chanels 3: .* no such key"),
     "no weights": (["model.pt2", "--bundle_root", str(ROOT), "--model_file", "none.pt"], "none.pt: no such file"),
     "no configuration": (["model.pt2", "--bundle_root", "nowhere"], "inference.json: no such file"),
-    "another network": (["model.pt2", "--bundle_root", str(ROOT), "--model_file", "WEIGHTS"], "another network"),
+    "another network": (
+        [
+            "model.pt2",
+            "--config_file",
+            str(CONFIGS / "inference.json"),
+            "--model_file",
+            "WEIGHTS",
+            "--bundle_root",
+            str(ROOT),
+        ],
+        "another network",
+    ),
     "another ending": (["model.onnx", "--bundle_root", "BUNDLE"], r"end in \.pt2"),
 }
 

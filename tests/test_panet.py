@@ -77,8 +77,8 @@ def test_without_a_command_the_help_lists_each_of_them(as_panet, capsys):
     ("word", "remedy"),
     [
         ("segmnt", "did you mean panet segment?"),
-        ("xyz", "choose one of segment, check, report, compare, render, export, import, average."),
-        ("x\ny", "choose one of segment, check, report, compare, render, export, import, average."),
+        ("xyz", "choose one of segment, check, report, compare, render, export, import, average, calibrate."),
+        ("x\ny", "choose one of segment, check, report, compare, render, export, import, average, calibrate."),
     ],
 )
 def test_an_unknown_command_gets_one_line(word, remedy, as_panet, capsys):

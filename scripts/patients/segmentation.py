@@ -26,6 +26,7 @@ from scripts.utils.literals import literal, shown
 from scripts.utils.machine import computes_in
 from scripts.utils.run_json import bundle_version
 from scripts.weights.record import Record, counts, read_weights_record, record_file
+from scripts.weights.settings import settings_of_record
 from scripts.workflow.settings import check_device
 
 logger = logging.getLogger(__name__)
@@ -89,12 +90,7 @@ def configuration_of(record: Record, model: Path, options: Options) -> tuple[lis
     if record["normalization"] == "volume":
         names.append("authors.yaml")
     settings: dict[str, Any] = {
-        "network_def": {
-            "_target_": f"scripts.networks.{network['class']}",
-            **{name: literal(value) for name, value in network["arguments"].items()},
-        },
-        "spacing": record["spacing"],
-        "exclusive": record["exclusive"],
+        **settings_of_record(record),
         "model_file": literal(str(model)),
         "case_folders": True,
         "saved_et_label": options.et_label,

@@ -27,6 +27,7 @@ from scripts.data.postprocessing import checked_thresholds
 from scripts.data.transforms import RandDropSequenced
 from scripts.utils.errors import InputError
 from scripts.utils.files import CONFIGS, file_checksum
+from scripts.utils.literals import literal
 from scripts.weights.record import UNKNOWN, Record, read_weights_record, record_file
 
 logger = logging.getLogger(__name__)
@@ -203,6 +204,14 @@ def network_options(arguments: Mapping[str, Any]) -> list[str]:
     """
     quoted = {name: f'"{value}"' if isinstance(value, (list, dict)) else value for name, value in arguments.items()}
     return [f"--network_def#{name} {value}" for name, value in quoted.items()]
+
+
+def settings_of_record(record: Record) -> dict[str, Any]:
+    """The settings of a configuration that weights with this record were trained with, for MONAI's parser."""
+    network = record["network"]
+    arguments = {name: literal(value) for name, value in network["arguments"].items()}
+    network_def = {"_target_": f"scripts.networks.{network['class']}", **arguments}
+    return {"network_def": network_def, "spacing": record["spacing"], "exclusive": record["exclusive"]}
 
 
 def refuse_other_use(record: Record, settings: Record, model_file: str | Path) -> None:
