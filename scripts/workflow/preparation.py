@@ -219,7 +219,8 @@ def prepare_evaluation(configuration: Configuration) -> None:
         output = Output(get("evaluation_dir"), map_dir, get("overwrite"))
     network, inferer = get("network"), get("inferer" if selection is None else "validate#inferer")
     model_file, load_pretrain = get("model_file"), get("load_pretrain")
-    warnings: Warnings = get("failures").warnings
+    failures = get("failures")
+    warnings: Warnings = failures.warnings if failures is not None else {}
     accept = get("accept")
 
     def check_and_claim() -> None:

@@ -218,7 +218,7 @@ def test_wrong_input_is_one_line_and_nothing_is_written(change, words, patients,
     ("arguments", "words"),
     [
         ([], "no CASE"),
-        (["--t1", "a.nii", "case"], "give a CASE or files"),
+        (["--t1", "a.nii", "case"], "--t1: names a series of one DICOM study, and CASE holds 0"),
         (["case", "--name", "ann"], "--name: a CASE has its own name"),
         (["case", "--fast", "--tta"], "--fast and --tta contradict"),
         (["case", "--model", "absent.pt"], "absent.pt: no such file; correct --model, or leave it out"),
@@ -226,7 +226,7 @@ def test_wrong_input_is_one_line_and_nothing_is_written(change, words, patients,
         (["case", "--device", "banana"], "--device banana: no such device"),
         (["--t1", "a.nii", "--name", "../ann"], "--name ../ann: results are named after it"),
         (["--t1", "p_t2.nii"], "--t1 p_t2.nii: its name says t2; correct the option, or rename the file"),
-        (["--t1", "a.nii"], "the given list: 2 faults in 1 case"),  # it is absent, and the others are missing
+        (["--t1", "a.nii"], "case: 2 faults, to be mended in this order: (1)"),  # it is absent, and the others are missing
         (["absent"], "absent: no such folder"),
     ],
 )

@@ -53,7 +53,8 @@ def test_regions_of_each_release():
     labels = np.zeros((5, 1, 1), np.uint8)
     labels[:, 0, 0] = [1, 2, 2, 3, 4]
     unit = affine_of(np.diag([10.0, -10.0, 10.0]))
-    assert measure(labels, unit, et_label=4).volume_ml == {"ET": 1, "TC": 2, "WT": 4}
+    # Until 2015 the 3 was core, and since 2024 the 4 is a cavity.
+    assert measure(labels, unit, et_label=4).volume_ml == {"ET": 1, "TC": 3, "WT": 5}
     assert measure(labels, unit, et_label=3).volume_ml == {"ET": 1, "TC": 2, "WT": 4}
     # In the Decathlon 1 is edema and 2 is core.
     assert measure(labels, unit, et_label=3, edema_label=1).volume_ml == {"ET": 1, "TC": 3, "WT": 4}
