@@ -69,8 +69,7 @@ _AFTER = r"(?:post|after|nach|apres|dopo|despues|apos|depois|efter|etter|po)"
 # Without an agent beside them, "pre" and "post" mean it too, unless they speak of a treatment.
 _TREATMENT = r"(?![ _-]*(?:op|surg|rt\b|radi|treat|trt|therap|chemo|biops|resec|ictal|angio))"
 _WITH_AND_WITHOUT = re.compile(
-    r"(?<![a-z])w(?:ith)? ?/?(?: ?(?:and|und|\+|&|/) ?)?w(?:ith)?[ /]?o(?:ut)?(?![a-z])"
-    rf"(?:{_BETWEEN}{_AGENT})?"
+    rf"(?<![a-z])w(?:ith)? ?/?(?: ?(?:and|und|\+|&|/) ?)?w(?:ith)?[ /]?o(?:ut)?(?![a-z])(?:{_BETWEEN}{_AGENT})?"
 )
 _WITHOUT_AGENT = re.compile(
     # the agent after a negation, and before one
