@@ -3,9 +3,12 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo test test-lab check lint package package-starter gpu-check gpu-wheels clean
+.PHONY: install install-prepare demo test test-lab check lint package package-starter gpu-check gpu-wheels clean
 
 install: .venv/.installed
+
+# For scans as the scanner made them.
+install-prepare: .venv/.prepare
 
 demo: .venv/.installed
 	$(BIN)/python -m scripts.lab.demo
@@ -13,11 +16,11 @@ demo: .venv/.installed
 # Two processes, one for each of two cores. Tests of one group stay together; conftest.py says why, and orders all tests.
 PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder $(if $(TIMES),--times $(TIMES))
 
-test: lint .venv/.interoperability
+test: lint .venv/.interoperability .venv/.prepare
 	$(PYTEST) -m "not lab"
 
 # What takes long and rarely breaks: benchmarks, studies, the GPU check, the demonstration, learning from a real case.
-test-lab: .venv/.interoperability
+test-lab: .venv/.interoperability .venv/.prepare
 	$(PYTEST) -m lab
 
 # For whoever works here: what can be known in two minutes.
@@ -63,6 +66,10 @@ gpu-wheels: .venv/.installed
 
 .venv/.dev: requirements-dev.txt .venv/.installed
 	$(BIN)/pip install --quiet -r requirements-dev.txt
+	touch $@
+
+.venv/.prepare: requirements-prepare.txt | .venv/.installed
+	$(BIN)/pip install --quiet --no-deps -r requirements-prepare.txt
 	touch $@
 
 # For tests that are skipped where these cannot be had.

@@ -18,11 +18,13 @@ from scripts.utils.errors import InputError
 
 # The input channels. Their order is the order in the PANet authors' program, so the authors' weights fit as they are.
 SEQUENCES = ("t1", "t2", "t1ce", "flair")
+# Scans as the scanner made them are registered to it: the brain is seen best, and ET in it alone.
+REFERENCE = "t1ce"
 SEQUENCE_TITLES = {"t1": "T1", "t2": "T2", "t1ce": "T1 contrast-enhanced", "flair": "FLAIR"}
 # The channels of a four-dimensional file in Task01. The setting channel_order can name another order.
 CHANNEL_ORDER = ("flair", "t1", "t1ce", "t2")
 # Spellings of the sequences beside those of the releases, in Task01's dataset.json and elsewhere, in small letters.
-SPELLINGS = {"t1": ("t1w",), "t1ce": ("t1gd", "t1wce", "t1wgd"), "t2": (), "flair": ("t2flair",)}
+SPELLINGS = {"t1": ("t1w",), "t1ce": ("t1gd", "t1wce", "t1wgd"), "t2": (), "flair": ("t2flair", "fla")}
 
 REGIONS = ("ET", "TC", "WT")
 BACKGROUND_CHANNEL, ET_CHANNEL, TC_CHANNEL, WT_CHANNEL = range(4)

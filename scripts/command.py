@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from scripts.brats import CHANNEL_ORDER, SEQUENCES
-from scripts.utils.errors import show_input_errors
+from scripts.utils.errors import InputError, show_input_errors
 
 try:
     getpass.getuser()
@@ -62,6 +64,36 @@ def path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("the path is empty; name a file or a folder, or leave the option out")
     return Path(text)
+
+
+def add_cases(group: argparse._ActionsContainer) -> None:
+    """Add CASE, and an option for the file of each sequence instead."""
+    group.add_argument("cases", nargs="*", type=path, metavar="CASE", help="folder of cases, of one case, or 4-D file")
+    for name in SEQUENCES:
+        told = f"image file of {name} instead of CASE, or number or folder of its series in the DICOM study CASE"
+        group.add_argument(f"--{name}", type=path, help=told)
+    group.add_argument("--name", help="name of the case that --t1, --t1ce, --t2 and --flair are (default: case)")
+
+
+def given_files(args: argparse.Namespace) -> Mapping[str, Path] | None:
+    """The files of sequences that the arguments of ``add_cases`` name; None if they name cases alone."""
+    given = {name: getattr(args, name) for name in SEQUENCES if getattr(args, name) is not None}
+    if given and len(args.cases) > 1:
+        raise InputError(f"--{next(iter(given))}: give one CASE, a DICOM study, or none.")
+    if not given and not args.cases:
+        raise InputError("no CASE: give a folder of a case, or --t1, --t1ce, --t2 and --flair.")
+    if args.name and (args.cases or not given):
+        raise InputError("--name: a CASE has its own name; give --name with --t1, --t1ce, --t2 and --flair.")
+    return given or None
+
+
+def show_progress() -> None:
+    """Log what the bundle says, and of others only what is wrong."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    logging.getLogger("scripts").setLevel(logging.INFO)
+    logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)
+    # MONAI warns of every configuration that it runs; these are the bundle's own.
+    warnings.filterwarnings("ignore")
 
 
 def add_channel_order(group: argparse._ActionsContainer) -> None:

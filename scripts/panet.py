@@ -17,6 +17,7 @@ from scripts.utils.run_json import bundle_version
 # The module of each sub-command.
 COMMANDS = {
     "segment": "segment",
+    "prepare": "prepare",
     "check": "check",
     "report": "report",
     "compare": "compare",

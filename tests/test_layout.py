@@ -21,7 +21,7 @@ LAYERS = (
     ("networks", "data", "command"),
     ("weights", "scores"),
     ("inference", "training", "pictures"),
-    ("workflow",),
+    ("workflow", "preparation"),
     ("pages", "patients"),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}

@@ -71,6 +71,17 @@ WARNINGS = (
     "several series of a sequence",
 )
 KINDS = (*ERRORS, *WARNINGS)
+# Doubts about the preparation of scans (``scripts.preparation.judging``). They stop it, unless a user accepts their
+# kind.
+PREPARATION_DOUBTS = (
+    "unlikely head size",
+    "unlikely brain size",
+    "unlikely brain shape",
+    "ambiguous registration",
+    "failed registration",
+)
+# What it is told of in a preparation that goes on.
+PREPARATION_WARNINGS = ("cut brain", "thick slices", "moved head", "tilted head", "contradicting brain masks")
 
 
 def refused_kinds(accept: Collection[str] | None) -> tuple[str, ...]:

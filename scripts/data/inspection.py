@@ -481,7 +481,7 @@ def refuse(findings: Sequence[Finding], source: str | Path, refused: Sequence[st
     advice = ""
     if doubts := list(dict.fromkeys(finding.kind for finding in stopping if finding.kind in ACCEPTABLE)):
         accepted = " ".join(f'--accept "{kind}"' for kind in doubts)
-        advice = f" {PREPARATION_PAGE} says how scans are prepared; {accepted} segments these as they are."
+        advice = f" --prepare prepares scans ({PREPARATION_PAGE}); {accepted} segments these as they are."
     count = len({finding.case for finding in stopping})
     if count == 1:
         messages = [finding.message for finding in stopping]

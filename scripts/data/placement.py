@@ -149,7 +149,7 @@ def check_grid(path: str, image: nib.Nifti1Image, first_path: str, first: nib.Ni
         told = f"{shown(image.shape[:3])} voxels, not {shown(first.shape[:3])}"
     raise InputError(
         f"{path}: its grid differs from that of {first_path} ({told}); co-register and resample all sequences to one "
-        "grid.",
+        "grid, or let panet prepare do it.",
         "label map on another grid" if label else "different grids",
     )
 

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from scripts import command
-from scripts.brats import ET_LABELS
-from scripts.data.findings import ACCEPTABLE
+from scripts.brats import ET_LABELS, REFERENCE, SEQUENCES
+from scripts.data.findings import ACCEPTABLE, PREPARATION_DOUBTS
+
+# The value of ``native`` that leaves results in the grid of the prepared sequences.
+PREPARED_GRID = "prepared"
 
 
 def _option(group: str, explanation: str, **arguments: Any) -> dict[str, Any]:
@@ -41,10 +44,21 @@ class Options:
         default=(),
         metadata=_option(
             "input",
-            f"segment cases in spite of this doubt; may be repeated: {', '.join(ACCEPTABLE)}",
+            f"segment cases in spite of this doubt; may be repeated: {', '.join((*ACCEPTABLE, *PREPARATION_DOUBTS))}",
             action="append",
-            choices=ACCEPTABLE,
+            choices=(*ACCEPTABLE, *PREPARATION_DOUBTS),
             metavar="KIND",
+        ),
+    )
+    prepare: bool = field(
+        default=False, metadata=_option("input", "prepare scans as the scanner made them (panet prepare) first")
+    )
+    native: str = field(
+        default=REFERENCE,
+        metadata=_option(
+            "output",
+            "with --prepare, the scan in whose grid the results are, or prepared (default: %(default)s)",
+            choices=(*SEQUENCES, PREPARED_GRID),
         ),
     )
     et_label: int = field(

@@ -12,17 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+import numpy as np
 from scripts.brats import SEQUENCE_TITLES
 from scripts.data.cases import image_files, missing_sequences
-from scripts.data.findings import ACCEPTABLE, warned_of
+from scripts.data.findings import ACCEPTABLE, PREPARATION_DOUBTS, warned_of
 from scripts.data.images import read_file, voxels_of
 from scripts.inference.dicom_seg import save_dicom_seg
 from scripts.inference.writers import map_files, record_file
-from scripts.patients.options import Options
+from scripts.patients.options import PREPARED_GRID, Options
 from scripts.pictures.figure import save_figure
 from scripts.pictures.patient import read_patient
 from scripts.pictures.preview import preview
 from scripts.pictures.surface import surface_view
+from scripts.preparation.folder import draw_prepared, read_native_grid
+from scripts.preparation.grids import Volume, resample
+from scripts.preparation.native import RECORD_KEY
 from scripts.scores.volumetry import measure
 from scripts.utils.files import read_json
 from scripts.utils.run_json import read_run_json
@@ -67,27 +71,71 @@ class Results:
         found = describe(self.items[case], self.label_map(case), self.options.et_label, read or read_file)
         warnings = read_run_json(self.folder).get("warnings", {}).get(case, [])
         kinds = [warning["kind"] for warning in warnings]
-        found |= {"warnings": warnings, "accepted": [kind for kind in ACCEPTABLE if kind in kinds]}
+        found |= {
+            "warnings": warnings,
+            "accepted": [kind for kind in (*ACCEPTABLE, *PREPARATION_DOUBTS) if kind in kinds],
+        }
+        if RECORD_KEY in self.items[case]:
+            found["preparation"] = preparation_of(self.items[case][RECORD_KEY], self.options.native)
         return {**found, **self.facts, "seconds_of_the_run": seconds}
 
     def finish(self, case: str, read: Reader | None = None) -> None:
         """Write what is missing beside the label map and the JSON file of a case."""
         if case in self.found:
             return
-        read = read or functools.cache(read_file)
         item, label_map = self.items[case], self.label_map(case)
+        read = native_reader(item, self.options.native, read or functools.cache(read_file))
         dicom, slices, views = (label_map.with_name(case + ending) for ending in ENDINGS)
         result = read_json(record_file(label_map))
         # There is no DICOM object of an empty segmentation.
         if self.options.dicom_seg and result["volumes_ml"]["WT"] and not dicom.is_file():
             weights = result["weights"]
-            save_dicom_seg(label_map, image_files(item["image"])[0], self.options.et_label, dicom, weights)
+            save_dicom_seg(label_map, source_of(item, self.options.native), self.options.et_label, dicom, weights)
         if self.options.pictures and not (slices.is_file() and views.is_file()):
             patient = read_patient(item, label_map, read=read)
             note = note_of(self.record, result["missing_sequences"], self.options.fast, result["warnings"])
             save_figure(preview(patient, note), slices)
             save_figure(surface_view(patient, note), views)
+            if record := item.get(RECORD_KEY):
+                labels = read(str(label_map))
+                drawn = Volume(np.asanyarray(labels.dataobj), labels.affine)
+                draw_prepared(record, drawn, None if self.options.native == PREPARED_GRID else self.options.native)
         self.found[case] = result
+
+
+def source_of(item: Mapping[str, Any], native: str) -> str:
+    """The image in whose grid the results of a case are."""
+    if RECORD_KEY in item and native != PREPARED_GRID:
+        return str(read_json(item[RECORD_KEY])["scans"][native]["file"])
+    return image_files(item["image"])[0]
+
+
+def native_reader(item: Mapping[str, Any], native: str, read: Reader) -> Reader:
+    """What reads the sequences of a case for its pictures: in the grid of the scan that the results are in."""
+    if RECORD_KEY not in item or native == PREPARED_GRID:
+        return read
+    grid = read_native_grid(item[RECORD_KEY], native)
+
+    def read_native(file: str) -> nib.Nifti1Image:
+        image = read(file)
+        if file not in image_files(item["image"]):
+            return image
+        prepared = Volume(np.asanyarray(image.dataobj), image.affine)
+        found = resample(prepared, grid.affine, grid.shape, grid.to_prepared).as_image()
+        found.header["descrip"] = image.header["descrip"]
+        return found
+
+    return functools.cache(read_native)
+
+
+def preparation_of(record: str, native: str) -> dict[str, Any]:
+    """What a case's JSON file says of its preparation; the rest is in the record that it names."""
+    found = read_json(record)
+    scans = [
+        {"sequence": name, "file": scan["file"], "sha256": scan["sha256"]} for name, scan in found["scans"].items()
+    ]
+    kept = {name: found[name] for name in ("kind", "brain_ml", "seconds")}
+    return {"record": record, "grid_of": native, "scans": scans, **kept}
 
 
 def describe(item: Mapping[str, Any], label_map: Path, et_label: int, read: Reader) -> dict[str, Any]:

@@ -15,13 +15,14 @@ import torch
 from monai.bundle import ConfigWorkflow
 from scripts import networks
 from scripts.data.cases import image_files
-from scripts.data.findings import Finding, warnings_by_case
+from scripts.data.findings import ACCEPTABLE, Finding, warnings_by_case
 from scripts.inference.dicom_seg import check_source
 from scripts.patients.items import find_items, given_case, refuse_other_images, with_absolute_paths
-from scripts.patients.options import Options
-from scripts.patients.results import Results
+from scripts.patients.options import PREPARED_GRID, Options
+from scripts.patients.raw import prepared_items, raw_items
+from scripts.patients.results import Results, source_of
 from scripts.utils.errors import InputError, input_error_behind, one_line
-from scripts.utils.files import BUNDLE_ROOT, CONFIGS, refuse_pointer
+from scripts.utils.files import BUNDLE_ROOT, CONFIGS, keep_earlier, refuse_pointer
 from scripts.utils.literals import literal, shown
 from scripts.utils.machine import computes_in
 from scripts.utils.run_json import bundle_version
@@ -98,7 +99,9 @@ def configuration_of(record: Record, model: Path, options: Options) -> tuple[lis
         "save_uncertainty": options.uncertainty,
         "device": device,
         "overwrite": options.overwrite,
-        "accept": list(options.accept),
+        # A preparation has checks of its own, and leaves out of a sequence's brain what its field of view leaves out.
+        "accept": [*(kind for kind in options.accept if kind in ACCEPTABLE), *["different brains"] * options.prepare],
+        "native": options.native if options.prepare and options.native != PREPARED_GRID else None,
         "dataset#keep_files": True,
     }
     if window := (record.get("training") or {}).get("window"):
@@ -152,7 +155,18 @@ def segment(
     model, output_dir = model.absolute(), Path(output_dir).resolve()
     names, settings = configuration_of(record, model, options)
     doubts: list[Finding] = []
-    if files is not None and not cases:
+    given: list[dict[str, Any]] = []
+    unprepared: dict[str, InputError] = {}
+    if options.prepare:
+        if options.overwrite:
+            # The run would move the folder away after the preparation.
+            keep_earlier(output_dir)
+            settings["overwrite"] = False
+        given = [with_absolute_paths(item) for item in raw_items([Path(case) for case in cases], files, name)]
+        items, doubts, unprepared = prepared_items(given, output_dir, options)
+        if not items:
+            raise next(iter(unprepared.values()))
+    elif files is not None and not cases:
         items = [given_case({key: Path(path) for key, path in files.items()}, name)]
     else:
         series = {sequence: str(wanted) for sequence, wanted in (files or {}).items()}
@@ -163,8 +177,9 @@ def segment(
         refuse_other_images(items, output_dir)
     if options.dicom_seg:
         for item in items:
-            check_source(image_files(item["image"])[0])
-    folders = [Path(file).parent for item in items for file in image_files(item["image"])]
+            check_source(source_of(item, options.native))
+    # Prepared sequences lie in the folder of the results.
+    folders = [Path(file).parent for item in given or items for file in image_files(item["image"])]
     paths = {"output_dir": output_dir, "bundle_root": BUNDLE_ROOT, "dataset_dir": os.path.commonpath(folders)}
     settings |= {key: literal(str(path)) for key, path in paths.items()}
     facts = {
@@ -175,6 +190,8 @@ def segment(
     results = Results({item["case"]: item for item in items}, output_dir, options, record, facts)
     # MONAI's parser looks into lists, but not into tuples.
     run_inference(names, {**settings, "all_cases": tuple(items)}, results, doubts)
+    if unprepared:
+        raise next(iter(unprepared.values()))
     return [results.found[case] for case in results.items]
 
 

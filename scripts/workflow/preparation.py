@@ -236,7 +236,9 @@ def prepare_evaluation(configuration: Configuration) -> None:
         # A caller may bring its own list, and then nothing else in the folder matters.
         brought = isinstance(configuration.content.get("all_cases"), list)
         # The cases of such a list may lie in several folders.
-        folders = {str(Path(image_files(item["image"])[0]).parent) for item in all_cases or ()} if brought else set()
+        # Sequences that were prepared for this run lie beside its results.
+        own = [item for item in all_cases or () if brought and "preparation" not in item]
+        folders = {str(Path(image_files(item["image"])[0]).parent) for item in own}
         for folder in (cohort.dataset_dir, *sorted(folders)):
             output.refuse_used(folder, resume)
         items = cohort.completed()["cases"]

@@ -5,8 +5,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,19 +16,12 @@ from scripts.lab.phantoms.template import Template, load_template, shape_templat
 from scripts.lab.phantoms.variety import Tumor, grow_tumor
 from scripts.utils.errors import InputError
 
-PACKAGES = Path(sys.prefix) / "interoperability"
-
 
 @pytest.fixture(scope="module")
 def template():
-    """The template of the package nilearn, which lies beside the packages of other programs."""
-    load_template.cache_clear()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(PACKAGES))
-        if importlib.util.find_spec("nilearn") is None:
-            pytest.skip("the package nilearn is not here")
-        yield load_template()
-    load_template.cache_clear()
+    if importlib.util.find_spec("nilearn") is None:
+        pytest.skip("the package nilearn is not here")
+    return load_template()
 
 
 def test_the_template_is_an_adult_brain(template):

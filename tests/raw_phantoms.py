@@ -1,0 +1,47 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Phantoms in raw form, for tests."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from scripts.data.images import PHANTOM_DESCRIPTION
+from scripts.lab.phantoms.cohort import AFFINE, make_patient
+from scripts.lab.phantoms.raw import RawPhantom, raw_phantom
+from scripts.preparation.grids import Volume
+
+
+@functools.cache
+def made(index: int = 1) -> tuple[dict, np.ndarray]:
+    return make_patient(2, index, "demo")
+
+
+@functools.cache
+def raw(seed: int = 0, degrees: float = 15.0, mm: float = 15.0) -> RawPhantom:
+    images, label = made()
+    return raw_phantom(images, label, AFFINE, np.random.default_rng(seed), degrees, mm)
+
+
+def true_brain(phantom: RawPhantom) -> Callable[[Volume], Volume]:
+    """What gives the true brain of any scan of a phantom, in place of the network that finds it."""
+
+    def find(head: Volume) -> Volume:
+        name = next(name for name, scan in phantom.scans.items() if np.array_equal(scan.affine, head.affine))
+        return Volume(phantom.brain.voxels, phantom.to_scan[name] @ phantom.brain.affine)
+
+    return find
+
+
+def write(phantom: RawPhantom, folder: Path) -> Path:
+    """Write the scans of a phantom as the files of a case."""
+    folder.mkdir(parents=True)
+    for name, scan in phantom.scans.items():
+        image = scan.as_image()
+        image.header["descrip"] = PHANTOM_DESCRIPTION.encode()
+        nib.save(image, folder / f"{folder.name}_{name}.nii.gz")
+    return folder
