@@ -20,9 +20,10 @@ EXAMPLES = ("ann -o prepared", "--t1 a.nii.gz --t1ce b.nii.gz --t2 c.nii.gz --fl
 
 def _parser() -> argparse.ArgumentParser:
     parser = command.parser("prepare", __doc__, EXAMPLES)
-    command.add_cases(parser)
-    parser.add_argument("-o", "--output-dir", type=command.path, required=True, help="folder to write to")
-    parser.add_argument(
+    given, output = parser.add_argument_group("input"), parser.add_argument_group("output")
+    command.add_cases(given)
+    output.add_argument("-o", "--output-dir", type=command.path, required=True, help="folder to write to")
+    given.add_argument(
         "--accept",
         action="append",
         default=[],
@@ -30,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KIND",
         help=f"go on in spite of this doubt; may be repeated: {', '.join(PREPARATION_DOUBTS)}",
     )
-    parser.add_argument("--overwrite", action="store_true", help="keep an earlier folder under a dated name")
+    output.add_argument("--overwrite", action="store_true", help="keep an earlier folder under a dated name")
     return parser
 
 

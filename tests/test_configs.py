@@ -181,7 +181,7 @@ def test_validation_prepares_images_as_inference_does():
     assert train["validate"]["inferer"] == "@inferer"
     # Up to the label map, and after what only one of them has.
     steps = [[without_reasons(s) for s in c["postprocessing"]["transforms"]] for c in (train["validate"], inference)]
-    own = ("SaveRegionMapsd", "SaveImageByCased", "CropToLesiond", "LabelsToRegionsd")
+    own = ("ToNativeGridd", "SaveRegionMapsd", "SaveImageByCased", "CropToLesiond", "LabelsToRegionsd")
     for transforms in steps:
         transforms[:] = [s for s in transforms if isinstance(s, str) or s["_target_"].split(".")[-1] not in own]
     assert (

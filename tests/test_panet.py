@@ -77,8 +77,8 @@ def test_without_a_command_the_help_lists_each_of_them(as_panet, capsys):
     ("word", "remedy"),
     [
         ("segmnt", "did you mean panet segment?"),
-        ("xyz", "choose one of segment, check, report, compare, render, export, import, average, calibrate."),
-        ("x\ny", "choose one of segment, check, report, compare, render, export, import, average, calibrate."),
+        ("xyz", "choose one of segment, prepare, check, report, compare, render, export, import, average, calibrate."),
+        ("x\ny", "choose one of segment, prepare, check, report, compare, render, export, import, average, calibrate."),
     ],
 )
 def test_an_unknown_command_gets_one_line(word, remedy, as_panet, capsys):
@@ -125,7 +125,7 @@ def test_every_option_of_a_segmentation_is_one_of_the_command():
     assert segment.given_options(parsed("-o", "out")) == Options()
     switches = [field.name for field in fields(Options) if isinstance(field.default, bool)]
     assert sorted(switches) == [
-        "dicom_seg", "fast", "overwrite", "pictures", "probabilities", "tta", "uncertainty",
+        "dicom_seg", "fast", "overwrite", "pictures", "prepare", "probabilities", "tta", "uncertainty",
     ]  # fmt: skip
     for name in switches:
         flag = "--no-pictures" if name == "pictures" else f"--{name.replace('_', '-')}"

@@ -92,6 +92,7 @@ STARTING = (
     "lab/studies/execution",
     "lab/benchmark/cohort",
     "lab/benchmark/ranks",
+    "preparation/registration",
 )
 ALLOWED = {("scripts/utils/tensors.py", "pickle"), ("scripts/utils/machine.py", "ctypes")}
 ALLOWED |= {*((f"scripts/{name}.py", "subprocess") for name in STARTING)}

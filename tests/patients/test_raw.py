@@ -1,0 +1,107 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Raw scans get their label map in a grid of their own, with all that a segmentation gives."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import jsonschema
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import shared_data
+from dicom_series import write_case
+from raw_phantoms import raw, true_brain
+from scripts.brats import REFERENCE
+from scripts.patients import raw as preparing
+from scripts.patients import segmentation
+from scripts.patients.options import Options
+from scripts.patients.raw import raw_items, scans_of
+from scripts.patients.segmentation import segment
+from scripts.preparation.folder import read_native_grid
+from scripts.preparation.grids import Volume, resample
+from scripts.preparation.preparing import prepare_scans
+from scripts.preparation.registration import coarse, rigid
+from scripts.utils.errors import InputError
+from scripts.utils.files import BUNDLE_ROOT
+from workflows import voxels
+
+SCHEMA = json.loads((BUNDLE_ROOT / "docs" / "segmentation_schema.json").read_text())
+POSE = {"degrees": 30.0, "mm": 40.0}
+
+
+def dice(one: np.ndarray, other: np.ndarray) -> float:
+    return 2 * float((one & other).sum()) / float(one.sum() + other.sum())
+
+
+@pytest.mark.slow
+def test_a_study_of_raw_series_is_segmented_in_the_grid_of_a_scan(tmp_path, training, monkeypatch):
+    pytest.importorskip("picsl_greedy")
+    phantom = raw(0, **POSE)
+    series = {name: nib.Nifti1Image(scan.voxels.astype(np.uint16), scan.affine) for name, scan in phantom.scans.items()}
+    study = write_case(tmp_path / "ann", {name: series[name] for name in (REFERENCE, "flair", "t1", "t2")})
+    monkeypatch.setattr(segmentation, "openvino_is_installed", lambda: False)
+    calls = []
+
+    def prepare(*arguments):
+        calls.append(arguments)
+        return partial(prepare_scans, find_brain=true_brain(phantom))(*arguments)
+
+    monkeypatch.setattr(preparing, "prepare_scans", prepare)
+    options = Options(model=training / "model.pt", device="cpu", prepare=True, probabilities=True, pictures=False)
+    with pytest.raises(InputError, match=r"co-register .* or let panet prepare do it"):
+        segment([study], tmp_path / "out", options=Options(model=training / "model.pt", device="cpu"))
+    (result,) = segment([study], tmp_path / "out", options=options)
+    jsonschema.validate(result, SCHEMA)
+    assert result["preparation"]["grid_of"] == REFERENCE and len(result["preparation"]["scans"]) == 4
+    assert {"moved head"} <= {warning["kind"] for warning in result["warnings"]}
+    label_map = nib.load(result["label_map"])
+    grid = read_native_grid(result["preparation"]["record"], REFERENCE)
+    assert label_map.shape == grid.shape == phantom.scans[REFERENCE].voxels.shape
+    np.testing.assert_allclose(label_map.affine, grid.affine, atol=1e-4)
+    # The probabilities lie there, too, and the label map is made of them.
+    whole = voxels(tmp_path / "out" / "ann" / "ann_prob_whole.nii.gz")
+    assert whole.shape == grid.shape and not (np.asanyarray(label_map.dataobj) > 0)[whole < 0.45].any()
+    # Again: nothing is prepared anew, and another grid needs another folder.
+    assert segment([study], tmp_path / "out", options=options) == [result] and len(calls) == 1
+    with pytest.raises(InputError, match="holds an earlier run with other settings"):
+        segment([study], tmp_path / "out", options=Options(**{**vars(options), "native": "flair"}))
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize(
+    ("case", "bounds"), [("TCGA-FG-6692", {"WT": 0.894, "TC": 0.845, "ET": 0.82}), ("TCGA-DU-7294", {"WT": 0.84})]
+)
+def test_real_scans_as_acquired_are_segmented_as_well_as_their_prepared_form(case, bounds, tmp_path, monkeypatch):
+    """The prepared forms have WT 0.914 and 0.880, TC 0.865. The reference is the silver label, brought to T1ce."""
+    pytest.importorskip("picsl_greedy")
+    folder = shared_data() / "raw" / case
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not here")
+    (result,) = segment([folder], tmp_path, options=Options(prepare=True))
+    (item,) = raw_items([folder])
+    scan, brain = nib.load(scans_of(item)[REFERENCE]), nib.load(tmp_path / case / "prepared" / f"{case}_brain.nii.gz")
+    there, inside = Volume(np.asarray(scan.dataobj, np.float32), scan.affine), np.asarray(brain.dataobj) > 0
+    official = shared_data() / case
+    prepared = nib.load(official / f"{case}_t1ce.nii.gz")
+    own = Volume(np.asarray(prepared.dataobj, np.float32), prepared.affine)
+    start = read_native_grid(result["preparation"]["record"], REFERENCE).to_prepared
+    small = coarse(there)
+    mask = resample(there.like(inside.astype(np.float32)), small.affine, small.voxels.shape).voxels > 0.5
+    matrix = rigid(small.like(np.where(mask, small.voxels, 0)), coarse(own), start)
+
+    def brought(mask: np.ndarray) -> np.ndarray:
+        return resample(own.like(mask.astype(np.float32)), there.affine, inside.shape, matrix).voxels >= 0.5
+
+    silver, found = voxels(official / f"{case}_seg.nii.gz"), voxels(Path(result["label_map"]))
+    regions = {"WT": (1, 2, 4), "TC": (1, 4), "ET": (4,)}
+    for region, bound in bounds.items():
+        assert dice(np.isin(found, regions[region]), brought(np.isin(silver, regions[region]))) >= bound, region
+    assert dice(inside, brought(own.voxels != 0)) >= 0.96
+    tumor = brought(silver > 0)
+    assert (tumor & inside).sum() >= 0.99 * tumor.sum()
+    picture = tmp_path / case / "prepared" / "prepared.png"
+    assert picture.stat().st_size > 100_000
