@@ -28,7 +28,7 @@ from scripts.preparation.registration import points_of
 from scripts.preparation.scans import PREPARED, RAW, STRIPPED, WITH_SKULL, Scan, kind_of, read_scans
 from scripts.utils.errors import InputError
 
-POSE = {"degrees": 30.0, "mm": 40.0}  # as in test_registration.py, so that the phantom is made once
+POSE = {"degrees": 15, "mm": 20}  # as in test_registration.py, so that the phantom is made once
 
 
 def scans(volumes: dict[str, Volume], stripped: bool = False) -> dict[str, Scan]:
