@@ -115,5 +115,5 @@ def test_channels_in_memory_are_taken_in_the_networks_order(deploy, bundle, coho
 def test_the_operator_saves_nothing_itself(deploy, bundle):
     steps = deploy.get_bundle_config(str(bundle), "inference").get_parsed_content("postprocessing")
     kept = deploy.filter_compose(steps, deploy.DISALLOW_LOAD_SAVE).transforms
-    wanted = ["RequireFinited", "Activationsd", "Invertd", "ProbabilitiesToLabelMapd"]
+    wanted = ["RequireFinited", "Activationsd", "Invertd", "ToNativeGridd", "MeasureCertaintyd"]
     assert [type(step).__name__ for step in kept] == wanted
