@@ -71,6 +71,9 @@ class Options:
         default=False, metadata=_option("output", "also write a DICOM Segmentation object, if the input is DICOM")
     )
     pictures: bool = field(default=True, metadata=_option("output", "write no pictures"))
+    surface: bool = field(
+        default=False, metadata=_option("output", "also draw brain and tumor in three dimensions (seconds a case)")
+    )
     overwrite: bool = field(
         default=False,
         metadata=_option("output", "start over; the folder of an earlier call is kept under a dated name"),

@@ -7,7 +7,8 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from scripts.data.cases import image_files, missing_sequences
 from scripts.data.findings import ACCEPTABLE, PREPARATION_DOUBTS, warned_of
 from scripts.data.images import read_file, voxels_of
 from scripts.inference.dicom_seg import save_dicom_seg
+from scripts.inference.label_tables import save_label_tables
 from scripts.inference.writers import map_files, record_file
 from scripts.patients.options import PREPARED_GRID, Options
 from scripts.pictures.figure import save_figure
@@ -27,7 +29,8 @@ from scripts.pictures.surface import surface_view
 from scripts.preparation.folder import draw_prepared, read_native_grid
 from scripts.preparation.grids import Volume, resample
 from scripts.preparation.native import RECORD_KEY
-from scripts.scores.volumetry import measure
+from scripts.scores.volume_table import add_to_table
+from scripts.scores.volumetry import measure, rounded
 from scripts.utils.files import read_json
 from scripts.utils.run_json import read_run_json
 from scripts.weights.record import Record, only_phantoms
@@ -51,6 +54,7 @@ class Results:
         facts: entries of each case's JSON file that are the same for all cases.
         started: when the run started, by ``time.monotonic``.
         found: the content of each case's JSON file, by name.
+        done: called with this content as soon as the case has all of its results.
     """
 
     items: Mapping[str, Mapping[str, Any]]
@@ -60,6 +64,7 @@ class Results:
     facts: Mapping[str, Any]
     started: float = field(default_factory=time.monotonic)
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
+    done: Callable[[Mapping[str, Any]], None] | None = None
 
     def label_map(self, case: str) -> Path:
         """File of a case's label map."""
@@ -77,7 +82,8 @@ class Results:
         }
         if RECORD_KEY in self.items[case]:
             found["preparation"] = preparation_of(self.items[case][RECORD_KEY], self.options.native)
-        return {**found, **self.facts, "seconds_of_the_run": seconds}
+        date = datetime.now().astimezone().isoformat(timespec="seconds")
+        return {**found, **self.facts, "date": date, "seconds_of_the_run": seconds}
 
     def finish(self, case: str, read: Reader | None = None) -> None:
         """Write what is missing beside the label map and the JSON file of a case."""
@@ -85,22 +91,29 @@ class Results:
             return
         item, label_map = self.items[case], self.label_map(case)
         read = native_reader(item, self.options.native, read or functools.cache(read_file))
-        dicom, slices, views = (label_map.with_name(case + ending) for ending in ENDINGS)
+        dicom, slices, views, *tables = (label_map.with_name(case + ending) for ending in ENDINGS)
         result = read_json(record_file(label_map))
+        if not all(table.is_file() for table in tables):
+            save_label_tables(self.options.et_label, *tables)
         # There is no DICOM object of an empty segmentation.
-        if self.options.dicom_seg and result["volumes_ml"]["WT"] and not dicom.is_file():
+        if self.options.dicom_seg and result["lesion_count"] and not dicom.is_file():
             weights = result["weights"]
             save_dicom_seg(label_map, source_of(item, self.options.native), self.options.et_label, dicom, weights)
-        if self.options.pictures and not (slices.is_file() and views.is_file()):
+        wanted = {slices: (self.options.pictures, preview), views: (self.options.surface, surface_view)}
+        draw = {file: draw for file, (is_wanted, draw) in wanted.items() if is_wanted and not file.is_file()}
+        if draw:
             patient = read_patient(item, label_map, read=read)
             note = note_of(self.record, result["missing_sequences"], self.options.fast, result["warnings"])
-            save_figure(preview(patient, note), slices)
-            save_figure(surface_view(patient, note), views)
-            if record := item.get(RECORD_KEY):
-                labels = read(str(label_map))
-                drawn = Volume(np.asanyarray(labels.dataobj), labels.affine)
-                draw_prepared(record, drawn, None if self.options.native == PREPARED_GRID else self.options.native)
+            for file, figure in draw.items():
+                save_figure(figure(patient, note), file)
+        if slices in draw and (record := item.get(RECORD_KEY)):
+            labels = read(str(label_map))
+            drawn = Volume(np.asanyarray(labels.dataobj), labels.affine)
+            draw_prepared(record, drawn, None if self.options.native == PREPARED_GRID else self.options.native)
+        add_to_table(result, self.folder)
         self.found[case] = result
+        if self.done is not None:
+            self.done(result)
 
 
 def source_of(item: Mapping[str, Any], native: str) -> str:
@@ -141,7 +154,7 @@ def preparation_of(record: str, native: str) -> dict[str, Any]:
 def describe(item: Mapping[str, Any], label_map: Path, et_label: int, read: Reader) -> dict[str, Any]:
     """The numbers of a segmented case, by its label map. ``read`` gives the files."""
     labels = read(str(label_map))
-    measures = asdict(measure(voxels_of(labels, label_map), labels.affine, et_label))
+    measures = rounded(measure(voxels_of(labels, label_map), labels.affine, et_label))
     return {
         "case": item["case"],
         "use": "for research, not for diagnosis",

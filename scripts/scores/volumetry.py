@@ -15,7 +15,7 @@ slices are the planes of voxels that are nearest to axial.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import nibabel as nib
@@ -57,11 +57,27 @@ class Lesion:
 
 @dataclass(frozen=True)
 class Measures:
-    """What a label map measures. ``dataclasses.asdict`` makes it a dictionary for JSON."""
+    """What a label map measures."""
 
     volume_ml: dict[str, float]  # by region
     lesion_count: int
     lesions: list[Lesion]  # the one with the largest whole tumor first
+
+
+def rounded(measures: Any) -> Any:
+    """``Measures``, or a part of them, for JSON, with numbers rounded to what they mean.
+
+    Example:
+        >>> rounded({"ET": 31.016000000000002, "TC": 0.0123, "WT": None, "count": 2})
+        {'ET': 31.0, 'TC': 0.012, 'WT': None, 'count': 2}
+    """
+    if isinstance(measures, Measures):
+        return rounded(asdict(measures))
+    if isinstance(measures, dict):
+        return {name: rounded(value) for name, value in measures.items()}
+    if isinstance(measures, list):
+        return [rounded(value) for value in measures]
+    return round(measures, 1 if measures >= 1 else 3) if isinstance(measures, float) else measures
 
 
 def voxel_volume(affine: Array) -> float:
