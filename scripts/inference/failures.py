@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -103,7 +104,7 @@ class CaseFailures:
 
     Attributes:
         finish: called with the name of each case that was segmented, and with the function that has read its files,
-            if ``CheckedDataset`` keeps it. The case fails if this fails.
+            if ``CheckedDataset`` keeps it, in a thread while the next case is segmented. The case fails if this fails.
         in_background: another thread ends each case (``scripts.inference.background``).
         failed: the cases that failed, of all ranks, after the run.
         warnings: the warnings of each case (``warnings_by_case``).
@@ -116,6 +117,8 @@ class CaseFailures:
         self.output_dir = Path(output_dir)
         self.records = records
         self.finish: Callable[[str, Any], None] | None = None
+        self.executor: ThreadPoolExecutor | None = None
+        self.finishing: Future[None] | None = None
         self.in_background = False
         self.failed: dict[str, str] = {}
         self.reasons: dict[str, str] = {}
@@ -125,6 +128,7 @@ class CaseFailures:
     def attach(self, engine: Workflow) -> None:
         """Follow ``engine``. Attach this handler after all others."""
         engine.add_event_handler(Events.STARTED, self.started)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.epoch_completed)
         engine.add_event_handler(Events.COMPLETED, self.completed)
 
     def started(self, engine: Workflow) -> None:
@@ -168,10 +172,38 @@ class CaseFailures:
         """Note that a case is segmented; ``read`` has read its files, and ``signs`` say how certain its result is."""
         if self.records is not None:
             self.records.end(case, read, signs)
-        if self.finish is not None:
-            self.finish(case, read)
+        if self.finish is None:
+            self._leave(case)
+            return
+        if self.finishing is not None:
+            self.finishing.result()  # no more than one case waits, with its images in memory
+        self.executor = self.executor or ThreadPoolExecutor(1, thread_name_prefix="finishing")
+        self.finishing = self.executor.submit(self._finish, case, read)
+
+    def _finish(self, case: str, read: Any) -> None:
+        try:
+            if self.finish is not None:
+                self.finish(case, read)
+            self._leave(case)
+        except CASE_ERRORS as error:
+            self.add(case, error)
+
+    def _leave(self, case: str) -> None:
         if self.records is not None:
             self.records.leave(case)
+
+    def unfinished(self) -> int:
+        """The number of cases that were segmented and are not finished."""
+        return int(self.finishing is not None and not self.finishing.done())
+
+    def wait(self) -> None:
+        """Wait until the last case is finished. An error that ends the run is raised."""
+        executor, self.executor = self.executor, None
+        finishing, self.finishing = self.finishing, None
+        if executor is not None:
+            executor.shutdown()
+        if finishing is not None:
+            finishing.result()
 
     def _tell(self, checked: CheckedCase) -> None:
         for finding in dict.fromkeys(checked.findings):
@@ -190,8 +222,7 @@ class CaseFailures:
         Returns:
             Whether memory was short. Then empty torch's cache, once ``error`` is gone, which holds the case's tensors.
         """
-        if self.records is not None:
-            self.records.leave(case)
+        self._leave(case)
         wrong = input_error_behind(error)
         if isinstance(wrong, WriteError):
             raise error
@@ -207,8 +238,14 @@ class CaseFailures:
         self.reasons[case] = reason
         logger.error("%s failed: %s", case, reason, exc_info=error)
 
+    def epoch_completed(self, engine: Workflow) -> None:
+        """Finish the last case, unless a thread that segments it still works."""
+        if not self.in_background:
+            self.wait()
+
     def completed(self, engine: Workflow) -> None:
         """Name the cases that failed, of all ranks."""
+        self.wait()
         shares = gathered((self.reasons, int(engine.state.epoch_length or 0), self.seen, self.warnings))
         self.failed = {case: reason for reasons, *_ in shares for case, reason in reasons.items()}
         seen: dict[str, CheckedCase] = {}

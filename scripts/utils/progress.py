@@ -8,6 +8,7 @@ import atexit
 import logging
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,16 +30,24 @@ class ProgressHandler:
         description: name of the work, such as "Training".
         unit: name of an iteration, such as "case".
         loss: show the loss. Reading it waits for the device, so it is read once a second at most.
+        unfinished: gives the number of iterations that are completed and whose results are still being written.
     """
 
-    def __init__(self, description: str, unit: str = "iteration", loss: bool = False) -> None:
+    def __init__(
+        self,
+        description: str,
+        unit: str = "iteration",
+        loss: bool = False,
+        unfinished: Callable[[], int] = int,
+    ) -> None:
         self.description = description
         self.unit = unit
         self.loss = loss
+        self.unfinished = unfinished
         self._progress: Progress | None = None
         self._task: Any = None
         self._start = 0.0
-        self._first = 0
+        self._first = self._done = 0
         self._shown = 0.0
 
     def attach(self, engine: Workflow) -> None:
@@ -47,14 +56,15 @@ class ProgressHandler:
         engine.logger.addFilter(lambda record: "resuming from iteration 0," not in record.getMessage())
         engine.add_event_handler(Events.STARTED, self.start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.advance)
+        engine.add_event_handler(Events.COMPLETED, self.advance)
         engine.add_event_handler(Events.COMPLETED, self.stop)
         engine.add_event_handler(Events.TERMINATE, self.stop)
 
     def start(self, engine: Workflow) -> None:
         """Open the display."""
         self._start = self._shown = time.monotonic()
-        self._first = engine.state.iteration
-        if sys.stderr.isatty():
+        self._first = self._done = engine.state.iteration
+        if sys.stderr.isatty() and logger.isEnabledFor(logging.INFO):
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -64,7 +74,13 @@ class ProgressHandler:
                 TimeRemainingColumn(),
             )
             # Validation makes the pace uneven, so the estimate looks back over ten minutes.
-            self._progress = Progress(*columns, console=Console(stderr=True), speed_estimate_period=600)
+            # What is printed goes above the bar, unless it goes to a file.
+            self._progress = Progress(
+                *columns,
+                console=Console(stderr=True),
+                speed_estimate_period=600,
+                redirect_stdout=sys.stdout.isatty(),
+            )
             self._task = self._progress.add_task(self.description, total=self._total(engine), completed=self._first)
             self._progress.start()
             # An interrupted engine fires no event. Without this, the terminal would be left without a cursor.
@@ -73,10 +89,11 @@ class ProgressHandler:
     def advance(self, engine: Workflow) -> None:
         """Show that one more iteration is done."""
         now = time.monotonic()
-        done, total = engine.state.iteration, self._total(engine)
-        if now - self._shown < (1.0 if self._progress else LOG_INTERVAL_S) and done < total:
+        done, total = engine.state.iteration - self.unfinished(), self._total(engine)
+        too_soon = now - self._shown < (1.0 if self._progress else LOG_INTERVAL_S) and done < total
+        if too_soon or done == self._done:
             return
-        self._shown = now
+        self._shown, self._done = now, done
         text = self.description
         if engine.state.max_epochs > 1:
             text += f", epoch {engine.state.epoch}/{engine.state.max_epochs}"
@@ -85,7 +102,7 @@ class ProgressHandler:
         if self._progress is not None:
             self._progress.update(self._task, completed=done, description=text)
         else:
-            left = (now - self._start) / max(done - self._first, 1) * (total - done)
+            left = (now - self._start) / (done - self._first) * (total - done)
             logger.info("%s: %s %d of %d, %s left", text, self.unit, done, total, _duration(left))
 
     def stop(self, engine: Workflow) -> None:

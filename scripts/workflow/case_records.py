@@ -203,9 +203,12 @@ class CaseRecords:
             if failure is not None:
                 raise failure
         finally:
-            for case in list(self.locks):
-                self.leave(case)
-            leave_run(self.output_dir)
+            try:
+                failures.wait()
+            finally:
+                for case in list(self.locks):
+                    self.leave(case)
+                leave_run(self.output_dir)
 
     def _settle(self, cases: Sequence[str], failures: CaseFailures) -> None:
         """Wait for cases that other processes work on, and make what is missing beside the maps of any case."""
