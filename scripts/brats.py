@@ -108,6 +108,8 @@ RELEASES = (BRATS_2020, BRATS_2023)
 DECATHLON = Release("Medical Segmentation Decathlon, Task01", "", SEQUENCES, et_label=3, edema_label=3 - EDEMA_LABEL)
 # Cases of DICOM series are of no release; their label maps are named in a datalist, with the meaning of their values.
 DICOM = Release("DICOM", "", SEQUENCES, et_label=ET_LABELS[-1])
+# Nor are cases of files of any name (``scripts.patients.file_names``).
+ANY_NAME = Release("any name", "", SEQUENCES, et_label=ET_LABELS[-1])
 
 # Releases of other tumors use the file names of 2023, but their label values have other meanings.
 OTHER_TUMORS = {"PED": "pediatric tumors", "MEN": "meningiomas", "MET": "metastases"}

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scripts.brats import (
+    ANY_NAME,
     DECATHLON,
     DICOM,
     RELEASES,
@@ -77,10 +78,12 @@ class Case:
 
     @property
     def missing(self) -> list[str]:
-        """Names of the files, or titles of the DICOM series, that the case lacks of its four sequences."""
+        """Names of the files, or titles of the series, that the case lacks of its four sequences."""
         absent = missing_sequences(self.image)
         if self.choice is not None:
             return [f"series of {SEQUENCE_TITLES[sequence]}" for sequence in absent]
+        if self.release is ANY_NAME:
+            return [f"file whose name says {SEQUENCE_TITLES[sequence]}" for sequence in absent]
         names = dict(zip(SEQUENCES, self.release.suffixes, strict=True))
         return [f"{self.name}{self.release.separator}{names[sequence]}.nii.gz" for sequence in absent]
 

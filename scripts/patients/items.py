@@ -6,19 +6,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from scripts.brats import SEQUENCES
-from scripts.data.cases import NO_FILE, find_cases, image_files
+from scripts.data.cases import NO_FILE, Case, find_cases, image_files
 from scripts.data.datalist_file import LONGEST_NAME, is_plain_name, misnamed
 from scripts.data.dicom import series_file
 from scripts.data.findings import Finding, refused_kinds
+from scripts.data.images import read_header
 from scripts.data.inspection import check_found, examine, nothing_found, refuse
+from scripts.patients.file_names import folder_of, named_case, with_any_names
 from scripts.utils.errors import InputError
 from scripts.workflow.output import earlier_cases, same_images
 
 logger = logging.getLogger(__name__)
+
+NAMES_TELL = (
+    "Files of other names are found by words such as T1, T1 post GD, T2 and FLAIR; --t1, --t1ce, --t2 and --flair name "
+    "any file."
+)
 
 
 def given_case(files: Mapping[str, Path], name: str | None) -> dict[str, Any]:
@@ -30,18 +38,49 @@ def given_case(files: Mapping[str, Path], name: str | None) -> dict[str, Any]:
     Example:
         >>> given_case({"flair": Path("a.nii"), "t1": Path("b.nii"), "t1ce": Path("c.nii")}, "ann")
         {'case': 'ann', 'image': ['b.nii', 'missing', 'c.nii', 'a.nii']}
+        >>> given_case({"t1": Path("/patients/ann/b.nii")}, None)["case"]
+        'ann'
     """
-    if name is not None and not is_plain_name(name):
-        raise InputError(f"--name {name}: results are named after it; use at most {LONGEST_NAME} bytes and no slash.")
     image = [series_file(files[s]) if s in files else NO_FILE for s in SEQUENCES]
     # A datalist with such names is refused, too, and the run writes one.
     for file, sequence, other in misnamed(image, SEQUENCES):
         raise InputError(f"--{sequence} {file}: its name says {other}; correct the option, or rename the file.")
-    return {"case": name or "case", "image": image}
+    return named({"case": folder_of([Path(file) for file in image_files(image)]).name or "case", "image": image}, name)
+
+
+def named(item: Mapping[str, Any], name: str | None) -> dict[str, Any]:
+    """The entry of a case under the name that a user gives it, if any."""
+    if name is not None and not is_plain_name(name):
+        raise InputError(f"--name {name}: results are named after it; use at most {LONGEST_NAME} bytes and no slash.")
+    return {**item, "case": name or item["case"]}
+
+
+def cases_in(paths: Sequence[Path], given: Mapping[str, str] | None = None) -> list[tuple[Path, list[Case]]]:
+    """The cases in each of these folders and files. Several files of single sequences are one case.
+
+    ``given`` are numbers or folders of series of a DICOM study, by sequence.
+
+    Raises:
+        InputError: there is no case in a folder, or the names of files do not decide which sequences they are.
+    """
+    if len(paths) > 1 and all(path.is_file() and len(read_header(path).shape) == 3 for path in paths):
+        if (case := named_case(paths)) is None:
+            raise InputError(f"{paths[0]}: no name of a file tells its sequence; give --t1, --t1ce, --t2 and --flair.")
+        return [(case.folder, [case])]
+    found = [(path, with_any_names(find_cases(path, given), path)) for path in paths]
+    for path, cases in found:
+        if not cases:
+            told = f" {NAMES_TELL}" if path.is_dir() else ""
+            raise InputError(f"{nothing_found(path, 'cases')}{told}")
+    return found
 
 
 def find_items(
-    cases: Sequence[Path], may_lack: int, accept: Collection[str] = (), given: Mapping[str, str] | None = None
+    cases: Sequence[Path],
+    may_lack: int,
+    accept: Collection[str] = (),
+    given: Mapping[str, str] | None = None,
+    name: str | None = None,
 ) -> tuple[list[dict[str, Any]], list[Finding]]:
     """The entries of all cases in ``cases``, and what is doubtful about their files.
 
@@ -53,14 +92,14 @@ def find_items(
         may_lack: how many sequences a case may lack.
         accept: kinds of doubts that do not stop a case.
         given: numbers or folders of series of a DICOM study, by sequence.
+        name: name of the one case.
 
     Raises:
-        InputError: there is no case, or a case has a missing or doubled file.
+        InputError: there is no case, or several and a ``name``, or a case has a missing or doubled file.
     """
     items: list[dict[str, Any]] = []
     findings: list[Finding] = []
-    for path in cases:
-        there = find_cases(path, given)
+    for path, there in cases_in(cases, given):
         found = [{"case": case.name, "image": case.image} for case in there if image_files(case.image)]
         told = check_found(there, may_lack)
         if any(finding.is_error for finding in told):
@@ -80,7 +119,17 @@ def find_items(
                 logger.warning("%s: %s was named before; it is segmented once.", path, item["case"])
             else:
                 items.append(item)
+    if name is not None:
+        items = [only(items, name)]
+        findings = [replace(finding, case=name) for finding in findings]
     return items, findings
+
+
+def only(items: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
+    """The one entry under this name; several are an InputError."""
+    if len(items) > 1:
+        raise InputError(f"--name {name}: there are {len(items)} cases; give one, or leave --name out.")
+    return named(items[0], name)
 
 
 def with_absolute_paths(item: Mapping[str, Any]) -> dict[str, Any]:

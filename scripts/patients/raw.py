@@ -5,16 +5,15 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.brats import IMAGE_SUFFIXES, REFERENCE, SEQUENCES, sequence_named
-from scripts.data.cases import NO_FILE, find_cases, image_files
+from scripts.brats import REFERENCE, SEQUENCES
+from scripts.data.cases import NO_FILE, image_files
 from scripts.data.findings import Finding
-from scripts.data.inspection import check_found, nothing_found, refuse
-from scripts.patients.items import given_case
+from scripts.data.inspection import check_found, refuse
+from scripts.patients.items import cases_in, given_case, only
 from scripts.patients.options import PREPARED_GRID, Options
 from scripts.preparation.folder import RECORD, image_file, save_prepared
 from scripts.preparation.native import RECORD_KEY
@@ -35,8 +34,7 @@ def raw_items(
 ) -> list[dict[str, Any]]:
     """The entries of cases whose scans are to be prepared. A sequence other than T1ce may be missing.
 
-    A folder whose cases have no names of a release, and which holds no DICOM series, is a case itself if the names of
-    its files end in those of sequences, such as t1c.nii.gz. The arguments are those of ``segment``.
+    The arguments are those of ``segment``.
 
     Raises:
         InputError: there is no case, or a case has a doubled file or no T1ce.
@@ -44,17 +42,14 @@ def raw_items(
     items: list[dict[str, Any]] = []
     if files is not None and not cases:
         items.append(given_case({sequence: Path(file) for sequence, file in files.items()}, name))
-    for path in cases:
-        there = find_cases(path, {sequence: str(wanted) for sequence, wanted in (files or {}).items()})
+    for path, there in cases_in(cases, {sequence: str(wanted) for sequence, wanted in (files or {}).items()}):
         findings = check_found(there, may_lack=len(SEQUENCES) - 1)
         refuse(findings, path)
         for finding in findings:
             logger.warning("%s", finding.message)
-        found = [{"case": case.name, "image": case.image} for case in there]
-        found = found or ([named] if (named := _by_names(path)) else [])
-        if not found:
-            raise InputError(nothing_found(path, "cases"))
-        items += found
+        items += [{"case": case.name, "image": case.image} for case in there]
+    if cases and name is not None:
+        items = [only(items, name)]
     for item in items:
         if isinstance(item["image"], str):
             raise InputError(f"{item['image']}: a file of four sequences has one grid; give a file for each sequence.")
@@ -62,23 +57,6 @@ def raw_items(
             first = image_files(item["image"])[0] if image_files(item["image"]) else item["case"]
             raise InputError(f"{first}: {item['case']} has no T1ce, to which the others are registered; add it.")
     return items
-
-
-def _by_names(folder: Path) -> dict[str, Any] | None:
-    found: dict[str, str] = {}
-    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
-        stem = file.name.lower()
-        suffix = next((suffix for suffix in sorted(IMAGE_SUFFIXES, key=len) if stem.endswith(suffix)), None)
-        if suffix is None or stem.startswith(".") or re.search("mask|seg|label", stem):
-            continue
-        sequence = sequence_named(re.split(r"[^a-z0-9]+", stem.removesuffix(suffix))[-1])
-        if sequence in found:
-            raise InputError(f"{file}: {found[str(sequence)]} is {sequence} too; name the files by --t1 and so on.")
-        if sequence is not None:
-            found[sequence] = str(file)
-    if REFERENCE not in found:
-        return None
-    return {"case": folder.resolve().name, "image": [found.get(sequence, NO_FILE) for sequence in SEQUENCES]}
 
 
 def scans_of(item: Mapping[str, Any]) -> dict[str, str]:

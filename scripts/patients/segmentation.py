@@ -7,7 +7,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,16 +131,19 @@ def segment(
     files: Mapping[str, Path | str] | None = None,
     name: str | None = None,
     options: Options | None = None,
+    done: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Segment patients, and write label maps, numbers and pictures.
 
     Args:
-        cases: folders of cases, of one case, or four-dimensional files.
+        cases: folders of cases, of one case, or four-dimensional files; or files of one case, whose names tell the
+            sequences.
         output_dir: folder to write to. Cases that an earlier call has done there are left out, and the others are
             added to them. The settings must be those of the earlier call.
         files: images of one case by sequence, instead of ``cases``. With ``cases``, which must be one DICOM study,
             numbers or folders of its series.
-        name: name of this case.
+        name: name of the one case; by default that of its folder, or of the release's files.
+        done: called with the content of each case's JSON file as soon as the case has all of its results.
 
     Returns:
         For each case, the content of its JSON file.
@@ -171,7 +174,7 @@ def segment(
     else:
         series = {sequence: str(wanted) for sequence, wanted in (files or {}).items()}
         may_lack = int(record.get("missing_sequences", 0))
-        items, doubts = find_items([Path(case) for case in cases], may_lack, options.accept, series)
+        items, doubts = find_items([Path(case) for case in cases], may_lack, options.accept, series, name)
     items = [with_absolute_paths(item) for item in items]
     if not options.overwrite:
         refuse_other_images(items, output_dir)
@@ -187,7 +190,7 @@ def segment(
         "bundle_version": bundle_version(),
         "parameters": {"configurations": names, **{k: shown(v) for k, v in settings.items() if k != "bundle_root"}},
     }
-    results = Results({item["case"]: item for item in items}, output_dir, options, record, facts)
+    results = Results({item["case"]: item for item in items}, output_dir, options, record, facts, done=done)
     # MONAI's parser looks into lists, but not into tuples.
     run_inference(names, {**settings, "all_cases": tuple(items)}, results, doubts)
     if unprepared:

@@ -1,0 +1,131 @@
+# Copyright (c) the brats_mri_panet_segmentation authors
+# SPDX-License-Identifier: Apache-2.0
+"""Cases of files of any name, whose sequences are told by the words that descriptions of DICOM series have."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from scripts.brats import ANY_NAME, IMAGE_SUFFIX, SEQUENCE_TITLES, SEQUENCES
+from scripts.data.cases import Case
+from scripts.data.dicom_choice import agent_told, described
+from scripts.utils.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+_IMAGE = re.compile(rf"(?P<stem>[^.].*){IMAGE_SUFFIX}", re.IGNORECASE | re.DOTALL)
+# Names of releases, in words of descriptions.
+_RELEASED = {r"t1n(?![a-z])": "t1 native", r"t2[ _-]?f(?![a-z])|(?<![a-z])fla(?![a-z])": "flair"}
+_NO_IMAGE = re.compile(r"mask|(?<![a-z])(?:seg|label|roi|prob|unc)", re.IGNORECASE)
+
+
+def file_told(text: str) -> tuple[str, bool | None] | None:
+    """What a file's name says of it, as ``described``; nothing of a mask or a segmentation.
+
+    Example:
+        >>> [file_told(name) for name in ("T1_MPRAGE_post_GAD", "pat7_FLAIR", "AX T2 TSE", "ann-t2f", "T1_mask")]
+        [('t1', True), ('flair', None), ('t2', None), ('flair', None), None]
+    """
+    if _NO_IMAGE.search(text):
+        return None
+    text = text.lower()
+    for pattern, words in _RELEASED.items():
+        text = re.sub(pattern, words, text)
+    return described(text)
+
+
+def _own_words(stems: Sequence[str]) -> list[str]:
+    """What is left of names without the words at the begin and the end of all, such as those of a patient or visit."""
+    parts = [re.findall(r"[^ _.-]*[ _.-]*", stem)[:-1] for stem in stems]
+    for at in (0, -1):
+        while len(parts) > 1 and all(parts) and len({part[at].strip(" _.-") for part in parts}) == 1:
+            if (file_told(parts[0][at]) or ("",))[0]:
+                break
+            for part in parts:
+                part.pop(at)
+    return ["".join(part) for part in parts]
+
+
+def named_images(files: Sequence[Path]) -> tuple[dict[str, Path], list[Path]]:
+    """The files of the sequences, by their names, and the files that show none.
+
+    Raises:
+        InputError: two files may be the same sequence, or it is not sure which T1 has contrast agent.
+    """
+    stems = [found["stem"] if (found := _IMAGE.fullmatch(file.name)) else file.name for file in files]
+    told = {file: file_told(words) for file, words in zip(files, _own_words(stems), strict=True)}
+    candidates: dict[str, list[Path]] = {sequence: [] for sequence in SEQUENCES}
+    for file, said in told.items():
+        if said is not None and said[0]:
+            candidates["t1ce" if said == ("t1", True) else said[0]].append(file)
+    t1 = candidates["t1"]
+    silent = [stem for file, stem in zip(files, stems, strict=True) if told[file] == ("t1", None)]
+    # A word that all names share, such as that of a visit after an operation, tells of no agent.
+    unsure = bool(silent) and not candidates["t1ce"] and (len(t1) > 1 or agent_told(silent[0]) is True)
+    for found in candidates.values():
+        if len(found) > 1 or (unsure and found is t1):
+            why = "with or without contrast agent" if unsure and found is t1 else "the same sequence"
+            chosen = {name: one[0] for name, one in candidates.items() if len(one) == 1 and one is not found}
+            options = (f"--{name} {shlex.quote(str(chosen.get(name, 'FILE')))}" for name in SEQUENCES)
+            told_of = " and ".join(file.name for file in found)
+            raise InputError(
+                f"{found[0].parent}: {told_of} may be {why}; name the files instead: {' '.join(options)}"
+            )
+    images = {sequence: found[0] for sequence, found in candidates.items() if found}
+    return images, [file for file in files if file not in images.values()]
+
+
+def named_case(files: Sequence[Path]) -> Case | None:
+    """The case of these files, under the name of their folder; None if no name tells a sequence.
+
+    Raises:
+        InputError: as ``named_images``.
+    """
+    images, left_out = named_images(files)
+    if not images:
+        return None
+    folder = folder_of(files)
+    shown = [f"{SEQUENCE_TITLES[name]}: {images[name].name if name in images else 'none'}" for name in SEQUENCES]
+    rest = ", ".join(file.name for file in left_out) or "none"
+    logger.info("%s, by the names of its files: %s; left out: %s", folder.name, "; ".join(shown), rest)
+    return Case(folder.name or "case", folder, ANY_NAME, images)
+
+
+def folder_of(files: Sequence[Path]) -> Path:
+    """The deepest folder that holds all files."""
+    return Path(os.path.commonpath([file.absolute().parent for file in files]))
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The image files in a folder."""
+    return sorted(file for file in folder.iterdir() if _IMAGE.fullmatch(file.name) and file.is_file())
+
+
+def with_any_names(cases: Sequence[Case], folder: Path) -> list[Case]:
+    """The cases that were found in ``folder``, with those whose files have other names than the releases'.
+
+    These are searched where no case was found, and in place of an incomplete case that has its folder for itself.
+
+    Raises:
+        InputError: as ``named_images``.
+    """
+    if not cases:
+        found = []
+        for root, folders, _ in os.walk(folder):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            found += [named_case(files)] if (files := images_in(Path(root))) else []
+        return [case for case in found if case is not None]
+    alone: Mapping[Path, int] = {case.folder: sum(case.folder == other.folder for other in cases) for case in cases}
+    return [_completed(case) if case.missing and case.images and alone[case.folder] == 1 else case for case in cases]
+
+
+def _completed(case: Case) -> Case:
+    if case.choice is not None or len(files := images_in(case.folder)) <= len(case.images):
+        return case
+    named = named_case(files)
+    return named if named is not None and len(named.images) > len(case.images) else case
