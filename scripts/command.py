@@ -68,29 +68,43 @@ def path(text: str) -> Path:
 
 def add_cases(group: argparse._ActionsContainer) -> None:
     """Add CASE, and an option for the file of each sequence instead."""
-    group.add_argument("cases", nargs="*", type=path, metavar="CASE", help="folder of cases, of one case, or 4-D file")
+    told = "folder of cases or of one case, a 4-D file, or the files of one case"
+    group.add_argument("cases", nargs="*", type=path, metavar="CASE", help=told)
+    group.add_argument("-i", "--input", nargs="+", type=path, default=[], metavar="CASE", help="the same as CASE")
     for name in SEQUENCES:
         told = f"image file of {name} instead of CASE, or number or folder of its series in the DICOM study CASE"
         group.add_argument(f"--{name}", type=path, help=told)
-    group.add_argument("--name", help="name of the case that --t1, --t1ce, --t2 and --flair are (default: case)")
+    group.add_argument("--name", help="name of the one case (default: that of its folder)")
 
 
 def given_files(args: argparse.Namespace) -> Mapping[str, Path] | None:
-    """The files of sequences that the arguments of ``add_cases`` name; None if they name cases alone."""
+    """The files of sequences that the arguments of ``add_cases`` name; None if they name cases alone.
+
+    The cases of ``-i`` join the others in ``args.cases``.
+    """
+    args.cases += args.input
     given = {name: getattr(args, name) for name in SEQUENCES if getattr(args, name) is not None}
     if given and len(args.cases) > 1:
         raise InputError(f"--{next(iter(given))}: give one CASE, a DICOM study, or none.")
     if not given and not args.cases:
         raise InputError("no CASE: give a folder of a case, or --t1, --t1ce, --t2 and --flair.")
-    if args.name and (args.cases or not given):
-        raise InputError("--name: a CASE has its own name; give --name with --t1, --t1ce, --t2 and --flair.")
     return given or None
 
 
-def show_progress() -> None:
-    """Log what the bundle says, and of others only what is wrong."""
+def add_verbosity(parser: argparse.ArgumentParser) -> None:
+    """Add the options that ``show_progress`` takes."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("-q", "--quiet", action="store_true", help="say only what is wrong or doubtful")
+    group.add_argument("-v", "--verbose", action="store_true", help="also what MONAI and other libraries say")
+
+
+def show_progress(args: argparse.Namespace) -> None:
+    """Log what the bundle says, and of others only what is wrong; by ``add_verbosity`` less or more."""
+    if args.verbose:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", force=True)
+        return
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
-    logging.getLogger("scripts").setLevel(logging.INFO)
+    logging.getLogger("scripts").setLevel(logging.WARNING if args.quiet else logging.INFO)
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)
     # MONAI warns of every configuration that it runs; these are the bundle's own.
     warnings.filterwarnings("ignore")

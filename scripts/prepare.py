@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prepare scans as the scanner made them: co-register, strip the skull, bring them to BraTS's pose.
 
-CASE is a folder of one case or of many, or a DICOM study; --t1, --t1ce, --t2 and --flair name files of any name
-instead. For each case OUT gets a folder that every other command takes, with the transforms and a picture to look at.
+CASE is a folder of one case or of many, a DICOM study, or the files of one case, whose names tell the sequences; --t1,
+--t1ce, --t2 and --flair name them instead. For each case OUT gets a folder that every other command takes, with the
+transforms and a picture to look at.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"go on in spite of this doubt; may be repeated: {', '.join(PREPARATION_DOUBTS)}",
     )
     output.add_argument("--overwrite", action="store_true", help="keep an earlier folder under a dated name")
+    command.add_verbosity(parser)
     return parser
 
 
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from scripts.patients.raw import prepare_case, raw_items
 
-    command.show_progress()
+    command.show_progress(args)
     for item in raw_items(args.cases, files, args.name):
         folder = prepare_case(item, args.output_dir / item["case"], args.accept, args.overwrite)
         print(printable(f"{folder}: prepared; look at {folder / 'prepared.png'}"))

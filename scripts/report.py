@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scripts import command
-from scripts.utils.errors import InputError, printable
-from scripts.utils.files import keep_earlier, save_text
+from scripts.utils.errors import printable
 
 EXAMPLES = ("runs/train", "runs/inference -o page.html")
 
@@ -28,20 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     written.add_argument("-o", "--output", type=command.path, help="HTML file to write (default: RUN_DIR/report.html)")
     args = parser.parse_args(argv)
 
-    from scripts.pages.page import make_report
-    from scripts.pages.runs import read_run
+    from scripts.pages.report_file import save_report
 
-    output = args.output or args.run_dir / "report.html"
-    if output.is_dir():
-        raise InputError(f"{output}: a folder; give --output the name of an HTML file.")
-    run = read_run(args.run_dir)
-    page = make_report(run)
-    for note in run.notes:
-        print(printable(note))
-    if (kept := keep_earlier(output)) is not None:
-        print(f"kept the earlier file as {printable(kept.name)}")
-    save_text(page, output)
-    print(printable(str(output)))
+    for line in save_report(args.run_dir, args.output):
+        print(printable(line))
     return 0
 
 

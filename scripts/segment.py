@@ -2,21 +2,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Segment patients: label maps, numbers and pictures.
 
-CASE is a folder of one case or of many, or a four-dimensional file; --t1, --t1ce, --t2 and --flair name files of any
-name instead. For each case OUT gets a label map, its numbers as JSON, and pictures. The command runs
-configs/inference.json with the settings that the record of the weights states.
+CASE is a folder of one case or of many, a four-dimensional file, or the files of one case, whose names tell the
+sequences; --t1, --t1ce, --t2 and --flair name them instead. For each case OUT gets a label map, its numbers as JSON,
+and a picture, and for all of them volumes.csv. The command runs configs/inference.json with the settings that the
+record of the weights states.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from scripts import command
 from scripts.patients.options import add_options, given_options
 from scripts.utils.errors import printable
 
-EXAMPLES = ("ann -o out", "--t1 a.nii.gz --t1ce b.nii.gz --t2 c.nii.gz --flair d.nii.gz --name ann -o out")
+logger = logging.getLogger("scripts.segment")
+
+EXAMPLES = (
+    "ann -o out",
+    "'AX T1.nii' 'AX T1 +C.nii' 'AX T2.nii' FLAIR.nii -o out",
+    "--t1 a.nii.gz --t1ce b.nii.gz --t2 c.nii.gz --flair d.nii.gz --name ann -o out",
+)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -24,8 +33,11 @@ def _parser() -> argparse.ArgumentParser:
     titles = ("input", "output", "model", "device and speed")
     groups = {title: parser.add_argument_group(title) for title in titles}
     command.add_cases(groups["input"])
-    groups["output"].add_argument("-o", "--output-dir", type=command.path, required=True, help="folder to write to")
+    output = groups["output"]
+    output.add_argument("-o", "--output-dir", type=command.path, required=True, help="folder to write to")
     add_options(groups)
+    output.add_argument("--report", action="store_true", help="also write report.html, as panet report does")
+    command.add_verbosity(parser)
     return parser
 
 
@@ -34,12 +46,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     files = command.given_files(args)
 
+    from scripts.pages.report_file import save_report
+    from scripts.patients.results import closing_words
     from scripts.patients.segmentation import segment
 
-    command.show_progress()
-    for result in segment(args.cases, args.output_dir, files=files, name=args.name, options=given_options(args)):
-        volumes = ", ".join(f"{region} {ml:.1f} ml" for region, ml in result["volumes_ml"].items())
-        print(f"{printable(result['label_map'])}: {volumes}")
+    command.show_progress(args)
+    done: list[Mapping[str, Any]] = []
+
+    def show(result: Mapping[str, Any]) -> None:
+        done.append(result)
+        volumes = ", ".join(f"{region} {ml} ml" for region, ml in result["volumes_ml"].items())
+        if not args.quiet:
+            print(f"{printable(result['label_map'])}: {volumes}", flush=True)
+
+    try:
+        segment(args.cases, args.output_dir, files, args.name, given_options(args), show)
+    finally:
+        # A case that failed does not keep the others from their report.
+        if args.report and done:
+            for line in save_report(args.output_dir):
+                print(printable(line))
+    logger.info("%s", closing_words(done))
     return 0
 
 

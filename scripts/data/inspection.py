@@ -373,7 +373,7 @@ def _read_cases(
     items: Sequence[Mapping[str, Any]], cases: str, channel_order: Sequence[str], headers_only: bool
 ) -> list[CheckedCase]:
     # Without a terminal a progress bar would only leave empty lines in the log.
-    quiet = not sys.stderr.isatty()
+    quiet = not sys.stderr.isatty() or not logger.isEnabledFor(logging.INFO)
     read = read_header if headers_only else read_file
     check = partial(check_case, channel_order=channel_order, read=read, headers_only=headers_only)
     # Decompression releases the interpreter's lock, so threads use all cores.

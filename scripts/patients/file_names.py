@@ -73,9 +73,7 @@ def named_images(files: Sequence[Path]) -> tuple[dict[str, Path], list[Path]]:
             chosen = {name: one[0] for name, one in candidates.items() if len(one) == 1 and one is not found}
             options = (f"--{name} {shlex.quote(str(chosen.get(name, 'FILE')))}" for name in SEQUENCES)
             told_of = " and ".join(file.name for file in found)
-            raise InputError(
-                f"{found[0].parent}: {told_of} may be {why}; name the files instead: {' '.join(options)}"
-            )
+            raise InputError(f"{found[0].parent}: {told_of} may be {why}; name the files instead: {' '.join(options)}")
     images = {sequence: found[0] for sequence, found in candidates.items() if found}
     return images, [file for file in files if file not in images.values()]
 

@@ -29,12 +29,16 @@ from scripts.pictures.surface import surface_view
 from scripts.preparation.folder import draw_prepared, read_native_grid
 from scripts.preparation.grids import Volume, resample
 from scripts.preparation.native import RECORD_KEY
-from scripts.scores.volume_table import add_to_table
+from scripts.scores.volume_table import TABLE_FILE, add_to_table
 from scripts.scores.volumetry import measure, rounded
+from scripts.utils.errors import printable
 from scripts.utils.files import read_json
 from scripts.utils.run_json import read_run_json
 from scripts.weights.record import Record, only_phantoms
 from scripts.workflow.case_records import ENDINGS
+
+# The method; CITATION.cff has the bundle, too.
+CITATION = "Zhao et al., IEEE Trans Med Imaging 2022, doi:10.1109/TMI.2022.3197180, and CITATION.cff."
 
 Reader = Callable[[str], nib.Nifti1Image]
 
@@ -114,6 +118,26 @@ class Results:
         self.found[case] = result
         if self.done is not None:
             self.done(result)
+
+
+def closing_words(results: Sequence[Mapping[str, Any]]) -> str:
+    """Where to look first, of at least one result: at a case with warnings, or with the lowest expected Dice of WT."""
+
+    def certainty(result: Mapping[str, Any]) -> tuple[bool, float]:
+        expected = result["expected_dice"]
+        return not result["warnings"], expected["WT"]["dice"] if expected else 1.0
+
+    result = min(results, key=certainty)
+    label_map = Path(result["label_map"])
+    picture = label_map.with_name(f"{result['case']}{ENDINGS[1]}")
+    told = warned_of(result["warnings"])
+    if not told and result["expected_dice"]:
+        told = [f"expected Dice of WT {result['expected_dice']['WT']['dice']:.2f}"]
+    first = f"{picture if picture.is_file() else label_map}{f' ({told[0]})' if told else ''}"
+    return printable(
+        f"Look first at {first}, then at {label_map.parents[1] / TABLE_FILE}. For research, not for diagnosis. "
+        f"To cite: {CITATION}"
+    )
 
 
 def source_of(item: Mapping[str, Any], native: str) -> str:

@@ -34,11 +34,7 @@ class ProgressHandler:
     """
 
     def __init__(
-        self,
-        description: str,
-        unit: str = "iteration",
-        loss: bool = False,
-        unfinished: Callable[[], int] = int,
+        self, description: str, unit: str = "iteration", loss: bool = False, unfinished: Callable[[], int] = int
     ) -> None:
         self.description = description
         self.unit = unit
@@ -76,10 +72,7 @@ class ProgressHandler:
             # Validation makes the pace uneven, so the estimate looks back over ten minutes.
             # What is printed goes above the bar, unless it goes to a file.
             self._progress = Progress(
-                *columns,
-                console=Console(stderr=True),
-                speed_estimate_period=600,
-                redirect_stdout=sys.stdout.isatty(),
+                *columns, console=Console(stderr=True), speed_estimate_period=600, redirect_stdout=sys.stdout.isatty()
             )
             self._task = self._progress.add_task(self.description, total=self._total(engine), completed=self._first)
             self._progress.start()
