@@ -8,7 +8,6 @@ import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +85,7 @@ class Results:
         }
         if RECORD_KEY in self.items[case]:
             found["preparation"] = preparation_of(self.items[case][RECORD_KEY], self.options.native)
-        date = datetime.now().astimezone().isoformat(timespec="seconds")
-        return {**found, **self.facts, "date": date, "seconds_of_the_run": seconds}
+        return {**found, **self.facts, "seconds_of_the_run": seconds}
 
     def finish(self, case: str, read: Reader | None = None) -> None:
         """Write what is missing beside the label map and the JSON file of a case."""
