@@ -40,6 +40,7 @@ NEIGHBORS = 1 / 3
 RIDGE = 5.0
 # A region is relied on where nine of ten results, and all with a higher expected Dice, had at least this Dice.
 RELIABLE_DICE, RELIABLE_SHARE = 0.5, 0.9
+REGION_NAMES = {"WT": "whole tumor", "TC": "core", "ET": "enhancing tumor"}
 # Voxels may differ by this share from those of the calibration.
 VOXEL_TOLERANCE = 0.1
 # Signs of a region and whether more of it is better. Volumes count by their logarithms.
@@ -247,6 +248,42 @@ def expected(calibrations: Sequence[Mapping[str, Any]], signs: Mapping[str, Any]
     for region, told in found.items():
         told["reliable"] = told["dice"] >= numbers["regions"][region]["reliable_from"]
     return {**found, "probability_of_any_ET": probability_of_any_et(numbers, signs)}
+
+
+def needs_a_look(told: Mapping[str, Any] | None) -> bool:
+    """Whether a region of ``expected`` is not reliable, or may well be wrong."""
+    return told is not None and any(
+        not told[region]["reliable"] or told[region]["low"] < RELIABLE_DICE for region in REGIONS
+    )
+
+
+def mean_expected(told: Mapping[str, Any] | None) -> float:
+    """The mean of the expected Dice of the regions; NaN if it is unknown."""
+    return math.nan if told is None else sum(told[region]["dice"] for region in REGIONS) / len(REGIONS)
+
+
+def in_words(told: Mapping[str, Any] | None) -> str:
+    """What ``expected`` means for a reader, in one line.
+
+    Example:
+        >>> good = {"dice": 0.91, "low": 0.85, "high": 0.95, "reliable": True}
+        >>> in_words({"WT": good, "TC": {**good, "low": 0.3}, "ET": good, "probability_of_any_ET": 0.93})[58:]
+        'ET 0.91 (0.85 to 0.95), any ET 93 %: look closely'
+        >>> poor = {"dice": 0.4, "low": 0.0, "high": 0.62, "reliable": False}
+        >>> in_words({"WT": good, "TC": poor, "ET": good, "probability_of_any_ET": 0.93})[26:]
+        'TC 0.40 (0.00 to 0.62), ET 0.91 (0.85 to 0.95), any ET 93 %: do not rely on the core'
+        >>> in_words(None)
+        'expected Dice unknown'
+    """
+    if told is None:
+        return "expected Dice unknown"
+    parts = [
+        f"{region} {told[region]['dice']:.2f} ({told[region]['low']:.2f} to {told[region]['high']:.2f})"
+        for region in REGION_NAMES
+    ]
+    doubtful = [f"the {name}" for region, name in REGION_NAMES.items() if not told[region]["reliable"]]
+    advice = f": do not rely on {' or '.join(doubtful)}" if doubtful else ": look closely" * needs_a_look(told)
+    return f"expected Dice {', '.join(parts)}, any ET {told['probability_of_any_ET']:.0%}{advice}".replace("%", " %")
 
 
 def expected_columns(told: Mapping[str, Any] | None) -> dict[str, str]:

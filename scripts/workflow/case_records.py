@@ -13,6 +13,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -168,7 +169,8 @@ class CaseRecords:
         ``read`` has read its files, and may remember them. By ``signs`` the Dice of the result is expected.
         """
         self._check_maps(case)
-        described = {"case": case, "expected_dice": expected(self.calibrations, signs)}
+        date = datetime.now().astimezone().isoformat(timespec="seconds")
+        described = {"case": case, "date": date, "expected_dice": expected(self.calibrations, signs)}
         if self.describe is not None:
             described |= self.describe(case, read)
         record = {**described, "inputs": self.read[case], "made_by": self.made_by}
