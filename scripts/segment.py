@@ -21,11 +21,7 @@ from scripts.utils.errors import printable
 
 logger = logging.getLogger("scripts.segment")
 
-EXAMPLES = (
-    "ann -o out",
-    "'AX T1.nii' 'AX T1 +C.nii' 'AX T2.nii' FLAIR.nii -o out",
-    "--t1 a.nii.gz --t1ce b.nii.gz --t2 c.nii.gz --flair d.nii.gz --name ann -o out",
-)
+EXAMPLES = ("ann -o out", "'AX T1.nii' 'AX T1 +C.nii' 'AX T2.nii' FLAIR.nii --name ann -o out")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         # A case that failed does not keep the others from their report.
         if args.report and done:
+            logger.info("Writing the report")
             for line in save_report(args.output_dir):
                 print(printable(line))
     logger.info("%s", closing_words(done))

@@ -10,8 +10,15 @@ from scripts.brats import CORE, CORE_LABEL, EDEMA, EDEMA_LABEL, ENHANCING
 from scripts.utils.files import save_text
 
 
-def save_label_tables(et_label: int, itksnap: Path, slicer: Path) -> None:
-    """Write the label descriptions of ITK-SNAP and the color table of 3D Slicer; ET has the value ``et_label``."""
+def save_label_tables(label_map: Path, et_label: int) -> None:
+    """Write ``<case>_itksnap.txt`` and ``<case>_slicer.ctbl`` beside a label map, if they are not there.
+
+    ET has the value ``et_label``.
+    """
+    case = label_map.name.removesuffix(".nii.gz")
+    itksnap, slicer = (label_map.with_name(f"{case}_{ending}") for ending in ("itksnap.txt", "slicer.ctbl"))
+    if itksnap.is_file() and slicer.is_file():
+        return
     # ITK-SNAP: index, red, green, blue, opacity from 0 to 1, visible in slices and in 3D, name.
     descriptions = ['0 0 0 0 0 0 0 "Clear Label"']
     # 3D Slicer: index, name without spaces, red, green, blue, opacity to 255.

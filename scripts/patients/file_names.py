@@ -39,18 +39,6 @@ def file_told(text: str) -> tuple[str, bool | None] | None:
     return described(text)
 
 
-def _own_words(stems: Sequence[str]) -> list[str]:
-    """What is left of names without the words at the begin and the end of all, such as those of a patient or visit."""
-    parts = [re.findall(r"[^ _.-]*[ _.-]*", stem)[:-1] for stem in stems]
-    for at in (0, -1):
-        while len(parts) > 1 and all(parts) and len({part[at].strip(" _.-") for part in parts}) == 1:
-            if (file_told(parts[0][at]) or ("",))[0]:
-                break
-            for part in parts:
-                part.pop(at)
-    return ["".join(part) for part in parts]
-
-
 def named_images(files: Sequence[Path]) -> tuple[dict[str, Path], list[Path]]:
     """The files of the sequences, by their names, and the files that show none.
 
@@ -58,18 +46,26 @@ def named_images(files: Sequence[Path]) -> tuple[dict[str, Path], list[Path]]:
         InputError: two files may be the same sequence, or it is not sure which T1 has contrast agent.
     """
     stems = [found["stem"] if (found := _IMAGE.fullmatch(file.name)) else file.name for file in files]
-    told = {file: file_told(words) for file, words in zip(files, _own_words(stems), strict=True)}
+    # What all names begin with, such as the words of a patient or of a visit, tells nothing.
+    begin = (re.match(r".*[ _.-]", os.path.commonprefix(stems), re.DOTALL) or [""])[0]
+    if (file_told(begin) or ("",))[0]:
+        begin = ""
+    told = {file: file_told(stem[len(begin) :]) for file, stem in zip(files, stems, strict=True)}
     candidates: dict[str, list[Path]] = {sequence: [] for sequence in SEQUENCES}
     for file, said in told.items():
         if said is not None and said[0]:
             candidates["t1ce" if said == ("t1", True) else said[0]].append(file)
-    t1 = candidates["t1"]
-    silent = [stem for file, stem in zip(files, stems, strict=True) if told[file] == ("t1", None)]
-    # A word that all names share, such as that of a visit after an operation, tells of no agent.
-    unsure = bool(silent) and not candidates["t1ce"] and (len(t1) > 1 or agent_told(silent[0]) is True)
+    t1, t1ce = candidates["t1"], candidates["t1ce"]
+    if len(t1 + t1ce) == 1:
+        # Words that the other sequences have, too, may mean a visit after an operation.
+        unsure = all(agent_told(file.name.partition(".")[0]) for file in told if told[file] not in (None, ("", None)))
+        candidates["t1"], candidates["t1ce"] = (t1 + t1ce, []) if unsure else (t1, t1ce)
+    else:
+        unsure = not t1ce and any(told[file] == ("t1", None) for file in t1)
     for found in candidates.values():
-        if len(found) > 1 or (unsure and found is t1):
-            why = "with or without contrast agent" if unsure and found is t1 else "the same sequence"
+        of_t1 = unsure and found is candidates["t1"]
+        if len(found) > 1 or of_t1:
+            why = "with or without contrast agent" if of_t1 else "the same sequence"
             chosen = {name: one[0] for name, one in candidates.items() if len(one) == 1 and one is not found}
             options = (f"--{name} {shlex.quote(str(chosen.get(name, 'FILE')))}" for name in SEQUENCES)
             told_of = " and ".join(file.name for file in found)

@@ -93,10 +93,9 @@ class Results:
             return
         item, label_map = self.items[case], self.label_map(case)
         read = native_reader(item, self.options.native, read or functools.cache(read_file))
-        dicom, slices, views, *tables = (label_map.with_name(case + ending) for ending in ENDINGS)
+        dicom, slices, views = (label_map.with_name(case + ending) for ending in ENDINGS)
         result = read_json(record_file(label_map))
-        if not all(table.is_file() for table in tables):
-            save_label_tables(self.options.et_label, *tables)
+        save_label_tables(label_map, self.options.et_label)
         # There is no DICOM object of an empty segmentation.
         if self.options.dicom_seg and result["lesion_count"] and not dicom.is_file():
             weights = result["weights"]

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 Item = Mapping[str, Any]
 Inputs = Sequence[Mapping[str, str]]
 # What panet segment writes beside the label map, in the case's own folder.
-ENDINGS = (".dcm", ".png", "_3d.png", "_itksnap.txt", "_slicer.ctbl")
+ENDINGS = (".dcm", ".png", "_3d.png")
 
 
 class CaseRecords:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import threading
 import weakref
 from hashlib import sha256
 from pathlib import Path
@@ -20,7 +21,7 @@ from scripts.inference.failures import CaseFailures
 from scripts.inference.inferers import BrainWindowInferer
 from scripts.inference.writers import SaveImageByCased
 from scripts.networks import PriorAttentionNet
-from scripts.utils.errors import InputError, input_error_behind
+from scripts.utils.errors import InputError, WriteError, input_error_behind
 from scripts.workflow.output import earlier_cases
 from tiny import record
 from workflows import CHANNELS, SIZE, TRAINING_SIZE, bundle_run, rows, voxels
@@ -360,3 +361,37 @@ def test_a_map_that_the_user_has_laid_there_is_kept(run, tmp_path):
     (kept,) = (tmp_path / "maps").glob(f"{CASES[1]}_2*.nii.gz")
     assert kept.read_bytes() == b"mine"
     assert len(voxels(mine).shape) == 3
+
+
+def test_a_case_is_finished_while_the_next_is_segmented_and_no_more_than_one_waits(tmp_path):
+    failures, going, done = CaseFailures(tmp_path), threading.Event(), []
+
+    def finish(case, read):
+        assert going.wait(10)
+        done.append((case, read, threading.current_thread() is threading.main_thread()))
+
+    failures.finish = finish
+    failures.end("p1", "files", {})
+    assert (done, failures.unfinished()) == ([], 1)
+    going.set()
+    failures.end("p2", None, {})  # p1 is finished before p2 is handed over
+    assert done[0] == ("p1", "files", False)
+    failures.wait()
+    assert ([case for case, *_ in done], failures.unfinished()) == (["p1", "p2"], 0)
+
+
+def test_an_error_in_finishing_fails_the_case_and_a_full_disk_ends_the_run(tmp_path):
+    failures = CaseFailures(tmp_path)
+
+    def finish(case, read):
+        raise WriteError("x: full.") if case == "p2" else InputError("no picture.")
+
+    failures.finish = finish
+    failures.end("p1", None, {})
+    failures.wait()
+    assert failures.reasons == {"p1": "no picture."}
+    failures.end("p2", None, {})
+    with pytest.raises(WriteError):
+        failures.end("p3", None, {})
+    with pytest.raises(WriteError):
+        failures.wait()

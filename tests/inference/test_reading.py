@@ -212,7 +212,7 @@ def test_a_case_whose_picture_fails_is_named_and_the_others_are_done(run, monkey
     monkeypatch.setattr(results, "preview", draw)
     monkeypatch.setattr(results, "surface_view", draw)
     monkeypatch.setattr(results, "save_figure", lambda figure, path: path.write_text(figure))
-    said = run("command", pictures=True)
+    said = run("command", pictures=True, surface=True)
     assert said == f"1 of 3 cases failed, and the others are done: {NAMES[0]} (no picture can be drawn.)"
     assert {path.name for path in (tmp_path / "out").rglob("*.png")} == {
         f"{name}{end}.png" for name in NAMES[1:] for end in ("", "_3d")

@@ -28,8 +28,9 @@ from scripts.patients import results as patient_results
 from scripts.patients import segmentation
 from scripts.patients.items import find_items, given_case, refuse_other_images, with_absolute_paths
 from scripts.patients.options import Options
-from scripts.patients.results import note_of
+from scripts.patients.results import closing_words, note_of
 from scripts.patients.segmentation import configuration_of, segment, weights_to_use
+from scripts.scores.volume_table import read_table
 from scripts.utils.errors import InputError
 from scripts.utils.files import BUNDLE_ROOT
 from scripts.utils.literals import shown
@@ -98,10 +99,10 @@ def test_numbers_are_those_of_the_label_map_and_of_the_files(segmented, patients
         assert json.loads((out / case / f"{case}.json").read_text()) == result
         labels = voxels(out / case / f"{case}.nii.gz")
         counts = {"ET": labels == 4, "TC": np.isin(labels, (1, 4)), "WT": labels > 0}
-        assert result["volumes_ml"] == {name: pytest.approx(mask.sum() / 1000) for name, mask in counts.items()}
-        assert sum(lesion["volume_ml"]["WT"] for lesion in result["lesions"]) == pytest.approx(
-            counts["WT"].sum() / 1000
-        )
+        volumes = {name: int(mask.sum()) / 1000 for name, mask in counts.items()}
+        assert result["volumes_ml"] == {name: round(ml, 1 if ml >= 1 else 3) for name, ml in volumes.items()}
+        lesions = [lesion["volume_ml"]["WT"] for lesion in result["lesions"]]
+        assert sum(lesions) == pytest.approx(volumes["WT"], abs=0.05 * len(lesions))
         for entry in result["inputs"]:
             file = patients / case / f"{case}_{entry['sequence']}.nii.gz"
             assert Path(entry["file"]) == file
@@ -130,6 +131,55 @@ def test_files_of_any_name_give_the_same_label_map(segmented, patients, options,
     arguments += ["--name", "ann", "--model", str(options.model), "--device", "cpu", "--no-pictures"]
     assert command.main([*arguments, "-o", str(tmp_path / "out")]) == 0
     assert np.array_equal(voxels(tmp_path / "out" / "ann" / "ann.nii.gz"), voxels(out / case / f"{case}.nii.gz"))
+
+
+def test_the_words_of_names_tell_the_sequences(segmented, patients, options, tmp_path, capsys, caplog):
+    out, results = segmented
+    case, folder = results[0]["case"], tmp_path / "bob"
+    folder.mkdir()
+    names = {"t1": "AX T1 pre", "t1ce": "T1_MPRAGE_post_GAD", "t2": "AX T2 TSE", "flair": "pat7_FLAIR"}
+    files = [shutil.copy(file, folder / f"{names[name]}.nii.gz") for name, file in images(patients / case).items()]
+    chosen = ["--model", str(options.model), "--device", "cpu", "--no-pictures"]
+    assert command.main([*map(str, files), "--quiet", *chosen, "-o", str(tmp_path / "a")]) == 0
+    assert capsys.readouterr().out == ""
+    assert command.main(["-i", str(folder), "--name", "eve", "--report", *chosen, "-o", str(tmp_path / "b")]) == 0
+    for name, place in (("bob", tmp_path / "a"), ("eve", tmp_path / "b")):
+        label_map = place / name / f"{name}.nii.gz"
+        assert np.array_equal(voxels(label_map), voxels(out / case / f"{case}.nii.gz"))
+        inputs = json.loads(label_map.with_name(f"{name}.json").read_text())["inputs"]
+        assert {one["sequence"]: one["file"] for one in inputs} == {s: f"{folder}/{n}.nii.gz" for s, n in names.items()}
+        assert [row["case"] for row in read_table(place)] == [name]
+    first, report = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{label_map}: ET ") and report == f"{tmp_path}/b/report.html"
+    assert "T1 contrast-enhanced: T1_MPRAGE_post_GAD.nii.gz; FLAIR: pat7_FLAIR.nii.gz; left out: none" in caplog.text
+    assert f"Look first at {label_map}, then at {tmp_path}/b/volumes.csv." in caplog.text
+
+
+def test_each_case_is_told_and_in_the_table_when_it_is_done(patients, options, segmented, tmp_path):
+    """Not at the end of the run."""
+    told = []
+
+    def done(result):
+        told.append(([row["case"] for row in read_table(tmp_path)], result))
+
+    assert segment([patients], tmp_path, options=options, done=done) == [result for _, result in told]
+    cases = sorted(path.name for path in patients.iterdir())
+    assert [rows for rows, _ in told] == [cases[:1], cases]
+    assert {row["volume_WT_ml"] for row in read_table(tmp_path)} == {
+        str(result["volumes_ml"]["WT"]) for result in segmented[1]
+    }
+
+
+def test_the_last_words_name_the_case_that_needs_a_look(tmp_path):
+    def result(case, dice=None, warnings=()):
+        expected = None if dice is None else {"WT": {"dice": dice}}
+        label_map = str(tmp_path / case / f"{case}.nii.gz")
+        return {"case": case, "label_map": label_map, "warnings": warnings, "expected_dice": expected}
+
+    sure, poor, odd = result("a", 0.9), result("b", 0.4), result("c", 0.8, [{"kind": "odd name", "text": ""}])
+    assert closing_words([sure, poor]).startswith(f"Look first at {tmp_path}/b/b.nii.gz (expected Dice of WT 0.40), ")
+    assert closing_words([sure, poor, odd]).startswith(f"Look first at {tmp_path}/c/c.nii.gz (WARNING: odd name), ")
+    assert closing_words([result("d")]).startswith(f"Look first at {tmp_path}/d/d.nii.gz, then at {tmp_path}/volumes")
 
 
 def test_the_options_reach_the_configuration(training, monkeypatch):
@@ -219,7 +269,7 @@ def test_wrong_input_is_one_line_and_nothing_is_written(change, words, patients,
     [
         ([], "no CASE"),
         (["--t1", "a.nii", "case"], "--t1: names a series of one DICOM study, and CASE holds 0"),
-        (["case", "--name", "ann"], "--name: a CASE has its own name"),
+        (["case", "--name", "a/b"], "case: no such folder"),
         (["case", "--fast", "--tta"], "--fast and --tta contradict"),
         (["case", "--model", "absent.pt"], "absent.pt: no such file; correct --model, or leave it out"),
         (["case", "--model", ".."], "--model ..: a folder; name the file of the weights"),
@@ -355,7 +405,7 @@ def test_a_second_call_draws_the_pictures_that_are_missing(patients, options, tm
     pictures = [tmp_path / "out" / case.name / f"{case.name}{end}.png" for end in ("", "_3d")]
     assert not any(path.exists() for path in pictures)
     before = (tmp_path / "out" / case.name / f"{case.name}.nii.gz").stat().st_mtime_ns
-    (result,) = segment([case], tmp_path / "out", options=replace(options, pictures=True))
+    (result,) = segment([case], tmp_path / "out", options=replace(options, pictures=True, surface=True))
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
     assert (tmp_path / "out" / case.name / f"{case.name}.nii.gz").stat().st_mtime_ns == before
     # The numbers tell of the run that made the label map.

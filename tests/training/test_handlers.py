@@ -537,6 +537,19 @@ def test_progress_is_logged_now_and_then_with_the_time_left(caplog, monkeypatch)
     assert found == [("2", "2 min"), ("4", "60 s"), ("6", "20 s"), ("7", "0 s")]
 
 
+def test_progress_does_not_count_what_is_still_being_written(caplog, monkeypatch):
+    """Such as the pictures of a case; without them, the end would come with no time left and long silence."""
+    clock = iter(range(0, 10_000, 40))
+    monkeypatch.setattr("scripts.training.handlers.time.monotonic", lambda: next(clock))
+    engine, waiting = Engine(lambda engine, batch: None), [1, 1, 1, 0]
+    ProgressHandler("Segmenting", unit="case", unfinished=lambda: waiting.pop(0)).attach(engine)
+    with caplog.at_level(logging.INFO, "scripts.utils.progress"):
+        engine.run([0] * 3)
+    assert said(caplog) == [
+        f"Segmenting: case {done} of 3, {left} left" for done, left in ((1, "3 min"), (2, "60 s"), (3, "0 s"))
+    ]
+
+
 @pytest.mark.parametrize("scale", [None, 2.0**16])
 def test_gradients_are_clipped_to_their_norm_also_where_the_loss_is_scaled(scale):
     """Without the clipping, the weights would move by their gradient of 30 and 40."""

@@ -148,7 +148,7 @@ def test_the_command_pictures_and_the_report_take_any_name(place, name, capsys):
     assert segment_command(arguments) == 0
     out = work / "o" / name
     assert {path.name for path in (out / name).iterdir()} == {
-        f"{name}{e}" for e in (".nii.gz", ".json", ".png", "_3d.png")
+        f"{name}{e}" for e in (".nii.gz", ".json", ".png", "_itksnap.txt", "_slicer.ctbl")
     }
     assert capsys.readouterr().out.startswith(printable(str(out / name / f"{name}.nii.gz")) + ": ET ")
     assert report([str(out)]) == 0 and (out / "report.html").is_file()
