@@ -276,10 +276,7 @@ def test_wrong_input_is_one_line_and_nothing_is_written(change, words, patients,
         (["case", "--device", "banana"], "--device banana: no such device"),
         (["--t1", "a.nii", "--name", "../ann"], "--name ../ann: results are named after it"),
         (["--t1", "p_t2.nii"], "--t1 p_t2.nii: its name says t2; correct the option, or rename the file"),
-        (
-            ["--t1", "a.nii"],
-            "case: 2 faults, to be mended in this order: (1)",
-        ),  # it is absent, and the others are missing
+        (["--t1", "a.nii"], ": 2 faults, to be mended in this order: (1) "),  # it is absent, and the others are missing
         (["absent"], "absent: no such folder"),
     ],
 )
