@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from scripts.brats import ANY_NAME, IMAGE_SUFFIX, SEQUENCE_TITLES, SEQUENCES
@@ -45,33 +46,38 @@ def named_images(files: Sequence[Path]) -> tuple[dict[str, Path], list[Path]]:
     Raises:
         InputError: two files may be the same sequence, or it is not sure which T1 has contrast agent.
     """
-    stems = [found["stem"] if (found := _IMAGE.fullmatch(file.name)) else file.name for file in files]
+    stems = [_stem(file) for file in files]
     # What all names begin with, such as the words of a patient or of a visit, tells nothing.
     begin = (re.match(r".*[ _.-]", os.path.commonprefix(stems), re.DOTALL) or [""])[0]
     if (file_told(begin) or ("",))[0]:
         begin = ""
-    told = {file: file_told(stem[len(begin) :]) for file, stem in zip(files, stems, strict=True)}
-    candidates: dict[str, list[Path]] = {sequence: [] for sequence in SEQUENCES}
-    for file, said in told.items():
-        if said is not None and said[0]:
-            candidates["t1ce" if said == ("t1", True) else said[0]].append(file)
-    t1, t1ce = candidates["t1"], candidates["t1ce"]
-    if len(t1 + t1ce) == 1:
-        # Words that the other sequences have, too, may mean a visit after an operation.
-        unsure = all(agent_told(file.name.partition(".")[0]) for file in told if told[file] not in (None, ("", None)))
-        candidates["t1"], candidates["t1ce"] = (t1 + t1ce, []) if unsure else (t1, t1ce)
+    told = {file: said for file, stem in zip(files, stems, strict=True) if (said := file_told(stem[len(begin) :]))}
+    shown: dict[str, list[Path]] = {sequence: [] for sequence in SEQUENCES}
+    for file, (weighting, agent) in told.items():
+        if weighting:
+            shown["t1ce" if (weighting, agent) == ("t1", True) else weighting].append(file)
+    of_t1 = [*shown["t1"], *shown["t1ce"]]
+    if len(of_t1) == 1:
+        # Words of an agent that all sequences have may mean a visit after an operation.
+        unsure = all(agent_told(_stem(file)) for file in chain(*shown.values()))
     else:
-        unsure = not t1ce and any(told[file] == ("t1", None) for file in t1)
-    for found in candidates.values():
-        of_t1 = unsure and found is candidates["t1"]
-        if len(found) > 1 or of_t1:
-            why = "with or without contrast agent" if of_t1 else "the same sequence"
-            chosen = {name: one[0] for name, one in candidates.items() if len(one) == 1 and one is not found}
-            options = (f"--{name} {shlex.quote(str(chosen.get(name, 'FILE')))}" for name in SEQUENCES)
-            told_of = " and ".join(file.name for file in found)
-            raise InputError(f"{found[0].parent}: {told_of} may be {why}; name the files instead: {' '.join(options)}")
-    images = {sequence: found[0] for sequence, found in candidates.items() if found}
+        unsure = not shown["t1ce"] and any(told[file][1] is None for file in of_t1)
+    if unsure:
+        shown |= {"t1": of_t1, "t1ce": []}
+    for sequence, several in shown.items():
+        why = "with or without contrast agent" if unsure and sequence == "t1" else "the same sequence"
+        if len(several) > 1 or (unsure and sequence == "t1"):
+            sure = {name: str(found[0]) for name, found in shown.items() if len(found) == 1 and found is not several}
+            options = " ".join(f"--{name} {shlex.quote(sure.get(name, 'FILE'))}" for name in SEQUENCES)
+            names = " and ".join(file.name for file in several)
+            raise InputError(f"{several[0].parent}: {names} may be {why}; name the files instead: {options}")
+    images = {sequence: found[0] for sequence, found in shown.items() if found}
     return images, [file for file in files if file not in images.values()]
+
+
+def _stem(file: Path) -> str:
+    found = _IMAGE.fullmatch(file.name)
+    return found["stem"] if found else file.name
 
 
 def named_case(files: Sequence[Path]) -> Case | None:
