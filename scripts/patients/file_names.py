@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 
 from scripts.brats import ANY_NAME, IMAGE_SUFFIX, SEQUENCE_TITLES, SEQUENCES
@@ -48,7 +48,10 @@ def named_images(files: Sequence[Path]) -> tuple[dict[str, Path], list[Path]]:
     """
     stems = [_stem(file) for file in files]
     # What all names begin with, such as the words of a patient or of a visit, tells nothing.
-    begin = (re.match(r".*[ _.-]", os.path.commonprefix(stems), re.DOTALL) or [""])[0]
+    alike = "".join(
+        letters[0] for letters in takewhile(lambda letters: len(set(letters)) == 1, zip(*stems, strict=False))
+    )
+    begin = (re.match(r".*[ _.-]", alike, re.DOTALL) or [""])[0]
     if (file_told(begin) or ("",))[0]:
         begin = ""
     told = {file: said for file, stem in zip(files, stems, strict=True) if (said := file_told(stem[len(begin) :]))}
