@@ -125,7 +125,7 @@ def test_every_option_of_a_segmentation_is_one_of_the_command():
     assert segment.given_options(parsed("-o", "out")) == Options()
     switches = [field.name for field in fields(Options) if isinstance(field.default, bool)]
     assert sorted(switches) == [
-        "dicom_seg", "fast", "overwrite", "pictures", "prepare", "probabilities", "tta", "uncertainty",
+        "dicom_seg", "fast", "overwrite", "pictures", "prepare", "probabilities", "surface", "tta", "uncertainty",
     ]  # fmt: skip
     for name in switches:
         flag = "--no-pictures" if name == "pictures" else f"--{name.replace('_', '-')}"
