@@ -58,7 +58,7 @@ REPOSITORY = (
     "scripts/lab/**/*",
 )
 # What only the package of the starter weights holds.
-STARTER = ("docs/get_started.md", "docs/images/tcga*.png")
+STARTER = ("docs/get_started.md", "docs/viewers.md", "docs/images/tcga*.png")
 STARTER_CARD = ("models/starter/README.md", "docs/starter.md")
 STARTER_OVERLAY = "configs/starter.yaml"
 STARTER_WEIGHTS = "models/starter/model.pt"

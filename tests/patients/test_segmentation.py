@@ -410,10 +410,10 @@ def test_a_second_call_draws_the_pictures_that_are_missing(patients, options, tm
 
 
 def exchange(case: Path) -> None:
-    """Exchange front and back of a case's scans, which keep their times."""
+    """Exchange right and left of a case's scans, which keep their times."""
     for file in images(case).values():
         times, image = file.stat(), nib.load(file)
-        data = np.asanyarray(image.dataobj)[:, ::-1]
+        data = np.asanyarray(image.dataobj)[::-1]
         nib.save(nib.Nifti1Image(data, image.affine, image.header), file)
         os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
 
