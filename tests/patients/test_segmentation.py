@@ -425,7 +425,8 @@ def test_results_of_earlier_scans_do_not_stand_beside_new_ones(patients, options
     segment([own], out, options=options)
     folder, name = out / case.name, case.name
     (folder / f"{name}.png").write_text("a picture")
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    # The label tables are the same for every map.
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix not in (".txt", ".ctbl")}
     exchange(own)
     (result,) = segment([own], out, options=options)
     assert json.loads((folder / f"{name}.json").read_text()) == result
@@ -443,7 +444,7 @@ def test_results_of_earlier_scans_do_not_stand_beside_new_ones(patients, options
     # A label map without its numbers is not done.
     (folder / f"{name}.json").unlink()
     (again,) = segment([own], out, options=options)
-    assert {**again, "seconds_of_the_run": 0} == {**result, "seconds_of_the_run": 0}
+    assert {**again, "seconds_of_the_run": 0, "date": 0} == {**result, "seconds_of_the_run": 0, "date": 0}
 
 
 @pytest.mark.slow
