@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from scripts import command
 from scripts.utils.errors import InputError
-from scripts.utils.run_json import read_run_json
 
 EXAMPLES = ("ann picture.png --prediction out/ann/ann.nii.gz --surface picture_3d.png", "brats picture.png")
 MOST_CASES = 12  # in one picture
@@ -37,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     from scripts.data.datalist import every_item
+    from scripts.pictures.captions import NO_CAPTIONS, captions_beside
     from scripts.pictures.figure import save_figure
     from scripts.pictures.patient import read_patient
     from scripts.pictures.preview import overview, preview
@@ -52,15 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         save_figure(overview(items, args.channel_order), args.picture)
         print(args.picture)
         return 0
-    note = ""
-    if args.prediction is not None:
-        record = read_run_json(args.prediction.parent)
-        note = "weights trained on phantoms" if record.get("phantom_weights") else ""
+    captions = NO_CAPTIONS if args.prediction is None else captions_beside(args.prediction)
     patient = read_patient(items[0], args.prediction, args.channel_order)
-    save_figure(preview(patient, note), args.picture)
+    save_figure(preview(patient, captions), args.picture)
     print(args.picture)
     if args.surface is not None:
-        save_figure(surface_view(patient, note), args.surface)
+        save_figure(surface_view(patient, captions), args.surface)
         print(args.surface)
     return 0
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from scripts.brats import SEQUENCE_TITLES
 from scripts.data.cases import image_files, missing_sequences
 from scripts.data.findings import ACCEPTABLE, PREPARATION_DOUBTS, warned_of
 from scripts.data.images import read_file, voxels_of
@@ -21,6 +20,7 @@ from scripts.inference.dicom_seg import save_dicom_seg
 from scripts.inference.label_tables import save_label_tables
 from scripts.inference.writers import map_files, record_file
 from scripts.patients.options import PREPARED_GRID, Options
+from scripts.pictures.captions import captions_of
 from scripts.pictures.figure import save_figure
 from scripts.pictures.patient import read_patient
 from scripts.pictures.preview import preview
@@ -33,16 +33,13 @@ from scripts.scores.volumetry import measure, rounded
 from scripts.utils.errors import printable
 from scripts.utils.files import read_json
 from scripts.utils.run_json import read_run_json
-from scripts.weights.record import Record, only_phantoms
+from scripts.weights.record import Record
 from scripts.workflow.case_records import ENDINGS
 
 # The method; CITATION.cff has the bundle, too.
 CITATION = "Zhao et al., IEEE Trans Med Imaging 2022, doi:10.1109/TMI.2022.3197180, and CITATION.cff."
 
 Reader = Callable[[str], nib.Nifti1Image]
-
-# A title of a picture has little room.
-SEQUENCE_NAMES = {**SEQUENCE_TITLES, "t1ce": "T1ce"}
 
 
 @dataclass
@@ -104,9 +101,9 @@ class Results:
         draw = {file: draw for file, (is_wanted, draw) in wanted.items() if is_wanted and not file.is_file()}
         if draw:
             patient = read_patient(item, label_map, read=read)
-            note = note_of(self.record, result["missing_sequences"], self.options.fast, result["warnings"])
+            captions = captions_of(result, read_run_json(self.folder), case)
             for file, figure in draw.items():
-                save_figure(figure(patient, note), file)
+                save_figure(figure(patient, captions), file)
         if slices in draw and (record := item.get(RECORD_KEY)):
             labels = read(str(label_map))
             drawn = Volume(np.asanyarray(labels.dataobj), labels.affine)
@@ -186,21 +183,3 @@ def describe(item: Mapping[str, Any], label_map: Path, et_label: int, read: Read
         "lesions": measures["lesions"],
         "missing_sequences": missing_sequences(item["image"]),
     }
-
-
-def note_of(record: Record, lacking: Sequence[str], fast: bool, warnings: Sequence[Mapping[str, str]] = ()) -> str:
-    """What the pictures say of a case: the weights, sequences that it lacks, whether it was fast, and warnings.
-
-    Example:
-        >>> note_of({"trained_on": {"patients": 16, "phantoms": 0}}, ["t1ce", "flair"], fast=True)
-        'for research only; without T1ce and FLAIR; fast'
-    """
-    notes = ["for research only"]
-    if only_phantoms(record):
-        notes.append("weights trained on phantoms")
-    if lacking:
-        notes.append(f"without {' and '.join(SEQUENCE_NAMES[sequence] for sequence in lacking)}")
-    if fast:
-        notes.append("fast")
-    notes += warned_of(warnings)
-    return "; ".join(notes)

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
@@ -14,6 +14,9 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.text import Text
+from scripts.brats import SEQUENCE_TITLES, SEQUENCES
+from scripts.pictures.captions import FOR_RESEARCH, Captions
 from scripts.pictures.parts import REGION_PARTS, SUB_REGIONS
 from scripts.pictures.patient import Patient
 from scripts.pictures.planes import Volume
@@ -26,6 +29,8 @@ matplotlib.use("Agg")
 DPI = 110
 TITLE_SHARE = 0.97  # of a picture's width that a title may take
 NO_TUMOR = "no tumor found"
+# A title has little room.
+SEQUENCE_NAMES = {**SEQUENCE_TITLES, "t1ce": "T1ce"}
 PHANTOM = "synthetic phantom, not a patient"
 Extent = tuple[float, float, float, float]  # left, right, bottom and top of a slice in mm
 
@@ -45,16 +50,16 @@ def draw_colors(ax: Axes, plane: Volume, extent: Extent) -> None:
     ax.imshow(plane, cmap=overlay, vmin=0, vmax=3, alpha=0.5, extent=extent, interpolation="nearest")
 
 
-def draw_outline(ax: Axes, plane: Volume, regions: Sequence[str], extent: Extent) -> None:
-    """Draw the borders of regions in a plane of the reference."""
+def draw_outlines(ax: Axes, plane: Volume, colors: Mapping[str, str], extent: Extent) -> None:
+    """Draw the borders of regions in a plane of a label map, each in its color."""
     _, across, down, _ = extent
     # Borders of a region that reaches the edge of the slice are closed.
     rows, columns = (np.arange(-0.5, size + 1) for size in plane.shape)
-    for region in regions:
+    for region, color in colors.items():
         mask = np.pad(np.isin(plane, REGION_PARTS[region]), 1)
         if mask.any():
             x, y = columns * across / plane.shape[1], rows * down / plane.shape[0]
-            ax.contour(x, y, mask, levels=[0.5], colors="white", linewidths=0.7)
+            ax.contour(x, y, mask, levels=[0.5], colors=color, linewidths=0.9)
 
 
 def legend_texts(labels: Volume, affine: Volume) -> tuple[list[str], str]:
@@ -73,33 +78,49 @@ def legend_texts(labels: Volume, affine: Volume) -> tuple[list[str], str]:
     return parts, ", ".join(f"{name} {volume:.1f} ml" for name, volume in regions.items())
 
 
-def draw_legend(figure: Figure, patient: Patient, outlined: bool) -> None:
+def draw_legend(figure: Figure, patient: Patient, outlined: bool, source: str) -> None:
+    """Colors, volumes and lesions, and below them where the result comes from."""
+    inch = 1 / figure.get_figheight()
+    look = {"color": "white", "fontsize": 9, "ha": "center"}
+    told = f"{source}; {FOR_RESEARCH}" if source else FOR_RESEARCH
+    _fit(figure, figure.text(0.5, 0.1 * inch, printable(told), parse_math=False, **look))
     if patient.shown is None:
         return
     parts, regions = legend_texts(patient.shown, patient.affine)
     handles: list[Patch | Line2D] = [
         Patch(color=region.color, label=text) for region, text in zip(SUB_REGIONS, parts, strict=True)
     ]
-    lines = [f"{'reference' if patient.prediction is None else 'prediction'}: {regions}"]
+    count = int(patient.lesions.max()) if patient.shown.any() else 0
+    lesions = f"{count} lesion{'s' * (count != 1)}"
+    lines = [f"{'reference' if patient.prediction is None else 'prediction'}: {regions}, {lesions}"]
     if outlined and patient.reference is not None:
         handles.append(Line2D([], [], color="white", linewidth=1, label="outline of the reference"))
         lines.append(f"reference: {legend_texts(patient.reference, patient.affine)[1]}")
-    inch = 1 / figure.get_figheight()
     below = {"loc": "lower center", "frameon": False, "labelcolor": "white", "fontsize": 9}
-    figure.legend(handles=handles, ncols=len(handles), bbox_to_anchor=(0.5, 0.24 * inch), **below)
-    figure.text(0.5, 0.1 * inch, "     ".join(lines), color="white", fontsize=9, ha="center")
+    figure.legend(handles=handles, ncols=len(handles), bbox_to_anchor=(0.5, 0.44 * inch), **below)
+    _fit(figure, figure.text(0.5, 0.3 * inch, "     ".join(lines), **look))
 
 
-def draw_title(figure: Figure, patient: Patient, note: str) -> None:
-    none_found = patient.prediction is not None and not patient.prediction.any()
-    notes = [text for text in (PHANTOM if patient.phantom else "", note, NO_TUMOR if none_found else "") if text]
+def draw_title(figure: Figure, patient: Patient, captions: Captions) -> None:
+    """The case's name with notes, and below it what to expect of the result."""
+    notes = [PHANTOM] if patient.phantom else []
+    if lacking := [SEQUENCE_NAMES[name] for name in SEQUENCES if name not in patient.images]:
+        notes.append(f"without {' and '.join(lacking)}")
+    notes += captions.notes
+    if patient.prediction is not None and not patient.prediction.any():
+        notes.append(NO_TUMOR)
     title = printable(patient.name) + (" - " + "; ".join(notes) if notes else "")
-    look = {"color": "white", "fontsize": 11, "va": "top", "parse_math": False}
-    text = figure.suptitle(title, y=1 - 0.12 / figure.get_figheight(), **look)
-    # A long name with many notes becomes smaller rather than cut.
+    inch = 1 / figure.get_figheight()
+    look = {"color": "white", "va": "top", "parse_math": False}
+    _fit(figure, figure.suptitle(title, y=1 - 0.12 * inch, fontsize=11, **look))
+    _fit(figure, figure.text(0.5, 1 - 0.34 * inch, captions.expected, fontsize=10, ha="center", **look))
+
+
+def _fit(figure: Figure, text: Text) -> None:
+    # A long text becomes smaller rather than cut.
     share = text.get_window_extent().width / figure.bbox.width
     if share > TITLE_SHARE:
-        text.set_fontsize(11 * TITLE_SHARE / share)
+        text.set_fontsize(text.get_fontsize() * TITLE_SHARE / share)
 
 
 def scale(width: float) -> tuple[int, str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from scripts.data.cases import NO_FILE, image_files
 from scripts.data.images import check_dimensions, in_lps, is_phantom, read_file, voxels_of
 from scripts.data.inspection import check_channel_order
 from scripts.data.placement import check_grid
-from scripts.pictures.parts import parts_of
-from scripts.pictures.planes import Volume
-from scripts.scores.volumetry import connected_lesions
+from scripts.pictures.parts import REGION_PARTS, parts_of
+from scripts.pictures.planes import Volume, areas, slices_through
+from scripts.scores.volumetry import connected_lesions, voxel_volume
+
+LEAST_LESION_MM3 = 100.0  # of a further lesion that gets a slice of its own
+MOST_FURTHER = 2
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,14 @@ class Patient:
     reference: Volume | None = None
     prediction: Volume | None = None
     phantom: bool = False
+    flipped: tuple[bool, bool, bool] = (False, False, False)  # whether the file counts slices the other way, by axis
 
     @property
     def shown(self) -> Volume | None:
         """The label map to be shown in color: the prediction, or else the reference."""
         return self.reference if self.prediction is None else self.prediction
 
-    @property
+    @cached_property
     def brain(self) -> Volume:
         """Mask of the brain, bool of shape (x, y, z)."""
         found: Volume = np.any([image != 0 for image in self.images.values()], axis=0)
@@ -57,14 +62,52 @@ class Patient:
                 found = found | (labels > 0)
         return found
 
+    @cached_property
+    def lesions(self) -> Volume:
+        """Numbers of the lesions, from 1 for the largest one, (x, y, z): of what is shown, or else of the reference."""
+        found = next((labels for labels in (self.shown, self.reference) if labels is not None and labels.any()), None)
+        return np.zeros(self.brain.shape, np.int32) if found is None else connected_lesions(found > 0)
+
     @property
     def lesion(self) -> Volume:
-        """Mask of what the slices go through, bool of shape (x, y, z): the largest lesion, or without any the brain."""
-        for labels in (self.shown, self.reference):
-            if labels is not None and labels.any():
-                largest: Volume = connected_lesions(labels > 0) == 1
-                return largest
-        return self.brain
+        """Mask of the largest lesion, or without any of the brain, bool of shape (x, y, z)."""
+        return self.lesions == 1 if self.lesions.any() else self.brain
+
+    @cached_property
+    def slices(self) -> list[int]:
+        """For each axis, the index of the slice that shows the regions of the largest lesion best."""
+        parts = self.shown if self.shown is not None and self.shown.any() else self.reference
+        regions = [] if parts is None else [np.isin(parts, own) & self.lesion for own in REGION_PARTS.values()]
+        return slices_through([region for region in regions if region.any()] or [self.lesion])
+
+    @cached_property
+    def further_slices(self) -> list[int]:
+        """Axial slices, at most ``MOST_FURTHER``, through further lesions and regions that ``slices`` do not show."""
+        if self.shown is None:
+            return []
+        least = LEAST_LESION_MM3 / voxel_volume(self.affine)
+        # Half of a lesion's largest area shows it. Of a region, any voxel does.
+        lesions = [(self.lesions == number, 0.5) for number in range(2, 2 + MOST_FURTHER)]
+        wanted = [(mask, share) for mask, share in lesions if mask.sum() >= least]
+        wanted += [(np.isin(self.shown, REGION_PARTS[region]), 0.0) for region in ("ET", "TC")]
+        found: list[int] = []
+        for mask, share in wanted:
+            sizes = areas(mask, 2)
+            if sizes.any() and not any(sizes[z] > share * sizes.max() for z in (self.slices[2], *found)):
+                found.append(int(sizes.argmax()))
+        return found[:MOST_FURTHER]
+
+    def place(self, axis: int, index: int) -> tuple[str, str]:
+        """Where a slice is: its number in the file, from 1, and its position in mm, such as "S 34.5 mm".
+
+        Slices of an oblique grid have no single position; that of the place where ``slices`` cross counts.
+        """
+        size = self.brain.shape[axis]
+        crossing = np.array([*self.slices, 1.0])
+        crossing[axis] = index
+        position = float((self.affine @ crossing)[axis])
+        number = size - index if self.flipped[axis] else index + 1
+        return f"{number} of {size}", f"{('RL', 'AP', 'SI')[axis][int(position < 0)]} {abs(position):.1f} mm"
 
     @property
     def spacing(self) -> Volume:
@@ -112,4 +155,8 @@ def read_patient(
     # Only the release's own value is ET. In BraTS 2024 ET is 3, and 4 is the resection cavity.
     reference = labels(item["label"], [item["et_label"]], item["edema_label"]) if "label" in item else None
     predicted = None if prediction is None else labels(prediction, ET_LABELS)
-    return Patient(str(item["case"]), images, in_lps(first).affine, reference, predicted, is_phantom(first))
+    turned = nib.orientations.io_orientation(in_lps(first).affine), nib.orientations.io_orientation(first.affine)
+    flips = nib.orientations.ornt_transform(*turned)
+    flipped = tuple(bool(flip < 0) for _, flip in flips)
+    affine = in_lps(first).affine
+    return Patient(str(item["case"]), images, affine, reference, predicted, is_phantom(first), flipped)

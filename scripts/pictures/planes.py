@@ -26,16 +26,34 @@ def affine_of_box(affine: npt.NDArray[np.float64], box: Sequence[slice]) -> npt.
     return moved
 
 
-def slices_through(mask: Volume) -> list[int]:
-    """For each axis, the index of the slice with the largest area of a mask.
+def areas(mask: Volume, axis: int) -> Volume:
+    """The number of voxels of a mask in each slice along an axis."""
+    found: Volume = mask.sum(axis=tuple(a for a in range(3) if a != axis))
+    return found
+
+
+def slices_through(masks: Sequence[Volume]) -> list[int]:
+    """For each axis, the index of the slice that shows most of several masks, of which one is not empty.
+
+    It shows as many of them as one slice can, and of these slices it is the one with the largest areas, each compared
+    with the largest area of its mask.
 
     Example:
         >>> mask = np.zeros((4, 5, 6), bool)
         >>> mask[1:3, 2, 3] = mask[1, 2, 4] = True
-        >>> slices_through(mask)
+        >>> slices_through([mask])
         [1, 2, 3]
+        >>> part = np.zeros_like(mask)
+        >>> part[2, 2, 3] = True
+        >>> slices_through([mask, part])
+        [2, 2, 3]
     """
-    return [int(np.argmax(mask.sum(axis=tuple(a for a in range(3) if a != axis)))) for axis in range(3)]
+    found = []
+    for axis in range(3):
+        sizes = np.array([areas(mask, axis) for mask in masks if mask.any()])
+        shares = sizes / sizes.max(axis=1, keepdims=True)
+        found.append(int(np.argmax((sizes > 0).sum(axis=0) * (len(sizes) + 1) + shares.sum(axis=0))))
+    return found
 
 
 def plane_of(volume: Volume, axis: int, position: int) -> Volume:

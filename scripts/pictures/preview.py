@@ -8,82 +8,111 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from scripts.brats import CHANNEL_ORDER, SEQUENCE_TITLES, SEQUENCES
-from scripts.pictures.figure import draw_colors, draw_gray, draw_legend, draw_outline, draw_title, scale_bar
+from scripts.brats import CHANNEL_ORDER, CORE, EDEMA, ENHANCING, SEQUENCE_TITLES, SEQUENCES
+from scripts.pictures.captions import FOR_RESEARCH, NO_CAPTIONS, Captions
+from scripts.pictures.figure import draw_colors, draw_gray, draw_legend, draw_outlines, draw_title, scale_bar
 from scripts.pictures.parts import SUB_REGIONS
 from scripts.pictures.patient import Patient, read_patient
-from scripts.pictures.planes import box_of, gray_window, plane_of, slices_through
+from scripts.pictures.planes import Volume, box_of, gray_window, plane_of
 from scripts.utils.errors import printable
 
 # The letters are at the left and at the right of a slice.
 PLANES = (("axial", 2, ("R", "L")), ("coronal", 1, ("R", "L")), ("sagittal", 0, ("A", "P")))
+# Each region has the color of the part that it adds.
+OUTLINES = {"WT": EDEMA.color, "TC": CORE.color, "ET": ENHANCING.color}
 # Contrast agent brightens the enhancing tumor, and the core stands out dark inside it. FLAIR shows edema best: it is
-# bright, and fluid is dark. A sequence that is missing gives its place to the next best one. The regions are those that
-# the sequence shows, and whose borders in the reference are drawn over it.
-SHOWN: tuple[tuple[Sequence[str], Sequence[str]], ...] = ((("t1ce", "t1"), ("ET", "TC")), (("flair", "t2"), ("WT",)))
+# bright, and fluid is dark. A sequence that is missing gives its place to the next best one.
+OUTLINED, FILLED = ("t1ce", "t1", "flair", "t2"), ("flair", "t2", "t1ce", "t1")
+COLUMNS = ("t1", "t1ce", "t2", "flair")
 
 
-def preview(patient: Patient, note: str = "") -> Figure:
-    """Slices through the largest lesion of a patient. Their coordinates are mm.
+def preview(patient: Patient, captions: Captions = NO_CAPTIONS) -> Figure:
+    """Slices through the largest lesion of a patient, and through further ones. Their coordinates are mm.
 
-    The columns are the sequence that shows the enhancing tumor and the core best, and the one that shows edema best,
-    each without and with colors. The colors are those of the prediction. If there is a reference as well, its ET and
-    TC are outlined on the first sequence, and its WT on the second. Without a prediction the colors are those of the
-    reference. The ``note``, such as the origin of the weights, is added to the title.
+    The columns are all sequences, the outlines of the regions over the sequence that shows the core best, and the parts
+    in colors over the one that shows edema best, with lines where the other planes cut. Outlines and colors are those
+    of the prediction, and then the outlines of the reference, if there is one, are white lines over the colors. Without
+    a prediction they are those of the reference.
     """
     cut = box_of(patient.drawn)
-    center = [c - s.start for c, s in zip(slices_through(patient.lesion), cut, strict=True)]
+    start = [s.start for s in cut]
     size = np.array([s.stop - s.start for s in cut]) * patient.spacing  # of what is drawn, in mm
     colors = patient.shown
-    columns: list[tuple[str, Sequence[str], bool]] = []
-    for sequences, regions in SHOWN:
-        # At least one sequence is there.
-        sequence = next(s for s in (*sequences, *SEQUENCES) if s in patient.images)
-        columns += [(sequence, regions, False)] + [(sequence, regions, True)] * (colors is not None)
     brain = patient.brain
-    windows = {sequence: gray_window(patient.images[sequence], brain) for sequence, _, _ in columns}
-    outline = patient.reference if patient.prediction is not None else None
+    windows = {name: gray_window(image, brain) for name, image in patient.images.items()}
+    columns = [(name, "") for name in COLUMNS if name in patient.images]
+    if colors is not None:
+        # At least one sequence is there.
+        of_outlines, of_fills = (next(s for s in order if s in patient.images) for order in (OUTLINED, FILLED))
+        columns += [(of_outlines, "outlines"), (of_fills, "colors")]
+    rows = [(plane, axis, patient.slices[axis], letters) for plane, axis, letters in PLANES]
+    rows += [("axial", 2, index, PLANES[0][2]) for index in patient.further_slices]
 
     # All slices have one scale. Each column is wide enough for the widest slice, its letters, and a gap to the next
     # column's letters.
     widest = max(size[0], size[1])
     wide, inches = 1.2 * widest, 2.45 / widest
-    heights = [size[1], size[2], size[2]]
-    top, bottom, left = 0.62, 0.5, 0.28
+    heights = [size[2 if axis < 2 else 1] for _, axis, _, _ in rows]
+    top, bottom, left = 0.84, 0.72, 0.95
     width, height = left + 2.95 * len(columns), top + bottom + inches * sum(heights) + 0.16
-    figure = Figure(figsize=(max(width, 8.0), height), facecolor="black")
-    axes = figure.subplots(len(PLANES), len(columns), squeeze=False, height_ratios=heights)
+    figure = Figure(figsize=(width, height), facecolor="black")
+    axes = figure.subplots(len(rows), len(columns), squeeze=False, height_ratios=heights)
     figure.subplots_adjust(left / width, bottom / height, 1, 1 - top / height, wspace=0.02, hspace=0.02)
-    for row, (plane, axis, (first, last)) in enumerate(PLANES):
+    for (plane, axis, index, (first, last)), row in zip(rows, axes, strict=True):
         across, down = (size[a] for a in range(3) if a != axis)
         extent = (0.0, float(across), float(down), 0.0)
-        for column, (sequence, regions, colored) in enumerate(columns):
-            ax = axes[row][column]
-            gray = plane_of(patient.images[sequence][cut], axis, center[axis])
-            draw_gray(ax, gray, windows[sequence], extent)
-            if colored and colors is not None:
-                draw_colors(ax, plane_of(colors[cut], axis, center[axis]), extent)
-            if colored and outline is not None:
-                draw_outline(ax, plane_of(outline[cut], axis, center[axis]), regions, extent)
+        for (sequence, kind), ax in zip(columns, row, strict=True):
+            at = index - start[axis]
+            draw_gray(ax, plane_of(patient.images[sequence][cut], axis, at), windows[sequence], extent)
+            if kind == "outlines":
+                draw_outlines(ax, plane_of(colors[cut], axis, at), OUTLINES, extent)
+            if kind == "colors":
+                draw_colors(ax, plane_of(colors[cut], axis, at), extent)
+                if patient.prediction is not None and patient.reference is not None:
+                    white = dict.fromkeys(OUTLINES, "white")
+                    draw_outlines(ax, plane_of(patient.reference[cut], axis, at), white, extent)
+                _draw_cuts(ax, patient, axis, start, size)
             # Outlines may have moved the limits.
             ax.set_xlim((across - wide) / 2, (across + wide) / 2)
             ax.set_ylim(down, 0)
             for x, letter, side in ((-0.01 * wide, first, "right"), (across + 0.01 * wide, last, "left")):
-                ax.text(x, down / 2, letter, color="white", fontsize=9, ha=side, va="center")
-            if row == 0:
-                ax.set_title(SEQUENCE_TITLES[sequence], color="white", fontsize=10, pad=3)
-        axes[row][0].set_ylabel(plane, color="white", fontsize=10)
-    scale_bar(axes[-1][0], float(size[1]), float(size[2]))
-    draw_legend(figure, patient, outline is not None)
-    draw_title(figure, patient, note)
+                ax.text(x, down / 2, letter, color="white", fontsize=12, ha=side, va="center")
+            if ax in axes[0]:
+                title = SEQUENCE_TITLES[sequence] + (f", {kind}" if kind else "")
+                ax.set_title(title, color="white", fontsize=11, pad=3)
+        told = "\n".join((plane, *patient.place(axis, index)))
+        row[0].annotate(
+            told, (0, 0.5), (-0.05, 0.5), xycoords="axes fraction", color="white", fontsize=10, ha="right", va="center"
+        )
+    scale_bar(axes[2][0], float(size[1]), float(size[2]))
+    draw_legend(figure, patient, patient.prediction is not None, captions.source)
+    draw_title(figure, patient, captions)
     return figure
+
+
+def _draw_cuts(ax: Axes, patient: Patient, axis: int, start: Sequence[int], size: Volume) -> None:
+    """Draw thin lines where the other planes cut this one."""
+    look = {"color": "white", "linewidth": 0.5, "linestyle": (0, (6, 6)), "alpha": 0.7}
+    for other in range(3):
+        if other == axis:
+            continue
+        for index in [patient.slices[other], *(patient.further_slices if other == 2 else [])]:
+            place = (index - start[other] + 0.5) * patient.spacing[other]
+            # Rows of coronal and sagittal slices run down, and the axis up.
+            if other == 2:
+                ax.axhline(size[2] - place, **look)
+            elif other == 1 and axis == 2:
+                ax.axhline(place, **look)
+            else:
+                ax.axvline(place, **look)
 
 
 def overview(items: Sequence[Mapping[str, Any]], channel_order: Sequence[str] = CHANNEL_ORDER) -> Figure:
     """The axial slice with most tumor of each case, one row for each. Errors are those of ``read_patient``."""
-    figure = Figure(figsize=(1.6 * 5, 1.9 * len(items) + 0.7), facecolor="black")
+    figure = Figure(figsize=(1.6 * 5, 1.9 * len(items) + 0.85), facecolor="black")
     axes = figure.subplots(len(items), 5, squeeze=False)
     labeled = False
     for row, item in enumerate(items):
@@ -91,7 +120,7 @@ def overview(items: Sequence[Mapping[str, Any]], channel_order: Sequence[str] = 
         patient = read_patient(item, channel_order=channel_order)
         brain, labels = patient.brain, patient.reference
         cut = box_of(patient.drawn)
-        middle = slices_through(labels > 0 if labels is not None and labels.any() else brain)[2] - cut[2].start
+        middle = patient.slices[2] - cut[2].start
         across, down, _ = (float((s.stop - s.start) * mm) for s, mm in zip(cut, patient.spacing, strict=True))
         extent = (0.0, across, down, 0.0)
         last = next(s for s in ("flair", *SEQUENCES) if s in patient.images)
@@ -112,8 +141,17 @@ def overview(items: Sequence[Mapping[str, Any]], channel_order: Sequence[str] = 
         label = printable(patient.name[-16:]) + ("\nsynthetic phantom" if patient.phantom else "")
         axes[row][0].set_ylabel(label, color="white", fontsize=7, parse_math=False)
     height = figure.get_figheight()
-    figure.subplots_adjust(0.035, 0.35 / height, 0.995, 1 - 0.3 / height, wspace=0.02, hspace=0.02)
+    figure.subplots_adjust(0.035, 0.5 / height, 0.995, 1 - 0.3 / height, wspace=0.02, hspace=0.02)
+    figure.text(0.5, 0.08 / height, FOR_RESEARCH, color="white", fontsize=9, ha="center")
     if labeled:
         handles = [Patch(color=region.color, label=region.name) for region in SUB_REGIONS]
-        figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False, labelcolor="white", fontsize=10)
+        figure.legend(
+            handles=handles,
+            loc="lower center",
+            ncols=3,
+            frameon=False,
+            labelcolor="white",
+            fontsize=10,
+            bbox_to_anchor=(0.5, 0.2 / height),
+        )
     return figure

@@ -14,6 +14,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from scipy import ndimage
+from scripts.pictures.captions import NO_CAPTIONS, Captions
 from scripts.pictures.figure import DPI, draw_legend, draw_title, scale
 from scripts.pictures.parts import CORE_PART, EDEMA_PART, ENHANCING_PART, SUB_REGIONS
 from scripts.pictures.patient import Patient
@@ -34,7 +35,7 @@ def _views(patient: Patient, middle: Volume) -> dict[str, Volume]:
     return {
         f"front {name}": camera_axes((0.65 * side, 0.7, 0.3)),
         name: camera_axes((side, 0.0, 0.0)),
-        "above": camera_axes((0.0, 0.0, 1.0), up=(0.0, 1.0, 0.0)),
+        "above": camera_axes((0.0, 0.0, 1.0), up=(0.0, 1.0, 0.0)),  # and mirrored, so that it is like axial slices
     }
 
 
@@ -78,13 +79,12 @@ def _surfaces(patient: Patient) -> list[Surface]:
     return surfaces
 
 
-def surface_view(patient: Patient, note: str = "") -> Figure:
+def surface_view(patient: Patient, captions: Captions = NO_CAPTIONS) -> Figure:
     """The brain and the sub-regions of a patient from three sides, which are one image.
 
     The brain and edema are translucent. Letters say where the patient's right and left, front and back, top and bottom
     are. The colors are those of the prediction, or without one those of the reference. Surfaces are smoothed, so a
-    layer of less than one millimeter may not be seen. The ``note``, such as the origin of the weights, is added to the
-    title.
+    layer of less than one millimeter may not be seen.
     """
     places = np.argwhere(patient.drawn[::4, ::4, ::4]) * 4 @ patient.affine[:3, :3].T + patient.affine[:3, 3]
     middle = (places.min(axis=0) + places.max(axis=0)) / 2
@@ -104,8 +104,9 @@ def surface_view(patient: Patient, note: str = "") -> Figure:
             pictures = list(drawn)
     finally:
         torch.set_num_threads(threads)
+    pictures[2] = pictures[2][:, ::-1]
     rows, columns, _ = pictures[0].shape
-    top, bottom = 66, 56  # room for the title and the legend
+    top, bottom = 90, 80  # room for the title and the legend
     width, height = columns * len(views), rows + top + bottom
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="black")
     figure.figimage(np.concatenate(pictures, axis=1), 0, bottom, origin="upper")
@@ -116,15 +117,18 @@ def surface_view(patient: Patient, note: str = "") -> Figure:
     for number, (name, camera) in enumerate(views.items()):
         left, (right, up, _) = number * columns, camera
         middle_x, beside = left + columns / 2, reaches[number][0] * pixels + 4
-        write(middle_x, -12, f"from {'' if name == 'above' else 'the '}{name}", fontsize=10, ha="center")
-        write(middle_x - beside, rows / 2, direction_letters(-right), ha="right", va="center")
-        write(middle_x + beside, rows / 2, direction_letters(right), ha="left", va="center")
+        if name == "above":
+            right = -right
+        title = "from above, mirrored: left and right as in slices" if name == "above" else f"from the {name}"
+        write(middle_x, -12, title, fontsize=10, ha="center")
+        write(middle_x - beside, rows / 2, direction_letters(-right), fontsize=12, ha="right", va="center")
+        write(middle_x + beside, rows / 2, direction_letters(right), fontsize=12, ha="left", va="center")
         write(middle_x, 2, direction_letters(up), ha="center", va="top")
         write(middle_x, rows - 2, direction_letters(-up), ha="center", va="bottom")
     length, text = scale(wide)
     bar, level = length * pixels, (bottom + 8) / height
     figure.add_artist(Line2D([8 / width, (8 + bar) / width], [level] * 2, color="white", linewidth=2, gid="scale bar"))
     write(8 + bar / 2, rows - 11, text, fontsize=8, ha="center")
-    draw_legend(figure, patient, outlined=False)
-    draw_title(figure, patient, note)
+    draw_legend(figure, patient, False, captions.source)
+    draw_title(figure, patient, captions)
     return figure
