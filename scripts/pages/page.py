@@ -16,15 +16,17 @@ from string import Template
 from typing import Any
 
 from scripts.brats import CHANNEL_ORDER, REGIONS, SEQUENCE_TITLES
-from scripts.data.findings import warned_of
 from scripts.pages import plots
 from scripts.pages.runs import EVALUATION, INFERENCE, TRAINING, Case, Run, cases_of, read_curves, read_summary
 from scripts.pages.viewer import viewer_content
+from scripts.pictures.captions import Captions, captions_of
 from scripts.pictures.figure import DPI
 from scripts.pictures.parts import SUB_REGIONS
 from scripts.pictures.patient import Patient, read_patient
 from scripts.pictures.preview import preview
+from scripts.scores.expected_dice import in_words, needs_a_look
 from scripts.scores.table import VOLUMES, columns_of, score_of, scores_in, split_column
+from scripts.scores.volumetry import MEASURED_REGIONS
 from scripts.utils.errors import InputError
 from scripts.utils.files import read_json
 from scripts.utils.run_json import CONFIG_FILE, without_secrets
@@ -37,6 +39,8 @@ VIEWER_FILE = NIIVUE / "niivue.umd.js"  # Packages of the bundle leave it out.
 # The volumes of a case take about 5 MB, and its picture 60 KB. Such a page opens quickly.
 MOST_VIEWERS = 5
 MOST_PICTURES = 100
+MOST_LESIONS = 10
+TABLE_FILE = "volumes.csv"
 TITLES = {TRAINING: "Training", EVALUATION: "Evaluation", INFERENCE: "Segmentation"}
 BUTTON = '<button type="button" class="open">Open the viewer</button>'
 # Titles of the entries of run.json that are shown as facts, in this order.
@@ -67,19 +71,35 @@ def make_report(run: Run) -> str:
     if run.kind == TRAINING:
         return _page(run, {"Learning curves": _curves(run), "Cases": _split(run)}, [])
     cases = cases_of(run)
-    name, content = ("Scores", _scores(run, cases)) if run.kind == EVALUATION else ("Volumes", _volumes(run, cases))
+    name, content = ("Scores", _scores(run, cases)) if run.kind == EVALUATION else ("Patients", _patients(run, cases))
     volumes: list[str] = []
-    cards = "".join(_card(run, number, case, volumes) for number, case in enumerate(cases, 1))
+    viewed = _with_viewer(run, cases)
+    cards = "".join(_card(run, number, case, case in viewed, volumes) for number, case in enumerate(cases, 1))
     return _page(run, {name: content, "Cases": _case_order(run, len(cases)) + cards}, volumes)
 
 
-def _card(run: Run, number: int, case: Case, volumes: list[str]) -> str:
-    """A case with its scores and its picture. If it gets a viewer, its volumes go to ``volumes``."""
+def _with_viewer(run: Run, cases: Sequence[Case]) -> list[Case]:
+    """The cases that get a viewer: those that need a look, and then the first ones."""
+
+    def is_fine(case: Case) -> bool:
+        return case.name not in run.warnings and not needs_a_look(case.record.get("expected_dice"))
+
+    return sorted(cases[:MOST_PICTURES], key=is_fine)[:MOST_VIEWERS]
+
+
+def _card(run: Run, number: int, case: Case, with_viewer: bool, volumes: list[str]) -> str:
+    """A case with its scores or lesions and its picture. Its volumes for the viewer go to ``volumes``."""
     title = escape(case.name)
     if not math.isnan(case.mean_dice):
         title += f' <span class="dim">mean Dice {case.mean_dice:.3f}</span>'
     notes = [] if case.prediction else ["The run has saved no label map of it."]
-    warned = "".join(f'<p class="notice">{escape(one["text"])}</p>' for one in run.warnings.get(case.name, []))
+    told = "".join(f'<p class="notice">{escape(one["text"])}</p>' for one in run.warnings.get(case.name, []))
+    if run.kind == INFERENCE:
+        expected = case.record.get("expected_dice")
+        look = ' class="notice"' if needs_a_look(expected) else ""
+        told = f"<p{look}>{escape(in_words(expected))}</p>{told}"
+        if lacking := case.record.get("missing_sequences"):
+            told += f'<p class="notice">Without {" and ".join(SEQUENCE_TITLES[name] for name in lacking)}.</p>'
     figure = ""
     if case.entry is not None and number <= MOST_PICTURES:
         try:
@@ -88,23 +108,44 @@ def _card(run: Run, number: int, case: Case, volumes: list[str]) -> str:
         except InputError as error:
             notes.append(f"It has no picture, since its images cannot be read. {escape(str(error))}")
         else:
-            figure = _figure(patient, run)
-            if number <= MOST_VIEWERS and VIEWER_FILE.is_file():
+            figure = _figure(patient, captions_of(case.record, run.record, case.name))
+            if with_viewer and VIEWER_FILE.is_file():
                 volumes.append(_json_element(f"case-{number}-volumes", viewer_content(patient)))
                 notes.append(BUTTON)
+    table = _lesions(case) if run.kind == INFERENCE else _case_table(case)
     return (
         f'<article class="case" id="case-{number}"><h3>{number}. {title}</h3>'
-        f"{warned}{figure}{_case_table(case)}<p>{' '.join(notes)}</p></article>\n"
+        f"{told}{figure}{table}<p>{' '.join(notes)}</p></article>\n"
     )
 
 
-def _figure(patient: Patient, run: Run) -> str:
+def _figure(patient: Patient, captions: Captions) -> str:
     drawn = io.BytesIO()
-    notes = ["weights trained on phantoms"] if run.record.get("phantom_weights") else []
-    figure = preview(patient, "; ".join([*notes, *warned_of(run.warnings.get(patient.name, []))]))
-    figure.savefig(drawn, dpi=DPI, format="webp", pil_kwargs={"quality": 80})
+    preview(patient, captions).savefig(drawn, dpi=DPI, format="webp", pil_kwargs={"quality": 80})
     picture = base64.b64encode(drawn.getvalue()).decode("ascii")
     return f'<figure><img src="data:image/webp;base64,{picture}" alt="Slices of {escape(patient.name)}"></figure>'
+
+
+def _lesions(case: Case) -> str:
+    """A row for each lesion, the largest first: volumes and diameters."""
+    lesions = case.record.get("lesions", [])
+    header = ["", *(f"{region} (ml)" for region in REGIONS)]
+    header += [f"{region}, {title}" for region in MEASURED_REGIONS for title in ("largest (mm)", "axial (mm)")]
+    rows = []
+    for number, lesion in enumerate(lesions[:MOST_LESIONS], 1):
+        row = [f"lesion {number}", *(f"{lesion['volume_ml'][region]:.1f}" for region in REGIONS)]
+        for region in MEASURED_REGIONS:
+            row += _diameters(lesion["diameters"][region])
+        rows.append(row)
+    more = f"<p>{len(lesions) - MOST_LESIONS} smaller lesions.</p>" if len(lesions) > MOST_LESIONS else ""
+    return (_table(header, rows) if rows else "") + more
+
+
+def _diameters(found: Mapping[str, float] | None) -> list[str]:
+    """The largest diameter, and the axial ones."""
+    if found is None:
+        return ["", ""]
+    return [f"{found['largest_mm']:.0f}", f"{found['axial_mm']:.0f} x {found['perpendicular_mm']:.0f}"]
 
 
 def _json_element(name: str, content: Any) -> str:
@@ -199,14 +240,28 @@ def _kinds(run: Run, case: Case) -> str:
     return ", ".join(dict.fromkeys(warning["kind"] for warning in run.warnings.get(case.name, [])))
 
 
-def _volumes(run: Run, cases: Sequence[Case]) -> str:
+def _patients(run: Run, cases: Sequence[Case]) -> str:
     done = [case for case in cases if case.scores]
     if not done:
         return "<p>There are no label maps.</p>"
-    rows = [[case.name, *_texts(case, ["volume"]), _kinds(run, case)] for case in done]
+    expected = [f"expected Dice, {region}" for region in REGIONS]
+    diameters = [f"{region}, largest (mm)" for region in MEASURED_REGIONS]
+    header = ["case", *expected, *map(_heading, columns_of(["volume"])), "lesions", *diameters, "missing", "warnings"]
+    rows = []
+    for case in done:
+        told, lesions = case.record.get("expected_dice"), case.record["lesions"]
+        row = [case.name, *(f"{told[region]['dice']:.2f}" if told else "" for region in REGIONS)]
+        row += [*_texts(case, ["volume"]), str(len(lesions))]
+        for region in MEASURED_REGIONS:
+            found = [one["largest_mm"] for lesion in lesions if (one := lesion["diameters"][region])]
+            row.append(f"{max(found):.0f}" if found else "")
+        rows.append([*row, ", ".join(case.record["missing_sequences"]), _kinds(run, case)])
     links = [f"#case-{number}" for number, case in enumerate(cases, 1) if case.scores]
-    table = _table(["case", *map(_heading, columns_of(["volume"])), "warnings"], rows, links)
-    return _plots([plots.distributions(done, "volume")]) + _details("All cases", table, " open")
+    listed = (
+        f'<p>The same in <a href="{TABLE_FILE}">{TABLE_FILE}</a>.</p>' if (run.folder / TABLE_FILE).is_file() else ""
+    )
+    drawn = _plots([plots.distributions(done, "volume")]) if len(done) > 1 else ""
+    return _table(header, rows, links) + listed + drawn
 
 
 def _details(title: str, content: str, state: str = "") -> str:
@@ -214,13 +269,15 @@ def _details(title: str, content: str, state: str = "") -> str:
 
 
 def _case_order(run: Run, count: int) -> str:
-    told = f"The cases are ordered {'from the worst mean Dice to the best' if run.kind == EVALUATION else 'by name'}."
+    order = "mean Dice" if run.kind == EVALUATION else "expected Dice"
+    told = f"The cases are ordered from the worst {order} to the best"
+    told += "." if run.kind == EVALUATION else "; where it is unknown, those with warnings come first."
     if count > MOST_PICTURES:
         told += f" The first {MOST_PICTURES} have a picture."
     if not VIEWER_FILE.is_file():
         told += " This package of the bundle has no viewer."
     elif count > MOST_VIEWERS:
-        told += f" The first {MOST_VIEWERS} have a viewer."
+        told += f" {MOST_VIEWERS} have a viewer: those that need a look, and then the first."
     return f'<p>{told}</p>\n<ul class="legend">{_legend()}</ul>\n'
 
 
@@ -228,8 +285,6 @@ def _overview(run: Run) -> str:
     record = {**run.record, "trained_on": counts(run.record.get("trained_on", {}))}
     facts = {title: _words(record[key]) for key, title in FACTS.items() if record.get(key) not in (None, [], {})}
     parts = [_list(facts)]
-    if run.failed:
-        parts.append(f"<h3>Failed cases</h3>{_list(run.failed)}")
     if run.kind == TRAINING and run.warnings:
         texts = {case: " ".join(warning["text"] for warning in found) for case, found in run.warnings.items()}
         parts.append(f"<h3>Warnings</h3>{_list(texts)}")
@@ -272,7 +327,8 @@ def _licenses() -> str:
 
 def _page(run: Run, parts: Mapping[str, str], volumes: Sequence[str]) -> str:
     """The page: ``parts`` are its middle sections by title, and ``volumes`` the elements for the viewers."""
-    sections = {"Overview": _overview(run), **parts, "Settings": _settings(run)}
+    failed = {"Failed cases": _list(run.failed)} if run.failed else {}
+    sections = {**failed, **parts, "Run": _overview(run), "Settings": _settings(run)}
     scripts: list[str] = []
     viewer = ""
     if volumes:
@@ -308,7 +364,7 @@ def _notices(run: Run) -> list[str]:
     if run.record.get("phantom_weights"):
         told.append("The weights were trained on phantoms alone. Do not rely on their results for patients.")
     if run.failed:
-        told.append(f"{len(run.failed)} case{'s' * (len(run.failed) != 1)} failed. The overview says why.")
+        told.append(f"{len(run.failed)} case{'s' * (len(run.failed) != 1)} failed.")
     if warned := len(run.warnings):
         told.append(f"There are warnings about {warned} case{'s' * (warned != 1)}.")
     return [*told, "This page is for research. It is not for diagnosis."]

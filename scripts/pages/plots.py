@@ -32,6 +32,8 @@ MOST_POINTS = 400
 RUN_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#999999")
 # Plots beside each other.
 MOST_BESIDE = 3
+# Quartiles of fewer values say nothing.
+LEAST_BOXED = 5
 
 
 def thinned(curve: Curve) -> Curve:
@@ -81,7 +83,7 @@ def validation_curves(curves: Mapping[str, Curve]) -> str:
 
 
 def distributions(cases: Sequence[Case], name: str) -> str:
-    """A score or volume of all cases, by region: a point for each case over a box of the quartiles."""
+    """A score or volume of all cases, by region: a point for each case, over a box of the quartiles of five or more."""
     score = score_of(name)
     figure, ax = _figure()
     for position, region in enumerate(REGIONS):
@@ -109,16 +111,17 @@ def volumes_compared(cases: Sequence[Case]) -> str:
         ax.scatter(x, y, color=COLORS[region], marker=MARKERS[region], s=22, alpha=0.8, linewidths=0, label=region)
         most = max(most, *x, *y)
     ax.plot([0, most], [0, most], color="gray", linewidth=0.8, linestyle="--", label="equal")
-    ax.set(xlabel="reference (cm³)", ylabel="prediction (cm³)", title="Volume of prediction and reference")
+    ax.set(xlabel="reference (ml)", ylabel="prediction (ml)", title="Volume of prediction and reference")
     ax.legend(frameon=False, fontsize=8)
     return _svg(figure, f"Volumes of predictions over volumes of references of {len(cases)} cases")
 
 
 def draw_box(ax: Axes, values: Sequence[float], center: float, width: float, box_color: str, **points: Any) -> None:
-    """Draw a box of the quartiles of values, and over it a point for each value, which looks as ``points`` say."""
-    lines: dict[str, Any] = {f"{part}props": {"color": box_color} for part in ("box", "whisker", "cap")}
-    lines["medianprops"] = {"color": "black"}
-    ax.boxplot(values, positions=[center], widths=width, showfliers=False, **lines)
+    """Draw a point for each value, which looks as ``points`` say, and behind enough of them a box of the quartiles."""
+    if len(values) >= LEAST_BOXED:
+        lines: dict[str, Any] = {f"{part}props": {"color": box_color} for part in ("box", "whisker", "cap")}
+        lines["medianprops"] = {"color": "black"}
+        ax.boxplot(values, positions=[center], widths=width, showfliers=False, **lines)
     # The same cases lie at the same places in each drawing.
     across = center + np.random.default_rng(0).uniform(-0.35, 0.35, len(values)) * width
     ax.scatter(across, values, linewidths=0, **points)

@@ -7,18 +7,20 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scripts.brats import ET_LABELS
+from scripts.data.cases import missing_sequences
 from scripts.data.datalist_file import read_datalist
 from scripts.data.images import read_image, voxels_of
-from scripts.inference.writers import map_files
-from scripts.pictures.parts import REGION_PARTS, parts_of
+from scripts.inference.writers import map_files, record_file
+from scripts.scores.expected_dice import mean_expected
 from scripts.scores.paired import read_scores
 from scripts.scores.table import columns_of
-from scripts.scores.volumetry import voxel_volume
+from scripts.scores.volumetry import measure
 from scripts.utils.errors import InputError
 from scripts.utils.files import read_json
 from scripts.utils.run_json import CONFIG_FILE, RUN_FILE, read_run_json
@@ -40,6 +42,7 @@ class Case:
     scores: dict[str, float] = field(default_factory=dict)  # scores and volumes (mm^3), by columns of scores.csv
     entry: Entry | None = None  # None if nothing says where the images are
     prediction: Path | None = None  # the label map that the run has saved
+    record: dict[str, Any] = field(default_factory=dict)  # of an inference, its JSON file with lesions (``measure``)
 
     @property
     def mean_dice(self) -> float:
@@ -114,7 +117,8 @@ def read_summary(run: Run) -> tuple[list[str], list[list[str]]]:
 
 
 def cases_of(run: Run) -> list[Case]:
-    """The cases of an evaluation, from the worst mean Dice to the best, or of an inference, by name.
+    """The cases of an evaluation, from the worst mean Dice to the best, or of an inference, from the worst
+    expected Dice to the best.
 
     Raises:
         InputError: ``scores.csv``, the list of cases or a label map cannot be read.
@@ -146,18 +150,32 @@ def _scored_cases(run: Run, entries: Mapping[str, Entry]) -> list[Case]:
 
 def _segmented_cases(run: Run, entries: Mapping[str, Entry]) -> list[Case]:
     cases = []
-    for name in sorted(entries.keys() - run.failed.keys()):
-        prediction = _existing(map_files(name, run.folder, case_folders=bool(run.config.get("case_folders")))[0])
-        cases.append(Case(name, _volumes(prediction) if prediction else {}, entries[name], prediction))
-    return cases
+    for name in entries.keys() - run.failed.keys():
+        file = map_files(name, run.folder, case_folders=bool(run.config.get("case_folders")))[0]
+        record = read_json(record_file(file))
+        if (prediction := _existing(file)) and "lesions" not in record:
+            record |= _measured(prediction)
+        record.setdefault("missing_sequences", missing_sequences(entries[name]["image"]))
+        volumes = {f"volume_{region}": ml * 1000 for region, ml in record.get("volumes_ml", {}).items()}
+        cases.append(Case(name, volumes if prediction else {}, entries[name], prediction, record))
+    return sorted(cases, key=lambda case: _worst_first(run, case))
 
 
-def _volumes(label_map: Path) -> dict[str, float]:
-    """The columns ``volume_ET`` and so on, in mm^3, of a label map that the bundle has written."""
+def _worst_first(run: Run, case: Case) -> tuple[bool, float, bool, str]:
+    """The order of segmented cases: by the expected Dice, then those without it, of which warned ones come first."""
+    expected = mean_expected(case.record.get("expected_dice"))
+    unknown = math.isnan(expected)
+    return unknown, 0.0 if unknown else expected, case.name not in run.warnings, case.name
+
+
+def _measured(label_map: Path) -> dict[str, Any]:
+    """Volumes and lesions of a label map that the bundle has written, as in the JSON file of ``panet segment``."""
     image = read_image(label_map)
-    counts = np.bincount(parts_of(voxels_of(image, label_map)).ravel(), minlength=4)
-    voxel = voxel_volume(image.affine)
-    return {f"volume_{region}": float(counts[list(parts)].sum()) * voxel for region, parts in REGION_PARTS.items()}
+    voxels = voxels_of(image, label_map)
+    measures = asdict(
+        measure(voxels, image.affine, max(ET_LABELS) if (voxels == max(ET_LABELS)).any() else ET_LABELS[0])
+    )
+    return {"volumes_ml": measures["volume_ml"], "lesions": measures["lesions"]}
 
 
 def _existing(path: Path) -> Path | None:

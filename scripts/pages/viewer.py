@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from scripts.pictures.patient import Patient
-from scripts.pictures.planes import affine_of_box, box_of, gray_window, slices_through
+from scripts.pictures.planes import affine_of_box, box_of, gray_window
 
 # Lesions are brightest in it, so the viewer begins with it.
 FIRST_SEQUENCE = "flair"
@@ -26,20 +26,21 @@ def viewer_content(patient: Patient) -> dict[str, Any]:
     """What ``assets/viewer.js`` reads of a patient.
 
     Returns:
-        The name of the ``first`` sequence, the ``size`` of the volumes, the ``center`` (slices with most tumor, or,
-        without any, with most brain), and ``encoded`` volumes in LPS order: the ``images`` by sequence, and the
-        ``maps`` "reference" and "prediction", whose parts are numbered from 1 in the order of ``SUB_REGIONS``.
+        The name of the ``first`` sequence, the ``size`` of the volumes, the ``center`` (the slices of the preview),
+        the ``places`` of all slices in the file and in mm, by axis, and ``encoded`` volumes in LPS order: the
+        ``images`` by sequence, and the ``maps`` "reference" and "prediction", whose parts are numbered from 1 in the
+        order of ``SUB_REGIONS``.
     """
     brain = patient.brain
-    cut = box_of(brain)
+    cut = box_of(patient.drawn)
     affine = affine_of_box(patient.affine, cut)
     given = {"reference": patient.reference, "prediction": patient.prediction}
     maps = {name: parts[cut] for name, parts in given.items() if parts is not None}
-    tumor = next((parts > 0 for parts in maps.values() if parts.any()), brain[cut])
     return {
         "first": FIRST_SEQUENCE if FIRST_SEQUENCE in patient.images else next(iter(patient.images)),
         "size": brain[cut].shape,
-        "center": slices_through(tumor),
+        "center": [at - s.start for at, s in zip(patient.slices, cut, strict=True)],
+        "places": [[", ".join(patient.place(axis, at)) for at in range(s.start, s.stop)] for axis, s in enumerate(cut)],
         "images": {name: encoded(gray_values(image, brain)[cut], affine) for name, image in patient.images.items()},
         "maps": {name: encoded(parts, affine) for name, parts in maps.items()},
     }

@@ -59,7 +59,7 @@ def draw_outlines(ax: Axes, plane: Volume, colors: Mapping[str, str], extent: Ex
         mask = np.pad(np.isin(plane, REGION_PARTS[region]), 1)
         if mask.any():
             x, y = columns * across / plane.shape[1], rows * down / plane.shape[0]
-            ax.contour(x, y, mask, levels=[0.5], colors=color, linewidths=0.9)
+            ax.contour(x, y, mask, levels=[0.5], colors=color, linewidths=1.1)
 
 
 def legend_texts(labels: Volume, affine: Volume) -> tuple[list[str], str]:

@@ -56,7 +56,7 @@ def preview(patient: Patient, captions: Captions = NO_CAPTIONS) -> Figure:
     widest = max(size[0], size[1])
     wide, inches = 1.2 * widest, 2.45 / widest
     heights = [size[2 if axis < 2 else 1] for _, axis, _, _ in rows]
-    top, bottom, left = 0.84, 0.72, 0.95
+    top, bottom, left = 0.84, 0.72, 1.25
     width, height = left + 2.95 * len(columns), top + bottom + inches * sum(heights) + 0.16
     figure = Figure(figsize=(width, height), facecolor="black")
     axes = figure.subplots(len(rows), len(columns), squeeze=False, height_ratios=heights)
@@ -83,9 +83,9 @@ def preview(patient: Patient, captions: Captions = NO_CAPTIONS) -> Figure:
             if ax in axes[0]:
                 title = SEQUENCE_TITLES[sequence] + (f", {kind}" if kind else "")
                 ax.set_title(title, color="white", fontsize=11, pad=3)
-        told = "\n".join((plane, *patient.place(axis, index)))
+        told = "{}\nslice {}\n{}".format(plane, *patient.place(axis, index))
         row[0].annotate(
-            told, (0, 0.5), (-0.05, 0.5), xycoords="axes fraction", color="white", fontsize=10, ha="right", va="center"
+            told, (0, 0.5), (0, 0.5), xycoords="axes fraction", color="white", fontsize=10, ha="right", va="center"
         )
     scale_bar(axes[2][0], float(size[1]), float(size[2]))
     draw_legend(figure, patient, patient.prediction is not None, captions.source)

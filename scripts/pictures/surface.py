@@ -69,10 +69,10 @@ def _surfaces(patient: Patient) -> list[Surface]:
     cut = box_of(brain)
     affine = affine_of_box(patient.affine, cut)
     texture = _texture({name: image[cut] for name, image in patient.images.items()}, brain[cut], patient.spacing)
-    surfaces = [Surface(brain[cut], affine, (1.0, 0.96, 0.94), 0.28, 0.8, blur_mm=2.0, texture=texture)]
+    surfaces = [Surface(brain[cut], affine, (1.0, 0.96, 0.94), 0.2, 0.7, blur_mm=2.0, texture=texture)]
     if patient.shown is not None:
         # Edema surrounds the other parts, so it is translucent.
-        for part, opacity, rim in ((EDEMA_PART, 0.25, 0.65), (CORE_PART, 1.0, 1.0), (ENHANCING_PART, 1.0, 1.0)):
+        for part, opacity, rim in ((EDEMA_PART, 0.12, 0.5), (CORE_PART, 1.0, 1.0), (ENHANCING_PART, 1.0, 1.0)):
             if (mask := patient.shown == part).any():
                 color = to_rgb(SUB_REGIONS[part - 1].color)
                 surfaces.append(Surface(mask, patient.affine, color, opacity, rim))
@@ -123,8 +123,8 @@ def surface_view(patient: Patient, captions: Captions = NO_CAPTIONS) -> Figure:
         write(middle_x, -12, title, fontsize=10, ha="center")
         write(middle_x - beside, rows / 2, direction_letters(-right), fontsize=12, ha="right", va="center")
         write(middle_x + beside, rows / 2, direction_letters(right), fontsize=12, ha="left", va="center")
-        write(middle_x, 2, direction_letters(up), ha="center", va="top")
-        write(middle_x, rows - 2, direction_letters(-up), ha="center", va="bottom")
+        write(middle_x, 2, direction_letters(up), fontsize=12, ha="center", va="top")
+        write(middle_x, rows - 2, direction_letters(-up), fontsize=12, ha="center", va="bottom")
     length, text = scale(wide)
     bar, level = length * pixels, (bottom + 8) / height
     figure.add_artist(Line2D([8 / width, (8 + bar) / width], [level] * 2, color="white", linewidth=2, gid="scale bar"))

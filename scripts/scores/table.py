@@ -36,7 +36,7 @@ class Score:
 
         Example:
             >>> SCORES["dice"].text(0.5), SCORES["volume"].text(2500), SCORES["specificity"].text(0.9998)
-            ('0.500', '2.50', '0.9998')
+            ('0.500', '2.5', '0.9998')
         """
         return f"{value / self.divisor:.{self.digits}f}"
 
@@ -51,8 +51,8 @@ SCORES = {
     "lesion_dice": Score("lesion-wise Dice"),
     "lesion_hd95": Score("lesion-wise HD95", "mm", digits=2),
     # scores.csv has mm³.
-    "volume": Score("volume", "cm³", digits=2, divisor=1000.0),
-    "reference_volume": Score("reference volume", "cm³", digits=2, divisor=1000.0),
+    "volume": Score("volume", "ml", digits=1, divisor=1000.0),
+    "reference_volume": Score("reference volume", "ml", digits=1, divisor=1000.0),
     # What the run expected without a reference; low and high bound 80 % of such results.
     "expected_dice": Score("expected Dice", digits=2),
     "expected_dice_low": Score("expected Dice, low", digits=2),

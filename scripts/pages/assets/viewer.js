@@ -27,6 +27,8 @@
     }
     const view = new niivue.Niivue({
       backColor: [0, 0, 0, 1],
+      fontColor: [1, 1, 1, 1],
+      fontMinPx: 20,
       crosshairColor: [0.9, 0.9, 0.9, 0.6],
       clipPlaneHotKey: "",
       viewModeHotKey: "",
@@ -84,7 +86,7 @@
     if (wanted !== card) {
       return;
     }
-    opened = { images, maps, size: data.size };
+    opened = { images, maps, size: data.size, places: data.places };
     showSequenceButtons(data);
     // Both at once would hide where they differ, so the viewer begins with one.
     const begin = "prediction" in maps ? "prediction" : "reference";
@@ -161,7 +163,7 @@
     for (const [plane, axis] of Object.entries(AXES)) {
       const slice = mirrored(axis, Math.round(voxel[axis])) + 1;
       byId(`slice-${plane}`).value = slice;
-      byId(`told-${plane}`).textContent = `${slice} of ${opened.size[axis]}`;
+      byId(`told-${plane}`).textContent = opened.places[axis][slice - 1];
     }
   }
 
