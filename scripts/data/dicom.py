@@ -54,6 +54,7 @@ TEXTS = {
 }
 NUMBERS = {
     "number": "SeriesNumber",
+    "instance": "InstanceNumber",
     "echo": "EchoTime",
     "repetition": "RepetitionTime",
     "inversion": "InversionTime",
@@ -84,6 +85,7 @@ class Header(NamedTuple):
     study: str
     series: str
     number: float | None
+    instance: float | None
     description: str
     protocol: str
     agent: str
@@ -325,6 +327,14 @@ def arranged(series: Series) -> tuple[list[str], np.ndarray]:
     lps[:3, 0], lps[:3, 1] = along_row * first.spacing[1], along_column * first.spacing[0]
     lps[:3, 2], lps[:3, 3] = (positions[-1] - positions[0]) / (len(headers) - 1), positions[0]
     return [header.file for header in headers], np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
+
+
+def slice_numbers(path: str | Path) -> list[int]:
+    """The numbers (InstanceNumber) of the slices of a series in the order of ``arranged``; empty if one is missing."""
+    series = series_of(path)
+    numbers = {header.file: header.instance for header in series.headers}
+    found = [numbers[file] for file in arranged(series)[0]]
+    return [] if None in found else [int(number) for number in found if number is not None]
 
 
 def refuse_two_patients(first: Header, other: Header) -> None:

@@ -244,13 +244,14 @@ def _patients(run: Run, cases: Sequence[Case]) -> str:
     done = [case for case in cases if case.scores]
     if not done:
         return "<p>There are no label maps.</p>"
-    expected = [f"expected Dice, {region}" for region in REGIONS]
+    known = any(case.record.get("expected_dice") for case in done)
+    expected = [f"expected Dice, {region}" for region in REGIONS if known]
     diameters = [f"{region}, largest (mm)" for region in MEASURED_REGIONS]
     header = ["case", *expected, *map(_heading, columns_of(["volume"])), "lesions", *diameters, "missing", "warnings"]
     rows = []
     for case in done:
         told, lesions = case.record.get("expected_dice"), case.record["lesions"]
-        row = [case.name, *(f"{told[region]['dice']:.2f}" if told else "" for region in REGIONS)]
+        row = [case.name, *(f"{told[region]['dice']:.2f}" if told else "" for region in REGIONS if known)]
         row += [*_texts(case, ["volume"]), str(len(lesions))]
         for region in MEASURED_REGIONS:
             found = [one["largest_mm"] for lesion in lesions if (one := lesion["diameters"][region])]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -81,7 +82,7 @@ def legend_texts(labels: Volume, affine: Volume) -> tuple[list[str], str]:
 def draw_legend(figure: Figure, patient: Patient, outlined: bool, source: str) -> None:
     """Colors, volumes and lesions, and below them where the result comes from."""
     inch = 1 / figure.get_figheight()
-    look = {"color": "white", "fontsize": 9, "ha": "center"}
+    look: dict[str, Any] = {"color": "white", "fontsize": 9, "ha": "center"}
     told = f"{source}; {FOR_RESEARCH}" if source else FOR_RESEARCH
     _fit(figure, figure.text(0.5, 0.1 * inch, printable(told), parse_math=False, **look))
     if patient.shown is None:
@@ -111,16 +112,17 @@ def draw_title(figure: Figure, patient: Patient, captions: Captions) -> None:
         notes.append(NO_TUMOR)
     title = printable(patient.name) + (" - " + "; ".join(notes) if notes else "")
     inch = 1 / figure.get_figheight()
-    look = {"color": "white", "va": "top", "parse_math": False}
+    look: dict[str, Any] = {"color": "white", "va": "top", "parse_math": False}
     _fit(figure, figure.suptitle(title, y=1 - 0.12 * inch, fontsize=11, **look))
-    _fit(figure, figure.text(0.5, 1 - 0.34 * inch, captions.expected, fontsize=10, ha="center", **look))
+    if captions.expected:
+        _fit(figure, figure.text(0.5, 1 - 0.34 * inch, captions.expected, fontsize=10, ha="center", **look))
 
 
 def _fit(figure: Figure, text: Text) -> None:
     # A long text becomes smaller rather than cut.
     share = text.get_window_extent().width / figure.bbox.width
     if share > TITLE_SHARE:
-        text.set_fontsize(text.get_fontsize() * TITLE_SHARE / share)
+        text.set_fontsize(float(text.get_fontsize()) * TITLE_SHARE / share)
 
 
 def scale(width: float) -> tuple[int, str]:

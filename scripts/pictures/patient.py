@@ -14,10 +14,11 @@ import nibabel as nib
 import numpy as np
 from scripts.brats import CHANNEL_ORDER, ET_LABELS, SEQUENCES
 from scripts.data.cases import NO_FILE, image_files
+from scripts.data.dicom import is_dicom, slice_numbers
 from scripts.data.images import check_dimensions, in_lps, is_phantom, read_file, voxels_of
 from scripts.data.inspection import check_channel_order
 from scripts.data.placement import check_grid
-from scripts.pictures.parts import REGION_PARTS, parts_of
+from scripts.pictures.parts import CORE_PART, EDEMA_PART, ENHANCING_PART, REGION_PARTS, parts_of
 from scripts.pictures.planes import Volume, areas, slices_through
 from scripts.scores.volumetry import connected_lesions, voxel_volume
 
@@ -39,7 +40,7 @@ class Patient:
     reference: Volume | None = None
     prediction: Volume | None = None
     phantom: bool = False
-    flipped: tuple[bool, bool, bool] = (False, False, False)  # whether the file counts slices the other way, by axis
+    numbers: tuple[Sequence[int], ...] = ((), (), ())  # of the slices along each axis, as the file counts; else from 1
 
     @property
     def shown(self) -> Volume | None:
@@ -75,10 +76,14 @@ class Patient:
 
     @cached_property
     def slices(self) -> list[int]:
-        """For each axis, the index of the slice that shows the regions of the largest lesion best."""
-        parts = self.shown if self.shown is not None and self.shown.any() else self.reference
-        regions = [] if parts is None else [np.isin(parts, own) & self.lesion for own in REGION_PARTS.values()]
-        return slices_through([region for region in regions if region.any()] or [self.lesion])
+        """For each axis, the index of the slice that shows the parts of the largest lesion best."""
+        labels = self.shown if self.shown is not None and self.shown.any() else self.reference
+        found = (
+            []
+            if labels is None
+            else [self.lesion & (labels == part) for part in (CORE_PART, EDEMA_PART, ENHANCING_PART)]
+        )
+        return slices_through([mask for mask in found if mask.any()] or [self.lesion])
 
     @cached_property
     def further_slices(self) -> list[int]:
@@ -98,7 +103,7 @@ class Patient:
         return found[:MOST_FURTHER]
 
     def place(self, axis: int, index: int) -> tuple[str, str]:
-        """Where a slice is: its number in the file, from 1, and its position in mm, such as "S 34.5 mm".
+        """Where a slice is: its number in the file or series, and its position in mm, such as "S 34.5 mm".
 
         Slices of an oblique grid have no single position; that of the place where ``slices`` cross counts.
         """
@@ -106,7 +111,7 @@ class Patient:
         crossing = np.array([*self.slices, 1.0])
         crossing[axis] = index
         position = float((self.affine @ crossing)[axis])
-        number = size - index if self.flipped[axis] else index + 1
+        number = self.numbers[axis][index] if self.numbers[axis] else index + 1
         return f"{number} of {size}", f"{('RL', 'AP', 'SI')[axis][int(position < 0)]} {abs(position):.1f} mm"
 
     @property
@@ -155,8 +160,24 @@ def read_patient(
     # Only the release's own value is ET. In BraTS 2024 ET is 3, and 4 is the resection cavity.
     reference = labels(item["label"], [item["et_label"]], item["edema_label"]) if "label" in item else None
     predicted = None if prediction is None else labels(prediction, ET_LABELS)
-    turned = nib.orientations.io_orientation(in_lps(first).affine), nib.orientations.io_orientation(first.affine)
-    flips = nib.orientations.ornt_transform(*turned)
-    flipped = tuple(bool(flip < 0) for _, flip in flips)
-    affine = in_lps(first).affine
-    return Patient(str(item["case"]), images, affine, reference, predicted, is_phantom(first), flipped)
+    return Patient(
+        name=str(item["case"]),
+        images=images,
+        affine=in_lps(first).affine,
+        reference=reference,
+        prediction=predicted,
+        phantom=is_phantom(first),
+        numbers=_slice_numbers(first_path, first),
+    )
+
+
+def _slice_numbers(path: str, image: nib.Nifti1Image) -> tuple[Sequence[int], ...]:
+    """The numbers of the slices of a file, from 1, or of a DICOM series, along each axis in LPS order."""
+    counted = [list(range(1, size + 1)) for size in image.shape[:3]]
+    if is_dicom(path):
+        counted[2] = slice_numbers(path) or counted[2]
+    to_lps = nib.orientations.ornt_transform(
+        nib.orientations.io_orientation(image.affine), nib.orientations.axcodes2ornt("LPS")
+    )
+    turned = {int(axis): own if flip > 0 else own[::-1] for own, (axis, flip) in zip(counted, to_lps, strict=True)}
+    return turned[0], turned[1], turned[2]

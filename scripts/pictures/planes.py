@@ -33,7 +33,7 @@ def areas(mask: Volume, axis: int) -> Volume:
 
 
 def slices_through(masks: Sequence[Volume]) -> list[int]:
-    """For each axis, the index of the slice that shows most of several masks, of which one is not empty.
+    """For each axis, the index of the slice that shows most of several masks, none of which is empty.
 
     It shows as many of them as one slice can, and of these slices it is the one with the largest areas, each compared
     with the largest area of its mask.
@@ -50,7 +50,7 @@ def slices_through(masks: Sequence[Volume]) -> list[int]:
     """
     found = []
     for axis in range(3):
-        sizes = np.array([areas(mask, axis) for mask in masks if mask.any()])
+        sizes = np.array([areas(mask, axis) for mask in masks])
         shares = sizes / sizes.max(axis=1, keepdims=True)
         found.append(int(np.argmax((sizes > 0).sum(axis=0) * (len(sizes) + 1) + shares.sum(axis=0))))
     return found

@@ -67,9 +67,9 @@ def preview(patient: Patient, captions: Captions = NO_CAPTIONS) -> Figure:
         for (sequence, kind), ax in zip(columns, row, strict=True):
             at = index - start[axis]
             draw_gray(ax, plane_of(patient.images[sequence][cut], axis, at), windows[sequence], extent)
-            if kind == "outlines":
+            if colors is not None and kind == "outlines":
                 draw_outlines(ax, plane_of(colors[cut], axis, at), OUTLINES, extent)
-            if kind == "colors":
+            if colors is not None and kind == "colors":
                 draw_colors(ax, plane_of(colors[cut], axis, at), extent)
                 if patient.prediction is not None and patient.reference is not None:
                     white = dict.fromkeys(OUTLINES, "white")
@@ -95,19 +95,13 @@ def preview(patient: Patient, captions: Captions = NO_CAPTIONS) -> Figure:
 
 def _draw_cuts(ax: Axes, patient: Patient, axis: int, start: Sequence[int], size: Volume) -> None:
     """Draw thin lines where the other planes cut this one."""
-    look = {"color": "white", "linewidth": 0.5, "linestyle": (0, (6, 6)), "alpha": 0.7}
-    for other in range(3):
-        if other == axis:
-            continue
+    look: dict[str, Any] = {"color": "white", "linewidth": 0.5, "linestyle": (0, (6, 6)), "alpha": 0.7}
+    across, down = (other for other in range(3) if other != axis)
+    for other, draw in ((across, ax.axvline), (down, ax.axhline)):
         for index in [patient.slices[other], *(patient.further_slices if other == 2 else [])]:
             place = (index - start[other] + 0.5) * patient.spacing[other]
-            # Rows of coronal and sagittal slices run down, and the axis up.
-            if other == 2:
-                ax.axhline(size[2] - place, **look)
-            elif other == 1 and axis == 2:
-                ax.axhline(place, **look)
-            else:
-                ax.axvline(place, **look)
+            # Rows of coronal and sagittal slices run down, and their axis up.
+            draw(size[2] - place if other == 2 else place, **look)
 
 
 def overview(items: Sequence[Mapping[str, Any]], channel_order: Sequence[str] = CHANNEL_ORDER) -> Figure:

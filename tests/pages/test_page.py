@@ -114,8 +114,8 @@ def test_cases_stand_from_worst_to_best_with_their_scores(evaluated):
     assert [re.findall(r"\d\. (\w+)", card)[0] for card in cards] == ["worst", "middle", "best"]
     assert [re.findall(r"mean Dice ([\d.]+)", card)[0] for card in cards] == ["0.200", "0.600", "0.950"]
     cells = re.findall(r"<td>([^<]*)</td>", cards[0])
-    # Rows are Dice, HD95, volume and reference volume in cm^3. Columns are regions.
-    assert cells == ["0.100", "0.200", "0.300", "1.00", "2.00", "3.00", "0.00", "0.02", "0.02", "0.00", "0.02", "0.12"]
+    # Rows are Dice, HD95, volume and reference volume in ml. Columns are regions.
+    assert cells == ["0.100", "0.200", "0.300", "1.00", "2.00", "3.00", "0.0", "0.0", "0.0", "0.0", "0.0", "0.1"]
     assert page.count("<svg") == 3
 
 

@@ -63,18 +63,21 @@ def test_curves_hold_the_values_with_their_axes(drawn):
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "Dice")
 
 
-def test_volumes_are_in_cubic_centimeters(drawn):
+def test_volumes_are_in_ml(drawn):
     plots.volumes_compared(CASES)
     (ax,) = drawn[0].axes
     points = ax.collections[0].get_offsets().tolist()
     assert points == [[1.0, 1.5], [2.0, 3.0], [3.0, 4.5]]
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("reference (cm³)", "prediction (cm³)")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("reference (ml)", "prediction (ml)")
 
 
 def test_distributions_have_a_point_for_each_case_and_units(drawn):
     plots.distributions(CASES, "hd95")
     (ax,) = drawn[0].axes
     assert ax.collections[2].get_offsets()[:, 1].tolist() == [2.0, 4.0, 6.0]
+    # A box takes five cases, with seven lines for each region: box, median, whiskers and caps.
+    plots.distributions([*CASES, *CASES], "hd95")
+    assert [len(figure.axes[0].lines) for figure in drawn] == [0, 18]
     assert ax.get_ylabel() == "HD95 (mm)"
     assert [text.get_text() for text in ax.get_xticklabels()] == ["ET", "TC", "WT"]
 

@@ -595,14 +595,6 @@ def test_two_cases_of_one_name_are_refused(patients, options, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_pictures_say_what_a_result_lacks():
-    phantoms = {"trained_on": {"patients": 0, "phantoms": 3}}
-    assert note_of({"trained_on": {"patients": 16, "phantoms": 3}}, [], fast=False) == "for research only"
-    assert note_of(phantoms, ["t1ce"], fast=True) == (
-        "for research only; weights trained on phantoms; without T1ce; fast"
-    )
-
-
 def test_a_folder_of_one_dicom_series_is_taken_as_the_series(patients, tmp_path):
     """The numbers name files, and a later call compares them."""
     case = next(patients.iterdir())

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -14,16 +16,20 @@ from dicom_series import write_case
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from pydicom import dcmread
 from scripts import render_case
 from scripts.brats import CORE, EDEMA, ENHANCING, SEQUENCES
 from scripts.data.cases import NO_FILE
 from scripts.data.datalist import every_item
+from scripts.inference.writers import record_file
 from scripts.pictures import surface
+from scripts.pictures.captions import FOR_RESEARCH, Captions
 from scripts.pictures.figure import NO_TUMOR, PHANTOM
 from scripts.pictures.patient import Patient, read_patient
 from scripts.pictures.preview import overview, preview
 from scripts.pictures.surface import surface_view
 from scripts.utils.errors import InputError
+from scripts.utils.files import save_json
 from tiny import make_cases
 from workflows import write_decathlon
 
@@ -61,24 +67,45 @@ def texts(figure: Figure) -> list[str]:
 
 
 def planes(figure: Figure) -> list[list]:
-    """The axes in rows and columns."""
-    count = len(figure.axes) // 3
-    return [figure.axes[row * count : (row + 1) * count] for row in range(3)]
+    """The axes in rows and columns: four sequences, outlines, and colors."""
+    count = sum(bool(ax.get_title()) for ax in figure.axes)
+    return [figure.axes[start : start + count] for start in range(0, len(figure.axes), count)]
+
+
+def lines_of(ax) -> list:
+    """The positions of the lines where other planes cut."""
+    lines = [line for line in ax.lines if line.get_gid() is None]
+    return [
+        (line.get_xdata()[0], None) if line.get_xdata() != [0, 1] else (None, line.get_ydata()[0]) for line in lines
+    ]
 
 
 def test_columns_and_marks_of_the_preview():
     rows = planes(preview(patient()))
-    assert [ax.get_title() for ax in rows[0]] == ["T1 contrast-enhanced"] * 2 + ["FLAIR"] * 2
-    assert [row[0].get_ylabel() for row in rows] == ["axial", "coronal", "sagittal"]
+    titles = ["T1", "T1 contrast-enhanced", "T2", "FLAIR", "T1 contrast-enhanced, outlines", "FLAIR, colors"]
+    assert [ax.get_title() for ax in rows[0]] == titles
     # Radiological convention: the patient's right is on the left. In the sagittal plane the front is on the left.
     marks = [[text.get_text() for text in row[1].texts] for row in rows]
-    assert marks == [["R", "L"], ["R", "L"], ["A", "P"]]
+    assert marks == [["R", "L"], ["R", "L"], ["A", "P"], ["R", "L"]]
 
 
-def test_the_preview_shows_the_slices_of_the_largest_lesion_with_its_colors():
+def test_a_row_says_where_its_slice_is():
+    """Of the voxel (11, 24, 11) and of the second lesion; indices run to the left, to the back and up."""
+    rows = planes(preview(patient()))
+    told = [next(t.get_text() for t in row[0].texts if "slice" in t.get_text()).split("\n") for row in rows]
+    assert told == [
+        ["axial", "slice 12 of 30", "S 33.0 mm"],
+        ["coronal", "slice 25 of 50", "P 24.0 mm"],
+        ["sagittal", "slice 12 of 40", "L 22.0 mm"],
+        ["axial", "slice 21 of 30", "S 60.0 mm"],
+    ]
+
+
+def test_the_preview_shows_the_regions_of_the_largest_lesion_with_its_colors():
     made = patient()
-    # A second lesion may not move the slices: these are the planes of the first one's largest area.
-    x, y, z = 10, 21, 9
+    # All parts are in these planes, although edema has a larger area in others. The second lesion is in the last.
+    assert made.slices == [11, 24, 11] and made.further_slices == [20]
+    x, y, z = made.slices
     rows = planes(preview(made))
     for row, wanted in zip(
         rows,
@@ -86,24 +113,47 @@ def test_the_preview_shows_the_slices_of_the_largest_lesion_with_its_colors():
             made.prediction[BRAIN][:, :, z - 3].T,
             made.prediction[BRAIN][:, y - 5].T[::-1],
             made.prediction[BRAIN][x - 4].T[::-1],
+            made.prediction[BRAIN][:, :, 20 - 3].T,
         ),
         strict=True,
     ):
-        gray, color = row[1].images
-        assert len(row[0].images) == 1
+        gray, color = row[5].images
+        assert [len(ax.images) for ax in row[:5]] == [1] * 5
         assert np.array_equal(color.get_array(), wanted)
         assert gray.get_array().shape == wanted.shape
         assert color.get_alpha() == 0.5
         colors = color.cmap(color.norm(np.array([1, 2, 3])))[:, :3]
         assert np.allclose(colors, [to_rgb(part.color) for part in (CORE, EDEMA, ENHANCING)])
         assert color.cmap(color.norm(0))[3] == 0
+        outlines = [to_rgb(found.get_edgecolor()[0][:3]) for found in row[4].collections]
+        regions = 1 if row is rows[3] else 3
+        assert np.allclose(outlines, [to_rgb(part.color) for part in (EDEMA, CORE, ENHANCING)][:regions])
+
+
+def test_lines_show_where_the_other_planes_cut():
+    made = patient(spacing=(2.0, 2.0, 2.0))
+    axial, coronal, sagittal, _ = (row[5] for row in planes(preview(made)))
+    x, y, z = (2 * (index + 0.5 - side.start) for index, side in zip(made.slices, BRAIN, strict=True))
+    up = [(None, 48 - z), (None, 48 - 2 * (20.5 - 3))]
+    assert lines_of(axial) == [(x, None), (None, y)]
+    assert lines_of(coronal) == [(x, None), *up]
+    assert lines_of(sagittal) == [(y, None), *up]
+
+
+def test_a_region_elsewhere_gets_a_slice_of_its_own():
+    """Enhancing tumor in a second lesion, too small for a slice of its own as a lesion."""
+    made = patient()
+    labels = np.where(made.prediction == 3, 1, made.prediction)
+    labels[30:33, 30:33, 20:23] = 0
+    labels[30, 31, 22] = 3
+    assert patient(prediction=labels).further_slices == [22]
 
 
 def test_millimeters_are_equal_in_all_directions_and_slices(tmp_path):
     figure = preview(patient(spacing=(2.0, 1.0, 3.0)))
     figure.savefig(tmp_path / "picture.png")
     scales = []
-    for row, size in zip(planes(figure), ((64, 40), (64, 72), (40, 72)), strict=True):
+    for row, size in zip(planes(figure), ((64, 40), (64, 72), (40, 72), (64, 40)), strict=True):
         for ax in row:
             left, right, bottom, top = ax.images[0].get_extent()
             assert (right - left, bottom - top) == size
@@ -127,9 +177,9 @@ def test_colors_of_pixels(tmp_path):
     figure = preview(made)
     figure.savefig(tmp_path / "picture.png", dpi=figure.dpi)
     pixels = imread(tmp_path / "picture.png")[..., :3]
-    ax = planes(figure)[0][1]
-    # Voxel (9, 21, 9) is edema, voxel (30, 10, 9) brain without tumor.
-    for voxel, color in (((9, 21), 0.5 + 0.5 * np.array(to_rgb(EDEMA.color))), ((30, 10), np.ones(3))):
+    ax = planes(figure)[0][5]
+    # Voxel (9, 22, 11) is edema, voxel (30, 10, 11) brain without tumor.
+    for voxel, color in (((9, 22), 0.5 + 0.5 * np.array(to_rgb(EDEMA.color))), ((30, 10), np.ones(3))):
         x, y = ax.transData.transform([(2 * (voxel[0] - 4 + 0.5), voxel[1] - 5 + 0.5)])[0]
         assert np.allclose(pixels[int(len(pixels) - y), int(x)], color, atol=0.02)
 
@@ -140,7 +190,7 @@ def test_the_legend_tells_volumes():
     edema, core = 640 - 96 + 27 + 3, 8
     for text in (f"edema {edema}.0 ml", "enhancing tumor 88.0 ml", f"necrotic and non-enhancing core {core}.0 ml"):
         assert text in found
-    assert f"prediction: ET 88.0 ml, TC 96.0 ml, WT {edema + 96}.0 ml" in found
+    assert f"prediction: ET 88.0 ml, TC 96.0 ml, WT {edema + 96}.0 ml, 2 lesions" in found
     assert "outline of the reference" not in found
 
 
@@ -150,9 +200,11 @@ def test_the_reference_is_outlined_beside_a_prediction():
     reference[10:12, 20:22, 8:12] = 3
     figure = preview(patient(reference=reference, spacing=(1.0, 1.0, 1.0)))
     axial = planes(figure)[0]
-    assert [len(ax.collections) for ax in axial] == [0, 2, 0, 1]
+    # The prediction's regions are outlined in colors beside it, in this plane.
+    assert [len(ax.collections) for ax in axial] == [0, 0, 0, 0, 3, 3]
+    assert {tuple(found.get_edgecolor()[0]) for found in axial[5].collections} == {(1.0, 1.0, 1.0, 1.0)}
     # The outline of WT, in mm from the corner of the brain's box, runs along the faces of its voxels.
-    points = np.concatenate([path.vertices for path in axial[3].collections[0].get_paths()])
+    points = np.concatenate([path.vertices for path in axial[5].collections[0].get_paths()])
     assert points.min(axis=0) == pytest.approx([8 - 4, 20 - 5])
     assert points.max(axis=0) == pytest.approx([18 - 4, 30 - 5])
     lines = " ".join(texts(figure))
@@ -162,25 +214,29 @@ def test_the_reference_is_outlined_beside_a_prediction():
 def test_a_reference_alone_is_colored():
     made = patient()
     figure = preview(patient(reference=made.prediction, prediction=None))
-    assert np.array_equal(planes(figure)[0][1].images[1].get_array(), made.prediction[BRAIN][:, :, 6].T)
+    assert np.array_equal(planes(figure)[0][5].images[1].get_array(), made.prediction[BRAIN][:, :, 11 - 3].T)
     assert any(text.startswith("reference: ET") for text in texts(figure))
-    assert not planes(figure)[0][1].collections
+    assert not planes(figure)[0][5].collections
 
 
 @pytest.mark.parametrize("draw", [preview, surface_view])
 def test_titles(draw):
     empty = np.zeros(SIZE, np.uint8)
-    found = draw(patient(prediction=empty, phantom=True), "for research only").get_suptitle()
-    assert found == f"p1 - {PHANTOM}; for research only; {NO_TUMOR}"
+    captions = Captions(("WARNING: odd name",), "expected Dice unknown", "weights w.pt (abc); 2026-11-30")
+    figure = draw(patient(prediction=empty, phantom=True), captions)
+    assert figure.get_suptitle() == f"p1 - {PHANTOM}; WARNING: odd name; {NO_TUMOR}"
+    assert {"expected Dice unknown", f"weights w.pt (abc); 2026-11-30; {FOR_RESEARCH}"} <= set(texts(figure))
     assert draw(patient()).get_suptitle() == "p1"
-    without = draw(patient(prediction=None))
-    assert without.get_suptitle() == "p1" and not without.legends
+    assert FOR_RESEARCH in texts(draw(patient()))
+    lacking = {name: image for name, image in patient().images.items() if name not in ("t1", "t1ce")}
+    without = draw(patient(prediction=None, images=lacking))
+    assert without.get_suptitle() == "p1 - without T1 and T1ce" and not without.legends
 
 
 @pytest.mark.parametrize("draw", [preview, surface_view])
 def test_a_long_title_becomes_smaller_and_is_not_cut(draw):
     sizes = []
-    for name in ("p1", "a name of many words " * 8):
+    for name in ("p1", "a name of many words " * 14):
         figure = draw(patient(name=name))
         (title,) = [text for text in figure.texts if text.get_text() == name]
         box = title.get_window_extent()
@@ -208,8 +264,9 @@ def test_the_letters_stand_closer_to_their_own_slice_than_to_the_next():
 def test_an_empty_prediction_shows_the_slices_of_the_reference():
     made = patient()
     figure = preview(patient(prediction=np.zeros(SIZE, np.uint8), reference=made.prediction))
-    gray = planes(figure)[2][0].images[0].get_array()
-    assert np.array_equal(gray, made.images["t1ce"][BRAIN][10 - 4].T[::-1])
+    gray = planes(figure)[2][1].images[0].get_array()
+    assert np.array_equal(gray, made.images["t1ce"][BRAIN][11 - 4].T[::-1])
+    assert "prediction: ET 0.0 ml, TC 0.0 ml, WT 0.0 ml, 0 lesions     reference: " in " ".join(texts(figure))
 
 
 def test_a_prediction_outside_the_brain_is_shown():
@@ -217,33 +274,36 @@ def test_a_prediction_outside_the_brain_is_shown():
     labels[37:40, 46:50, 27:30] = 2
     made = patient(prediction=labels)
     row = planes(preview(made))[0]
-    assert np.array_equal(row[1].images[1].get_array(), labels[4:, 5:, 27].T)
+    assert np.array_equal(row[5].images[1].get_array(), labels[4:, 5:, 27].T)
     assert surface_view(made).images
 
 
 @pytest.mark.parametrize(
     ("lacking", "titles"),
     [
-        (["t1ce"], ["T1", "FLAIR"]),
-        (["flair"], ["T1 contrast-enhanced", "T2"]),
-        (["t1ce", "t1", "flair"], ["T2", "T2"]),
-        (["flair", "t2"], ["T1 contrast-enhanced", "T1"]),
+        (["t1ce"], ["T1", "T2", "FLAIR", "T1, outlines", "FLAIR, colors"]),
+        (["t1ce", "t1", "flair"], ["T2", "T2, outlines", "T2, colors"]),
+        (
+            ["flair", "t2"],
+            ["T1", "T1 contrast-enhanced", "T1 contrast-enhanced, outlines", "T1 contrast-enhanced, colors"],
+        ),
     ],
 )
 def test_another_sequence_takes_the_place_of_a_missing_one(lacking, titles):
     made = patient()
     figure = preview(patient(images={s: image for s, image in made.images.items() if s not in lacking}))
-    assert [ax.get_title() for ax in planes(figure)[0]][::2] == titles
+    assert [ax.get_title() for ax in planes(figure)[0]] == titles
 
 
 def test_the_rendering_looks_from_the_side_of_the_lesion():
     made = patient()
     right = surface_view(made)
-    assert [t for t in texts(right) if t.startswith("from")] == ["from the front right", "from the right", "from above"]
+    above = "from above, mirrored: left and right as in slices"
+    assert [t for t in texts(right) if t.startswith("from")] == ["from the front right", "from the right", above]
     left = surface_view(patient(prediction=made.prediction[::-1]))
-    assert [t for t in texts(left) if t.startswith("from")] == ["from the front left", "from the left", "from above"]
-    # Seen from the right the front is at the right; seen from above the right is at the right.
-    assert [t for t in texts(right) if set(t) <= set("RLAPSI")][4:] == ["P", "A", "S", "I", "L", "R", "A", "P"]
+    assert [t for t in texts(left) if t.startswith("from")] == ["from the front left", "from the left", above]
+    # Seen from the right the front is at the right.
+    assert [t for t in texts(right) if t and set(t) <= set("RLAPSI")][4:] == ["P", "A", "S", "I", "R", "L", "A", "P"]
 
 
 def test_the_rendering_runs_on_one_thread_a_view_and_leaves_the_threads_as_before(monkeypatch):
@@ -270,6 +330,11 @@ def test_the_rendering_shows_the_tumor_at_its_place_in_the_brain():
     # Its middle is at the voxels 24.5 and 11.5, from 5 and 3, of brains that end at 44.5 and 26.5.
     assert (columns.max() - across) / scale == pytest.approx((24.5 - 4.5) * 4, abs=4)
     assert (rows.max() - down) / scale == pytest.approx((11.5 - 2.5) * 5, abs=4)
+    # Seen from above it is on the left, as in axial slices.
+    above = pixels[:, 2 * width :]
+    red, green, blue = np.moveaxis(above, -1, 0)
+    orange = (red - blue > 0.4 * red) & (red > green) & (red > 0.3)
+    assert np.nonzero(orange)[1].mean() < 0.4 * width
     gray = right[rows.min() + int(10 * scale), int(columns.mean())]
     assert 0 < np.ptp(gray) < 0.05
 
@@ -323,6 +388,33 @@ def test_axes_in_any_order_are_turned(tmp_path):
     assert np.array_equal(found.reference > 0, labels.transpose(1, 2, 0)[::-1, ::-1] > 0)
 
 
+def test_slices_are_numbered_as_in_the_file(tmp_path):
+    """The first axis of the file runs up, the second to the right, and the third to the front."""
+    case(tmp_path / "p1", np.array([[0, 2.0, 0, 5], [0, 0, 3.0, 0], [1.0, 0, 0, -4], [0, 0, 0, 1]]))
+    (item,) = every_item(tmp_path)
+    found = read_patient(item)
+    assert found.brain.shape == (7, 8, 6)
+    # Index 0 is farthest to the right, to the front, and down.
+    assert [found.place(axis, 0) for axis in range(3)] == [
+        ("7 of 7", "R 17.0 mm"),
+        ("8 of 8", "A 21.0 mm"),
+        ("1 of 6", "I 4.0 mm"),
+    ]
+
+
+def test_slices_of_a_series_have_its_numbers(tmp_path):
+    images, _ = case(tmp_path / "brats" / "p1", LPS @ np.diag([1, 1, 2, 1]))
+    folder = write_case(tmp_path / "dicom" / "p1", images)
+    for file in folder.rglob("IM*"):
+        data = dcmread(file)
+        data.InstanceNumber = 101 - data.InstanceNumber
+        data.save_as(file)
+    (item,) = every_item(tmp_path / "dicom")
+    found = read_patient(item)
+    assert [found.place(2, index) for index in (0, 7)] == [("100 of 8", "S 0.0 mm"), ("93 of 8", "S 14.0 mm")]
+    assert found.place(0, 2)[0] == "3 of 6"
+
+
 def test_a_case_that_lacks_a_sequence(tmp_path):
     case(tmp_path / "p1")
     (tmp_path / "p1" / "p1_flair.nii.gz").unlink()
@@ -354,12 +446,42 @@ def test_the_command_draws_tiny_cases(tmp_path, capsys, count):
     assert len(list(picture.parent.iterdir())) == 1 + len(surface) // 2
 
 
+def test_the_command_draws_what_the_records_say(tmp_path, monkeypatch):
+    """The records of a run of panet segment are in the folder of the case and in the one above."""
+    cases, drawn = make_cases(tmp_path / "data", 1), []
+    (case_dir,) = cases.iterdir()
+    label_map = tmp_path / "out" / case_dir.name / f"{case_dir.name}.nii.gz"
+    label_map.parent.mkdir(parents=True)
+    shutil.copy(next(case_dir.glob("*_seg.nii.gz")), label_map)
+    told = {"dice": 0.91, "low": 0.85, "high": 0.95, "reliable": True}
+    expected = {**dict.fromkeys(("ET", "TC", "WT"), told), "probability_of_any_ET": 0.9}
+    record = {"date": "2026-01-02T03:04:05+00:00", "expected_dice": expected}
+    record["parameters"] = {"configurations": ["inference.json", "whole_brain.yaml"]}
+    save_json(record, record_file(label_map))
+    run = {"model_file": "a/w.pt", "weights": ["abcdef0123"], "started": "2026-02-02", "phantom_weights": True}
+    run["warnings"] = {case_dir.name: [{"kind": "odd name", "text": "rename it."}]}
+    save_json(run, tmp_path / "out" / "run.json")
+    monkeypatch.setattr("scripts.pictures.figure.save_figure", lambda figure, path: drawn.append(figure))
+    arguments = [str(case_dir), "a.png", "--surface", "b.png"]
+    for prediction in (label_map, Path(shutil.copy(label_map, tmp_path / "alone.nii.gz"))):
+        render_case.main([*arguments, "--prediction", str(prediction)])
+    assert len(drawn) == 4
+    for figure in drawn[:2]:
+        assert figure.get_suptitle() == f"{case_dir.name} - weights trained on phantoms; fast; WARNING: odd name"
+        region = "0.91 (0.85 to 0.95)"
+        assert f"expected Dice WT {region}, TC {region}, ET {region}, any ET 90 %" in texts(figure)
+        assert f"weights a/w.pt (abcdef01); 2026-01-02; {FOR_RESEARCH}" in texts(figure)
+    for figure in drawn[2:]:
+        assert {"expected Dice unknown", f"weights unknown; date unknown; {FOR_RESEARCH}"} <= set(texts(figure))
+
+
 def test_the_overview_has_a_row_for_each_case(tmp_path):
     cases = make_cases(tmp_path, 2)
     next((cases / "BraTS20_Training_002").glob("*_t2.nii.gz")).unlink()
     figure = overview(every_item(cases))
     assert [ax.get_title() for ax in figure.axes[:5]] == ["T1", "T2", "T1 contrast-enhanced", "FLAIR", "reference"]
     assert [len(ax.images) for ax in figure.axes] == [1, 1, 1, 1, 2, 1, 0, 1, 1, 2]
+    assert FOR_RESEARCH in texts(figure)
 
 
 @pytest.mark.parametrize(

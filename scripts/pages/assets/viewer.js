@@ -29,6 +29,7 @@
       backColor: [0, 0, 0, 1],
       fontColor: [1, 1, 1, 1],
       fontMinPx: 20,
+      crosshairWidth: 1,
       crosshairColor: [0.9, 0.9, 0.9, 0.6],
       clipPlaneHotKey: "",
       viewModeHotKey: "",
