@@ -278,7 +278,7 @@ def _case_order(run: Run, count: int) -> str:
     if not VIEWER_FILE.is_file():
         told += " This package of the bundle has no viewer."
     elif count > MOST_VIEWERS:
-        told += f" {MOST_VIEWERS} have a viewer: those that need a look, and then the first."
+        told += f" Viewers ({MOST_VIEWERS}): cases that need a look, and then the first."
     return f'<p>{told}</p>\n<ul class="legend">{_legend()}</ul>\n'
 
 

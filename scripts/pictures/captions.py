@@ -56,13 +56,13 @@ def captions_of(record: Mapping[str, Any], run: Mapping[str, Any], case: str) ->
         weights = f"weights {', '.join(named)}"
     else:
         weights = "weights unknown"
-    date = (record.get("date") or run.get("started") or "date unknown")[: len("2026-11-30")]
+    date = str(record.get("date") or run.get("started") or "")[: len("2026-11-30")] or "date unknown"
     return Captions(tuple(notes), in_words(record.get("expected_dice")), f"{weights}; {date}")
 
 
 def captions_beside(label_map: Path) -> Captions:
     """The captions of a label map, by what lies beside it or, of ``panet segment``, in the folder above."""
-    folders = (label_map.parent, label_map.parent.parent)
-    folder = next((folder for folder in folders if (folder / RUN_FILE).is_file()), label_map.parent)
-    record = record_file(label_map)
+    record, folder = record_file(label_map), label_map.parent
+    if folder.name == record.stem and not (folder / RUN_FILE).is_file():
+        folder = folder.parent
     return captions_of(read_json(record), read_run_json(folder), record.stem)

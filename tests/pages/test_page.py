@@ -123,7 +123,7 @@ def test_volumes_in_the_page_are_those_of_the_case(evaluated):
     volumes = volumes_of(page_of(evaluated))
     assert list(volumes) == ["case-1", "case-2", "case-3"]
     data = volumes["case-2"]
-    assert (data["size"], data["center"], data["first"]) == ([20, 16, 14], [6, 7, 6], "flair")
+    assert (data["size"], data["center"], data["first"]) == ([20, 16, 14], [5, 6, 5], "flair")
     assert list(data["images"]) == ["t1", "t2", "t1ce", "flair"]
     image = nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(data["maps"]["reference"])))
     parts = np.array([0, 1, 2, 0, 3])[known_labels()][BRAIN]
@@ -208,7 +208,70 @@ def test_the_first_cases_have_a_viewer_and_more_have_a_picture(evaluated, monkey
     assert list(volumes_of(page)) == ["case-1"]
     assert ['class="open"' in card for card in cards_of(page)] == [True, False, False]
     assert ["<figure>" in card for card in cards_of(page)] == [True, True, False]
-    assert "The first 2 have a picture. The first 1 have a viewer." in page
+    assert "The first 2 have a picture. Viewers (1): cases that need a look, and then the first." in page
+
+
+def region(dice: float, low: float, reliable: bool) -> dict:
+    return {"dice": dice, "low": low, "high": 0.95, "reliable": reliable}
+
+
+@pytest.fixture
+def segmented(evaluated) -> Path:
+    """What panet segment leaves of the cases, with made-up expectations."""
+    for name in ("scores.csv", "summary.csv"):
+        (evaluated / name).unlink()
+    (evaluated / "config.json").write_text(json.dumps({"case_folders": True}))
+    listed = evaluated / "datalist.json"
+    listed.write_text(listed.read_text().replace("validation", "testing"))
+    good, poor = region(0.91, 0.85, True), region(0.4, 0.1, False)
+    diameters = {"largest_mm": 12.4, "axial_mm": 10.0, "perpendicular_mm": 7.6}
+    for name, core in (("best", good), ("middle", poor), ("worst", None)):
+        expected = core and {"WT": good, "TC": core, "ET": good, "probability_of_any_ET": 0.9}
+        volumes = {"ET": 1.0, "TC": 2.5, "WT": 31.016000000000002}
+        lesion = {"volume_ml": volumes, "diameters": {"ET": None, "WT": diameters}}
+        record = {"date": "2026-11-30T01:02:03+00:00", "expected_dice": expected, "volumes_ml": volumes}
+        record |= {"lesions": [lesion] * (12 if name == "worst" else 1)}
+        record["missing_sequences"] = ["t1ce"] if name == "best" else []
+        (evaluated / name).mkdir()
+        (evaluated / f"{name}.nii.gz").rename(evaluated / name / f"{name}.nii.gz")
+        (evaluated / name / f"{name}.json").write_text(json.dumps(record))
+    return evaluated
+
+
+def test_a_segmentation_begins_with_the_patients_the_worst_expected_first(segmented):
+    page = page_of(segmented)
+    sections = re.findall(r"<h2>(.*?)</h2>", page)
+    assert sections == ["Patients", "Cases", "Run", "Settings", "Licenses"]
+    rows = re.findall(r'<tr><th scope="row"><a href="(#case-\d)">(\w+)</a></th>(.*?)</tr>', page)
+    assert [row[:2] for row in rows] == [("#case-1", "middle"), ("#case-2", "best"), ("#case-3", "worst")]
+    cells = [re.findall(r"<td>(.*?)</td>", row[2]) for row in rows]
+    # Expected Dice, volumes in ml, lesions, largest diameters of ET and WT, missing sequences, warnings.
+    assert cells[0] == ["0.91", "0.40", "0.91", "1.0", "2.5", "31.0", "1", "", "12", "", ""]
+    assert cells[1][1] == "0.91" and cells[1][-2:] == ["t1ce", ""]
+    assert cells[2] == ["", "", "", "1.0", "2.5", "31.0", "12", "", "12", "", ""]
+    middle, best, worst = cards_of(page)
+    assert '<p class="notice">expected Dice WT 0.91 (0.85 to 0.95), TC 0.40 (0.10 to 0.95)' in middle
+    assert "do not rely on the core</p>" in middle
+    assert "<p>expected Dice WT 0.91 (0.85 to 0.95), TC 0.91" in best
+    assert '<p class="notice">Without T1 contrast-enhanced.</p>' in best
+    assert "expected Dice unknown" in worst and "2 smaller lesions" in worst
+    assert re.findall(r"<td>(.*?)</td>", best) == ["1.0", "2.5", "31.0", "", "", "12", "10 x 8"]
+
+
+def test_cases_that_need_a_look_get_the_viewers(segmented, monkeypatch):
+    monkeypatch.setattr("scripts.pages.page.MOST_VIEWERS", 1)
+    assert list(volumes_of(page_of(segmented))) == ["case-1"]
+    run = segmented / "run.json"
+    warnings = {"worst": [{"kind": "odd name", "text": "rename it."}]}
+    run.write_text(json.dumps({**json.loads(run.read_text()), "warnings": warnings}))
+    monkeypatch.setattr("scripts.pages.page.MOST_VIEWERS", 2)
+    assert list(volumes_of(page_of(segmented))) == ["case-1", "case-3"]
+
+
+def test_the_table_of_all_patients_is_linked(segmented):
+    assert "volumes.csv" not in page_of(segmented)
+    (segmented / "volumes.csv").write_text("case")
+    assert '<a href="volumes.csv">' in page_of(segmented)
 
 
 def test_without_the_viewers_file_the_page_has_slices_and_no_script(evaluated, monkeypatch):

@@ -70,8 +70,23 @@ def test_an_inference_has_volumes_and_no_reference(evaluated):
     assert [case.name for case in cases] == ["middle", "worst"]
     # The prediction has no edema, and its voxels have 1 mm^3.
     core = float((known_labels() == 1).sum() + 3)
-    assert cases[0].scores == {"volume_ET": 3.0, "volume_TC": core, "volume_WT": core}
+    assert cases[0].scores == pytest.approx({"volume_ET": 3.0, "volume_TC": core, "volume_WT": core})
+    assert [lesion["volume_ml"]["TC"] for lesion in cases[0].record["lesions"]] == pytest.approx([core / 1000])
     assert all("label" not in case.entry for case in cases)
+
+
+def test_segmented_cases_are_ordered_by_what_is_expected(evaluated):
+    """Those without an expectation come last, and of them those with warnings first."""
+    for name in ("scores.csv", "summary.csv", "config.json"):
+        (evaluated / name).unlink()
+    listed = evaluated / "datalist.json"
+    listed.write_text(listed.read_text().replace("validation", "testing"))
+    change_record(evaluated, warnings={"worst": [{"kind": "odd name", "text": "rename it."}]})
+    assert [case.name for case in cases_of(read_run(evaluated))] == ["worst", "best", "middle"]
+    for name, dice in (("best", 0.9), ("middle", 0.4)):
+        expected = {region: {"dice": dice} for region in ("ET", "TC", "WT")}
+        (evaluated / f"{name}.json").write_text(json.dumps({"expected_dice": expected}))
+    assert [case.name for case in cases_of(read_run(evaluated))] == ["middle", "best", "worst"]
 
 
 def test_an_evaluation_that_has_not_ended_says_so(evaluated):

@@ -54,8 +54,11 @@ def test_voxels_decode_to_those_of_the_files_in_any_axes(tmp_path, affine):
     assert list(content["maps"]) == ["reference", "prediction"]
     for text in content["maps"].values():
         assert np.array_equal(decoded(text).dataobj, PARTS[known_labels()][BRAIN])
-    # With most tumor, within the brain's box.
-    assert content["center"] == [8 - 2, 9 - 2, 7 - 1]
+    # The slices of the preview, which show all parts, within the brain's box. The file's own order counts.
+    assert content["center"] == [7 - 2, 9 - 2, 6 - 1]
+    number = 8 if affine[0, :3].sum() < 0 else 24 - 7
+    assert content["places"][0][7 - 2] == f"{number} of 24, L 7.0 mm"
+    assert [len(places) for places in content["places"]] == list(content["size"])
 
 
 def test_a_decathlon_file_gives_the_same(tmp_path):

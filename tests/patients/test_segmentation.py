@@ -28,7 +28,7 @@ from scripts.patients import results as patient_results
 from scripts.patients import segmentation
 from scripts.patients.items import find_items, given_case, refuse_other_images, with_absolute_paths
 from scripts.patients.options import Options
-from scripts.patients.results import closing_words, note_of
+from scripts.patients.results import closing_words
 from scripts.patients.segmentation import configuration_of, segment, weights_to_use
 from scripts.scores.volume_table import read_table
 from scripts.utils.errors import InputError
