@@ -25,7 +25,7 @@ from scripts.pictures.parts import SUB_REGIONS
 from scripts.pictures.patient import Patient, read_patient
 from scripts.pictures.preview import preview
 from scripts.scores.expected_dice import in_words, needs_a_look
-from scripts.scores.table import VOLUMES, columns_of, score_of, scores_in, split_column
+from scripts.scores.table import EXPECTED, VOLUMES, columns_of, score_of, scores_in, split_column
 from scripts.scores.volumetry import MEASURED_REGIONS
 from scripts.utils.errors import InputError
 from scripts.utils.files import read_json
@@ -156,7 +156,7 @@ def _json_element(name: str, content: Any) -> str:
 
 def _case_table(case: Case) -> str:
     columns = list(case.scores)
-    names = [*scores_in(columns), *(name for name in VOLUMES if f"{name}_{REGIONS[0]}" in columns)]
+    names = [*scores_in(columns), *(name for name in (*VOLUMES, *EXPECTED) if f"{name}_{REGIONS[0]}" in columns)]
     rows = [[score_of(name).heading, *_texts(case, [name])] for name in names]
     return _table(["", *REGIONS], rows) if rows else ""
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from monai.utils import ensure_tuple
 from scripts.data.findings import warned_of
-from scripts.inference.writers import record_file
 from scripts.scores.expected_dice import in_words
 from scripts.utils.files import read_json
 from scripts.utils.run_json import RUN_FILE, read_run_json
@@ -62,7 +61,8 @@ def captions_of(record: Mapping[str, Any], run: Mapping[str, Any], case: str) ->
 
 def captions_beside(label_map: Path) -> Captions:
     """The captions of a label map, by what lies beside it or, of ``panet segment``, in the folder above."""
-    record, folder = record_file(label_map), label_map.parent
-    if folder.name == record.stem and not (folder / RUN_FILE).is_file():
+    case, folder = label_map.name.removesuffix(".nii.gz"), label_map.parent
+    record = read_json(folder / f"{case}.json")
+    if folder.name == case and not (folder / RUN_FILE).is_file():
         folder = folder.parent
-    return captions_of(read_json(record), read_run_json(folder), record.stem)
+    return captions_of(record, read_run_json(folder), case)
