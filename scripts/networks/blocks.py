@@ -50,8 +50,8 @@ class InstanceNorm3d(nn.InstanceNorm3d):
     quarter of a training step. For one sample the statistics of a batch are those of the instance.
 
     Attributes:
-        as_batch: kinds of devices on which a single sample is normalized as a batch, of all layers. On a GPU
-            ``python -m scripts.lab.benchmark training`` compares both ways.
+        as_batch: kinds of devices on which a single sample is normalized as a batch, of all layers. The benchmark of
+            a training compares both ways on a GPU.
     """
 
     as_batch: ClassVar[set[str]] = {"cpu"}

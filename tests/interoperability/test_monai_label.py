@@ -94,7 +94,7 @@ def known(fresh_bundle) -> str:
     """Mark the bundle's weights as trained on patients, like the studies; return the weights' checksum."""
     file = fresh_bundle / "models" / "model.json"
     record = json.loads(file.read_text())
-    record["trained_on"] |= {"patients": 2, "phantoms": 0}
+    record["trained_on"] = {"patients": 2, "phantoms": 0, "origin": None}
     file.write_text(json.dumps(record))
     return record["checksum"]
 
