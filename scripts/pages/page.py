@@ -26,6 +26,7 @@ from scripts.pictures.patient import Patient, read_patient
 from scripts.pictures.preview import preview
 from scripts.scores.expected_dice import in_words, needs_a_look
 from scripts.scores.table import EXPECTED, VOLUMES, columns_of, score_of, scores_in, split_column
+from scripts.scores.volume_table import TABLE_FILE
 from scripts.scores.volumetry import MEASURED_REGIONS
 from scripts.utils.errors import InputError
 from scripts.utils.files import read_json
@@ -40,7 +41,6 @@ VIEWER_FILE = NIIVUE / "niivue.umd.js"  # Packages of the bundle leave it out.
 MOST_VIEWERS = 5
 MOST_PICTURES = 100
 MOST_LESIONS = 10
-TABLE_FILE = "volumes.csv"
 TITLES = {TRAINING: "Training", EVALUATION: "Evaluation", INFERENCE: "Segmentation"}
 BUTTON = '<button type="button" class="open">Open the viewer</button>'
 # Titles of the entries of run.json that are shown as facts, in this order.
