@@ -149,7 +149,7 @@ def test_evaluation_scores_are_those_of_the_saved_label_maps(evaluation, cohort)
 def test_summary_is_of_the_rows(evaluation):
     scores, summary = rows(evaluation / "scores.csv"), rows(evaluation / "summary.csv")
     for column in next(iter(scores.values())):
-        if column == "case":
+        if column == "case" or column.startswith("expected_dice"):
             continue
         values = [float(row[column]) for row in scores.values()]
         assert float(summary["mean"][column]) == pytest.approx(np.mean(values), abs=2e-4)

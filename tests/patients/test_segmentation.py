@@ -133,7 +133,7 @@ def test_files_of_any_name_give_the_same_label_map(segmented, patients, options,
     assert np.array_equal(voxels(tmp_path / "out" / "ann" / "ann.nii.gz"), voxels(out / case / f"{case}.nii.gz"))
 
 
-def test_the_words_of_names_tell_the_sequences(segmented, patients, options, tmp_path, capsys, caplog):
+def test_the_words_of_names_tell_the_sequences(segmented, patients, options, tmp_path, capsys):
     out, results = segmented
     case, folder = results[0]["case"], tmp_path / "bob"
     folder.mkdir()
@@ -149,10 +149,11 @@ def test_the_words_of_names_tell_the_sequences(segmented, patients, options, tmp
         inputs = json.loads(label_map.with_name(f"{name}.json").read_text())["inputs"]
         assert {one["sequence"]: one["file"] for one in inputs} == {s: f"{folder}/{n}.nii.gz" for s, n in names.items()}
         assert [row["case"] for row in read_table(place)] == [name]
-    first, report = capsys.readouterr().out.splitlines()
+    told = capsys.readouterr()
+    first, report = told.out.splitlines()
     assert first.startswith(f"{label_map}: ET ") and report == f"{tmp_path}/b/report.html"
-    assert "T1 contrast-enhanced: T1_MPRAGE_post_GAD.nii.gz; FLAIR: pat7_FLAIR.nii.gz; left out: none" in caplog.text
-    assert f"Look first at {label_map}, then at {tmp_path}/b/volumes.csv." in caplog.text
+    assert "T1 contrast-enhanced: T1_MPRAGE_post_GAD.nii.gz; FLAIR: pat7_FLAIR.nii.gz; left out: none" in told.err
+    assert f"Look first at {label_map}, then at {tmp_path}/b/volumes.csv." in told.err
 
 
 def test_each_case_is_told_and_in_the_table_when_it_is_done(patients, options, segmented, tmp_path):
@@ -247,7 +248,7 @@ def moved(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (without_skull, "docs/get_started.md names programs"),
+        (without_skull, "--prepare prepares scans (docs/get_started.md)"),
         (damaged, "damaged"),
         (moved, "co-register and resample all sequences to one grid"),
         (lambda folder: next(folder.glob("*_t2.nii.gz")).unlink(), "there is no"),
@@ -580,7 +581,8 @@ def test_paths_are_absolute_without_steps_up_and_links_keep_their_meaning(tmp_pa
 
 def test_a_case_that_is_named_twice_is_taken_once(patients, caplog):
     case = sorted(patients.iterdir())[0]
-    items = find_items([case, patients, case.resolve()], 0)
+    items, doubts = find_items([case, patients, case.resolve()], 0)
+    assert doubts == []
     assert [item["case"] for item in items] == sorted(path.name for path in patients.iterdir())
     assert caplog.messages == [
         f"{path}: {case.name} was named before; it is segmented once." for path in (patients, case.resolve())
