@@ -65,8 +65,8 @@ def test_a_study_of_raw_series_is_segmented_in_the_grid_of_a_scan(tmp_path, trai
     # The probabilities lie there, too, and the label map is made of them.
     whole = voxels(tmp_path / "out" / "ann" / "ann_prob_whole.nii.gz")
     edema = np.asanyarray(label_map.dataobj) == EDEMA_LABEL
-    assert edema.any() and whole[edema].min() >= 0.5
-    # Again: nothing is prepared anew, and another grid needs another folder.
+    assert whole.shape == edema.shape and 0 < whole.max() <= 1 and (whole[edema] >= 0.5).all()
+    # Again: nothing is prepared a second time, and another grid needs another folder.
     assert segment([study], tmp_path / "out", options=options) == [result] and len(calls) == 1
     with pytest.raises(InputError, match="holds an earlier run with other settings"):
         segment([study], tmp_path / "out", options=Options(**{**vars(options), "native": "flair"}))
