@@ -86,7 +86,8 @@ class BackgroundCompose(Compose):
             try:
                 with self.on_own_stream(case, ready):
                     done = super().__call__(case)
-                self.failures.end(case_of(case), None, done.get(SIGNS, {}))
+                # Transforms of other configurations may give nothing.
+                self.failures.end(case_of(case), None, (done or {}).get(SIGNS, {}))
             except CASE_ERRORS as error:
                 memory_was_short = self.failures.add(case_of(case), error)
             if memory_was_short:

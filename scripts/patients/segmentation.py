@@ -15,7 +15,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 from scripts import networks
 from scripts.data.cases import image_files
-from scripts.data.findings import ACCEPTABLE, Finding, warnings_by_case
+from scripts.data.findings import PREPARATION_DOUBTS, Finding, warnings_by_case
 from scripts.inference.dicom_seg import check_source
 from scripts.patients.items import find_items, given_case, refuse_other_images, with_absolute_paths
 from scripts.patients.options import PREPARED_GRID, Options
@@ -100,7 +100,7 @@ def configuration_of(record: Record, model: Path, options: Options) -> tuple[lis
         "device": device,
         "overwrite": options.overwrite,
         # A preparation has checks of its own, and leaves out of a sequence's brain what its field of view leaves out.
-        "accept": [*(kind for kind in options.accept if kind in ACCEPTABLE), *["different brains"] * options.prepare],
+        "accept": [*accepted_in_run(options), *["different brains"] * options.prepare],
         "native": options.native if options.prepare and options.native != PREPARED_GRID else None,
         "dataset#keep_files": True,
     }
@@ -118,6 +118,11 @@ def configuration_of(record: Record, model: Path, options: Options) -> tuple[lis
         elif not starter:
             settings["amp"] = computes_in(device, "bfloat16")
     return names, settings
+
+
+def accepted_in_run(options: Options) -> list[str]:
+    """The kinds of doubts that the user accepts, without those that stop a preparation."""
+    return [kind for kind in options.accept if kind not in PREPARATION_DOUBTS]
 
 
 def openvino_is_installed() -> bool:
@@ -174,7 +179,7 @@ def segment(
     else:
         series = {sequence: str(wanted) for sequence, wanted in (files or {}).items()}
         may_lack = int(record.get("missing_sequences", 0))
-        items, doubts = find_items([Path(case) for case in cases], may_lack, options.accept, series, name)
+        items, doubts = find_items([Path(case) for case in cases], may_lack, accepted_in_run(options), series, name)
     items = [with_absolute_paths(item) for item in items]
     if not options.overwrite:
         refuse_other_images(items, output_dir)

@@ -197,7 +197,7 @@ def test_doubts_about_voxels_are_told_by_an_inference_and_refused_by_the_command
     assert caplog.text.count(f"{file}: 50% of its brain (the voxels that are not 0) differs") == 1
     said = run("command", overwrite=True)
     assert said.startswith(f"1 of 3 cases failed, and the others are done: {NAMES[1]} ({file}: 50% of its brain")
-    assert 'docs/get_started.md says how scans are prepared; --accept "different brains" segments' in said
+    assert '--prepare prepares scans (docs/get_started.md); --accept "different brains" segments' in said
     assert not list((tmp_path / "out").rglob(f"{NAMES[1]}*"))
 
 
