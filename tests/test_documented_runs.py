@@ -31,6 +31,7 @@ NOT_RUN = {
     "panet calibrate runs/fold_*/evaluation_validation --model models/model.pt --plot reliability.png": (
         "it needs 20 evaluated patients; tests/test_calibrate.py runs it"
     ),
+    "panet prepare x -o prepared": "it needs raw scans; tests/preparation and tests/patients/test_raw.py",
     "panet segment x -o out --t1ce x": "it needs a study in doubt; tests/data/test_dicom.py",
     "make demo": MINUTES,
     "make test": "it runs this test",

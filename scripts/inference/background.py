@@ -86,8 +86,7 @@ class BackgroundCompose(Compose):
             try:
                 with self.on_own_stream(case, ready):
                     done = super().__call__(case)
-                # Transforms of other configurations may give nothing.
-                self.failures.end(case_of(case), None, (done or {}).get(SIGNS, {}))
+                self.failures.end(case_of(case), None, done.get(SIGNS, {}) if isinstance(done, dict) else {})
             except CASE_ERRORS as error:
                 memory_was_short = self.failures.add(case_of(case), error)
             if memory_was_short:

@@ -49,7 +49,7 @@ def region_signs(probabilities: torch.Tensor, regions: torch.Tensor, voxel_mm: S
         >>> p = torch.tensor([0.1, 0.6, 0.9, 0.0]).reshape(1, 4, 1, 1).repeat(3, 1, 1, 1)
         >>> signs = region_signs(p, p >= 0.5, [1.0, 1.0, 2.0])
         >>> signs["soft_dice_WT"], signs["volume_WT"], signs["surface_per_volume_WT"]  # 2 x 1.5 / (1.6 + 2)
-        (0.8333, 0.004, 4.0)
+        (0.8333, 0.004, 1.0)
     """
     signs: Signs = {}
     voxel_ml = float(np.prod(voxel_mm)) / 1000
@@ -63,7 +63,9 @@ def region_signs(probabilities: torch.Tensor, regions: torch.Tensor, voxel_mm: S
         signs[f"volume_{name}"] = round(int(inside.sum()) * voxel_ml, 4)
         area, border = _surface(inside, voxel_mm)
         empty = not inside.any()
-        signs[f"surface_per_volume_{name}"] = 0.0 if empty else round(area / (inside.sum() * np.prod(voxel_mm)), 4)
+        signs[f"surface_per_volume_{name}"] = (
+            0.0 if empty else round(float(area / (inside.sum() * np.prod(voxel_mm))), 4)
+        )
         entropy = np.asarray(uncertainty(chances))[border]
         signs[f"border_entropy_{name}"] = 0.0 if empty else round(float(entropy.mean()) / 100, 4)
     return signs

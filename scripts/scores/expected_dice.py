@@ -267,10 +267,10 @@ def in_words(told: Mapping[str, Any] | None) -> str:
 
     Example:
         >>> good = {"dice": 0.91, "low": 0.85, "high": 0.95, "reliable": True}
-        >>> in_words({"WT": good, "TC": {**good, "low": 0.3}, "ET": good, "probability_of_any_ET": 0.93})[58:]
+        >>> in_words({"WT": good, "TC": {**good, "low": 0.3}, "ET": good, "probability_of_any_ET": 0.93})[62:]
         'ET 0.91 (0.85 to 0.95), any ET 93 %: look closely'
         >>> poor = {"dice": 0.4, "low": 0.0, "high": 0.62, "reliable": False}
-        >>> in_words({"WT": good, "TC": poor, "ET": good, "probability_of_any_ET": 0.93})[26:]
+        >>> in_words({"WT": good, "TC": poor, "ET": good, "probability_of_any_ET": 0.93})[38:]
         'TC 0.40 (0.00 to 0.62), ET 0.91 (0.85 to 0.95), any ET 93 %: do not rely on the core'
         >>> in_words(None)
         'expected Dice unknown'

@@ -371,6 +371,7 @@ def series(number: int, text: str = "", slices: int = 20, thickness: float = 5.0
         study="1.2",
         series=f"1.2.{number}",
         number=number,
+        instance=None,
         description=text,
         protocol="",
         agent=agent,

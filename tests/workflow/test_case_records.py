@@ -19,6 +19,7 @@ from scripts.inference import writers
 from scripts.patients import segmentation
 from scripts.patients.options import Options
 from scripts.patients.segmentation import segment
+from scripts.scores.volume_table import read_table
 from scripts.utils.errors import InputError
 from scripts.weights.record import save_weights, trained_on
 from scripts.weights.settings import weights_settings
@@ -39,6 +40,8 @@ def noted(image, path, dtype):
     save(image, path, dtype)
 writers.save_map = noted
 """
+# What a case has without pictures.
+ENDINGS = (".json", ".nii.gz", "_itksnap.txt", "_slicer.ctbl")
 
 
 @pytest.fixture
@@ -138,16 +141,16 @@ def test_ten_processes_do_each_case_once(data, start, options, tmp_path):
     assert [kills.ended(job) for job in jobs] == [(0, "")] * 10
     out = tmp_path / "out"
     assert sorted((tmp_path / "log").read_text().split()) == [f"{name}.nii.gz" for name in NAMES]
-    assert sorted(path.name for path in out.iterdir()) == [*NAMES, "config.json", "datalist.json", "run.json"]
+    files = ["config.json", "datalist.json", "run.json", "volumes.csv"]
+    assert sorted(path.name for path in out.iterdir()) == [*NAMES, *files]
+    assert [row["case"] for row in read_table(out)] == NAMES
     assert record(out)["cases"] == len(NAMES) and len(record(out)["resumed"]) == 9
     listed = earlier_cases(str(out), "nowhere")
     assert {case: Path(item["image"][0]).parent for case, item in listed.items()} == dict(
         zip(NAMES, cases, strict=True)
     )
     whole = segment([data], tmp_path / "whole", options=options)
-    assert [path.name for path in sorted(out.glob("*/*"))] == [
-        f"{name}{end}" for name in NAMES for end in (".json", ".nii.gz")
-    ]
+    assert [path.name for path in sorted(out.glob("*/*"))] == [f"{name}{end}" for name in NAMES for end in ENDINGS]
     for result in whole:
         file = f"{result['case']}/{result['case']}.nii.gz"
         assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
@@ -209,7 +212,7 @@ def test_results_that_another_process_has_written_meanwhile_are_not_replaced(dat
         InputError, match=rf"{case}\.nii\.gz: another process has written it meanwhile, of other images"
     ):
         segment([data / case], out, options=options)
-    assert contents(out / case).keys() == {out / case / f"{case}{end}" for end in (".json", ".nii.gz")}
+    assert contents(out / case).keys() == {out / case / f"{case}{end}" for end in ENDINGS}
 
 
 @pytest.mark.slow
@@ -218,13 +221,19 @@ def test_a_process_may_be_killed_at_any_moment(data, start, tmp_path, moments):
     out = tmp_path / "out"
 
     def found() -> dict[str, object]:
-        free = ("seconds_of_the_run", "started", "command", "resumed")
-        return {
-            str(path): {key: value for key, value in json.loads(content).items() if key not in free}
-            if path.suffix == ".json"
-            else content
-            for path, content in contents(out).items()
-        } | {str(path): "folder" for path in out.rglob(".*")}
+        free = ("seconds_of_the_run", "started", "command", "resumed", "date")
+        table = [{**row, "date": ""} for row in read_table(out)]
+        return (
+            {"volumes": table}
+            | {
+                str(path): {key: value for key, value in json.loads(content).items() if key not in free}
+                if path.suffix == ".json"
+                else content
+                for path, content in contents(out).items()
+                if path.suffix != ".csv"
+            }
+            | {str(path): "folder" for path in out.rglob(".*")}
+        )
 
     kills.check_kills(
         lambda kill: start(data / NAMES[0], data / NAMES[1], kill=kill), found, lambda: shutil.rmtree(out), moments

@@ -124,7 +124,7 @@ def test_a_case_and_the_folders_of_any_name(place, name, folder):
     out = work / "out" / folder
     (result,) = segment([work / "in"], out, options=options(place))
     assert result["case"] == name and (out / name / f"{name}.nii.gz").is_file()
-    assert {path.name for path in out.iterdir()} == {name, "run.json", "config.json", "datalist.json"}
+    assert {path.name for path in out.iterdir()} == {name, "run.json", "config.json", "datalist.json", "volumes.csv"}
     assert json.loads((out / name / f"{name}.json").read_text()) == result
     config = json.loads((out / "config.json").read_text())
     assert (config["output_dir"], config["all_cases"][0]["case"]) == (str(out), name)

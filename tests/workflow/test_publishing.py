@@ -136,6 +136,7 @@ RECIPE = {
     "inferer",
     "activation",
     "label_map",
+    "certainty",
     "network_def",
     "network",
     "loss",
