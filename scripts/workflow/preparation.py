@@ -240,7 +240,8 @@ def prepare_evaluation(configuration: Configuration) -> None:
         own = [item for item in all_cases or () if brought and "preparation" not in item]
         folders = {str(Path(image_files(item["image"])[0]).parent) for item in own}
         for folder in (cohort.dataset_dir, *sorted(folders)):
-            output.refuse_used(folder, resume)
+            # Another process may begin a run here at any moment, so an inference may always find one.
+            output.refuse_used(folder, all_cases is not None)
         items = cohort.completed()["cases"]
         output.refuse_meeting(all_cases or items)
         output.refuse_replacing(items, cohort.datalist_file, resume)

@@ -245,4 +245,4 @@ def test_the_largest_diameter_is_that_of_all_pairs(labels, sizes):
 def test_slices_through_a_mask_have_its_largest_areas():
     mask = np.zeros((6, 6, 6), bool)
     mask[1, 1:5, 1:5] = mask[1:4, 2, 3] = True
-    assert slices_through(mask) == [1, 2, 3]
+    assert slices_through([mask]) == [1, 2, 3]
