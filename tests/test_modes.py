@@ -245,6 +245,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("argument", NETWORKS, ids="=".join)
+@pytest.mark.lab
 def test_networks_train_evaluate_and_infer_by_one_option(argument, small_cohort, tmp_path):
     option = {f"network_def#{argument[0]}": argument[1]}
     train(small_cohort, tmp_path / "run", max_epochs=1, **option)
@@ -302,6 +303,7 @@ def sized(settings: dict, name: str) -> dict:
 
 
 @pytest.mark.parametrize("name", COMPARED)
+@pytest.mark.lab
 def test_networks_to_compare_with_are_trained_evaluated_inferred_and_exported(name, small_cohort, tmp_path):
     kind, _, maps = COMPARED[name]
     overlays = overlays_of(name)
@@ -343,6 +345,7 @@ def test_networks_to_compare_with_are_trained_evaluated_inferred_and_exported(na
         assert f"the network {kind.__name__}, not PriorAttentionNet; add configs/{overlays[0]}" in said
 
 
+@pytest.mark.lab
 def test_a_second_stage_is_finetuned_behind_a_trained_first_one(small_cohort, tmp_path):
     overlay = "network_cascaded_unet.yaml"
     settings = sized({**TRAINING, "max_epochs": 1, "dataset_dir": str(small_cohort)}, overlay)

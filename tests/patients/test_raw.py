@@ -37,7 +37,7 @@ def dice(one: np.ndarray, other: np.ndarray) -> float:
     return 2 * float((one & other).sum()) / float(one.sum() + other.sum())
 
 
-@pytest.mark.slow
+@pytest.mark.lab
 def test_a_study_of_raw_series_is_segmented_in_the_grid_of_a_scan(tmp_path, training, monkeypatch):
     pytest.importorskip("picsl_greedy")
     phantom = raw(0, **POSE)
