@@ -9,6 +9,9 @@ from pathlib import Path
 from scripts.brats import CORE, CORE_LABEL, EDEMA, EDEMA_LABEL, ENHANCING
 from scripts.utils.files import save_text
 
+# Of a label map's name: ITK-SNAP's table and 3D Slicer's.
+TABLE_ENDINGS = ("_itksnap.txt", "_slicer.ctbl")
+
 
 def save_label_tables(label_map: Path, et_label: int) -> None:
     """Write ``<case>_itksnap.txt`` and ``<case>_slicer.ctbl`` beside a label map, if they are not there.
@@ -16,7 +19,7 @@ def save_label_tables(label_map: Path, et_label: int) -> None:
     ET has the value ``et_label``.
     """
     case = label_map.name.removesuffix(".nii.gz")
-    itksnap, slicer = (label_map.with_name(f"{case}_{ending}") for ending in ("itksnap.txt", "slicer.ctbl"))
+    itksnap, slicer = (label_map.with_name(case + ending) for ending in TABLE_ENDINGS)
     if itksnap.is_file() and slicer.is_file():
         return
     # ITK-SNAP: index, red, green, blue, opacity from 0 to 1, visible in slices and in 3D, name.

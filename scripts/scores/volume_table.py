@@ -14,7 +14,7 @@ from scripts.brats import REGIONS
 from scripts.scores.expected_dice import expected_columns
 from scripts.scores.volumetry import MEASURED_REGIONS
 from scripts.utils.errors import printable
-from scripts.utils.files import keep_earlier, save_csv
+from scripts.utils.files import keep_earlier, remove_unfinished, save_csv
 from scripts.utils.locks import lock_file, locked
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ def add_to_table(result: Mapping[str, Any], folder: Path) -> None:
     """
     row = row_of(result)
     with locked(lock_file(folder, "lists"), wait=True):
+        remove_unfinished(folder / TABLE_FILE)
         if (rows := read_table(folder)) is None:
             rows = []
             if (kept := keep_earlier(folder / TABLE_FILE)) is not None:

@@ -22,6 +22,7 @@ from monai.utils import ensure_tuple
 from scripts.data.cases import resolve_image
 from scripts.data.images import inputs_of
 from scripts.inference.failures import CASE_ERRORS, CaseFailures
+from scripts.inference.label_tables import TABLE_ENDINGS
 from scripts.inference.writers import REGION_MAP_KINDS, map_files, record_file
 from scripts.scores.certainty import Signs
 from scripts.scores.expected_dice import expected
@@ -138,8 +139,8 @@ class CaseRecords:
         if self.record(case) != self.known.get(case, {}):
             raise InputError(self._other_images(case))
         is_left_over = self._is_unfinished(case)
+        self._remove_half_written(case)
         for file in self._files(case):
-            remove_unfinished(file)
             if is_left_over:
                 file.unlink(missing_ok=True)
             elif (kept := keep_earlier(file)) is not None:
@@ -147,6 +148,12 @@ class CaseRecords:
         lock.write("in work")
         lock.flush()
         return True
+
+    def _remove_half_written(self, case: str) -> None:
+        """Remove the temporary files of a killed process, of a case whose lock this process has."""
+        label_map, *_ = self.maps(case)
+        for file in (*self._files(case), *(label_map.with_name(case + ending) for ending in TABLE_ENDINGS)):
+            remove_unfinished(file)
 
     def _is_unfinished(self, case: str) -> bool:
         """Whether what the case has is of a work that did not come to its record."""
@@ -222,6 +229,8 @@ class CaseRecords:
                 logger.info("%s: another process works on it; waiting.", case)
                 lock = acquired(self._lock(case), wait=True)
             self.locks[case] = lock  # type: ignore[assignment]
+            # The process may have been killed when the record was written and the rest was not.
+            self._remove_half_written(case)
             try:
                 self._check_settled(case)
                 if failures.finish is not None:
