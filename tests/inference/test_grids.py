@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,12 +110,10 @@ EXACT = [grid for grid in GRIDS if grid.spacing in ((1, 1, 1), (1, 1, 3))]
 OTHERS = [grid for grid in GRIDS if grid not in EXACT]
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> tuple[Path, Path]:
-    """The folder of the cases and the folder of the label maps that inference made of them."""
-    root = tmp_path_factory.mktemp("grids")
-    for grid in GRIDS:
-        grid.write(root / "cases")
+def segmented(root: Path, cases: Sequence[Any], window: int) -> tuple[Path, Path]:
+    """Write cases and segment them; return their folder and that of their label maps."""
+    for case in cases:
+        case.write(root / "cases")
     torch.save(ShiftedThresholds().state_dict(), root / "model.pt")
     bundle_run(
         "inference.json",
@@ -122,10 +121,16 @@ def folders(tmp_path_factory) -> tuple[Path, Path]:
         output_dir=str(root / "maps"),
         model_file=str(root / "model.pt"),
         network_def={"_target_": "tiny.ShiftedThresholds"},
-        roi_size=[96, 96, 96],
+        roi_size=[window] * 3,
         num_workers=0,
     )
     return root / "cases", root / "maps"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> tuple[Path, Path]:
+    """The folder of the cases and the folder of the label maps that inference made of them."""
+    return segmented(tmp_path_factory.mktemp("grids"), GRIDS, 96)
 
 
 def dice(first: np.ndarray, second: np.ndarray) -> float:
@@ -270,19 +275,7 @@ HEADED = [Headed(*values) for values in itertools.product(KINDS, AXES, SIZES)]
 @pytest.fixture(scope="module")
 def headed(tmp_path_factory) -> tuple[Path, Path]:
     """The folder of the cases with odd headers and the folder of their label maps."""
-    root = tmp_path_factory.mktemp("headers")
-    for case in HEADED:
-        case.write(root / "cases")
-    torch.save(ShiftedThresholds().state_dict(), root / "model.pt")
-    bundle_run(
-        "inference.json",
-        dataset_dir=str(root / "cases"),
-        output_dir=str(root / "maps"),
-        model_file=str(root / "model.pt"),
-        network_def={"_target_": "tiny.ShiftedThresholds"},
-        roi_size=[48, 48, 48],
-    )
-    return root / "cases", root / "maps"
+    return segmented(tmp_path_factory.mktemp("headers"), HEADED, 48)
 
 
 @pytest.mark.slow

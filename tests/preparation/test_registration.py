@@ -50,8 +50,8 @@ def test_mutual_information_does_not_depend_on_the_contrast():
 
 
 def test_a_failure_of_greedy_is_one_line(monkeypatch):
-    monkeypatch.setattr(registration, "PROGRAM", "raise RuntimeError('no licence')")
+    monkeypatch.setattr(registration, "PROGRAM", "raise RuntimeError('no license')")
     with pytest.raises(
-        InputError, match=r"^greedy, which registers scans, failed \(RuntimeError: no licence\); install"
+        InputError, match=r"^greedy, which registers scans, failed \(RuntimeError: no license\); install"
     ):
         rigid(*[Volume(np.ones((4, 4, 4), np.float32), np.eye(4))] * 2, None)
