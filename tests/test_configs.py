@@ -187,6 +187,10 @@ def test_validation_prepares_images_as_inference_does():
     assert (
         steps[0][2].pop("transform") == "@validate#preprocessing" and steps[1][2].pop("transform") == "@preprocessing"
     )
+    # An evaluation measures how certain its label maps are, by the same step as an inference; a validation does not.
+    assert (steps[0].pop(), steps[1].pop()) == ("@validate#label_map", "@certainty")
+    assert train["validate"]["label_map"] == inference["certainty"]["label_map"] == "@label_map"
+    assert read("evaluate.json")["validate#label_map"] == inference["certainty"]
     assert steps[0] == steps[1]
 
 

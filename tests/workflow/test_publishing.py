@@ -136,7 +136,6 @@ RECIPE = {
     "inferer",
     "activation",
     "label_map",
-    "certainty",
     "network_def",
     "network",
     "loss",
