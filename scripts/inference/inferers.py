@@ -191,10 +191,11 @@ class MeanProbability:
         0.7
     """
 
-    def __init__(self, exclusive: bool = False) -> None:
+    def __init__(self, exclusive: bool = False, with_squares: bool = False) -> None:
         self.exclusive = exclusive
         self.total: torch.Tensor | None = None
-        # The squares of the regions' probabilities, for the disagreement.
+        # The squares of the regions' probabilities, which only the disagreement needs.
+        self.with_squares = with_squares
         self.squares: torch.Tensor | None = None
         self.count = 0
 
@@ -204,8 +205,9 @@ class MeanProbability:
         probability = logits.softmax(dim=1) if self.exclusive else logits.sigmoid()
         # A fault of the network must not look like a certain result.
         probability = probability.masked_fill_(~logits.isfinite(), torch.nan)
-        squares = self._regions(probability).square()
-        self.squares = squares if self.squares is None else self.squares.add_(squares)
+        if self.with_squares:
+            squares = self._regions(probability).square()
+            self.squares = squares if self.squares is None else self.squares.add_(squares)
         self.total = probability if self.total is None else self.total.add_(probability)
         self.count += 1
 
@@ -260,7 +262,8 @@ class FlipInferer(Inferer):
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """Return the logits of the mean probability, (batch, channel, *size), of the size of ``inputs``."""
-        mean = MeanProbability(self.exclusive)
+        # Only metadata can hand the disagreement on.
+        mean = MeanProbability(self.exclusive, with_squares=isinstance(inputs, MetaTensor))
         for flip in self.flips:
             dims = [axis + 2 for axis in flip]
             mean.add(torch.flip(self.inferer(torch.flip(inputs, dims), network, *args, **kwargs), dims))
