@@ -91,6 +91,11 @@ def given_files(args: argparse.Namespace) -> Mapping[str, Path] | None:
     return given or None
 
 
+def add_output_dir(group: argparse._ActionsContainer) -> None:
+    """Add the option ``--output-dir``, which must be given."""
+    group.add_argument("-o", "--output-dir", type=path, required=True, help="folder to write to")
+
+
 def add_verbosity(parser: argparse.ArgumentParser) -> None:
     """Add the options that ``show_progress`` takes."""
     group = parser.add_mutually_exclusive_group()

@@ -23,7 +23,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = command.parser("prepare", __doc__, EXAMPLES)
     given, output = parser.add_argument_group("input"), parser.add_argument_group("output")
     command.add_cases(given)
-    output.add_argument("-o", "--output-dir", type=command.path, required=True, help="folder to write to")
+    command.add_output_dir(output)
     given.add_argument(
         "--accept",
         action="append",

@@ -30,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     groups = {title: parser.add_argument_group(title) for title in titles}
     command.add_cases(groups["input"])
     output = groups["output"]
-    output.add_argument("-o", "--output-dir", type=command.path, required=True, help="folder to write to")
+    command.add_output_dir(output)
     add_options(groups)
     output.add_argument("--report", action="store_true", help="also write report.html, as panet report does")
     command.add_verbosity(parser)

@@ -25,8 +25,9 @@ MODULES: tuple[str, ...] = (
     "tensorboard",
     "rich",
     "yaml",
+    "matplotlib",
+    "pytest",
 )
-MODULES += ("matplotlib", "pytest", "filelock")
 # Four workers, two samples ahead each, of 128^3 voxels in four channels of float32 and four of labels.
 SHARED_GB = 0.4
 

@@ -5,14 +5,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from scripts import command
-from scripts.lab.benchmark.measure import Report, device_name
+from scripts.lab.benchmark.measure import Report
 from scripts.lab.benchmark.training import STEPS, resident_steps
-from scripts.utils.distributed import use_device
+from scripts.lab.gpu_check.options import parse
 from torch.profiler import ProfilerActivity, profile
 
 COUNT = 3
@@ -21,12 +20,7 @@ WAYS = ("train.json", "train.json, channels last, norms as a batch")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Profile each way and write its longest kernels."""
-    parser = command.parser("lab.gpu_check.kernels", __doc__)
-    parser.add_argument("--device", type=device_name, default="cuda")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--small", action="store_true", help="use sizes that a CPU can do")
-    args = parser.parse_args(argv)
-    use_device(args.device)
+    args = parse("kernels", __doc__, argv)
     settings: dict[str, Any] = {"device": args.device, "val_interval": 0, "num_workers": 0, "patch_size": [128] * 3}
     if args.small:
         settings |= {"patch_size": [32] * 3, "network_def#channels": [4, 4, 8, 8, 8]}

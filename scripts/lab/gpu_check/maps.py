@@ -19,9 +19,9 @@ from scripts.data.datalist import unlabeled_items
 from scripts.data.images import read_image, voxels_of
 from scripts.data.regions import labels_to_regions
 from scripts.lab.benchmark.cohort import subset
-from scripts.lab.benchmark.measure import Report, device_name, peak_gb, reset_peak
+from scripts.lab.benchmark.measure import Report, peak_gb, reset_peak
+from scripts.lab.gpu_check.options import parse
 from scripts.networks import PriorAttentionNet
-from scripts.utils.distributed import use_device
 from scripts.utils.errors import InputError
 from scripts.utils.files import BUNDLE_ROOT, CONFIGS
 from scripts.utils.literals import literal
@@ -50,13 +50,9 @@ FULL_WIDTH: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare everything, then return 1 if something differs too much."""
-    parser = command.parser("lab.gpu_check.maps", __doc__)
-    parser.add_argument("--dataset-dir", type=Path, required=True, help="folder of two cases or more")
-    parser.add_argument("--device", type=device_name, default="cuda")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--small", action="store_true", help="one case, small windows, and a small network for full")
-    args = parser.parse_args(argv)
-    use_device(args.device)
+    args = parse(
+        "maps", __doc__, argv, "folder of two cases or more", "one case, small windows, and a small network for full"
+    )
     rows: list[dict[str, Any]] = []
     facts = {"a Dice is right above": MIN_DICE, "a relative error is right below": list(MAX_ERROR.items())}
     report = Report(f"Label maps and logits, {args.device} against the CPU", args.output)

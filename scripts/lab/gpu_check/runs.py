@@ -15,9 +15,9 @@ import torch
 from monai.bundle import ConfigWorkflow
 from scripts import command
 from scripts.lab.benchmark.cohort import subset
-from scripts.lab.benchmark.measure import Report, device_name, peak_gb, reset_peak
+from scripts.lab.benchmark.measure import Report, peak_gb, reset_peak
+from scripts.lab.gpu_check.options import parse
 from scripts.training.training_state import newest_state
-from scripts.utils.distributed import use_device
 from scripts.utils.errors import InputError
 from scripts.utils.files import BUNDLE_ROOT, CONFIGS
 from scripts.utils.literals import literal
@@ -29,13 +29,7 @@ SCHEDULE = {"max_epochs": 2, "val_interval": 1, "warmup_epochs": 1, "flat_epochs
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run everything and return 0, or raise the first error."""
-    parser = command.parser("lab.gpu_check.runs", __doc__)
-    parser.add_argument("--dataset-dir", type=Path, required=True, help="folder of labeled cases")
-    parser.add_argument("--device", type=device_name, default="cuda")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--small", action="store_true", help="use sizes that a CPU can do")
-    args = parser.parse_args(argv)
-    use_device(args.device)
+    args = parse("runs", __doc__, argv, "folder of labeled cases")
     rows: list[dict[str, Any]] = []
     report = Report(f"Small trainings on {args.device}", args.output)
     with tempfile.TemporaryDirectory() as name:
