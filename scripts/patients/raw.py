@@ -15,7 +15,7 @@ from scripts.data.findings import Finding
 from scripts.data.inspection import check_found, refuse
 from scripts.patients.items import cases_in, given_case, only
 from scripts.patients.options import PREPARED_GRID, Options
-from scripts.preparation.folder import RECORD, image_file, save_prepared
+from scripts.preparation.folder import RECORD, image_file, refuse_used, save_prepared
 from scripts.preparation.native import RECORD_KEY
 from scripts.preparation.preparing import prepare_scans
 from scripts.preparation.scans import PREPARED, kind_of, read_scans
@@ -66,8 +66,7 @@ def scans_of(item: Mapping[str, Any]) -> dict[str, str]:
 
 def prepare_case(item: Mapping[str, Any], folder: Path, accept: Collection[str] = (), overwrite: bool = False) -> Path:
     """Prepare the scans of a case into ``folder`` (``save_prepared``), and return it."""
-    if folder.exists() and not overwrite:
-        raise InputError(f"{folder}: exists already; choose another --output-dir, or add --overwrite.")
+    refuse_used(folder, overwrite)
     logger.info("%s: preparing", item["case"])
     return save_prepared(prepare_scans(item["case"], read_scans(scans_of(item)), accept), folder, overwrite)
 

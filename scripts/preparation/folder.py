@@ -34,6 +34,12 @@ def image_file(folder: Path, case: str, sequence: str) -> Path:
     return folder / f"{case}_{sequence}.nii.gz"
 
 
+def refuse_used(folder: Path, overwrite: bool) -> None:
+    """Refuse a folder that exists already, unless it may be kept under a dated name."""
+    if folder.exists() and not overwrite:
+        raise InputError(f"{folder}: exists already; choose another --output-dir, or add --overwrite.")
+
+
 def save_prepared(prepared: Preparation, folder: Path, overwrite: bool = False) -> Path:
     """Write a prepared case to ``folder``, whole or not at all.
 
@@ -42,8 +48,7 @@ def save_prepared(prepared: Preparation, folder: Path, overwrite: bool = False) 
     Raises:
         InputError: there is a folder already, or it cannot be written.
     """
-    if folder.exists() and not overwrite:
-        raise InputError(f"{folder}: exists already; choose another --output-dir, or add --overwrite.")
+    refuse_used(folder, overwrite)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
