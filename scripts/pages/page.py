@@ -27,7 +27,7 @@ from scripts.pictures.preview import preview
 from scripts.scores.expected_dice import in_words, needs_a_look
 from scripts.scores.table import EXPECTED, VOLUMES, columns_of, score_of, scores_in, split_column
 from scripts.scores.volume_table import TABLE_FILE
-from scripts.scores.volumetry import MEASURED_REGIONS
+from scripts.scores.volumetry import MEASURED_REGIONS, largest_mm
 from scripts.utils.errors import InputError
 from scripts.utils.files import read_json
 from scripts.utils.run_json import CONFIG_FILE, without_secrets
@@ -254,8 +254,8 @@ def _patients(run: Run, cases: Sequence[Case]) -> str:
         row = [case.name, *(f"{told[region]['dice']:.2f}" if told else "" for region in REGIONS if known)]
         row += [*_texts(case, ["volume"]), str(len(lesions))]
         for region in MEASURED_REGIONS:
-            found = [one["largest_mm"] for lesion in lesions if (one := lesion["diameters"][region])]
-            row.append(f"{max(found):.0f}" if found else "")
+            largest = largest_mm(lesions, region)
+            row.append("" if largest is None else f"{largest:.0f}")
         rows.append([*row, ", ".join(case.record["missing_sequences"]), _kinds(run, case)])
     links = [f"#case-{number}" for number, case in enumerate(cases, 1) if case.scores]
     listed = (

@@ -12,7 +12,7 @@ from typing import Any
 
 from scripts.brats import REGIONS
 from scripts.scores.expected_dice import expected_columns
-from scripts.scores.volumetry import MEASURED_REGIONS
+from scripts.scores.volumetry import MEASURED_REGIONS, largest_mm
 from scripts.utils.errors import printable
 from scripts.utils.files import keep_earlier, remove_unfinished, save_csv
 from scripts.utils.locks import lock_file, locked
@@ -38,9 +38,8 @@ def row_of(result: Mapping[str, Any]) -> dict[str, str]:
     row = {"case": printable(str(result["case"])), "lesions": str(result["lesion_count"])}
     row |= {f"volume_{region}_ml": str(ml) for region, ml in result["volumes_ml"].items()}
     for region in MEASURED_REGIONS:
-        found = [lesion["diameters"][region] for lesion in result["lesions"]]
-        largest = max((diameters["largest_mm"] for diameters in found if diameters), default="")
-        row[f"largest_diameter_{region}_mm"] = str(largest)
+        largest = largest_mm(result["lesions"], region)
+        row[f"largest_diameter_{region}_mm"] = "" if largest is None else str(largest)
     row["missing_sequences"] = "; ".join(result["missing_sequences"])
     row["warnings"] = "; ".join(dict.fromkeys(warning["kind"] for warning in result["warnings"]))
     row |= expected_columns(result["expected_dice"])

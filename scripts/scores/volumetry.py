@@ -15,6 +15,7 @@ slices are the planes of voxels that are nearest to axial.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -90,6 +91,17 @@ def voxel_volume(affine: Array) -> float:
     first, second, third = affine[:3, :3].T
     # This product is the determinant. It is exact for axes along the coordinates, unlike numpy's function.
     return float(abs(first @ np.cross(second, third)))
+
+
+def largest_mm(lesions: Sequence[Mapping[str, Any]], region: str) -> float | None:
+    """The largest diameter of a region in any of the lesions of a case's JSON file; None if no lesion has the region.
+
+    Example:
+        >>> largest_mm([{"diameters": {"ET": None}}, {"diameters": {"ET": {"largest_mm": 12.5}}}], "ET")
+        12.5
+    """
+    found = [lesion["diameters"][region] for lesion in lesions]
+    return max((diameters["largest_mm"] for diameters in found if diameters), default=None)
 
 
 def connected_lesions(mask: Array) -> Array:
