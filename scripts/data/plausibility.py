@@ -118,7 +118,7 @@ def shell_ml(image: np.ndarray, inside: np.ndarray, affine: np.ndarray) -> float
     """
     if inside.sum() < 5000:
         return 0.0
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    spacing = nib.affines.voxel_sizes(affine)
     steps = [max(round(2 / mm), 1) for mm in spacing]
     (box,) = ndimage.find_objects(inside.astype(np.uint8))
     coarse = tuple(slice(side.start, side.stop, step) for side, step in zip(box, steps, strict=True))

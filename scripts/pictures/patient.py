@@ -117,7 +117,7 @@ class Patient:
     @property
     def spacing(self) -> Volume:
         """Size of a voxel along each axis in mm, (3,)."""
-        sizes: Volume = np.linalg.norm(self.affine[:3, :3], axis=0)
+        sizes: Volume = nib.affines.voxel_sizes(self.affine)
         return sizes
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from scipy import ndimage
 from scripts.data.images import in_lps
 from scripts.data.placement import image_at
+from scripts.scores.volumetry import voxel_volume
 
 Array = npt.NDArray[Any]
 
@@ -31,13 +32,13 @@ class Volume:
     @property
     def spacing(self) -> Array:
         """Size of a voxel along each axis, mm."""
-        sizes: Array = np.linalg.norm(self.affine[:3, :3], axis=0)
+        sizes: Array = nib.affines.voxel_sizes(self.affine)
         return sizes
 
     @property
     def voxel_ml(self) -> float:
         """Volume of a voxel in ml."""
-        return float(abs(np.linalg.det(self.affine[:3, :3])) / 1000)
+        return voxel_volume(self.affine) / 1000
 
     def like(self, voxels: Array) -> Volume:
         """Other voxels on this grid."""
@@ -51,7 +52,7 @@ class Volume:
 def isotropic_grid(volume: Volume, spacing: float) -> tuple[Array, tuple[int, ...]]:
     """Affine and shape of a grid of cubes, of ``spacing`` mm, that covers a volume along its axes, in LPS order."""
     image = in_lps(nib.Nifti1Image(np.broadcast_to(np.uint8(0), volume.voxels.shape), volume.affine))
-    sizes = np.linalg.norm(image.affine[:3, :3], axis=0)
+    sizes = nib.affines.voxel_sizes(image.affine)
     shape = tuple(int(n) for n in np.maximum(np.round(np.array(image.shape) * sizes / spacing), 1))
     scaled = np.diag([*(spacing / sizes), 1.0])
     scaled[:3, 3] = 0.5 * spacing / sizes - 0.5

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import nibabel as nib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -137,7 +138,7 @@ def _draw_label(axes: Array, prepared: Preparation, label: Volume, to_label: Arr
     drawn = (scan.voxels, parts_of(labels.astype(np.uint8)), prepared.brain.voxels)
     images = [in_lps(Volume(voxels, scan.affine).as_image()) for voxels in drawn]
     image, parts, brain = (np.asanyarray(one.dataobj) for one in images)
-    axis = int(np.argmax(np.linalg.norm(images[0].affine[:3, :3], axis=0)))
+    axis = int(np.argmax(nib.affines.voxel_sizes(images[0].affine)))
     others = tuple(number for number in range(3) if number != axis)
     found = np.flatnonzero(parts.any(axis=others)) if parts.any() else np.arange(parts.shape[axis])
     for ax, share in zip(axes, (0.25, 0.5, 0.75), strict=True):
