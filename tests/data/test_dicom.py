@@ -491,7 +491,10 @@ def test_an_unsure_study_is_refused_with_a_table(tmp_path, caplog):
         if "T1" in data.SeriesDescription:
             data.SeriesDescription, data.ContrastBolusAgent = "T1", ""
         data.save_as(path)
-    with pytest.raises(InputError, match=r"ann: nothing says which .* 'T1' by --t1ce <number or folder> of panet seg"):
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(InputError, match=r"ann: nothing says which .* 'T1' by --t1ce <number or folder> of panet seg"),
+    ):
         find_items([tmp_path / "ann"], 1)
     table = [record.getMessage() for record in caplog.records][:3]
     assert table[0].split() == ["number", "time", "slices", "spacing", "in", "mm", "description"]
