@@ -37,6 +37,10 @@ MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
 # Enhanced MR images, those of color, and older ones that were converted.
 MULTI_FRAME = tuple(f"{MR_IMAGE}.{number}" for number in (1, 3, 4))
 
+# Compressions (TransferSyntaxUID), and those among them that GDCM reads: JPEG, JPEG-LS and JPEG 2000.
+COMPRESSED = "1.2.840.10008.1.2.4."
+READ_COMPRESSED = tuple(f"{COMPRESSED}{number}" for number in (50, 51, 57, 70, 80, 81, 90, 91))
+
 # DICOM's names of what is read from a header, by the fields of ``Header``. What ``OTHERS`` names is read by hand.
 TEXTS = {
     "kind": "SOPClassUID",
@@ -104,6 +108,7 @@ class Header(NamedTuple):
     intercept: float | None
     several_frames: bool
     color: bool
+    syntax: str = ""
     patient: str = ""
 
     @property
@@ -237,6 +242,7 @@ def _header_of(path: str, data: Any) -> Header | None:
         size=(int(columns or 0), int(rows or 0)),
         several_frames=(_number(data, "NumberOfFrames") or 1) > 1 or fields["kind"] in MULTI_FRAME,
         color=(_number(data, "SamplesPerPixel") or 1) > 1 or fields["photometric"][:7] == "PALETTE",
+        syntax=_text(data.file_meta, "TransferSyntaxUID"),
         **fields,
     )
 
@@ -310,6 +316,13 @@ def arranged(series: Series) -> tuple[list[str], np.ndarray]:
     elif not all(header.is_placed for header in series.headers):
         kind = "slice without a place"
         fault = "a header lacks ImagePositionPatient, ImageOrientationPatient or PixelSpacing; export the series again."
+    elif unread := {
+        header.syntax
+        for header in series.headers
+        if header.syntax.startswith(COMPRESSED) and header.syntax not in READ_COMPRESSED
+    }:
+        kind = "other format"
+        fault = f"compressed in a way that is not read ({_syntax_name(min(unread))}); export it without compression."
     if kind:
         raise InputError(f"{where}: {fault}", kind)
     for header in series.headers:
@@ -327,6 +340,12 @@ def arranged(series: Series) -> tuple[list[str], np.ndarray]:
     lps[:3, 0], lps[:3, 1] = along_row * first.spacing[1], along_column * first.spacing[0]
     lps[:3, 2], lps[:3, 3] = (positions[-1] - positions[0]) / (len(headers) - 1), positions[0]
     return [header.file for header in headers], np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
+
+
+def _syntax_name(syntax: str) -> str:
+    from pydicom.uid import UID
+
+    return UID(syntax).name
 
 
 def slice_numbers(path: str | Path) -> list[int]:
@@ -368,7 +387,16 @@ def _check_gaps(headers: Sequence[Header], positions: np.ndarray, normal: np.nda
         )
     usual = float(np.median(gaps))
     off = np.linalg.norm(steps - usual * normal, axis=1)
-    if off.max() > max(EVEN_SHARE * usual, EVEN_MM):
+    allowed = max(EVEN_SHARE * usual, EVEN_MM)
+    usual_step = np.median(steps, axis=0)
+    if off.min() > allowed and np.linalg.norm(steps - usual_step, axis=1).max() <= allowed:
+        aside = float(np.linalg.norm(usual_step - usual * normal))
+        raise InputError(
+            f"{where}: each slice lies {aside:.3g} mm beside the one before, as with a tilted gantry; resample the "
+            "series to slices straight above each other.",
+            "missing slice",
+        )
+    if off.max() > allowed:
         at = int(off.argmax())
         raise InputError(
             f"{where}: the step from {headers[at].file} to {headers[at + 1].file} is "

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -21,7 +22,9 @@ import torch
 from dicom_series import DESCRIPTIONS, header, save, write_case, write_series
 from monai.data import ITKReader, PydicomReader
 from monai.transforms import Compose
-from pydicom.uid import RLELossless, generate_uid
+from PIL import Image
+from pydicom.encaps import encapsulate
+from pydicom.uid import UID, HTJ2KLossless, JPEG2000Lossless, JPEGLSLossless, RLELossless, generate_uid
 from scripts import check
 from scripts.brats import SEQUENCES
 from scripts.data.cases import find_cases, resolve_image
@@ -146,14 +149,35 @@ def test_each_slice_has_its_own_rescaling(tmp_path):
     np.testing.assert_allclose(found, voxels * slopes + np.arange(SHAPE[2]), rtol=2.0**-23)
 
 
-def test_compressed_files_are_read(tmp_path):
+def compress(file: Path, syntax: UID) -> None:
+    data = pydicom.dcmread(file)
+    if syntax in (RLELossless, JPEGLSLossless):
+        data.compress(syntax, generate_instance_uid=False)
+    else:
+        stream = io.BytesIO()
+        Image.fromarray(data.pixel_array).save(stream, "JPEG2000", no_jp2=True)
+        data.PixelData = encapsulate([stream.getvalue()])
+        data["PixelData"].is_undefined_length = True
+        data.file_meta.TransferSyntaxUID = syntax
+    data.save_as(file)
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless], ids=lambda syntax: syntax.keyword)
+def test_compressed_files_are_read(tmp_path, syntax):
     voxels = np.asanyarray(images()["t1"].dataobj)
     files = write_series(tmp_path, voxels, affine())
     for file in files:
-        data = pydicom.dcmread(file)
-        data.compress(RLELossless, generate_instance_uid=False)
-        data.save_as(file)
+        compress(file, syntax)
     np.testing.assert_array_equal(voxels_of(read_image(files[0]), "a"), voxels)
+
+
+def test_a_compression_that_is_not_read_is_named(tmp_path):
+    files = write_series(tmp_path, np.asanyarray(images()["t1"].dataobj), affine())
+    for file in files:
+        compress(file, HTJ2KLossless)
+    with pytest.raises(InputError, match=r"not read \(High-Throughput JPEG 2000 .*\); export it without") as caught:
+        read_image(files[0])
+    assert caught.value.kind == "other format"
 
 
 def test_any_file_of_a_series_stands_for_it_whatever_its_name(tmp_path):
@@ -701,6 +725,16 @@ def test_a_step_aside_is_refused(tmp_path):
     write_series(tmp_path, voxels[..., 4:], aside, ["a", "b", "c"])
     with pytest.raises(InputError, match=r"IM0004 to .*a is .* mm and not 3 mm straight on") as caught:
         read_image(tmp_path / "a")
+    assert caught.value.kind == "missing slice"
+
+
+def test_slices_of_a_tilted_gantry_are_refused(tmp_path):
+    voxels, tilt = np.asanyarray(images()["t1"].dataobj), 3 * np.tan(np.radians(12))
+    for number in range(SHAPE[2]):
+        place = affine() @ nib.affines.from_matvec(np.eye(3), (0, number * tilt / SIZES[1, 1], number))
+        write_series(tmp_path, voxels[..., number : number + 1], place, [f"IM{number}"])
+    with pytest.raises(InputError, match=r"each slice lies 0\.638 mm beside the one before.* tilted gantry") as caught:
+        read_image(tmp_path / "IM0")
     assert caught.value.kind == "missing slice"
 
 
