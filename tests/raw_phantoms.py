@@ -6,11 +6,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 
-import nibabel as nib
 import numpy as np
-from scripts.data.images import PHANTOM_DESCRIPTION
 from scripts.lab.phantoms.cohort import AFFINE, make_patient
 from scripts.lab.phantoms.raw import RawPhantom, raw_phantom
 from scripts.preparation.grids import Volume
@@ -35,13 +32,3 @@ def true_brain(phantom: RawPhantom) -> Callable[[Volume], Volume]:
         return Volume(phantom.brain.voxels, phantom.to_scan[name] @ phantom.brain.affine)
 
     return find
-
-
-def write(phantom: RawPhantom, folder: Path) -> Path:
-    """Write the scans of a phantom as the files of a case."""
-    folder.mkdir(parents=True)
-    for name, scan in phantom.scans.items():
-        image = scan.as_image()
-        image.header["descrip"] = PHANTOM_DESCRIPTION.encode()
-        nib.save(image, folder / f"{folder.name}_{name}.nii.gz")
-    return folder

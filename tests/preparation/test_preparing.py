@@ -12,11 +12,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 from dicom_series import write_case
-from raw_phantoms import made, raw, true_brain, write
+from raw_phantoms import made, raw, true_brain
 from scripts import prepare as command
 from scripts.brats import SEQUENCES
 from scripts.data.datalist import unlabeled_items
 from scripts.lab.phantoms.cohort import AFFINE
+from scripts.lab.phantoms.raw import save_raw
 from scripts.patients import raw as patients
 from scripts.patients.raw import raw_items, scans_of
 from scripts.preparation import folder as prepared_folder
@@ -102,7 +103,7 @@ def test_a_head_that_its_header_turns_upside_down_is_refused_and_leaves_nothing(
     phantom = raw(0, **POSE)
     wrong = np.diag([1.0, -1.0, -1.0, 1.0])
     flipped = {name: Volume(scan.voxels, wrong @ scan.affine) for name, scan in phantom.scans.items()}
-    write(
+    save_raw(
         type(phantom)(flipped, *(getattr(phantom, name) for name in ("label", "brain", "to_scan", "to_prepared"))),
         tmp_path / "ann",
     )

@@ -7,12 +7,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scripts import command
-from scripts.lab.benchmark import case, cohort, network, pipeline, plot, postprocessing, ranks, scores, training
+from scripts.lab.benchmark import (
+    case,
+    cohort,
+    network,
+    pipeline,
+    plot,
+    postprocessing,
+    preparation,
+    ranks,
+    scores,
+    training,
+)
 from scripts.utils.distributed import use_device
 
 SUBCOMMANDS = {
     "network": network,
     "case": case,
+    "preparation": preparation,
     "pipeline": pipeline,
     "training": training,
     "postprocessing": postprocessing,

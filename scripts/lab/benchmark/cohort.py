@@ -136,13 +136,17 @@ def subset(cohort: Path, count: int, folder: Path, labels: bool = False) -> None
 
 
 def run_workflow(names: Sequence[str], settings: Mapping[str, Any], folder: Path) -> tuple[float, float]:
-    """Run inference as a user does, and return its seconds and the memory of its largest process, in GB.
+    """Run inference as a user does, and return what ``run_process`` does."""
+    shutil.rmtree(settings["output_dir"], ignore_errors=True)
+    return run_process(" + ".join(names), [sys.executable, "-m", *workflow_arguments(names, settings)], folder)
+
+
+def run_process(what: str, arguments: Sequence[str], folder: Path) -> tuple[float, float]:
+    """Run a program, whose output goes to ``folder``, and return its seconds and its largest process's memory, in GB.
 
     Raises:
-        InputError: the command failed; the last line of its output says why.
+        InputError: it failed; the last line of its output says why.
     """
-    shutil.rmtree(settings["output_dir"], ignore_errors=True)
-    arguments = [sys.executable, "-m", *workflow_arguments(names, settings)]
     with open(folder / "log.txt", "w+", encoding="utf-8") as log:
         start = time.perf_counter()
         process = subprocess.Popen(arguments, cwd=BUNDLE_ROOT, stdout=log, stderr=log)
@@ -151,6 +155,6 @@ def run_workflow(names: Sequence[str], settings: Mapping[str, Any], folder: Path
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             log.seek(0)
-            raise InputError(f"{' + '.join(names)}: failed; {log.read().strip().splitlines()[-1:]}")
+            raise InputError(f"{what}: failed; {log.read().strip().splitlines()[-1:]}")
     # Linux gives the memory in KiB.
     return seconds, used.ru_maxrss * 1024 / 1e9

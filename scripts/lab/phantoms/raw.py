@@ -6,10 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
+from scripts.data.images import PHANTOM_DESCRIPTION
 from scripts.preparation.grids import Array, Volume, resample
 
 # Below the brain's grid there is a neck.
@@ -134,3 +137,13 @@ def raw_phantom(
         to_scan={name: matrix @ back for name, matrix in to_scan.items()},
         to_prepared=back,
     )
+
+
+def save_raw(phantom: RawPhantom, folder: Path) -> Path:
+    """Write the scans of a phantom as the files of a case to a new folder, and return it."""
+    folder.mkdir(parents=True)
+    for name, scan in phantom.scans.items():
+        image = scan.as_image()
+        image.header["descrip"] = PHANTOM_DESCRIPTION.encode()
+        nib.save(image, folder / f"{folder.name}_{name}.nii.gz")
+    return folder

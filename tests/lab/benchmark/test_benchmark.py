@@ -6,17 +6,23 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
+from scripts.brats import SEQUENCES
 from scripts.data.datalist import labeled_items, unlabeled_items
 from scripts.lab.benchmark import __main__ as benchmark
+from scripts.lab.benchmark import preparation
 from scripts.lab.benchmark.cohort import subset
 from scripts.lab.benchmark.measure import Report, machine, summary, time_side_by_side
 from scripts.lab.benchmark.pipeline import dataset
 from scripts.lab.benchmark.training import deformed, step_flops
 from scripts.networks import PriorAttentionNet
 from scripts.training.augmentation import RandFastElasticd
+from scripts.utils.files import save_json
 from workflows import CHANNELS, command
 
 
@@ -114,6 +120,41 @@ def test_every_metric_of_an_evaluation_is_timed_on_every_case(small_cohort, tmp_
     assert {row["cases"] for row in rows} == {len(labeled_items(small_cohort))}
     with pytest.raises(ValueError, match="no labeled case found; give a folder of labeled cases"):
         benchmark.main(["scores", "--dataset_dir", str(tmp_path)])
+
+
+@pytest.mark.parametrize("seconds", [{"brain": 6.0, "pose": 1.5}, {}])
+def test_the_steps_of_a_preparation_are_those_of_its_record(tmp_path, monkeypatch, seconds):
+    case, asked = tmp_path / "ann", []
+    case.mkdir()
+    for name in SEQUENCES:
+        nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.eye(4)), case / f"ann_{name}.nii.gz")
+
+    def run_process(what, words, folder):
+        asked.append(words[3])
+        save_json({"seconds": seconds}, Path(words[words.index("-o") + 1], "ann", "prepared", "prepared.json"))
+        return {"bf16": 20.0, "f32": 30.0}[words[3]] + len(asked), 1.5
+
+    monkeypatch.setattr(preparation, "run_process", run_process)
+    output = tmp_path / "preparation.json"
+    arguments = ["preparation", "--dataset_dir", str(case), "--precision", "bf16", "f32", "--runs", "1"]
+    if not seconds:
+        with pytest.raises(ValueError, match="prepared already, so there is nothing to time"):
+            benchmark.main(arguments)
+        return
+    assert benchmark.main([*arguments, "--output", str(output)]) == 0
+    content = json.loads(output.read_text())
+    assert asked == ["bf16", "bf16", "f32", "f32"]
+    assert [(row["name"], row["precision"], row["median_s"]) for row in content["rows"]] == [
+        ("brain", "bfloat16", 6.0),
+        ("pose", "bfloat16", 1.5),
+        (preparation.REST, "bfloat16", 14.5),
+        (preparation.WHOLE, "bfloat16", 22.0),
+        ("brain", "float32", 6.0),
+        ("pose", "float32", 1.5),
+        (preparation.REST, "float32", 26.5),
+        (preparation.WHOLE, "float32", 34.0),
+    ]
+    assert content["facts"]["case"] == "ann" and content["facts"]["memory of the largest process, float32"] == "1.50 GB"
 
 
 @pytest.mark.parametrize(
