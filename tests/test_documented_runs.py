@@ -279,6 +279,7 @@ GROUPS = {
         timed("scripts.lab.benchmark network --runs 2", "--runs 1 --size 32"),
         timed("scripts.lab.benchmark pipeline --runs 3 --samples 8", "--runs 1 --samples 1 --cases 1"),
         timed("scripts.lab.benchmark postprocessing --dataset_dir x", "--runs 1"),
+        timed("scripts.lab.benchmark preparation", "--runs 1 --precision f32"),
         timed("ranks --dataset_dir x --cases 4 --epochs 3", f"--cases 2 --epochs 2 --size 32 {WIDTHS}"),
         timed("scripts.lab.benchmark scores --dataset_dir x"),
         timed("scripts.lab.benchmark training --device cuda", f"--device cpu {ONE_STEP}"),

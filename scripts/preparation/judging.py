@@ -26,6 +26,9 @@ LEAST_SHAPE_DICE = 0.87
 LARGEST_APART_MM = 2.0
 # Two results are alike if their mutual information differs by less than this share of what it has above 1.
 LIKE = 0.05
+# Right registrations had 1.05 to 1.17; of a sequence upside down, back to front or of noise, at most 1.018. A mirrored
+# sequence has up to 1.04 and is not found.
+LEAST_INFORMATION = 1.03
 LARGEST_SHARE_OUTSIDE = 0.01
 THICKEST_MM = 6.0
 LARGEST_MOVE = 10.0  # degrees
@@ -33,6 +36,7 @@ LARGEST_TILT = 30.0
 LEAST_MASK_DICE = 0.95
 # Area of the brain in an outermost slice, as a share of its largest area along the same axis.
 CUT_SHARE = 0.005
+ANOTHER = "correct its header if it turns the head, give another scan, or leave the sequence out."
 
 
 @dataclass
@@ -88,7 +92,8 @@ class Judge:
         if not BRAIN_ML[0] <= ml <= BRAIN_ML[1]:
             self.doubt(
                 "unlikely brain size",
-                f"{file}: the brain that was found has {ml:.0f} ml, which no adult's has; look at the scan.",
+                f"{file}: the brain that was found has {ml:.0f} ml, which no adult's has; correct the voxel size, or "
+                "give a scan of the whole head.",
             )
         largest = np.array([mask.sum(axes).max() for axes in ((1, 2), (0, 2), (0, 1))])
         faces = [(axis, np.take(mask, end, axis).sum() / max(largest[axis], 1)) for axis in range(3) for end in (0, -1)]
@@ -108,13 +113,11 @@ class Judge:
         if fit.apart_mm > LARGEST_APART_MM and fit.gain < LIKE:
             self.doubt(
                 "ambiguous registration",
-                f"{file}: two registrations to T1ce that fit alike are {fit.apart_mm:.1f} mm apart; look at the scan.",
+                f"{file}: two registrations to T1ce that fit alike are {fit.apart_mm:.1f} mm apart; {ANOTHER}",
             )
-        if fit.information < fit.of_header:
-            self.doubt(
-                "failed registration",
-                f"{file}: its registration to T1ce fits worse than the places in the headers; look at the scan.",
-            )
+        if fit.information < max(fit.of_header, LEAST_INFORMATION):
+            worse = "worse than the places in the headers" if fit.information < fit.of_header else "hardly at all"
+            self.doubt("failed registration", f"{file}: its registration to T1ce fits {worse}; {ANOTHER}")
         if (turned := angle(fit.matrix)) > LARGEST_MOVE:
             self.warn("moved head", f"{file}: the head moved by {turned:.0f} degrees since T1ce; look at the picture.")
 
@@ -131,8 +134,8 @@ class Judge:
         if shape_dice < LEAST_SHAPE_DICE:
             self.doubt(
                 "unlikely brain shape",
-                f"{file}: the brain that was found does not fit a brain's shape (Dice {shape_dice:.2f}); the header "
-                "may turn the head round or upside down, or the brain was not found.",
+                f"{file}: the brain that was found does not fit a brain's shape (Dice {shape_dice:.2f}); correct the "
+                "header if it turns the head round or upside down, or give a scan of the whole head.",
             )
         if (tilt := angle(to_brats)) > LARGEST_TILT:
             self.warn("tilted head", f"{file}: the head is tilted by {tilt:.0f} degrees; look at the picture.")

@@ -69,6 +69,11 @@ def test_a_warning_is_kept(kind):
     assert [one.kind for one in judge.found] == [kind] and judge.accepted == []
 
 
+def test_a_registration_that_fits_hardly_is_a_doubt_even_if_it_is_better_than_the_header():
+    with pytest.raises(InputError, match=r"^t2\.nii: its registration to T1ce fits hardly at all; correct its header"):
+        Judge("ann").registration(Fit(np.eye(4), 1.012, 1.009, 0.5, 0.0), "t2.nii")
+
+
 def test_what_is_as_it_should_be_passes():
     judge = Judge("ann")
     judge.head(ball(120.0), "t1ce.nii")
