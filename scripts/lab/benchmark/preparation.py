@@ -86,7 +86,7 @@ def segment_in(precision: str, *arguments: str) -> None:
         network.precision = precision
         return plain(network)
 
-    OpenVINONetwork.compile = compile_in  # type: ignore[method-assign]
+    OpenVINONetwork.compile = compile_in  # type: ignore[assignment, method-assign]
     main(arguments)
 
 
@@ -112,5 +112,5 @@ def row(step: str, precision: str, seconds: list[float]) -> dict[str, Any]:
 
 def phantom(folder: Path) -> Path:
     """Write a phantom in raw form and return its folder."""
-    images, label = make_patient(0, 0, "demo")
-    return save_raw(raw_phantom(images, label, AFFINE, np.random.default_rng(0)), folder)
+    images, label = make_patient(2, 1, "demo")
+    return save_raw(raw_phantom(images, label, AFFINE, np.random.default_rng(1)), folder)
