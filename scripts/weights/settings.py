@@ -156,7 +156,6 @@ def differences(record: Record, settings: Record) -> list[str]:
     if (theirs := record["normalization"]) != (ours := settings["normalization"]):
         remedies = {
             "volume": "add configs/authors.yaml",
-            "brain after resampling": "add configs/starter.yaml",
             "brain": "leave out the overlay that changes the preprocessing, such as configs/authors.yaml",
         }
         remedy = remedies.get(theirs, "add the overlay of their preprocessing")

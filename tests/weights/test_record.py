@@ -158,7 +158,7 @@ OTHER = [
     ({"normalization": "volume"}, "normalized over: volume, not: brain; add configs/authors.yaml"),
     (
         {"normalization": "brain after resampling"},
-        "normalized over: brain after resampling, not: brain; add configs/starter.yaml",
+        "normalized over: brain after resampling, not: brain; add the overlay of their preprocessing",
     ),
     ({"normalization": "none"}, "normalized over: none, not: brain; add the overlay of their preprocessing"),
     ({"network": {"class": "SegResNet", "arguments": {}}}, "the network SegResNet, not PriorAttentionNet; add"),
