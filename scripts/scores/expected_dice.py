@@ -155,7 +155,8 @@ def _fit(signs: Array, dice: Array) -> dict[str, Any]:
     low, high = [], []
     for at, value in zip(curve["score"], curve["value"], strict=True):
         near = np.argsort(np.abs(score - at), kind="stable")[:count]
-        errors = np.percentile((dice - unseen)[near], INTERVAL)
+        # The kind of percentiles that holds its share of the next cases, and not only of these few.
+        errors = np.percentile((dice - unseen)[near], INTERVAL, method="weibull")
         low.append(min(max(value + errors[0], 0), value))
         high.append(max(min(value + errors[1], 1), value))
     return {
