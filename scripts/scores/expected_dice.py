@@ -38,8 +38,8 @@ INTERVAL = (10, 90)
 NEIGHBORS = 1 / 3
 # How strongly weights are drawn to 0, in cases.
 RIDGE = 5.0
-# A region is relied on where nine of ten results, and all with a higher expected Dice, had at least this Dice.
-RELIABLE_DICE, RELIABLE_SHARE = 0.5, 0.9
+# A region is relied on where four of five results with a similar expected Dice, or any higher one, had this Dice.
+RELIABLE_DICE, RELIABLE_SHARE = 0.5, 0.8
 REGION_NAMES = {"WT": "whole tumor", "TC": "core", "ET": "enhancing tumor"}
 # Voxels may differ by this share from those of the calibration.
 VOXEL_TOLERANCE = 0.1
@@ -166,7 +166,7 @@ def _fit(signs: Array, dice: Array) -> dict[str, Any]:
         **curve,
         "low": _plain(isotonic_regression(low).x),
         "high": _plain(isotonic_regression(high).x),
-        "reliable_from": _reliable_from(unseen, dice),
+        "reliable_from": _reliable_from(unseen, dice, count),
     }
 
 
@@ -191,12 +191,15 @@ def _rising(score: Array, value: Array, smoothing: float = 0.0) -> dict[str, lis
     return {"score": _plain(np.array(at)), "value": _plain(isotonic_regression(height).x)}
 
 
-def _reliable_from(expected: Array, dice: Array) -> float:
-    """The least expected Dice from which on enough results were good; 1 if there is none."""
-    for bound in sorted(set(expected)):
-        if (dice[expected >= bound] >= RELIABLE_DICE).mean() >= RELIABLE_SHARE:
-            return round(float(bound), 4)
-    return 1.0
+def _reliable_from(expected: Array, dice: Array, count: int) -> float:
+    """The least expected Dice from which on enough of the ``count`` nearest results were good; 1 if there is none."""
+    bound = 1.0
+    for value in sorted(set(expected), reverse=True):
+        near = np.argsort(np.abs(expected - value), kind="stable")[:count]
+        if (dice[near] >= RELIABLE_DICE).mean() < RELIABLE_SHARE:
+            break
+        bound = value
+    return round(float(bound), 4)
 
 
 def fitting(calibrations: Sequence[Mapping[str, Any]], signs: Mapping[str, Any]) -> Mapping[str, Any] | None:
