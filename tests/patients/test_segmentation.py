@@ -214,7 +214,7 @@ def test_weights_are_those_chosen_or_published_or_the_starters(tmp_path, monkeyp
     monkeypatch.setattr(segmentation, "OWN_WEIGHTS", tmp_path / "model.pt")
     with caplog.at_level("INFO"):
         assert weights_to_use(None)[0] == segmentation.STARTER_WEIGHTS
-    assert "trained on at least 16 patients and 152 phantoms; " in caplog.text
+    assert "trained on at least 74 patients and 166 phantoms; " in caplog.text
     assert "README.md says what they are worth" in caplog.text
     for name in ("model.pt", "model.json"):
         shutil.copy(segmentation.STARTER_WEIGHTS.with_name(name), tmp_path / name)
