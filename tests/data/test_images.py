@@ -65,6 +65,7 @@ def test_types_of_voxels(tmp_path, suffix, dtype):
     np.testing.assert_array_equal(found, values)
 
 
+@pytest.mark.slow
 def test_integers_of_64_bits_are_refused(tmp_path):
     header = b"NRRD0004\ntype: int64\ndimension: 3\nsizes: 2 2 2\nendian: little\nencoding: raw\n\n"
     (tmp_path / "a.nrrd").write_bytes(header + np.arange(8, dtype="<i8").tobytes())

@@ -137,6 +137,7 @@ def dice(first: np.ndarray, second: np.ndarray) -> float:
     return float(2 * (first & second).sum() / (first.sum() + second.sum()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: grid.name)
 def test_the_label_map_has_the_shape_and_the_affine_of_the_images(folders, grid):
     cases, maps = folders

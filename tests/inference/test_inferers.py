@@ -140,6 +140,7 @@ def small_layer():
     return torch.nn.Sequential(torch.nn.Conv3d(1, 2, 1), torch.nn.PReLU())
 
 
+@pytest.mark.slow
 def test_compiled_gives_what_the_network_gives_and_its_gradients():
     network, x = small_layer(), MetaTensor(torch.randn(1, 1, 4, 4, 4))
     inferer = CompiledInferer()
@@ -189,6 +190,7 @@ def only_forwards_by_inductor(graph, example_inputs):
     return compile_fx(graph, example_inputs, inner_compile=inner)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", [only_forwards, only_forwards_by_inductor])
 def test_where_compiling_the_gradient_fails_the_training_goes_on(backend, monkeypatch, caplog):
     torch.compiler.reset()

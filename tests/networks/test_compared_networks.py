@@ -251,6 +251,7 @@ def test_training_gives_named_maps_that_the_loss_knows_and_all_learn(name, dims)
         assert network.eval()(x).shape == (1, 4, *size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "Swin UNETR"])
 def test_scripted_traced_and_exported_forms_give_the_same_values_at_any_size(name):
     network = made(name).train()

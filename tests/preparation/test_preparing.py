@@ -114,6 +114,7 @@ def test_a_head_that_its_header_turns_upside_down_is_refused_and_leaves_nothing(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_what_scans_are_by_grid_and_background():
     phantom = raw(0, **POSE)
     images = {name: Volume(image.astype(np.float32), AFFINE) for name, image in made()[0].items()}

@@ -106,6 +106,7 @@ def test_a_compiled_network_in_mixed_precision_on_a_cpu_is_refused():
     MixedPrecisionInferer(CompiledInferer(), "cuda", "bfloat16")
 
 
+@pytest.mark.slow
 @needs_bfloat16
 def test_the_loss_falls_as_in_float32():
     curves = []

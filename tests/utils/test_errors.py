@@ -35,6 +35,7 @@ SHOWN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("raised", SHOWN)
 def test_wrong_input_is_one_line_and_status_1_however_it_is_wrapped(raised):
     done = run(IMPORT + SHOWN[raised])

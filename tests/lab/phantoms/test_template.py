@@ -50,6 +50,7 @@ def test_deformed_tissues_are_shares_of_a_brain(template):
     assert tissue.across[-30, 96, 120] == 1 and tissue.across[30, 96, 120] == -1
 
 
+@pytest.mark.slow
 def test_patients_differ_and_depend_on_their_seed_alone(template):
     first, again, other = (phantom.make_patient(5, number, "varied_template") for number in (1, 1, 2))
     for (images, labels), same in ((again, True), (other, False)):

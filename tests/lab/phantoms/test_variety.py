@@ -13,6 +13,8 @@ from scripts.lab.phantoms.anatomy import BOX, shape_head, smallest
 from scripts.lab.phantoms.cohort import MODALITIES
 from scripts.lab.phantoms.variety import KINDS, ringing, thick_slices
 
+pytestmark = pytest.mark.slow
+
 SEED = 3
 NUMBERS = (1, 2, 3)
 
