@@ -194,6 +194,7 @@ def test_the_unit_tests_for_the_zoo_pass_again_and_again_in_one_checkout(name, z
     assert {path: path.stat().st_mtime_ns for path in zoo.rglob("*") if path.suffix != ".pyc"}.keys() == before.keys()
 
 
+@pytest.mark.slow
 def test_shapes_and_torchscript(zoo, caplog):
     """``verify_data_shape`` and ``verify_torchscript``, with the zoo's arguments, and the export's values."""
     inference, metadata = zoo / "configs" / "inference.json", zoo / "configs" / "metadata.json"
@@ -331,6 +332,7 @@ CODE_FORMAT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tool", CODE_FORMAT)
 def test_code_format_as_the_zoo_checks_it(tool, zoo):
     """``runtests.sh --codeformat`` from the zoo's root, with the zoo's settings and not this repository's."""

@@ -149,6 +149,7 @@ def test_the_label_map_has_the_shape_and_the_affine_of_the_images(folders, grid)
     assert result.get_data_dtype() == np.uint8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", EXACT, ids=lambda grid: grid.name)
 def test_every_voxel_is_the_known_answer(folders, grid):
     found = voxels(folders[1] / f"{grid.name}.nii.gz")

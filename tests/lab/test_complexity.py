@@ -59,6 +59,7 @@ def test_panet_has_the_authors_operations():
     assert (round(count / 1e12, 2), round(count / 2e9)) == (1.22, 610)
 
 
+@pytest.mark.slow
 def test_the_documented_table_is_what_the_command_prints(capsys):
     assert network_table.main([]) == 0
     shown = capsys.readouterr().out

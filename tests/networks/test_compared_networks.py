@@ -271,6 +271,7 @@ def test_scripted_traced_and_exported_forms_give_the_same_values_at_any_size(nam
     assert list(network.train()(image(32, 32, 16))) == MAPS[name]
 
 
+@pytest.mark.slow
 def test_swin_unetr_is_traced_for_one_size_and_other_forms_are_refused_in_one_line():
     network = made("Swin UNETR").eval()
     x = image(64, 32, 32)

@@ -44,6 +44,7 @@ def test_wrong_input_is_one_line_and_status_1_however_it_is_wrapped(raised):
     assert done.returncode == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("calls", "said"),
     [
@@ -60,6 +61,7 @@ def test_a_run_that_the_user_stops_ends_in_one_line(calls, said):
     assert done.returncode != 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     [
