@@ -154,7 +154,7 @@ def _fit(signs: Array, dice: Array) -> dict[str, Any]:
     count = max(round(len(dice) * NEIGHBORS), 8)
     low, high = [], []
     for at, value in zip(curve["score"], curve["value"], strict=True):
-        near = np.argsort(np.abs(score - at), kind="stable")[:count]
+        near = _nearest(score, at, count)
         # The kind of percentiles that holds its share of the next cases, and not only of these few.
         errors = np.percentile((dice - unseen)[near], INTERVAL, method="weibull")
         low.append(min(max(value + errors[0], 0), value))
@@ -191,12 +191,15 @@ def _rising(score: Array, value: Array, smoothing: float = 0.0) -> dict[str, lis
     return {"score": _plain(np.array(at)), "value": _plain(isotonic_regression(height).x)}
 
 
+def _nearest(values: Array, value: float, count: int) -> Array:
+    return np.argsort(np.abs(values - value), kind="stable")[:count]
+
+
 def _reliable_from(expected: Array, dice: Array, count: int) -> float:
     """The least expected Dice from which on enough of the ``count`` nearest results were good; 1 if there is none."""
     bound = 1.0
     for value in sorted(set(expected), reverse=True):
-        near = np.argsort(np.abs(expected - value), kind="stable")[:count]
-        if (dice[near] >= RELIABLE_DICE).mean() < RELIABLE_SHARE:
+        if (dice[_nearest(expected, value, count)] >= RELIABLE_DICE).mean() < RELIABLE_SHARE:
             break
         bound = value
     return round(float(bound), 4)

@@ -9,7 +9,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -156,16 +156,14 @@ def summary(seconds: Mapping[str, list[float]], baseline: str) -> list[dict[str,
     """Return each candidate's median and range, and how many times faster than ``baseline`` it is."""
     reference = statistics.median(seconds[baseline])
     return [
-        {
-            "name": name,
-            "median_s": statistics.median(values),
-            "min_s": min(values),
-            "max_s": max(values),
-            "runs": len(values),
-            "times_faster": reference / statistics.median(values),
-        }
+        {"name": name, **spread(values), "times_faster": reference / statistics.median(values)}
         for name, values in seconds.items()
     ]
+
+
+def spread(seconds: Sequence[float]) -> dict[str, Any]:
+    """The median and the range of the seconds of several runs."""
+    return {"median_s": statistics.median(seconds), "min_s": min(seconds), "max_s": max(seconds), "runs": len(seconds)}
 
 
 def add_channels(parser: argparse.ArgumentParser) -> None:

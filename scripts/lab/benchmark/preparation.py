@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import tempfile
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from scripts.inference.openvino import PRECISIONS, OpenVINONetwork
 from scripts.lab.benchmark.cohort import run_process
-from scripts.lab.benchmark.measure import Report, positive
+from scripts.lab.benchmark.measure import Report, positive, spread
 from scripts.lab.phantoms.cohort import AFFINE, make_patient
 from scripts.lab.phantoms.raw import raw_phantom, save_raw
 from scripts.patients.raw import PREPARED_FOLDER, raw_items
@@ -68,9 +67,9 @@ def run(args: argparse.Namespace) -> None:
                 if turn >= 0:
                     steps = steps_of(out / record)
                     for step, taken in {**steps, REST: seconds - sum(steps.values()), WHOLE: seconds}.items():
-                        found.setdefault(step, []).append(taken)
+                        found.setdefault(step, []).append(round(taken, 2))
                     memory.append(gigabytes)
-            rows += [row(step, precision, values) for step, values in found.items()]
+            rows += [{"name": step, "precision": NAMES[precision], **spread(values)} for step, values in found.items()]
             facts[f"memory of the largest process, {NAMES[precision]}"] = f"{max(memory):.2f} GB"
             report.save(rows, facts)
     report.show(rows, facts)
@@ -96,18 +95,6 @@ def steps_of(record: Path) -> dict[str, float]:
     if not found:
         raise InputError("The scans are prepared already, so there is nothing to time; give scans as acquired.")
     return found
-
-
-def row(step: str, precision: str, seconds: list[float]) -> dict[str, Any]:
-    """A row of the table."""
-    return {
-        "name": step,
-        "precision": NAMES[precision],
-        "median_s": round(statistics.median(seconds), 2),
-        "min_s": round(min(seconds), 2),
-        "max_s": round(max(seconds), 2),
-        "runs": len(seconds),
-    }
 
 
 def phantom(folder: Path) -> Path:
