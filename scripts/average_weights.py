@@ -11,8 +11,6 @@ The record of the mean counts each case of the trainings once. Where a record do
 one of the trainings saw at most.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from scripts import command

@@ -6,8 +6,6 @@ The regions are channels in the order background, ET, TC, WT. They overlap: ET (
 ET and the necrotic or non-enhancing core), and TC in WT (whole tumor: TC and edema).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

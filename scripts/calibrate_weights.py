@@ -7,8 +7,6 @@ numbers go into the record of the weights, and results of these weights then say
 the same kind of run (flips, windows) replaces an earlier one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -44,14 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from scripts.pictures.figure import save_figure
     from scripts.pictures.reliability import draw_reliability
     from scripts.scores.expected_dice import calibrate, conditions, judge, read_cases
-    from scripts.utils.files import keep_earlier, save_json
+    from scripts.utils.files import save_json
     from scripts.weights.record import read_weights_record, record_file
 
     record = read_weights_record(args.model, quiet=True) if args.model.is_file() else None
     if record is None:
         raise InputError(f"{args.model}: no such weights, or no record beside them; give weights of a training.")
-    if args.plot is not None and args.plot.suffix.lower() != ".png":
-        raise InputError(f"--plot {args.plot}: the picture is a PNG file; give a name that ends in .png.")
+    command.check_output("--plot", args.plot, picture=True)
     folds = [read_cases(evaluation) for evaluation in args.evaluations]
     cases = [case for fold in folds for case in fold]
     names = [case.name for case in cases]
@@ -74,8 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     save_json({**record, "expected_dice": [*others, numbers]}, record_file(args.model))
     print(record_file(args.model))
     if args.plot is not None:
-        if (kept := keep_earlier(args.plot)) is not None:
-            print(f"kept the earlier file as {kept.name}")
+        command.keep(args.plot)
         real = {region: list(judged[region].real.values()) for region in REGIONS}
         expected = {region: list(judged[region].expected.values()) for region in REGIONS}
         save_figure(draw_reliability(real, expected), args.plot)

@@ -6,8 +6,6 @@ The status is 1 if there is an error, which would stop a workflow. Warnings leav
 refuses some of them, as the end of the list says. docs/reference.md explains every kind of finding.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -6,9 +6,8 @@ A command parses its arguments first, and imports torch, MONAI and what needs th
 seconds, and ``--help`` answers without them.
 """
 
-from __future__ import annotations
-
 import argparse
+import errno
 import getpass
 import logging
 import os
@@ -21,6 +20,7 @@ from typing import Any, NoReturn
 
 from scripts.brats import CHANNEL_ORDER, SEQUENCES
 from scripts.utils.errors import InputError, show_input_errors
+from scripts.utils.files import cannot_write, keep_earlier
 
 try:
     getpass.getuser()
@@ -113,6 +113,31 @@ def show_progress(args: argparse.Namespace) -> None:
     logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)
     # MONAI warns of every configuration that it runs; these are the bundle's own.
     warnings.filterwarnings("ignore")
+
+
+def check_output(option: str, path: Path | None, picture: bool = False) -> None:
+    """Refuse a file that cannot be written, before anything is done. A missing folder is made later.
+
+    Args:
+        option: the option that names the file, for the message.
+        path: the file; None if the option was not given.
+        picture: whether the file is a PNG file, which its name must say.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise InputError(f"{path}: a folder; give {option} the name of a file.")
+    if picture and path.suffix.lower() != ".png":
+        raise InputError(f"{option} {path}: the picture is a PNG file; give a name that ends in .png.")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise cannot_write(path, PermissionError(errno.EACCES, f"{above} takes no files"))
+
+
+def keep(path: Path) -> None:
+    """Keep a file that is about to be replaced under a dated name, and say so."""
+    if (kept := keep_earlier(path)) is not None:
+        print(f"kept the earlier file as {kept.name}")
 
 
 def add_channel_order(group: argparse._ActionsContainer) -> None:

@@ -8,11 +8,8 @@ interval, and the p-value of a paired test.
 
 from __future__ import annotations
 
-import errno
 import math
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -21,8 +18,8 @@ from rich.table import Table
 from scripts import command
 from scripts.brats import REGIONS
 from scripts.scores.table import score_of
-from scripts.utils.errors import InputError, printable
-from scripts.utils.files import cannot_write, keep_earlier, replacing, save_csv
+from scripts.utils.errors import printable
+from scripts.utils.files import save_csv
 
 if TYPE_CHECKING:
     from scripts.scores.paired import Row
@@ -54,13 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     from scripts.pages.plots import draw_runs
+    from scripts.pictures.figure import save_figure
     from scripts.scores.paired import compare, csv_rows, read_evaluations
 
-    for option, path in (("--output", args.output), ("--plot", args.plot)):
-        if path is not None:
-            _check_place(option, path)
-    if args.plot is not None and args.plot.suffix.lower() != ".png":
-        raise InputError(f"--plot {args.plot}: the picture is a PNG file; give a name that ends in .png.")
+    command.check_output("--output", args.output)
+    command.check_output("--plot", args.plot, picture=True)
     evaluations = read_evaluations(args.evaluations, args.names)
     rows = compare(evaluations, args.scores)
     names = list(dict.fromkeys(row.score for row in rows))
@@ -70,30 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if left_out and args.scores is None:
         print(f"left out, since not all runs have it: {', '.join(left_out)}")
     if args.output is not None:
-        _keep(args.output)
+        command.keep(args.output)
         table = csv_rows(rows, len(evaluations[0].scores))
         save_csv(list(table[0]), [row.values() for row in table], args.output)
         print(args.output)
     if args.plot is not None:
-        _keep(args.plot)
-        with replacing(args.plot) as temporary:
-            draw_runs(evaluations, names).savefig(temporary, dpi=110, format="png")
+        command.keep(args.plot)
+        save_figure(draw_runs(evaluations, names), args.plot)
         print(args.plot)
     return 0
-
-
-def _check_place(option: str, path: Path) -> None:
-    """Refuse a file that cannot be written there, before anything is written. A missing folder is made later."""
-    if path.is_dir():
-        raise InputError(f"{path}: a folder; give {option} the name of a file.")
-    above = next(folder for folder in path.absolute().parents if folder.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise cannot_write(path, PermissionError(errno.EACCES, f"{above} takes no files"))
-
-
-def _keep(path: Path) -> None:
-    if (kept := keep_earlier(path)) is not None:
-        print(f"kept the earlier file as {kept.name}")
 
 
 def print_table(rows: Sequence[Row], cases: int) -> None:

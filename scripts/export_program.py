@@ -7,8 +7,6 @@ size that the network takes, from twice its size multiple on. The file also hold
 the record of the weights, with which the command compares the configuration.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 

@@ -6,8 +6,6 @@ It takes a checkpoint of any network of theirs: PANet, U-Net, enhanced U-Net, at
 command also writes the record of the weights, and prints the command that segments patients with them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from scripts import command

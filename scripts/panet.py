@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """All commands of the bundle in one: panet segment, panet check and so on."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import importlib

@@ -7,8 +7,6 @@ CASE is a folder of one case or of many, a DICOM study, or the files of one case
 transforms and a picture to look at.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 

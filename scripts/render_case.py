@@ -5,8 +5,6 @@
 If CASE_DIR holds several patients, the picture has a row for each of them, with the reference.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from scripts import command
@@ -34,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--surface", type=command.path, help="also draw brain and tumor from outside, into this PNG file"
     )
     args = parser.parse_args(argv)
+    command.check_output("PICTURE", args.picture, picture=True)
+    command.check_output("--surface", args.surface, picture=True)
 
     from scripts.data.datalist import every_item
     from scripts.pictures.captions import NO_CAPTIONS, captions_beside
@@ -49,16 +49,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         for option in ("prediction", "surface"):
             if getattr(args, option) is not None:
                 raise InputError(f"--{option}: {args.case_dir} holds {len(items)} cases; give the folder of one case.")
-        save_figure(overview(items, args.channel_order), args.picture)
+        figure = overview(items, args.channel_order)
+        command.keep(args.picture)
+        save_figure(figure, args.picture)
         print(args.picture)
         return 0
     captions = NO_CAPTIONS if args.prediction is None else captions_beside(args.prediction)
     patient = read_patient(items[0], args.prediction, args.channel_order)
-    save_figure(preview(patient, captions), args.picture)
-    print(args.picture)
-    if args.surface is not None:
-        save_figure(surface_view(patient, captions), args.surface)
-        print(args.surface)
+    for draw, path in ((preview, args.picture), (surface_view, args.surface)):
+        if path is not None:
+            figure = draw(patient, captions)
+            command.keep(path)
+            save_figure(figure, path)
+            print(path)
     return 0
 
 

@@ -6,8 +6,6 @@ The file shows curves, scores, cases and settings. It loads nothing, so it can b
 images of the cases: slices of the first 100, and the volumes of the first 5 for the viewer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from scripts import command
@@ -27,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     written.add_argument("-o", "--output", type=command.path, help="HTML file to write (default: RUN_DIR/report.html)")
     args = parser.parse_args(argv)
 
-    from scripts.pages.report_file import save_report
+    from scripts.pages.page import save_report
 
     for line in save_report(args.run_dir, args.output):
         print(printable(line))

@@ -8,8 +8,6 @@ and a picture, and for all of them volumes.csv. The command runs configs/inferen
 record of the weights states.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 from collections.abc import Mapping, Sequence
@@ -42,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     files = command.given_files(args)
 
-    from scripts.pages.report_file import save_report
+    from scripts.pages.page import save_report
     from scripts.patients.results import closing_words
     from scripts.patients.segmentation import segment
 

@@ -6,8 +6,6 @@ The pipes need no package. Chromium reads commands from its file 3 and writes an
 JSON that ends with a zero byte.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import os

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What several test modules share."""
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import os

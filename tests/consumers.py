@@ -5,8 +5,6 @@
 These parts would bring their own build of torch or gigabytes of CUDA. Empty modules take their place.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """DICOM series of the voxels and the place of NIfTI images."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import nibabel as nib

@@ -8,8 +8,6 @@ with its own exit status, signals, logging, random state and memory. The program
 working directory, environment and signals, and ends as the fork does; where it is killed, so is the fork.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import functools

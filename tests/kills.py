@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Processes that end themselves by SIGKILL at a chosen change in the folder of their results."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

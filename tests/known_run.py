@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small evaluation whose volumes and scores are known."""
 
-from __future__ import annotations
-
 import csv
 import json
 from pathlib import Path

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What holds in every package: the model zoo's pre-commit hooks pass, and no page leads out of the package."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

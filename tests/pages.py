@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands of the documentation, and running them."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Phantoms in raw form, for tests."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 

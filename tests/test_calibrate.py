@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command ``panet calibrate``, and an evaluation with calibrated weights."""
 
-from __future__ import annotations
-
 import csv
 import json
 

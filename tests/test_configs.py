@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The configurations as they lie: nothing dead, nothing defined twice unequally, loadable with and without data."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import os
@@ -188,9 +186,9 @@ def test_validation_prepares_images_as_inference_does():
         steps[0][2].pop("transform") == "@validate#preprocessing" and steps[1][2].pop("transform") == "@preprocessing"
     )
     # An evaluation measures how certain its label maps are, by the same step as an inference; a validation does not.
-    assert (steps[0].pop(), steps[1].pop()) == ("@validate#label_map", "@certainty")
-    assert train["validate"]["label_map"] == inference["certainty"]["label_map"] == "@label_map"
-    assert read("evaluate.json")["validate#label_map"] == inference["certainty"]
+    assert steps[0].pop() == "@validate#label_map" and train["validate"]["label_map"] == "@label_map"
+    assert [steps[1].pop(-2), steps[1].pop()] == read("evaluate.json")["validate#label_map"]["transforms"]
+    assert read("evaluate.json")["certainty"] == inference["certainty"]
     assert steps[0] == steps[1]
 
 

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training on a CPU and on a GPU, if there is one: precision, reproducibility, and no step that waits."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

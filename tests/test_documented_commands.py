@@ -5,8 +5,6 @@
 ``test_documented_runs.py`` runs them.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import re

@@ -3,11 +3,9 @@
 """Every command of the documentation runs, in a copy of the bundle, and makes the files that its page promises.
 
 What the user fills in is small data here, and settings that make a run small follow at the end of the line. The
-commands of docs/from_*.md run in ``test_walkthroughs.py``, and the blocks of docs/interoperability.md in
+commands of docs/get_started.md run in ``test_walkthroughs.py``, and the blocks of docs/interoperability.md in
 ``interoperability/test_page.py``.
 """
-
-from __future__ import annotations
 
 import json
 import re
@@ -29,10 +27,11 @@ SAME = "it is `python -m scripts.lab.benchmark training` with sizes alone, and a
 SERVER = "it needs a server; test_package.py calls the function on what is here"
 NOT_RUN = {
     "panet calibrate runs/fold_*/evaluation_validation --model models/model.pt --plot reliability.png": (
-        "it needs 20 evaluated patients; tests/test_calibrate.py runs it"
+        "it needs dozens of evaluated patients; tests/test_calibrate.py runs it"
     ),
     "panet prepare x -o prepared": "it needs raw scans; tests/preparation and tests/patients/test_raw.py",
     "panet segment x -o out --t1ce x": "it needs a study in doubt; tests/data/test_dicom.py",
+    "make install": "it needs a package index",
     "make demo": MINUTES,
     "make test": "it runs this test",
     "make test TIMES=docs/benchmarks/tests.csv": "it runs this test",
@@ -214,7 +213,7 @@ GROUPS = {
             ("runs/train/evaluation_validation/scores.csv",),
         ),
         Step(
-            "['configs/inference.json','configs/multi_gpu_evaluate.json']\" --dataset_dir x",
+            "'configs/multi_gpu_evaluate.json']\" --dataset_dir x --model_file runs/train/model.pt",
             (f"ranks/{CASE}.nii.gz",),
             "--output_dir ranks",
         ),
@@ -226,10 +225,11 @@ GROUPS = {
             "--cases 2",
         ),
         Step("'configs/train_starter.yaml']\" --dataset_dir runs/varied", ("runs/train_starter/model.pt",)),
-        Step('--data_license "x"', ("runs/train_starter_patients/model.pt",)),
+        Step('--output_dir runs/starter_0 --data_license "x"', ("runs/starter_0/model.pt",)),
         Step(
-            "models/mean.pt runs/train_starter_patients/model.pt runs/train_starter_patients/model_last.pt",
+            "runs/starter_2/model.pt runs/starter_3/model.pt",
             ("models/mean.pt", "models/mean.json"),
+            given=tuple(("runs/starter_0", f"runs/starter_{fold}") for fold in (1, 2, 3)),
         ),
         Step(
             "scripts.lab.phantoms OUT --cases 16 --seed 0 --difficulty demo", ("OUT/*/*_002/*_seg.nii.gz",), "--cases 2"
@@ -354,7 +354,9 @@ def values(phantoms, small_cohort, tmp_path_factory) -> dict[str, str]:
     for number in (1, 2):
         name = f"BraTS20_Training_{number:03d}"
         (folder / "few" / name).symlink_to(small_cohort / name)
-    (folder / "datalist.json").write_text(json.dumps({"training": [], "validation": listed(small_cohort / CASE)}))
+    other, held_out = listed(small_cohort / "BraTS20_Training_002"), listed(small_cohort / CASE)
+    for name, training in (("datalist", []), ("fold", other)):
+        (folder / f"{name}.json").write_text(json.dumps({"training": training, "validation": held_out}))
     # A patient at 1 mm, as panet segment wants one, and small cases.
     patient = next(path for path in phantoms.rglob(CASE) if path.is_dir())
     case, few, patients = str(small_cohort / CASE), str(folder / "few"), str(small_cohort)
@@ -366,6 +368,7 @@ def values(phantoms, small_cohort, tmp_path_factory) -> dict[str, str]:
         "<file> <file>": "configs/train.json written.json",
         "<file>": str(folder / "datalist.json"),
         "<datalist>": str(folder / "datalist.json"),
+        "<list of the fold>": str(folder / "fold.json"),
         "<folder for the cache alone>": "cache",
         "<folder of a run>": "runs/train",
         "<label map>": f"runs/inference/{CASE}.nii.gz",

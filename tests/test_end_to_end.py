@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """MONAI's commands run the workflows from case folders to label maps, with tiny widths and few iterations."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -76,7 +74,7 @@ def test_weights_have_their_record_beside_them(training):
         network.load_state_dict(torch.load(training / f"{name}.pt", weights_only=True))
         assert record["sequences"] == ["t1", "t2", "t1ce", "flair"]
         assert (record["spacing"], record["exclusive"], record["normalization"]) == ([4.0] * 3, False, "brain")
-        thresholds = {"min_component_mm3": 10, "min_tumor_mm3": 0, "min_et_mm3": 300, "et_per_component": False}
+        thresholds = {"min_component_mm3": 10, "min_tumor_probability": 0, "min_et_mm3": 300, "et_per_component": False}
         assert record["thresholds"] == thresholds
         how = {"window": [32] * 3, "overlap": 0.5, "inferer": "BrainWindowInferer", "precision": "float32"}
         assert record["training"] == how

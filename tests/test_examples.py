@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The examples in docstrings are true."""
 
-from __future__ import annotations
-
 import doctest
 import importlib
 import sys

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exports to ONNX, torch.export and TensorRT give the same values as the network, at several sizes."""
 
-from __future__ import annotations
-
 import copy
 import importlib.util
 import inspect

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What tests start by a fork behaves as what the interpreter starts."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -5,8 +5,6 @@
 Each test runs on a CPU, too, with `make test-lab`.
 """
 
-from __future__ import annotations
-
 import logging
 
 import pytest

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The house: no part imports from one above it, the drawing shows every part, and tests lie like their code."""
 
-from __future__ import annotations
-
 import ast
 import re
 from pathlib import Path

@@ -6,8 +6,6 @@ Source: Project-MONAI/model-zoo (dev): ci/verify_bundle.py (``verify``), ci/unit
 test_brats_mri_segmentation.py and its _dist, CONTRIBUTING.md, docs/readme_template.md, runtests.sh, setup.cfg.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """MONAI's commands run every mode that an overlay or a setting offers on small cases, with the expected results."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import logging

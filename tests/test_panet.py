@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The program panet: its help comes at once and shows runnable examples, and wrong words get one line."""
 
-from __future__ import annotations
-
 import argparse
 import getpass
 import importlib

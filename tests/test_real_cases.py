@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two real glioma patients: grids, negative intensities, a case without ET, and proof that the bundle can learn."""
 
-from __future__ import annotations
-
 import json
 
 import nibabel as nib

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configurations and weights can execute only what docs/security.md says."""
 
-from __future__ import annotations
-
 import ast
 import os
 import pickle

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The starter weights: their files, what they are worth on patients, and the package of their own."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re

@@ -6,8 +6,6 @@ These are processor seconds, which do not depend on what else the machine does. 
 a test starts, and those of the fixtures that it is the first to ask for.
 """
 
-from __future__ import annotations
-
 import csv
 import os
 import resource

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Running the bundle's workflows at test size (tiny widths, few iterations), and reading what they leave."""
 
-from __future__ import annotations
-
 import csv
 import os
 import signal

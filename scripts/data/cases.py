@@ -9,8 +9,6 @@ which channel is which sequence, so the setting ``channel_order`` says it. A pat
 too, under the name of the deepest folder that holds all of its series (``scripts.data.dicom``).
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -111,11 +109,6 @@ def _read_folder(folder: Path, files: Sequence[str]) -> Iterator[Case]:
     yield from found_cases
 
 
-def case_file(path: Path) -> bool:
-    """Whether a name is that of a file of a case."""
-    return bool(released_file(path) or (path.parent.name in DECATHLON_IMAGES and _NIFTI.fullmatch(path.name)))
-
-
 def _decathlon_case(file: Path) -> Case:
     labels = DECATHLON_IMAGES.get(file.parent.name)
     label = file.parent.parent / labels / file.name if labels else None
@@ -189,7 +182,8 @@ def find_cases(dataset_dir: str | Path, given: Mapping[str, str] | None = None) 
             continue
         seen.add(real)
         # Some programs unpack x.nii.gz to a folder of this name. It is in the place of the file.
-        unpacked = [name for name in folders if case_file(Path(folder, name))]
+        decathlon = Path(folder).name in DECATHLON_IMAGES  # also where a path ends in a slash
+        unpacked = [name for name in folders if released_file(name) or (decathlon and _NIFTI.fullmatch(name))]
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in unpacked)
         cases.extend(_read_folder(Path(folder), [*files, *unpacked]))
         series.extend(series_in(folder, files))

@@ -10,8 +10,6 @@ program, ``image`` may also be a folder, or four files in another order, or fold
 ``complete_item`` and ``scripts.data.datalist_file.read_datalist`` resolve such an ``image`` once.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

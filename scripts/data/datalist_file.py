@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files of datalists: JSON of the form that ``write_datalist`` makes, or a CSV table (``scripts.data.tables``)."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence

@@ -7,8 +7,6 @@ SeriesInstanceUID. This module reads headers alone. ``scripts.data.dicom_choice`
 and ``scripts.data.images`` reads the voxels.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import io
 import os
@@ -66,10 +64,14 @@ NUMBERS = {
     "intercept": "RescaleIntercept",
 }
 LISTS = {"spacing": "PixelSpacing", "orientation": "ImageOrientationPatient", "position": "ImagePositionPatient"}
-OTHERS = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel")
+OTHERS = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated", "PixelData")
 
 # Errors that pydicom raises for a file that ends too early or is no DICOM file after its first bytes.
 FAULTS = (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, struct.error, zlib.error)
+
+# Elements of more bytes are not read: the voxels, of which the length is enough. Compressed ones have no length.
+LARGE = 2**16
+UNDEFINED_LENGTH = 2**32 - 1
 
 # Slices lie evenly if no gap between two of them departs from the others by more than a share of it, or by more mm.
 EVEN_SHARE, EVEN_MM = 0.01, 0.01
@@ -110,6 +112,7 @@ class Header(NamedTuple):
     color: bool
     syntax: str = ""
     patient: str = ""
+    lacks_voxels: bool = False
 
     @property
     def is_placed(self) -> bool:
@@ -220,7 +223,7 @@ def _header(path: str, *state: int) -> Header | None:
         # Values of odd form are common, and pydicom would warn of each in every file.
         with pydicom.config.disable_value_validation():
             tags = [*TEXTS.values(), *NUMBERS.values(), *LISTS.values(), *OTHERS]
-            header = _header_of(path, read_dataset(path, stop_before_pixels=True, specific_tags=tags))
+            header = _header_of(path, read_dataset(path, defer_size=LARGE, specific_tags=tags))
     except (*FAULTS, BytesLengthException, InvalidDicomError) as error:
         raise _damaged(path, one_line(error)) from error
     if header is not None and not (header.series and header.study and min(header.size)):
@@ -243,8 +246,17 @@ def _header_of(path: str, data: Any) -> Header | None:
         several_frames=(_number(data, "NumberOfFrames") or 1) > 1 or fields["kind"] in MULTI_FRAME,
         color=(_number(data, "SamplesPerPixel") or 1) > 1 or fields["photometric"][:7] == "PALETTE",
         syntax=_text(data.file_meta, "TransferSyntaxUID"),
+        lacks_voxels="PixelData" in data and _lacks_voxels(data),
         **fields,
     )
+
+
+def _lacks_voxels(data: Any) -> bool:
+    # ITK would fill a slice that is too short with what is in memory.
+    from pydicom.pixels.utils import get_expected_length
+
+    length = data.get_item("PixelData", keep_deferred=True).length
+    return length != UNDEFINED_LENGTH and length < get_expected_length(data)
 
 
 def _damaged(path: str, why: str) -> InputError:
@@ -303,7 +315,7 @@ def arranged(series: Series) -> tuple[list[str], np.ndarray]:
     front and up, as in nibabel.
 
     Raises:
-        InputError: the series is not one volume of gray values with evenly spaced slices.
+        InputError: the series is not one volume of gray values with evenly spaced slices, or a slice lacks voxels.
     """
     first, where = series.first, f"{series.first.file}, {series}"
     kind = ""
@@ -326,6 +338,8 @@ def arranged(series: Series) -> tuple[list[str], np.ndarray]:
     if kind:
         raise InputError(f"{where}: {fault}", kind)
     for header in series.headers:
+        if header.lacks_voxels:
+            raise _damaged(header.file, "it has fewer voxels than its header says")
         refuse_two_patients(first, header)
         same = np.allclose(header.orientation + header.spacing, first.orientation + first.spacing, atol=ROUNDING)
         if header.size != first.size or not same:

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which sequence a DICOM series shows, by its description or its times, and which series of a study are taken."""
 
-from __future__ import annotations
-
 import os
 import re
 import unicodedata

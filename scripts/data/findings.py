@@ -80,8 +80,6 @@ PREPARATION_DOUBTS = (
     "ambiguous registration",
     "failed registration",
 )
-# What it is told of in a preparation that goes on.
-PREPARATION_WARNINGS = ("cut brain", "thick slices", "moved head", "tilted head", "contradicting brain masks")
 
 
 def refused_kinds(accept: Collection[str] | None) -> tuple[str, ...]:

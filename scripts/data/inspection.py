@@ -7,8 +7,6 @@ its engine, and ``panet check`` reports the same findings. An inference checks t
 voxels of each case when it reads them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

@@ -5,8 +5,6 @@
 ``placed`` alone decides. Everything else takes the affine of an image that has come through it.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any

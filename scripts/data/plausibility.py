@@ -6,8 +6,6 @@ The limits were set on 76 real cases and on phantoms of each difficulty (docs/re
 are warnings, apart from one image under two names.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping
 from functools import reduce

@@ -1,12 +1,10 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""The post-processing of regions by volume: its thresholds, and a function for each step.
+"""The post-processing of regions by volume and probability: its thresholds, and a function for each step.
 
 Neighbors share a face (6-connectivity), as in the authors' testing. Regions are non-zero inside and have the shape
 (4, *size); their background channel is neither read nor changed. Each step returns a copy.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Mapping
@@ -17,12 +15,17 @@ import torch
 from monai.data import MetaTensor
 from scipy import ndimage
 from scripts.brats import ET_CHANNEL, TC_CHANNEL, WT_CHANNEL
-from scripts.data.regions import lesion_box
+from scripts.data.regions import lesion_box, region_probabilities
 from scripts.utils.errors import InputError
 
-# The authors' values: volumes in mm^3, and whether each component of ET counts for itself. docs/reference.md
-# explains them.
-THRESHOLDS: dict[str, Any] = {"min_component_mm3": 10, "min_tumor_mm3": 0, "min_et_mm3": 300, "et_per_component": False}
+# The authors' values: volumes in mm^3, a mean probability, and whether each component of ET counts for itself.
+# docs/reference.md explains them.
+THRESHOLDS: dict[str, Any] = {
+    "min_component_mm3": 10,
+    "min_tumor_probability": 0,
+    "min_et_mm3": 300,
+    "et_per_component": False,
+}
 
 
 def checked_thresholds(thresholds: Any) -> dict[str, Any]:
@@ -36,7 +39,11 @@ def checked_thresholds(thresholds: Any) -> dict[str, Any]:
         if name == "et_per_component":
             if not isinstance(value, bool):
                 raise InputError(f"{given}: write True or False.")
-        elif isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            continue
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if name == "min_tumor_probability" and not (number and 0 <= value <= 1):
+            raise InputError(f"{given}: write a probability from 0 to 1.")
+        if not (number and 0 <= value < math.inf):
             raise InputError(f"{given}: write a volume in mm^3, 0 or more.")
     return dict(thresholds)
 
@@ -67,20 +74,27 @@ def without_small_components(regions: torch.Tensor, min_voxels: float) -> torch.
     return regions
 
 
-def without_small_tumors(regions: torch.Tensor, min_voxels: float) -> torch.Tensor:
-    """Regions without tumors of fewer than ``min_voxels`` voxels beside a larger one.
+def without_doubtful_tumors(
+    regions: torch.Tensor, probabilities: torch.Tensor, min_mean: float, exclusive: bool = False
+) -> torch.Tensor:
+    """Regions without tumors beside a larger one whose mean probability is below ``min_mean``.
 
-    A tumor is a connected component of all regions together. The largest one always stays. A network that has seen few
-    patients often takes bright spots far from the tumor for edema.
+    A tumor is a connected component of all regions together, and its probability in a voxel is the highest of ET, TC
+    and WT, from ``probabilities`` as in ``probabilities_to_regions``. The largest tumor always stays. A network that
+    has seen few patients often takes bright spots far from the tumor for edema, large ones too, but is not sure of them
+    (docs/benchmarks/starter.md).
     """
     regions = regions.clone()
-    if min_voxels > 0:
-        inside = regions[(slice(ET_CHANNEL, None), *lesion_box(regions[ET_CHANNEL:]))]
-        components, _ = ndimage.label(np.asarray(inside.cpu()).any(0))
-        sizes = np.bincount(components.ravel())
-        sizes[0] = 0
-        small = (components > 0) & (sizes < min_voxels)[components] & (components != sizes.argmax())
-        inside[:, torch.as_tensor(small, device=inside.device)] = 0
+    if min_mean > 0:
+        box = lesion_box(regions[ET_CHANNEL:])
+        inside = regions[(slice(ET_CHANNEL, None), *box)]
+        tumors, number = ndimage.label(np.asarray(inside.cpu()).any(0))
+        if number > 1:
+            highest = region_probabilities(probabilities[(slice(None), *box)], exclusive).amax(0).float().cpu()
+            doubtful = ndimage.mean(np.asarray(highest), tumors, range(number + 1)) < min_mean
+            largest = 1 + np.bincount(tumors.ravel())[1:].argmax()
+            doubtful[[0, largest]] = False
+            inside[:, torch.as_tensor(doubtful[tumors], device=inside.device)] = 0
     return regions
 
 

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Label maps, regions and probabilities as tensors, by the rules of ``scripts.brats``."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from functools import reduce

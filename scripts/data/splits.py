@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Splits of entries by patient: a random share, and folds that are alike in grade, site and size of ET."""
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence

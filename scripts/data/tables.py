@@ -11,8 +11,6 @@ The releases 2018 to 2020 come with a table ``name_mapping.csv``, which has the 
 the case had in the earlier releases.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import re

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """MONAI's dictionary transforms for what MONAI has no exact counterpart to; configurations name them."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -17,9 +15,9 @@ from scripts.brats import EDEMA_LABEL, ET_CHANNEL, SEQUENCES, check_et_label, ch
 from scripts.data.postprocessing import (
     checked_thresholds,
     voxel_mm3,
+    without_doubtful_tumors,
     without_small_components,
     without_small_et,
-    without_small_tumors,
 )
 from scripts.data.regions import labels_to_regions, lesion_box, probabilities_to_regions, regions_to_labels
 from scripts.utils.errors import InputError
@@ -191,7 +189,7 @@ class ProbabilitiesToLabelMapd(MapTransform):
 
     Example:
         >>> regions = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 1], [0, 1, 1, 1]])
-        >>> limits = {"min_component_mm3": 0, "min_tumor_mm3": 0, "min_et_mm3": 2, "et_per_component": False}
+        >>> limits = {"min_component_mm3": 0, "min_tumor_probability": 0, "min_et_mm3": 2, "et_per_component": False}
         >>> ProbabilitiesToLabelMapd("pred", limits)({"pred": regions})["pred"].tolist()
         [[0, 2, 1, 1]]
     """
@@ -214,15 +212,13 @@ class ProbabilitiesToLabelMapd(MapTransform):
         """Convert the probabilities of one case."""
         item = dict(data)
         for key in self.key_iterator(item):
-            component, tumor, et = (
-                self.thresholds[name] * (1 - 1e-4) / voxel_mm3(item[key])
-                for name in ("min_component_mm3", "min_tumor_mm3", "min_et_mm3")
-            )
-            # All that follows is done on the host, so this is the only copy and the only wait for a GPU.
+            limits, voxel = self.thresholds, voxel_mm3(item[key]) / (1 - 1e-4)
+            # All that follows is done on the host. A GPU gives it the regions, and probabilities only where a second
+            # tumor is judged.
             regions = probabilities_to_regions(item[key], self.exclusive).cpu()
-            regions = without_small_components(regions, component)
-            regions = without_small_tumors(regions, tumor)
-            regions = without_small_et(regions, et, self.thresholds["et_per_component"])
+            regions = without_small_components(regions, limits["min_component_mm3"] / voxel)
+            regions = without_doubtful_tumors(regions, item[key], limits["min_tumor_probability"], self.exclusive)
+            regions = without_small_et(regions, limits["min_et_mm3"] / voxel, limits["et_per_component"])
             item[key] = regions_to_labels(regions, self.et_label, self.edema_last)
         return item
 

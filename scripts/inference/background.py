@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Post-processing and saving of one case while the network works on the next."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from collections import deque

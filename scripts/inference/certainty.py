@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run knows of how certain a result is."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
@@ -17,14 +15,13 @@ from scripts.scores.certainty import SIGNS, intensity_signs, region_signs
 
 
 class MeasureCertaintyd(MapTransform):
-    """Make the label map of a case, and keep the signs of its certainty (``scripts.scores.certainty``) under "signs".
+    """Keep the signs of a result's certainty (``scripts.scores.certainty``) under "signs".
 
     Args:
-        keys: key of the probabilities in the input's grid, (4, *size), which ``label_map`` turns into a label map.
-        label_map: this transform.
+        keys: key of the probabilities in the input's grid, (4, *size).
+        label_map: the transform that turns them into a label map.
         windows: the inferer that ran the network. A calibration holds for one kind.
         exclusive, et_label: as in ``scripts.data.regions``.
-        image_key: key of the normalized image, (4, *size), in the network's grid.
     """
 
     def __init__(
@@ -34,23 +31,21 @@ class MeasureCertaintyd(MapTransform):
         windows: object,
         exclusive: bool = False,
         et_label: int = 4,
-        image_key: str = "image",
     ) -> None:
         super().__init__(keys)
         self.label_map = label_map
         self.windows = type(windows).__name__
         self.exclusive = exclusive
         self.et_label = et_label
-        self.image_key = image_key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Convert the probabilities of one case."""
-        item = dict(self.label_map(data))
+        """Measure the result of one case."""
+        item, result = dict(data), self.label_map(data)
         for key in self.key_iterator(item):
             probabilities = region_probabilities(data[key], self.exclusive)
-            regions = labels_to_regions(item[key][0], self.et_label)[1:]
+            regions = labels_to_regions(result[key][0], self.et_label)[1:]
             voxel_mm = nib.affines.voxel_sizes(np.asarray(data[key].affine))
-            image = item[self.image_key]
+            image = item["image"]
             meta = getattr(image, "meta", {})
             signs = region_signs(probabilities, regions, voxel_mm) | intensity_signs(image)
             if "flip_disagreement" in meta:

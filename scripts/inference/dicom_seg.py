@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Label maps as DICOM Segmentation objects, which a viewer shows over the series that was segmented."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path

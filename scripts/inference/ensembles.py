@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """One prediction from several model files."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from typing import Any

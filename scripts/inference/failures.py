@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cases that fail in the middle of a run. The others are done, and the run says at its end which cases failed."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor

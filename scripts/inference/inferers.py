@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Inferers that MONAI does not have."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from itertools import combinations
@@ -106,7 +104,6 @@ class MixedPrecisionInferer(Inferer):
     Raises:
         InputError: a CPU is to compute in float16, for which no trainer scales the loss there, or to run a compiled
             network, whose gradients in bfloat16 can be infinite there (``scripts.networks.blocks.Conv3d``).
-
     """
 
     def __init__(self, inferer: Inferer, device: torch.device | str, dtype: str, enabled: bool = True) -> None:

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names and colors of the values of a label map, as ITK-SNAP and 3D Slicer read them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from scripts.brats import CORE, CORE_LABEL, EDEMA, EDEMA_LABEL, ENHANCING

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """One reading of the files of each case: it is checked and segmented, and may be measured and drawn."""
 
-from __future__ import annotations
-
 import functools
 import logging
 from collections.abc import Collection, Mapping, Sequence

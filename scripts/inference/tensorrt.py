@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The network run by TensorRT through MONAI's ``trt_compile``, with one line that says what is not installed."""
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 from pathlib import Path

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writers of maps, which are named after their case, lie in the input's grid and are never half written."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Arguments of ``python -m monai.bundle run``, for commands that start workflows as processes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Size and cost of a network: its parameters, and the floating-point operations (FLOPs) of one forward pass."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -8,8 +8,6 @@ unseen ones by its scores, so the pictures are typical. The demo prints each com
 repeat a step that an earlier run has finished, and it resumes a training that was stopped.
 """
 
-from __future__ import annotations
-
 import json
 import shlex
 import subprocess

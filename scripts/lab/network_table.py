@@ -5,11 +5,9 @@
     python -m scripts.lab.network_table
 
 The table has a row for train.json, one for each overlay ``network_*.yaml`` over it, and one for each option in
-``OPTIONS``. docs/networks.md holds the
-table for windows of 128 x 128 x 128 voxels. ``scripts/lab/complexity.py`` says what counts as an operation.
+``OPTIONS``. docs/networks.md holds the table for windows of 128 x 128 x 128 voxels. ``scripts/lab/complexity.py`` says
+what counts as an operation.
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -63,10 +61,7 @@ def name_of(definition: Mapping[str, Any]) -> str:
 
 
 def rows(size: Sequence[int]) -> Iterator[str]:
-    """The rows of the table in Markdown.
-
-    Args:
-        size: spatial size of the image, in voxels.
+    """The rows of the table in Markdown, for an image of this size in voxels.
 
     Raises:
         InputError: a network cannot take an image of this size.

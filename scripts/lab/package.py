@@ -17,8 +17,6 @@ A package holds what its users need. The workshop (scripts/lab), with the pages 
 repository.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -9,36 +9,27 @@ With `--voxelwise` the table gives the Dice of a classifier that knows the four 
 its neighbors. It learns from one half of the cases and is tested on the other, and then the halves change places.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from scripts import command
-from scripts.brats import CORE_LABEL, EDEMA_LABEL, NONENHANCING_LABEL, SEQUENCES
+from scripts.brats import SEQUENCES
 from scripts.data.datalist import labeled_items
-from scripts.data.images import read_image, voxels_of
 from scripts.data.inspection import check_cases
 from scripts.lab.phantoms.cohort import best_threshold_dice
-from scripts.lab.voxelwise import VoxelClassifier, dice, voxels_of_case
+from scripts.lab.voxelwise import VoxelClassifier, cells_of, dice, voxels_of_case
 from scripts.utils.errors import InputError
 
 
 def rate_case(item: Mapping[str, Any]) -> dict[str, float]:
     """Return the best threshold Dice of one datalist entry by sequence; the brain is where any sequence is not 0."""
-    images = [voxels_of(read_image(path), path) for path in item["image"]]
-    labels = voxels_of(read_image(item["label"]), item["label"])
-    tumor = np.isin(labels, (CORE_LABEL, EDEMA_LABEL, NONENHANCING_LABEL, item["et_label"]))
-    brain = np.any([image != 0 for image in images], axis=0)
-    return {
-        name: best_threshold_dice(image[brain], tumor[brain]) for name, image in zip(SEQUENCES, images, strict=True)
-    }
+    images, tumor = voxels_of_case(item)
+    return {name: best_threshold_dice(image, tumor) for name, image in zip(SEQUENCES, images, strict=True)}
 
 
 def rate_voxelwise(items: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -51,11 +42,12 @@ def rate_voxelwise(items: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     screen = Console(stderr=True)
     options: dict[str, Any] = {"console": screen, "transient": True, "disable": not screen.is_terminal}
     for number, item in enumerate(track(items, "Learning", **options)):
-        classifiers[number % 2].add(*voxels_of_case(item))
+        images, tumor = voxels_of_case(item)
+        classifiers[number % 2].add(cells_of(images), tumor)
     rated = {}
     for number, item in enumerate(track(items, "Testing", **options)):
-        cells, tumor = voxels_of_case(item)
-        rated[str(item["case"])] = dice(classifiers[1 - number % 2].predict(cells), tumor)
+        images, tumor = voxels_of_case(item)
+        rated[str(item["case"])] = dice(classifiers[1 - number % 2].predict(cells_of(images)), tumor)
     return rated
 
 

@@ -6,8 +6,6 @@ It knows the four intensities of a voxel and nothing of its neighbors. A cohort 
 than a rule for voxels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -80,8 +78,8 @@ class VoxelClassifier:
         return found
 
 
-def voxels_of_case(item: Mapping[str, Any]) -> tuple[Cells, Mask]:
-    """The cells of the voxels of a case's brain, and whether each is whole tumor.
+def voxels_of_case(item: Mapping[str, Any]) -> tuple[np.ndarray, Mask]:
+    """The voxels of a case's brain, (4, voxels), and whether each is whole tumor.
 
     The brain is where any image is not 0.
 
@@ -95,7 +93,7 @@ def voxels_of_case(item: Mapping[str, Any]) -> tuple[Cells, Mask]:
     labels = voxels_of(read_image(item["label"]), item["label"])
     brain = np.any(images != 0, axis=0)
     tumor = np.isin(labels[brain], (CORE_LABEL, EDEMA_LABEL, NONENHANCING_LABEL, item["et_label"]))
-    return cells_of(images[:, brain]), tumor
+    return images[:, brain], tumor
 
 
 def dice(found: Mask, tumor: Mask) -> float:

@@ -6,8 +6,6 @@ A head takes (x2, x3, x4). With strides of 2 these are the feature maps at 1/4, 
 head returns one channel of logits at the size of x2 (paper, section III-B).
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn as nn
 from monai.networks.layers.factories import Conv

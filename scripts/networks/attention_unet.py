@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The attention U-Net (Oktay et al., 2018, arXiv 1804.03999) of the blocks of the Prior Attention Network."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import List, Optional, Tuple
 

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convolution and residual blocks of the Prior Attention Network, in two or three dimensions."""
 
-from __future__ import annotations
-
 import math
 from typing import ClassVar
 
@@ -194,11 +192,6 @@ class PlainStem(nn.Sequential):
     """Convolution with bias and a kernel of size 3, then ReLU.
 
     It is the first encoder block of the authors' networks with group normalization.
-
-    Args:
-        spatial_dims: 2 or 3.
-        in_channels, out_channels: feature maps in and out.
-        stride: stride of the convolution.
     """
 
     def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, stride: int = 1) -> None:

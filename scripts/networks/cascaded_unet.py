@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A cascade of two U-Nets: the first finds the whole tumor, and the second separates the regions in it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Dict, Tuple, Union
 

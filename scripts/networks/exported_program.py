@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A network as a program of torch.export."""
 
-from __future__ import annotations
-
 import torch
 from scripts.networks.protocol import SegmentationNetwork
 

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Prior Attention Network (Zhao et al., IEEE TMI 2022, doi 10.1109/TMI.2022.3197180, arXiv 2110.04735)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Dict, List, Optional, Tuple, Union

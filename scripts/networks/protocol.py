@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The interface that the rest of the bundle requires of a network."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Linear resizing of feature maps. It is the network's only interpolation."""
 
-from __future__ import annotations
-
 import functools
 
 import torch

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report of a run as one HTML file that loads nothing."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import io
@@ -17,7 +15,7 @@ from typing import Any
 
 from scripts.brats import CHANNEL_ORDER, REGIONS, SEQUENCE_TITLES
 from scripts.pages import plots
-from scripts.pages.runs import EVALUATION, INFERENCE, TRAINING, Case, Run, cases_of, read_curves, read_summary
+from scripts.pages.runs import EVALUATION, INFERENCE, TRAINING, Case, Run, cases_of, read_curves, read_run, read_summary
 from scripts.pages.viewer import viewer_content
 from scripts.pictures.captions import Captions, captions_of
 from scripts.pictures.figure import DPI
@@ -29,11 +27,12 @@ from scripts.scores.table import EXPECTED, VOLUMES, columns_of, score_of, scores
 from scripts.scores.volume_table import TABLE_FILE
 from scripts.scores.volumetry import MEASURED_REGIONS, largest_mm
 from scripts.utils.errors import InputError
-from scripts.utils.files import read_json
+from scripts.utils.files import keep_earlier, read_json, save_text
 from scripts.utils.run_json import CONFIG_FILE, without_secrets
 from scripts.weights.record import counts
 from scripts.workflow.output import DATALIST_FILE
 
+REPORT_FILE = "report.html"
 ASSETS = Path(__file__).parent / "assets"
 NIIVUE = Path(__file__).parent / "niivue"
 VIEWER_FILE = NIIVUE / "niivue.umd.js"  # Packages of the bundle leave it out.
@@ -60,6 +59,25 @@ FACTS = {
     "versions": "versions",
     "command": "command line",
 }
+
+
+def save_report(run_dir: Path, output: Path | None = None) -> list[str]:
+    """Write the report of the run in a folder, by default into the folder. An earlier one is kept under a dated name.
+
+    Returns:
+        Lines for the user: what was not found, and the file that was written.
+
+    Raises:
+        InputError: the folder holds no run, or ``output`` is a folder.
+    """
+    output = output or run_dir / REPORT_FILE
+    if output.is_dir():
+        raise InputError(f"{output}: a folder; give --output the name of an HTML file.")
+    run = read_run(run_dir)
+    page = make_report(run)
+    kept = keep_earlier(output)
+    save_text(page, output)
+    return [*run.notes, *([f"kept the earlier file as {kept.name}"] if kept else []), str(output)]
 
 
 def make_report(run: Run) -> str:

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plots of curves, scores and volumes as SVG, for a page."""
 
-from __future__ import annotations
-
 import io
 import math
 import re

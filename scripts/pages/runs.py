@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run has left in its folder: its record, curves, scores, cases and label maps."""
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Mapping

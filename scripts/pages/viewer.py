@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the viewer of a page shows of a patient: sequences and label maps, cut to the brain and in few gray levels."""
 
-from __future__ import annotations
-
 import base64
 import gzip
 from typing import Any

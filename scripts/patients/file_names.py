@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cases of files of any name, whose sequences are told by the words that descriptions of DICOM series have."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cases that a user names, as entries for the run."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options of a segmentation. ``panet segment`` has an option of the command line for each field of ``Options``."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scans as the scanner made them: their cases, and the preparation of each."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a segmented case gets beside its label map: numbers, pictures and a DICOM object."""
 
-from __future__ import annotations
-
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,9 +23,9 @@ from scripts.pictures.figure import save_figure
 from scripts.pictures.patient import read_patient
 from scripts.pictures.preview import preview
 from scripts.pictures.surface import surface_view
-from scripts.preparation.folder import draw_prepared, read_native_grid
+from scripts.preparation.folder import draw_prepared
 from scripts.preparation.grids import Volume, resample
-from scripts.preparation.native import RECORD_KEY
+from scripts.preparation.native import RECORD_KEY, read_native_grid
 from scripts.scores.volume_table import TABLE_FILE, add_to_table
 from scripts.scores.volumetry import measure, rounded
 from scripts.utils.errors import printable

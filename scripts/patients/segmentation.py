@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Segmentation of patients by ``configs/inference.json``, with the settings that the record of the weights states."""
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import os

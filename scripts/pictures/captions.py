@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a picture says of a result: how it was made, what to expect of it, and what may be wrong."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What all figures share: images, outlines, legend, title and scale."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -138,7 +136,7 @@ def scale_bar(ax: Axes, width: float, height: float) -> None:
     ax.text(length / 2, height, text, color="white", fontsize=8, ha="center", va="bottom")
 
 
-def save_figure(figure: Figure, picture: str | Path) -> None:
+def save_figure(figure: Figure, picture: str | Path, dpi: int = DPI) -> None:
     """Write a figure into a PNG file, or raise a WriteError."""
     with replacing(picture) as temporary:
-        figure.savefig(temporary, dpi=DPI, format="png")
+        figure.savefig(temporary, dpi=dpi, format="png")

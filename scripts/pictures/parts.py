@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parts of a tumor, as pictures and the viewer number them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

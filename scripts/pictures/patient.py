@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A patient as pictures need him: sequences, parts of the tumor, brain and position."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

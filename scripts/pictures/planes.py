@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Slices, boxes and gray windows of volumes in LPS order: axes run to the left, to the back and up."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

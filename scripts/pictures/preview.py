@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Slices of a patient and of several patients, in the radiological convention (the patient's left is on the right)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

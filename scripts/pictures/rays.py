@@ -6,8 +6,6 @@ For each point of the picture, a ray runs through the volume until it meets the 
 viewer's upper left. The projection is parallel, so millimeters are equal everywhere in the picture.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

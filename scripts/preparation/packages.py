@@ -2,10 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The packages that preparation needs beside the bundle's own, and what is read from them. Nothing is downloaded."""
 
-from __future__ import annotations
-
 import importlib.util
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from scripts.utils.errors import InputError
@@ -45,14 +42,3 @@ def file_of(module: str, name: str, checksum: str) -> Path:
         fault = "not the file that this bundle was tested with" if path.is_file() else "no such file"
         raise InputError(f"{path}: {fault}; {INSTALL}.")
     return path
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages."""
-    found = {}
-    for name in PACKAGES.values():
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """prepared.png: how well the sequences lie on T1ce, where the brain was found, and where the field of view ends."""
 
-from __future__ import annotations
-
 import nibabel as nib
 import numpy as np
 from matplotlib.axes import Axes

@@ -6,8 +6,6 @@ BraTS's own template (SRI24) is in no such package. A fixed matrix takes its pos
 (Fonov et al., NeuroImage 54, 2011), which nilearn holds; both were registered to each other once.
 """
 
-from __future__ import annotations
-
 import functools
 
 import nibabel as nib

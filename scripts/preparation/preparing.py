@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The preparation of one patient's scans: brain, registration, pose, resampling, and what is written of it."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager

@@ -5,8 +5,6 @@
 Its matrices take a point of the fixed image to the moving image, both in mm to the right, to the front and up.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import tempfile
@@ -16,6 +14,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
+from scipy.special import entr
 from scripts.preparation.grids import Array, Volume, angle, isotropic_grid, largest_distance, resample
 from scripts.utils.errors import InputError
 from scripts.utils.machine import processors
@@ -45,11 +44,8 @@ def mutual_information(first: Array, second: Array) -> float:
     counts, _, _ = np.histogram2d(one, other, BINS)
     shares = counts / counts.sum()
 
-    def entropy(share: Array) -> float:
-        return float(-(share[share > 0] * np.log(share[share > 0])).sum())
-
-    joint = entropy(shares)
-    return (entropy(shares.sum(0)) + entropy(shares.sum(1))) / joint if joint else 1.0
+    first_alone, second_alone, joint = (float(entr(share).sum()) for share in (shares.sum(1), shares.sum(0), shares))
+    return (first_alone + second_alone) / joint if joint else 1.0
 
 
 def coarse(volume: Volume, step: float = STEP_MM) -> Volume:

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scans of one examination, and how far they are prepared already."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

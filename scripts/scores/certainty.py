@@ -15,8 +15,6 @@ Those of a case are quantiles of its normalized intensities. ``scripts.scores.ex
 from those of the calibration.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report of an evaluation: scores and volumes by case, and their summary."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path

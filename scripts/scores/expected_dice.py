@@ -11,8 +11,6 @@ A calibration holds for runs like those that it was made from: with as many flip
 of the same size. For others nothing is expected.
 """
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Mapping, Sequence

@@ -19,8 +19,6 @@ The rules are those of the challenge's own program (https://github.com/rachitsal
 - The HD95 of a lesion counts surfaces by their area (``scripts.scores.metrics.surface_hausdorff95``).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Comparison of evaluations of the same cases: paired differences, their intervals and tests."""
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Sequence

@@ -5,8 +5,6 @@
 ``scores.csv`` has a column for each score and region, such as ``dice_ET``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """``volumes.csv``: a row for each case that ``panet segment`` has segmented into a folder, from its ``<case>.json``."""
 
-from __future__ import annotations
-
 import csv
 import logging
 from collections.abc import Mapping
@@ -71,10 +69,7 @@ def add_to_table(result: Mapping[str, Any], folder: Path) -> None:
                 logger.warning("%s: has other columns; kept as %s", folder / TABLE_FILE, kept.name)
         if row in rows:
             return
-        there = [
-            other
-            for other in rows
-            if other["case"] != row["case"] and (folder / other["case"] / f"{other['case']}.json").is_file()
-        ]
+        cases = {printable(case.name) for case in folder.iterdir() if (case / f"{case.name}.json").is_file()}
+        there = [other for other in rows if other["case"] in cases - {row["case"]}]
         rows = sorted([*there, row], key=lambda one: one["case"])
         save_csv(COLUMNS, ([one[column] for column in COLUMNS] for one in rows), folder / TABLE_FILE)

@@ -13,8 +13,6 @@ along the diameter, and its length is measured at an exact right angle. Neither 
 slices are the planes of voxels that are nearest to axial.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any

@@ -114,10 +114,6 @@ class RandFastElasticd(RandomizableTransform, MapTransform):
     def sampling_grid(self, size: Sequence[int], device: torch.device | str = "cpu") -> torch.Tensor:
         """Positions from which the voxels are taken, in the form that ``grid_sample`` reads.
 
-        Args:
-            size: size of the patch.
-            device: device of the result.
-
         Returns:
             The grid, (1, *size, 3). It counts each axis from -1 to 1 and names the last axis first.
         """
@@ -164,18 +160,14 @@ class EachSequenced(Randomizable, MapTransform):
         [[0.0, 0.66], [0.0, 1.44]]
     """
 
-    def __init__(self, keys: KeysCollection, transforms: Sequence[Transform], allow_missing_keys: bool = False) -> None:
-        MapTransform.__init__(self, keys, allow_missing_keys)
+    def __init__(self, keys: KeysCollection, transforms: Sequence[Transform]) -> None:
+        MapTransform.__init__(self, keys)
         self.transforms = Compose(transforms)
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> EachSequenced:
         """Seed the transforms."""
         self.transforms.set_random_state(seed, state)
-        super().set_random_state(seed, state)
         return self
-
-    def randomize(self, data: Any = None) -> None:
-        """The transforms draw their own random numbers."""
 
     def __call__(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
         """Transform the sequences of one case one after the other."""

@@ -6,8 +6,6 @@ A patch is read from the cache without the rest of its case. MONAI's ``Persisten
 does not notice that a file has changed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
@@ -81,10 +79,6 @@ class DiskCacheDataset(PersistentDataset):
         self.recipe = [monai.__version__, dtype, describe(self.transform.transforms[: self.first_random])]
         # The loader's workers share this flag, so that only one of them warns.
         self._stopped = torch.zeros(1, dtype=torch.uint8).share_memory_()
-
-    def set_data(self, data: Sequence[Any]) -> None:
-        """Replace the items. The cache stays, since each item has an entry of its own."""
-        self.data = data
 
     def path(self, item: Mapping[str, Any]) -> Path:
         """File of the item's entry."""

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ignite handlers of a training that MONAI does not have: curves, checks of finite numbers, clipping."""
 
-from __future__ import annotations
-
 import logging
 import math
 import time
@@ -29,9 +27,6 @@ class LazySummaryWriter:
 
     Values of an earlier file in the folder are hidden from this writer's first step on, since a resumed training writes
     them again.
-
-    Args:
-        log_dir: folder of the event file.
     """
 
     def __init__(self, log_dir: str) -> None:
@@ -107,9 +102,6 @@ class FiniteTraining:
 
     Ignite's ``TerminateOnNan`` would wait for the device in every step. It would also end the training as if it were
     complete, with exit status 0, after the epoch's files were written.
-
-    Args:
-        network: the network that is trained.
 
     Raises:
         InputError: (during or at the end of an epoch) the loss of an iteration or a weight is not finite.
@@ -220,9 +212,7 @@ class MemoryAdvice:
 class ClipGradients:
     """A handler that scales the gradients down where their norm exceeds a limit, so that one odd case does no harm.
 
-    Args:
-        network: the network in training.
-        max_norm: the largest norm of all gradients together.
+    The norm is that of all gradients together.
     """
 
     def __init__(self, network: torch.nn.Module, max_norm: float) -> None:

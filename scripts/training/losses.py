@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The deep-supervision loss of the Prior Attention Network."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

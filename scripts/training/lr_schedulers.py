@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The learning-rate schedule of the PANet authors, which neither torch nor MONAI has as one scheduler."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

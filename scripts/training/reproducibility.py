@@ -6,8 +6,6 @@ All random numbers of an epoch follow from the seed, the epoch, the rank and the
 stopped and resumed after any epoch goes on as if it had not been stopped, with any number of loader workers.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 from collections.abc import Mapping

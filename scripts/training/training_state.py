@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training's weights and state on disk, and the resumption of a stopped training from them."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any
@@ -26,15 +24,7 @@ STATE_KEYS = {"network", "optimizer", "optimizer_class", "lr_scheduler", "scaler
 
 
 class TrainingParts:
-    """The parts of a training whose state is kept.
-
-    Args:
-        output_dir: folder of the run.
-        network: the network that is trained.
-        optimizer: its optimizer.
-        lr_scheduler: its learning-rate schedule.
-        evaluator: the validation; None if nothing is validated.
-    """
+    """The parts of a training whose state is kept. ``evaluator`` is None if nothing is validated."""
 
     def __init__(
         self,
@@ -196,13 +186,6 @@ def check_resumable(
     state: dict[str, Any], path: Path, network: torch.nn.Module, optimizer: torch.optim.Optimizer, epoch_length: int
 ) -> None:
     """Refuse a state that does not belong to this network, optimizer and number of iterations in an epoch.
-
-    Args:
-        state: a trainer state.
-        path: its file.
-        network: the network that is trained.
-        optimizer: its optimizer.
-        epoch_length: iterations in an epoch.
 
     Raises:
         InputError: the state does not belong to them; the message names the file.

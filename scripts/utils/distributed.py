@@ -6,8 +6,6 @@ Each holds a copy of the network and takes its share of the cases. Without torch
 configuration can be loaded and inspected anywhere.
 """
 
-from __future__ import annotations
-
 import gc
 import logging
 import os

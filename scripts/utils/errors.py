@@ -6,8 +6,6 @@ MONAI wraps an error several times, so the cause hides in a traceback of fifty l
 first item of their ``run`` list on, show only the line. Programs that import the bundle keep their tracebacks.
 """
 
-from __future__ import annotations
-
 import sys
 from types import TracebackType
 
@@ -45,6 +43,10 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+# A line break in a message.
+BREAK = printable("\n")
+
+
 def one_line(error: BaseException) -> str:
     """The message of ``error`` on one line."""
     return " ".join(str(error).split())
@@ -76,8 +78,8 @@ def show_input_errors(goes_on: str = "") -> None:
         elif cause is None:
             former(kind, error, traceback)
         else:
-            # A worker of a DataLoader passes on the text of a traceback, which ends with the message.
-            print(f"error: {str(cause).splitlines()[-1].split('InputError: ')[-1]}", file=sys.stderr)
+            # A worker of a DataLoader passes on the text of a traceback, which ends with the message and a line break.
+            print(f"error: {str(cause).split('InputError: ')[-1].removesuffix(BREAK)}", file=sys.stderr)
 
     show.shows_input_errors, show.goes_on = True, goes_on  # type: ignore[attr-defined]
     sys.excepthook = show

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bundle's folder, and files that are whole or absent: they are written beside their place, then moved there."""
 
-from __future__ import annotations
-
 import csv
 import errno
 import glob

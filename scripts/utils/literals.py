@@ -6,8 +6,6 @@ The parser evaluates a text that begins with ``$``, resolves ``@name`` and ``%fi
 name of a file must not become a program or another name.
 """
 
-from __future__ import annotations
-
 import ast
 from collections.abc import Mapping
 from typing import Any

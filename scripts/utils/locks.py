@@ -6,8 +6,6 @@ A run's folder has its locks in ``.locks``: one of the run, which inferences sha
 the lists (``run.json``, ``config.json``, ``datalist.json``), for moments; and one of each case in work.
 """
 
-from __future__ import annotations
-
 import atexit
 import errno
 import fcntl
@@ -46,7 +44,9 @@ def acquired(path: Path, wait: bool = False, shared: bool = False) -> IO[str] | 
     mode = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     while True:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            # Not exist_ok: it raises if the folder is removed between its two looks.
+            with suppress(FileExistsError):
+                path.parent.mkdir(parents=True)
             file = path.open("a+", encoding="utf-8")
         except OSError as error:
             if error.errno in REMOVED:

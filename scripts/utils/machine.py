@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The processors, their precision and the memory of this process, and a way to keep freed memory for reuse."""
 
-from __future__ import annotations
-
 import ctypes
 import math
 import os

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The progress of a run, with the time left."""
 
-from __future__ import annotations
-
 import atexit
 import logging
 import sys
@@ -96,7 +94,7 @@ class ProgressHandler:
             self._progress.update(self._task, completed=done, description=text)
         else:
             left = (now - self._start) / (done - self._first) * (total - done)
-            logger.info("%s: %s %d of %d, %s left", text, self.unit, done, total, _duration(left))
+            logger.info("%s: %s %d of %d, %s left", text, self.unit, done, total, duration(left))
 
     def stop(self, engine: Workflow) -> None:
         """Close the display."""
@@ -117,6 +115,12 @@ def _mean_loss(output: Any) -> float:
     return float(np.mean([float(torch.as_tensor(item["loss"]).detach()) for item in items]))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time for readers.
+
+    Example:
+        >>> duration(60), duration(600), duration(7500)
+        ('60 s', '10 min', '2.1 h')
+    """
     minutes, hours = round(seconds / 60), round(seconds / 3600, 1)
     return f"{seconds:.0f} s" if seconds < 90 else f"{minutes} min" if minutes < 90 else f"{hours} h"

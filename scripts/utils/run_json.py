@@ -2,13 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """``run.json``: what a run did, beside its results and its resolved configuration (``config.json``)."""
 
-from __future__ import annotations
-
 import platform
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,10 +27,10 @@ def bundle_version() -> str:
     return str(read_json(CONFIGS / "metadata.json").get("version", "unknown"))
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on."""
+def versions(packages: Iterable[str] = RECORDED_PACKAGES) -> dict[str, str]:
+    """Versions of Python and of packages, by default those that results depend on."""
     found = {"python": platform.python_version()}
-    for package in RECORDED_PACKAGES:
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

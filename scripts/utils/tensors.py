@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files and checksums of tensors. They are apart from ``files``, which loads without torch."""
 
-from __future__ import annotations
-
 import hashlib
 import pickle
 import struct

@@ -8,8 +8,6 @@ switches are recognized. The authors' code stores some tensors that it never use
 activate, and shortcuts beside an identity. These tensors are dropped. Everything else must fit exactly.
 """
 
-from __future__ import annotations
-
 import re
 import shlex
 from collections.abc import Mapping

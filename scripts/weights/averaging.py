@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The mean of the weights of trainings that go back to the same weights, and its record."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Model files: finding them, checking that they fit a network, and starting a training from one."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Mapping, Sequence

@@ -8,8 +8,6 @@ file of weights that the bundle writes has a record, and each workflow compares 
 with its settings.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import logging
@@ -179,8 +177,8 @@ def thresholds_in_use(model_file: str | Sequence[str], **given: Any) -> dict[str
         InputError: the records of an ensemble differ in a threshold that is not given.
 
     Example:
-        >>> thresholds_in_use("absent.pt", min_et_mm3=100, min_tumor_mm3=None)
-        {'min_component_mm3': 10, 'min_tumor_mm3': 0, 'min_et_mm3': 100, 'et_per_component': False}
+        >>> thresholds_in_use("absent.pt", min_et_mm3=100, min_tumor_probability=None)
+        {'min_component_mm3': 10, 'min_tumor_probability': 0, 'min_et_mm3': 100, 'et_per_component': False}
     """
     given = {name: value for name, value in given.items() if value is not None}
     recorded = [

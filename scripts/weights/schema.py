@@ -5,8 +5,6 @@
 A record comes with weights from anywhere, and parts of it become parts of a configuration, so it holds plain data only.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from scripts.brats import REGIONS
@@ -15,6 +13,7 @@ from scripts.data.postprocessing import THRESHOLDS
 _SETTINGS = ("network", "sequences", "spacing", "exclusive", "normalization", "thresholds")
 _SWITCH = {"type": "boolean"}
 _VOLUME = {"type": "number", "minimum": 0}
+_PROBABILITY = {"type": "number", "minimum": 0, "maximum": 1}
 _COUNT = {"type": ["integer", "null"], "minimum": 0}
 _SIZES = {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 2, "maxItems": 3}
 _TRAINED_ON = {
@@ -93,7 +92,8 @@ RECORD_SCHEMA: dict[str, Any] = {
         "thresholds": {
             "type": "object",
             "required": list(THRESHOLDS),
-            "properties": {name: _SWITCH if isinstance(value, bool) else _VOLUME for name, value in THRESHOLDS.items()},
+            "properties": dict.fromkeys(THRESHOLDS, _VOLUME)
+            | {"min_tumor_probability": _PROBABILITY, "et_per_component": _SWITCH},
             "additionalProperties": False,
         },
         "training": {"type": ["object", "null"], "properties": {"window": _SIZES}},

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The settings of a configuration that weights depend on, and what other settings mean for weights with a record."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import logging

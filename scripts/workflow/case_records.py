@@ -7,8 +7,6 @@ of the weights and settings. A case is done if its maps are there and its record
 now. Several processes may work in one folder; each case has a lock (``scripts.utils.locks``).
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 import os

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The configuration that a workflow runs."""
 
-from __future__ import annotations
-
 import inspect
 import json
 from collections.abc import Mapping

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The folder of a run's results: whether it is free, and that no result would replace a file that the run reads."""
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

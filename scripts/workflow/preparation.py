@@ -5,8 +5,6 @@
 The construction of a workflow calls none of these functions, so it needs neither data nor weights.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import os

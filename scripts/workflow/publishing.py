@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Publish the best weights of a plain training as the bundle's own."""
 
-from __future__ import annotations
-
 import filecmp
 import logging
 import shutil

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Comparison of configurations: whether a training follows the plain recipe, and whether two runs belong together."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Collection, Mapping

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks of the settings: those that cannot work, and those that nothing reads, are refused before any case is read."""
 
-from __future__ import annotations
-
 import ast
 import difflib
 import functools

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Four-dimensional files are found in the Decathlon's layout, checked, and read in the network's channel order."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import os
@@ -322,3 +320,10 @@ def test_training_on_the_decathlon_is_training_on_brats(small_cohort, tmp_path):
         bundle_run("train.json", "evaluate.json", **place, **size)
     scores = [(tmp_path / name / "evaluation_all" / "scores.csv").read_text() for name in ("brats", "decathlon")]
     assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize("end", ["", "/"])
+def test_a_file_unpacked_to_a_folder_is_found_however_the_path_ends(tmp_path, end):
+    (tmp_path / "imagesTr" / "BRATS_001.nii.gz").mkdir(parents=True)
+    (case,) = find_cases(f"{tmp_path}/imagesTr{end}")
+    assert case.name == "BRATS_001"

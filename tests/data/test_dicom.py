@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A case of DICOM series has the voxels, the place and the results of the same case in NIfTI files."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -678,6 +676,21 @@ def test_damaged_files_are_named(tmp_path):
     files[3].write_bytes(whole[:100])
     with pytest.raises(InputError, match="so a slice is missing"):
         read_image(files[0])
+
+
+@pytest.mark.parametrize("added", [-2 * SHAPE[0], -2, 0, 2])
+def test_slices_with_fewer_voxels_than_they_say_are_refused(tmp_path, added):
+    voxels = np.asanyarray(images()["t1"].dataobj)
+    files = write_series(tmp_path, voxels, affine())
+    for file in files:
+        data = pydicom.dcmread(file)
+        data.PixelData = data.PixelData[:added] if added < 0 else data.PixelData + bytes(added)
+        data.save_as(file)
+    if added < 0:
+        with pytest.raises(InputError, match=rf"{files[0]}: damaged \(it has fewer voxels than .*\); copy it again\.$"):
+            read_image(files[0])
+    else:
+        np.testing.assert_array_equal(voxels_of(read_image(files[0]), "a"), voxels)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each kind of finding is found in data that have this fault and no other, and the docs explain it."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import re

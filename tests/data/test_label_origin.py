@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A label map whose header has another origin than the images fits them voxel by voxel; BraTS 2017 ships such maps."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

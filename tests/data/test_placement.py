@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a file lies by its header, which headers are refused, and what a map's header says."""
 
-from __future__ import annotations
-
 import gzip
 import re
 import struct

@@ -6,8 +6,6 @@ Images and label maps are small and constructed, in the layout of the release. E
 sequence, so that an exchanged channel would show.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cases that overlap give the same maps, and take no more memory than allowed. A case that fails does not stop them."""
 
-from __future__ import annotations
-
 import shutil
 import threading
 import time

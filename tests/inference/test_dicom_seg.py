@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A DICOM Segmentation object has the same segments for every patient, and what it needs is checked before."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The members of an ensemble take turns in one network, and MONAI's transforms give the same mean."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from monai.inferers import SimpleInferer, SlidingWindowInferer

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A case that fails in the middle of a run is named, the others are done, and a second run does what is missing."""
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

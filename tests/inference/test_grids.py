@@ -7,8 +7,6 @@ own grid, to the left, to the front and up. So the answer is right only if the n
 and in the scale of BraTS.
 """
 
-from __future__ import annotations
-
 import itertools
 import struct
 from collections.abc import Sequence

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole-volume and flip inference against closed forms."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Label tables have the values, names and colors of the label map."""
 
-from __future__ import annotations
-
 import shlex
 
 import pytest

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """OpenVINO gives the same values as torch, and the network is converted once for each set of weights."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """An inference reads the files of each case once, and a faulty case is refused when its turn comes."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from hashlib import sha256

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Label maps are named after their case."""
 
-from __future__ import annotations
-
 import nibabel as nib
 import numpy as np
 import pytest

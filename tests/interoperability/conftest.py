@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A copy of the bundle, as a consumer gets it, but with a tiny network and its weights."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

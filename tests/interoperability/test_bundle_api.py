@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """MONAI's functions for bundles, called from another program in another folder."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """MONAI's clients for federated learning run the unchanged bundle: two clients train on different patients."""
 
-from __future__ import annotations
-
 import shutil
 
 import numpy as np

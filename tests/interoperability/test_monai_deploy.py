@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """MONAI Deploy's own operator for bundles runs the TorchScript of this bundle and its folder."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from pathlib import Path
@@ -115,5 +113,12 @@ def test_channels_in_memory_are_taken_in_the_networks_order(deploy, bundle, coho
 def test_the_operator_saves_nothing_itself(deploy, bundle):
     steps = deploy.get_bundle_config(str(bundle), "inference").get_parsed_content("postprocessing")
     kept = deploy.filter_compose(steps, deploy.DISALLOW_LOAD_SAVE).transforms
-    wanted = ["RequireFinited", "Activationsd", "Invertd", "ToNativeGridd", "MeasureCertaintyd"]
+    wanted = [
+        "RequireFinited",
+        "Activationsd",
+        "Invertd",
+        "MeasureCertaintyd",
+        "ToNativeGridd",
+        "ProbabilitiesToLabelMapd",
+    ]
     assert [type(step).__name__ for step in kept] == wanted

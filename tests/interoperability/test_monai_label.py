@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """MONAI Label's own tasks for bundles run the unchanged bundle."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """NVFlare's simulator runs a round with MONAI's clients: a server and two sites with different patients."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

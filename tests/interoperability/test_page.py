@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every fenced block of docs/interoperability.md runs, section by section, in a folder as the page describes it."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

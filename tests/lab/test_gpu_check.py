@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`make gpu-check` runs all tests for a GPU, and it needs no package that a machine with a GPU may lack."""
 
-from __future__ import annotations
-
 import ast
 import json
 import os

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The package: its files, MONAI's ways to fetch it, and its use where only the required packages are."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A classifier of single voxels is the best of its kind, and does not solve the hard phantoms."""
 
-from __future__ import annotations
-
 from itertools import combinations
 
 import numpy as np

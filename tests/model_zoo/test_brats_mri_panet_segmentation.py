@@ -7,8 +7,6 @@ models/brats_mri_panet_segmentation. Each run writes to a temporary folder only,
 checkout.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import tempfile

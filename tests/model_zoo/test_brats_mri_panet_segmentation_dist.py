@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model zoo's unit test of this bundle on several GPUs, for the zoo's folder ci/unit_tests with its ``utils``."""
 
-from __future__ import annotations
-
 import os
 import sys
 import tempfile

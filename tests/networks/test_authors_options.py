@@ -7,8 +7,6 @@ and it also stores the tensors that they store and never use. Another file compa
 authors' own results.
 """
 
-from __future__ import annotations
-
 import itertools
 
 import pytest

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of a run: one file that loads nothing, with texts as texts and cases in order."""
 
-from __future__ import annotations
-
 import base64
 import gzip
 import hashlib

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plots of a page: what they show, and that they can stand beside each other in one page."""
 
-from __future__ import annotations
-
 import re
 from xml.etree import ElementTree
 

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is read of a run's folder: its kind, its cases in order, and where their images are."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The viewer of a page in a real browser, chromium without a window. Without chromium these tests skip."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The volumes of the viewer: voxels, places and order are those of the files."""
 
-from __future__ import annotations
-
 import base64
 import gzip
 

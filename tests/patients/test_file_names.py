@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The words of file names tell the sequences, and what they leave open is refused."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

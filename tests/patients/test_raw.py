@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Raw scans get their label map in a grid of their own, with all that a segmentation gives."""
 
-from __future__ import annotations
-
 import json
 from functools import partial
 from pathlib import Path
@@ -23,8 +21,8 @@ from scripts.patients import segmentation
 from scripts.patients.options import Options
 from scripts.patients.raw import raw_items, scans_of
 from scripts.patients.segmentation import segment
-from scripts.preparation.folder import read_native_grid
 from scripts.preparation.grids import Volume, resample
+from scripts.preparation.native import read_native_grid
 from scripts.preparation.preparing import prepare_scans
 from scripts.preparation.registration import coarse, rigid
 from scripts.utils.errors import InputError
@@ -101,7 +99,7 @@ def test_a_phantom_of_thin_slices_is_segmented_as_its_prepared_form(tmp_path):
     ("case", "bounds"), [("TCGA-FG-6692", {"WT": 0.855, "TC": 0.85, "ET": 0.82}), ("TCGA-DU-7294", {"WT": 0.887})]
 )
 def test_real_scans_as_acquired_are_segmented_as_well_as_their_prepared_form(case, bounds, tmp_path, monkeypatch):
-    """The prepared forms have WT 0.875 and 0.927, TC 0.870. The reference is the silver label, brought to T1ce."""
+    """The prepared forms have WT 0.875 and 0.926, TC 0.868. The reference is the silver label, brought to T1ce."""
     pytest.importorskip("picsl_greedy")
     folder = shared_data() / "raw" / case
     if not folder.is_dir():
@@ -123,8 +121,12 @@ def test_real_scans_as_acquired_are_segmented_as_well_as_their_prepared_form(cas
 
     silver, found = voxels(official / f"{case}_seg.nii.gz"), voxels(Path(result["label_map"]))
     regions = {"WT": (1, 2, 4), "TC": (1, 4), "ET": (4,)}
-    for region, bound in bounds.items():
-        assert dice(np.isin(found, regions[region]), brought(np.isin(silver, regions[region]))) >= bound, region
+    reached = {
+        region: dice(np.isin(found, regions[region]), brought(np.isin(silver, regions[region]))) for region in bounds
+    }
+    assert all(reached[region] >= bound for region, bound in bounds.items()), reached
+    expected = result["expected_dice"]["WT"]
+    assert expected["low"] <= reached["WT"] <= expected["high"]
     assert dice(inside, brought(own.voxels != 0)) >= 0.96
     tumor = brought(silver > 0)
     assert (tumor & inside).sum() >= 0.99 * tumor.sum()

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command for patients gives the label maps of inference.json, by the record of the weights, and their numbers."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

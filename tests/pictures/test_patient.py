@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures of constructed patients: slices, colors, marks, scales, legends, and files in all formats that are read."""
 
-from __future__ import annotations
-
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -444,6 +442,24 @@ def test_the_command_draws_tiny_cases(tmp_path, capsys, count):
     assert all(imread(path).ndim == 3 for path in (picture, *surface[1:]))
     # Nothing else is left.
     assert len(list(picture.parent.iterdir())) == 1 + len(surface) // 2
+
+
+def test_the_command_replaces_nothing_of_the_users(tmp_path, capsys):
+    cases = make_cases(tmp_path / "data", 1)
+    scan = next(cases.glob("*/*_t1.nii.gz"))
+    before = scan.read_bytes()
+    for arguments in ([str(scan)], ["a.png", "--surface", str(scan)]):
+        with pytest.raises(InputError, match=r"give a name that ends in \.png"):
+            render_case.main([str(cases), *arguments])
+    with pytest.raises(InputError, match="a folder; give PICTURE the name of a file"):
+        render_case.main([str(cases), str(tmp_path)])
+    assert scan.read_bytes() == before
+    earlier = tmp_path / "picture.png"
+    earlier.write_bytes(b"a picture")
+    assert render_case.main([str(cases), str(earlier)]) == 0
+    kept, drawn = capsys.readouterr().out.splitlines()
+    assert drawn == str(earlier)
+    assert (tmp_path / kept.removeprefix("kept the earlier file as ")).read_bytes() == b"a picture"
 
 
 def test_the_command_draws_what_the_records_say(tmp_path, monkeypatch):

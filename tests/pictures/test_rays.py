@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Surfaces of balls and boxes, whose depth, outline and color are known."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

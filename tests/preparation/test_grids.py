@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Volumes on other grids have the values that their places say."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from scripts.preparation.grids import Volume, angle, isotropic_grid, largest_distance, resample

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Maps come back to the grid of the scan, where the places of both grids say."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from monai.data import MetaTensor

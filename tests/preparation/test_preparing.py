@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A phantom in raw form becomes the phantom that it was made of, by each kind of scans, and leaves a record."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -22,8 +20,9 @@ from scripts.patients import raw as patients
 from scripts.patients.raw import raw_items, scans_of
 from scripts.preparation import folder as prepared_folder
 from scripts.preparation import packages
-from scripts.preparation.folder import read_native_grid, save_prepared
+from scripts.preparation.folder import save_prepared
 from scripts.preparation.grids import Volume, angle, largest_distance
+from scripts.preparation.native import read_native_grid
 from scripts.preparation.preparing import prepare_scans
 from scripts.preparation.registration import points_of
 from scripts.preparation.scans import PREPARED, RAW, STRIPPED, WITH_SKULL, Scan, kind_of, read_scans

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Registration finds how the head of a phantom moved, from random poses."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from raw_phantoms import raw

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of all patients has a row for each case, whoever writes it and in whatever order."""
 
-from __future__ import annotations
-
 import csv
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -66,6 +64,12 @@ def test_a_case_is_replaced_and_one_that_is_gone_is_left_out(tmp_path):
     before = (tmp_path / TABLE_FILE).stat().st_mtime_ns
     add_to_table(result(tmp_path, "b", volume=2.5), tmp_path)
     assert (tmp_path / TABLE_FILE).stat().st_mtime_ns == before
+
+
+def test_a_name_that_the_table_escapes_keeps_its_row(tmp_path):
+    for case in ("a\n1", "b"):
+        add_to_table(result(tmp_path, case), tmp_path)
+    assert [row["case"] for row in read_table(tmp_path)] == ["a\\n1", "b"]
 
 
 def test_writers_at_the_same_time_lose_no_row(tmp_path):

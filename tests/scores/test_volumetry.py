@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Volumes, lesions and diameters, against closed forms and by invariants."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import asdict

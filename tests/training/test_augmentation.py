@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fast deformation has MONAI's statistics, moves image and label alike, and depends on the seed alone."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cache on disk gives the same values as no cache; it is keyed by files and settings, shared and bounded."""
 
-from __future__ import annotations
-
 import errno
 import json
 import logging

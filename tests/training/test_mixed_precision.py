@@ -5,8 +5,6 @@
 The networks are small, so that this takes seconds.
 """
 
-from __future__ import annotations
-
 import logging
 
 import pytest

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A prediction with values that are not finite saves nothing of its case; a training keeps its last good state."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from scripts.networks import PriorAttentionNet

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random numbers depend on seed, epoch, rank and case, and on nothing else."""
 
-from __future__ import annotations
-
 import random
 from types import SimpleNamespace
 

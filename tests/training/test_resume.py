@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training that is killed and resumed ends like an uninterrupted one, to the last bit."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two ranks on the CPU with torchrun and Gloo use each case once, train one network, and never hang."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

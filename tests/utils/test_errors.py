@@ -31,6 +31,10 @@ SHOWN = {
         "  except ValueError as e:\n    raise KeyError('x') from e\n"
         "except KeyError as e:\n  raise RuntimeError('y') from e"
     ),
+    "by a worker": (
+        "raise InputError('Caught InputError in DataLoader worker process 0.\\nOriginal Traceback:\\n'\n"
+        "  'scripts.utils.errors.InputError: a.nii: cut off\\n')"
+    ),
     "caused itself": "try:\n  open('/absent')\nexcept OSError as e:\n  raise InputError('a.nii: cut off') from e",
 }
 
@@ -86,10 +90,10 @@ def test_an_input_error_keeps_its_kind_in_another_process():
 def test_importing_the_bundle_leaves_the_programs_own_display_of_errors():
     done = run(
         "import sys\nhook = sys.excepthook = lambda *error: print('mine')\n"
-        "import scripts.workflow, scripts.data.transforms, scripts.lab.demo\nassert sys.excepthook is hook\n"
-        "scripts.workflow.check_settings({})\n1 / 0"
+        "import scripts.workflow.preparation, scripts.lab.demo\nassert sys.excepthook is hook\n"
+        "from scripts.utils.errors import show_input_errors\nshow_input_errors()\n1 / 0"
     )
-    # An existing hook still gets every error except wrong input, also in a workflow.
+    # An existing hook still gets every error except wrong input.
     assert (done.stdout, done.returncode) == ("mine\n", 1), done.stderr
 
 

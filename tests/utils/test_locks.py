@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A lock is held by one process, or shared; it ends with its process, and leaves nothing."""
 
-from __future__ import annotations
-
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -86,6 +86,21 @@ def test_who_waits_gets_the_lock_although_its_file_was_removed(tmp_path):
     assert got and path.is_file() and acquired(path) is None
     release(got[0], path)
     assert not path.exists()
+
+
+def test_a_folder_that_another_process_removes_at_once_is_made_again(tmp_path, monkeypatch):
+    folder, mkdir, calls = tmp_path / ".locks", os.mkdir, []
+
+    def removed_by_another(*arguments):
+        calls.append(arguments)
+        mkdir(*arguments)
+        if len(calls) == 1:
+            folder.rmdir()
+            raise FileExistsError(errno.EEXIST, "File exists", str(folder))
+
+    monkeypatch.setattr(os, "mkdir", removed_by_another)
+    assert acquired(folder / "lock") is not None
+    assert len(calls) == 2
 
 
 def test_a_folder_that_takes_no_files_is_one_line(tmp_path):

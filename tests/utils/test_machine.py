@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """On a CPU, freed memory stays with the process, so large tensors cause no new page faults each time."""
 
-from __future__ import annotations
-
 import os
 import platform
 import subprocess

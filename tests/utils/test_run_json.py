@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The record of a run holds the command that started it, and nothing secret."""
 
-from __future__ import annotations
-
 import shlex
 import subprocess
 import sys

@@ -137,7 +137,7 @@ def test_the_record_says_how_the_authors_weights_are_used_and_the_command_does_s
     assert (record["normalization"], record["exclusive"], record["spacing"]) == ("volume", False, [1.0] * 3)
     assert record["thresholds"] == {
         "min_component_mm3": 10,
-        "min_tumor_mm3": 0,
+        "min_tumor_probability": 0,
         "min_et_mm3": 300,
         "et_per_component": False,
     }

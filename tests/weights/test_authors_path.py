@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """An imported checkpoint through the authors' whole testing path, voxel for voxel against their program's label map."""
 
-from __future__ import annotations
-
 import os
 import shlex
 from pathlib import Path

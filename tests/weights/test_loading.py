@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The start of a training from a model file: which weights are loaded, which are not, and what the log says."""
 
-from __future__ import annotations
-
 import logging
 
 import pytest

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The record beside weights: its content, the refusals that it causes, and the settings that it passes on."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re
@@ -246,6 +244,7 @@ def test_what_is_no_json_object_beside_weights_is_named(model, content):
         ("thresholds", None),
         ("thresholds", {"min_et_mm3": 3}),
         ("thresholds", {**THRESHOLDS, "min_et_mm3": "300"}),
+        ("thresholds", {**THRESHOLDS, "min_tumor_probability": 82}),
         ("thresholds", {**THRESHOLDS, "min_et_voxels": 300}),
         ("trained_on", 4),
         ("trained_on", None),
@@ -336,7 +335,10 @@ WORKFLOWS = {
         ({"thresholds#min_et_mm3": 0, "thresholds#et_per_component": False}, {**THRESHOLDS, "min_et_mm3": 0}),
         ({"thresholds": THRESHOLDS}, THRESHOLDS),
         ({"model_file": "absent.pt"}, THRESHOLDS),
-        ({"model_file": "absent.pt", "thresholds#min_tumor_mm3": 5}, {**THRESHOLDS, "min_tumor_mm3": 5}),
+        (
+            {"model_file": "absent.pt", "thresholds#min_tumor_probability": 0.5},
+            {**THRESHOLDS, "min_tumor_probability": 0.5},
+        ),
     ],
 )
 def test_what_is_set_beats_the_record_which_beats_the_authors_values(names, changes, wanted, tmp_path):
@@ -380,8 +382,8 @@ def test_a_threshold_that_is_none_is_refused_before_a_case_is_read(names, tmp_pa
     place = {"dataset_dir": str(tmp_path / "absent"), "output_dir": str(tmp_path / "out"), "thresholds#min_et_mm": 5}
     with pytest.raises(RuntimeError) as caught:
         bundle_run(*names, **place, **{"network_def#channels": CHANNELS})
-    said = "--thresholds#min_et_mm 5: no such threshold; choose one of min_component_mm3, min_tumor_mm3, min_et_mm3, "
-    assert str(input_error_behind(caught.value)) == f"{said}et_per_component."
+    said = "--thresholds#min_et_mm 5: no such threshold; choose one of min_component_mm3, "
+    assert str(input_error_behind(caught.value)) == f"{said}min_tumor_probability, min_et_mm3, et_per_component."
     assert not (tmp_path / "out").exists()
 
 

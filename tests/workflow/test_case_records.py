@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A result belongs to the files, weights and settings that it was made of, and processes share a folder."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A process that is killed at any moment and started again gives what an undisturbed one gives, and leaves no more."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

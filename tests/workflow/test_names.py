@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names, paths and records may hold anything: nothing in them runs, and results are where the name says."""
 
-from __future__ import annotations
-
 import ast
 import csv
 import json

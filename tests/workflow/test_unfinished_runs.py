@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A full disk, a folder that takes no files, and a process that is killed leave no half-written result."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import subprocess

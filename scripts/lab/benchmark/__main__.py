@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Command line of the benchmarks."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from scripts import command

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time the network's part of one case on the CPU: the authors' testing path against the ways of this bundle."""
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import tempfile
@@ -20,8 +18,7 @@ from scripts.brats import REGIONS
 from scripts.data.datalist import unlabeled_items
 from scripts.inference.inferers import BrainWindowInferer, WholeVolumeInferer
 from scripts.inference.openvino import OpenVINONetwork
-from scripts.lab.benchmark.measure import add_channels, positive, report, summary, time_side_by_side
-from scripts.lab.phantoms.cohort import write_cohort
+from scripts.lab.benchmark.measure import Report, add_channels, cases_of, positive, summary, time_side_by_side
 from scripts.networks import PriorAttentionNet
 from scripts.utils.errors import InputError
 from scripts.utils.files import CONFIGS
@@ -58,9 +55,9 @@ def run(args: argparse.Namespace) -> None:
             save_torch(network.state_dict(), model_file)
         check_weights(network, str(model_file))
         network.load_state_dict(load_torch(model_file))
-        image = preprocessed(args.dataset_dir or phantom(folder), args.spacing)
+        image = preprocessed(args.dataset_dir or cases_of(folder / "cohort", 1, Console(stderr=True)), args.spacing)
         rows, facts = measure(network, str(model_file), image, folder, args)
-    report(f"The network's part of a case, brain of {tuple(image.shape[2:])} voxels", rows, args.output, facts)
+    Report(f"The network's part of a case, brain of {tuple(image.shape[2:])} voxels", args.output).show(rows, facts)
 
 
 def measure(
@@ -116,11 +113,3 @@ def preprocessed(dataset_dir: Path, spacing: float) -> torch.Tensor:
     parser["spacing"] = [spacing] * 3
     image: torch.Tensor = parser.get_parsed_content("preprocessing")(items[0])["image"]
     return image.as_subclass(torch.Tensor)[None]
-
-
-def phantom(folder: Path) -> Path:
-    """Write a synthetic patient below ``folder`` and return the folder of its cohort."""
-    out = folder / "cohort"
-    for _ in write_cohort(out, 1, 0, "demo"):
-        pass
-    return out

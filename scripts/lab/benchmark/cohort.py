@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time whole commands from files to label maps, over cohorts of several sizes: the authors' way against this bundle."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil
@@ -20,7 +18,7 @@ from rich.console import Console
 from scripts.data.cases import image_files
 from scripts.data.datalist import labeled_items, unlabeled_items
 from scripts.data.dicom import series_files
-from scripts.lab.benchmark.measure import Report, add_channels, cases_of, device_name, positive
+from scripts.lab.benchmark.measure import Report, add_channels, add_device, cases_of, positive
 from scripts.lab.bundle_run import workflow_arguments
 from scripts.networks import PriorAttentionNet
 from scripts.utils.errors import InputError
@@ -40,8 +38,7 @@ OUR_CONFIGS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", type=device_name, default=default, help="torch device (default: %(default)s)")
+    add_device(parser)
     parser.add_argument("--dataset-dir", type=Path, help="folder of cases (default: new phantoms)")
     parser.add_argument(
         "--cases", type=positive, nargs="+", default=[1, 10, 100], help="cohort sizes (default: 1 10 100)"
@@ -95,7 +92,9 @@ def run(args: argparse.Namespace) -> None:
                 first = seconds if first is None else first
                 more = count - min(counts)
                 each = (seconds - first) / more if more else None
-                rows.append(row(way, count, seconds, each, gigabytes))
+                rows.append(
+                    {"name": way, "cases": count, "seconds": seconds, "s_each_further_case": each, "peak_gb": gigabytes}
+                )
                 report.save(rows)
                 console.print(f"{way}, {count} cases: {seconds:.1f} s, {gigabytes:.2f} GB", highlight=False)
     theirs = f"{' + '.join(AUTHORS_CONFIGS)}, float32, nothing at the same time"
@@ -109,11 +108,6 @@ def run(args: argparse.Namespace) -> None:
     if further.keys() == ways.keys():
         facts["times faster, a further case"] = round(further[AUTHORS] / further[OURS], 2)
     report.show(rows, facts)
-
-
-def row(way: str, count: int, seconds: float, each: float | None, gigabytes: float) -> dict[str, Any]:
-    """Return a row of the table."""
-    return {"name": way, "cases": count, "seconds": seconds, "s_each_further_case": each, "peak_gb": gigabytes}
 
 
 def subset(cohort: Path, count: int, folder: Path, labels: bool = False) -> None:

@@ -2,16 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time candidates side by side, and report the results with the machine and the versions, as a table and JSON."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +40,12 @@ def device_name(text: str) -> str:
             f"{text}: torch has no such device here; give cpu, cuda or cuda:<number>"
         ) from None
     return text
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--device``, which is the GPU by default, if there is one."""
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", type=device_name, default=default, help="torch device (default: %(default)s)")
 
 
 def cases_of(folder: Path, count: int, console: Console) -> Path:
@@ -120,36 +124,28 @@ class OwnProcess:
     """
 
     def __init__(self, make: Callable[..., Callable[[], Any]], *arguments: Any) -> None:
-        context = get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
-        self.process.start()
-        theirs.close()
+        self.pool = ProcessPoolExecutor(1, get_context("spawn"), _make, (make, arguments))
 
     def __call__(self) -> None:
-        """Run the candidate and wait until it ends.
-
-        Raises:
-            EOFError: the process ended; its own output says why.
-        """
-        self.pipe.send(True)
-        self.pipe.recv()
+        """Run the candidate and wait until it ends. Its errors are raised here."""
+        self.pool.submit(_run).result()
 
     def close(self) -> None:
         """End the process."""
-        self.pipe.close()
-        self.process.join()
+        self.pool.shutdown()
 
 
-def _serve(pipe: Connection, make: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...]) -> None:
-    candidate = make(*arguments)
-    while True:
-        try:
-            pipe.recv()
-        except EOFError:  # the other end was closed
-            return
-        candidate()
-        pipe.send(True)
+# The candidate of an ``OwnProcess``, in that process.
+_candidate: Callable[[], Any]
+
+
+def _make(make: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...]) -> None:
+    global _candidate
+    _candidate = make(*arguments)
+
+
+def _run() -> None:
+    _candidate()
 
 
 def summary(seconds: Mapping[str, list[float]], baseline: str) -> list[dict[str, Any]]:
@@ -212,8 +208,3 @@ class Report:
             console.print(f"Kept the earlier results as {self.kept}", highlight=False, soft_wrap=True)
         if self.path is not None:
             console.print(str(self.path), highlight=False, soft_wrap=True)
-
-
-def report(title: str, rows: list[dict[str, Any]], path: Path | None, facts: Mapping[str, Any] | None = None) -> None:
-    """Print ``rows`` and ``facts``, and write them with the machine and the versions to ``path`` as JSON."""
-    Report(title, path).show(rows, facts)

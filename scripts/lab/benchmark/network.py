@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time one window through the network: torch in float32, as the authors ran it, against the faster ways."""
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import tempfile
@@ -13,7 +11,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from scripts.inference.openvino import OpenVINONetwork
-from scripts.lab.benchmark.measure import Report, device_name, positive, summary, time_side_by_side
+from scripts.lab.benchmark.measure import Report, add_device, positive, summary, time_side_by_side
 from scripts.networks import PriorAttentionNet
 from scripts.networks.blocks import InstanceNorm3d
 from scripts.utils.tensors import save_torch
@@ -25,12 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
     parser.add_argument("--size", type=positive, default=128, help="edge of the window (default: %(default)s)")
     parser.add_argument("--runs", type=positive, default=3, help="timed runs after a warm-up (default: %(default)s)")
-    parser.add_argument(
-        "--device",
-        type=device_name,
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="torch device (default: %(default)s)",
-    )
+    add_device(parser)
     parser.add_argument(
         "--compile", action="store_true", help="also time torch.compile, which takes minutes to compile"
     )

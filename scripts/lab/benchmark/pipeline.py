@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure training samples per second and core: the authors' way, train.json, and train_cached.yaml (filled cache)."""
 
-from __future__ import annotations
-
 import argparse
 import resource
 import tempfile
@@ -18,8 +16,7 @@ from monai.bundle import ConfigParser
 from monai.data import list_data_collate
 from rich.console import Console
 from scripts.data.datalist import labeled_items
-from scripts.lab.benchmark.measure import report, summary, time_side_by_side
-from scripts.lab.phantoms.cohort import write_cohort
+from scripts.lab.benchmark.measure import Report, cases_of, positive, summary, time_side_by_side
 from scripts.training.augmentation import RandFastElasticd
 from scripts.training.disk_cache import DiskCacheDataset
 from scripts.utils.files import BUNDLE_ROOT, CONFIGS
@@ -34,9 +31,9 @@ FAST_DEFORMATION = "scripts.training.augmentation.RandFastElasticd"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
     parser.add_argument("--dataset-dir", type=Path, help="folder of cases (default: new phantoms)")
-    parser.add_argument("--cases", type=int, default=3, help="number of cases (default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=16, help="samples in each run (default: %(default)s)")
-    parser.add_argument("--runs", type=int, default=5, help="timed runs after a warm-up (default: %(default)s)")
+    parser.add_argument("--cases", type=positive, default=3, help="number of cases (default: %(default)s)")
+    parser.add_argument("--samples", type=positive, default=16, help="samples in each run (default: %(default)s)")
+    parser.add_argument("--runs", type=positive, default=5, help="timed runs after a warm-up (default: %(default)s)")
     parser.add_argument("--cache-dir", type=Path, help="folder of the cache (default: a temporary folder)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
 
@@ -54,11 +51,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _run(args: argparse.Namespace, folder: Path) -> None:
     console = Console(stderr=True)
-    data = args.dataset_dir
-    if data is None:
-        data = folder / "phantoms"
-        for made, _ in enumerate(write_cohort(data, args.cases, seed=0, difficulty="demo"), 1):
-            console.print(f"phantom {made} of {args.cases}", highlight=False)
+    data = args.dataset_dir or cases_of(folder / "phantoms", args.cases, console)
     items = labeled_items(data)[: args.cases]
     cache = args.cache_dir or folder / "cache"
     datasets = {
@@ -94,7 +87,7 @@ def _run(args: argparse.Namespace, folder: Path) -> None:
     }
     for name in (BASELINE, PLAIN, CACHED):
         facts[f"mean ms of each step, {name}"] = step_times(datasets[name], args.samples)
-    report("Training samples of one process with one thread", rows, args.output, facts)
+    Report("Training samples of one process with one thread", args.output).show(rows, facts)
 
 
 def peak_gb() -> float:

@@ -2,17 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draw the results of the benchmarks: before and after, and cohorts of several sizes."""
 
-from __future__ import annotations
-
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scripts.lab.benchmark.cohort import OURS
+from scripts.pictures.figure import save_figure
 from scripts.utils.errors import InputError
-from scripts.utils.files import BUNDLE_ROOT, replacing
+from scripts.utils.files import BUNDLE_ROOT, read_json
 
 # Labels of the compared benchmarks by the names of their files.
 COMPARED = {
@@ -41,7 +40,8 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         InputError: there is nothing to draw.
     """
-    found = {name: read(args.results / f"{name}{args.suffix}.json") for name in (*COMPARED, "cohort")}
+    files = {name: args.results / f"{name}{args.suffix}.json" for name in (*COMPARED, "cohort")}
+    found: dict[str, list[dict[str, Any]]] = {name: read_json(file).get("rows", []) for name, file in files.items()}
     compared = {title: rows for name, title in COMPARED.items() if (rows := found[name])}
     if not compared or not found["cohort"]:
         raise InputError(
@@ -51,17 +51,8 @@ def run(args: argparse.Namespace) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     draw_before_and_after(left, compared)
     draw_cohorts(right, found["cohort"])
-    with replacing(args.output) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
+    save_figure(figure, args.output)
     print(args.output)
-
-
-def read(file: Path) -> list[dict[str, Any]]:
-    """Return the rows of a result file; none if the file does not exist."""
-    if not file.is_file():
-        return []
-    rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["rows"]
-    return rows
 
 
 def draw_before_and_after(axes: Axes, compared: dict[str, list[dict[str, Any]]]) -> None:
@@ -86,7 +77,8 @@ def draw_before_and_after(axes: Axes, compared: dict[str, list[dict[str, Any]]])
 
 
 def draw_cohorts(axes: Axes, rows: list[dict[str, Any]]) -> None:
-    """Draw the seconds per case and the memory over the number of cases."""
+    """Draw this bundle's seconds per case and its memory over the number of cases."""
+    rows = [row for row in rows if row["name"] == OURS]
     counts = [row["cases"] for row in rows]
     axes.plot(counts, [row["seconds"] / row["cases"] for row in rows], "o-", color=AFTER, label="seconds a case")
     axes.plot(counts, [row["peak_gb"] for row in rows], "s--", color="#bc4749", label="memory, GB")

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time the steps from probabilities to label map and scores: on the whole grid against the lesion's box."""
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 from collections.abc import Hashable
@@ -22,8 +20,7 @@ from scripts.data.images import read_image, voxels_of
 from scripts.data.postprocessing import THRESHOLDS, voxel_mm3
 from scripts.data.regions import labels_to_regions
 from scripts.data.transforms import CropToLesiond, LabelsToRegionsd, ProbabilitiesToLabelMapd
-from scripts.lab.benchmark.case import phantom
-from scripts.lab.benchmark.measure import positive, report, summary, time_side_by_side
+from scripts.lab.benchmark.measure import Report, cases_of, positive, summary, time_side_by_side
 from scripts.scores.metrics import BratsHausdorffDistance95
 from scripts.utils.errors import InputError
 
@@ -39,8 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Time all candidates and report the results."""
+    console = Console(stderr=True)
     with tempfile.TemporaryDirectory() as folder:
-        items = labeled_items(args.dataset_dir or phantom(Path(folder)))
+        items = labeled_items(args.dataset_dir or cases_of(Path(folder) / "cohort", 1, console))
         if not items:
             raise InputError(f"{args.dataset_dir}: no labeled case found; give the folder of one labeled case.")
         image = read_image(items[0]["label"])
@@ -56,11 +54,11 @@ def run(args: argparse.Namespace) -> None:
         BASELINE: lambda: results.update({BASELINE: whole_grid(item)}),
         "lesion's box": lambda: results.update({"lesion's box": in_the_box(item)}),
     }
-    seconds = time_side_by_side(candidates, args.runs, console=Console(stderr=True))
+    seconds = time_side_by_side(candidates, args.runs, console=console)
     facts = {
         f"Dice and HD95 of ET, TC, WT, {name}": str([round(v, 6) for v in found]) for name, found in results.items()
     }
-    report("From probabilities to label map and scores", summary(seconds, BASELINE), args.output, facts)
+    Report("From probabilities to label map and scores", args.output).show(summary(seconds, BASELINE), facts)
 
 
 def scores(predicted: torch.Tensor, reference: torch.Tensor) -> list[float]:

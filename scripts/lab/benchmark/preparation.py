@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time `panet segment --prepare` on the CPU: each step of the preparation, and the whole command."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 import tempfile

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time training by one process and by several: Gloo with one thread each on a CPU, NCCL with one GPU each."""
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import os
@@ -17,7 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from scripts.data.datalist import labeled_items
-from scripts.lab.benchmark.measure import cases_of, device_name, positive, report
+from scripts.lab.benchmark.measure import Report, add_device, cases_of, positive
 from scripts.lab.bundle_run import workflow_arguments
 from scripts.utils.errors import InputError
 from scripts.utils.files import BUNDLE_ROOT, save_json
@@ -29,9 +27,7 @@ NAMES = ("train.json", "train_cached.yaml", "multi_gpu_train.json")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
     gpus = torch.cuda.device_count()
-    parser.add_argument(
-        "--device", type=device_name, default="cuda" if gpus else "cpu", help="torch device (default: %(default)s)"
-    )
+    add_device(parser)
     default = list(range(1, gpus + 1)) if gpus else [1, 2]
     parser.add_argument(
         "--ranks", type=positive, nargs="+", default=default, help="numbers of processes (default: %(default)s)"
@@ -78,7 +74,8 @@ def run(args: argparse.Namespace) -> None:
             row["times_faster"] = rows[0]["median_s"] / row["median_s"]
     backend = "nccl" if torch.device(args.device).type == "cuda" else "gloo, one thread a process"
     facts: dict[str, Any] = {"backend": backend, "samples an epoch": args.cases, "configurations": " + ".join(NAMES)}
-    report(f"Seconds of an epoch of {args.cases} samples, patch of {args.size}^3", rows, args.output, facts)
+    title = f"Seconds of an epoch of {args.cases} samples, patch of {args.size}^3"
+    Report(title, args.output).show(rows, facts)
 
 
 def epoch_times(args: argparse.Namespace, ranks: int, cohort: Path, datalist: Path, folder: Path) -> list[float]:

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time the metrics of an evaluation, case by case, on predictions with many false lesions."""
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import tempfile
@@ -14,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.metrics import CumulativeIterationMetric, DiceMetric
+from monai.metrics import CumulativeIterationMetric, DiceMetric, SurfaceDiceMetric
 from rich.console import Console
 from scipy import ndimage
 from scripts.brats import REGIONS
@@ -22,8 +20,7 @@ from scripts.data.datalist import labeled_items
 from scripts.data.images import read_image, voxels_of
 from scripts.data.regions import labels_to_regions
 from scripts.data.transforms import CropToLesiond
-from scripts.lab.benchmark.case import phantom
-from scripts.lab.benchmark.measure import positive, report
+from scripts.lab.benchmark.measure import Report, cases_of, positive
 from scripts.scores.lesion_wise import LesionWiseScores
 from scripts.scores.metrics import BratsHausdorffDistance95, SensitivitySpecificity, SurfaceDice
 from scripts.utils.errors import InputError
@@ -33,6 +30,7 @@ METRICS: dict[str, CumulativeIterationMetric] = {
     "HD95": BratsHausdorffDistance95(),
     "sensitivity and specificity": SensitivitySpecificity(),
     "surface Dice at 0.5 and 1 mm": SurfaceDice([0.5, 1.0]),
+    "MONAI's surface Dice at one voxel": SurfaceDiceMetric([1.0] * len(REGIONS), use_subvoxels=True),
     "lesion-wise Dice and HD95": LesionWiseScores(),
 }
 
@@ -51,7 +49,8 @@ def run(args: argparse.Namespace) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in METRICS}
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory() as folder:
-        for number, (pred, label) in enumerate(pairs(args.dataset_dir or phantom(Path(folder)), args.specks), 1):
+        cohort = args.dataset_dir or cases_of(Path(folder) / "cohort", 1, console)
+        for number, (pred, label) in enumerate(pairs(cohort, args.specks), 1):
             for name, metric in METRICS.items():
                 # Processor seconds are the same while other work disturbs the machine.
                 start = time.process_time()
@@ -62,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
         {"name": name, "median_s": statistics.median(values), "max_s": max(values), "cases": len(values)}
         for name, values in seconds.items()
     ]
-    report("Processor seconds of each metric for a case", rows, args.output, {"specks": args.specks})
+    Report("Processor seconds of each metric for a case", args.output).show(rows, {"specks": args.specks})
 
 
 def pairs(dataset_dir: Path, specks: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time training steps and epochs: the authors' way against this bundle, and their share of the device's rate."""
 
-from __future__ import annotations
-
 import argparse
 import gc
 import itertools
@@ -24,8 +22,8 @@ from scripts.lab.benchmark.measure import (
     OwnProcess,
     Report,
     add_channels,
+    add_device,
     cases_of,
-    device_name,
     positive,
     summary,
     time_side_by_side,
@@ -73,12 +71,7 @@ CPU_STEPS: dict[str, dict[str, Any]] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
-    parser.add_argument(
-        "--device",
-        type=device_name,
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="torch device (default: %(default)s)",
-    )
+    add_device(parser)
     parser.add_argument("--size", type=positive, default=128, help="edge of the patch (default: %(default)s)")
     add_channels(parser)
     parser.add_argument("--steps", type=positive, default=10, help="steps in each run (default: %(default)s)")
@@ -106,19 +99,23 @@ def run(args: argparse.Namespace) -> None:
     """Time all candidates and report the results."""
     console = Console(stderr=True)
     device = torch.device(args.device)
-    rate = matrix_product_rate(device)
-    flops = step_flops(args.channels, args.size)
     on_gpu = device.type == "cuda"
-    all_steps, baseline = (STEPS, BASELINE) if on_gpu else (CPU_STEPS, CPU_BASELINE)
+    all_steps = STEPS if on_gpu else CPU_STEPS
     if unknown := set(args.only or ()) - set(all_steps):
         raise InputError(f"--only {', '.join(sorted(unknown))}: name some of {'; '.join(all_steps)}.")
     chosen = {name: more for name, more in all_steps.items() if not (args.no_compile and more.get("compile"))}
     if args.only:
         chosen = {name: chosen[name] for name in args.only if name in chosen}
-        baseline = args.only[0]
     if not on_gpu and not computes_in(device, "bfloat16"):
         console.print("bfloat16: left out, since this processor emulates it, which takes minutes", highlight=False)
         chosen = {name: more for name, more in chosen.items() if not more["amp"]}
+    if not chosen:
+        raise InputError(f"--only {', '.join(args.only)}: all of these are left out here; name others.")
+    if args.samples and all("batch_size" in more for more in chosen.values()):
+        raise InputError("--only: epochs are timed with single samples; name another way too, or give --samples 0.")
+    baseline = next(iter(chosen))
+    rate = matrix_product_rate(device)
+    flops = step_flops(args.channels, args.size)
     report = Report(f"Seconds of a training step per sample, {device}, patch of {args.size}^3", args.output)
     memory: dict[str, float | None] = {}
     candidates: dict[str, Callable[[], None]] = {}

@@ -7,8 +7,6 @@ results of each step, and ``gpu_check.json``, which says what ran where. The fil
 few seconds within a step, so what has been measured is kept whatever happens.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

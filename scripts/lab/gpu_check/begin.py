@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check that all packages are there, that the device computes, and that loader processes hand over their samples."""
 
-from __future__ import annotations
-
 import importlib
 import shutil
 from collections.abc import Sequence

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Say in which kernels the time of a full-size training step goes (torch.profiler)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

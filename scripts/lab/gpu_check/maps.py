@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compare a device with the CPU: label maps by the starter weights, and logits of the full-size network."""
 
-from __future__ import annotations
-
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.bundle import ConfigWorkflow
 from monai.metrics import compute_dice
 from scripts import command
 from scripts.data.datalist import unlabeled_items
@@ -21,9 +18,10 @@ from scripts.data.regions import labels_to_regions
 from scripts.lab.benchmark.cohort import subset
 from scripts.lab.benchmark.measure import Report, peak_gb, reset_peak
 from scripts.lab.gpu_check.options import parse
+from scripts.lab.gpu_check.runs import timed
 from scripts.networks import PriorAttentionNet
 from scripts.utils.errors import InputError
-from scripts.utils.files import BUNDLE_ROOT, CONFIGS
+from scripts.utils.files import BUNDLE_ROOT
 from scripts.utils.literals import literal
 from scripts.utils.machine import computes_in
 from scripts.utils.tensors import save_torch
@@ -49,7 +47,7 @@ FULL_WIDTH: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compare everything, then return 1 if something differs too much."""
+    """Compare everything, then raise an InputError if something differs too much."""
     args = parse(
         "maps", __doc__, argv, "folder of two cases or more", "one case, small windows, and a small network for full"
     )
@@ -106,17 +104,7 @@ def maps(
         The regions of each case, (4, *size), and the seconds and the peak memory of the run.
     """
     place = {"dataset_dir": folder / "cases", "output_dir": folder / "maps", "bundle_root": BUNDLE_ROOT}
-    given = {"device": device, "overwrite": True, **settings}
-    given |= {key: literal(str(path)) for key, path in place.items()}
-    reset_peak()
-    start = time.perf_counter()
-    workflow = ConfigWorkflow(
-        [str(CONFIGS / name) for name in names], workflow_type="infer", logging_file=False, **given
-    )
-    workflow.initialize()
-    workflow.run()
-    workflow.finalize()
-    facts = {"seconds": time.perf_counter() - start, "peak_gb": peak_gb()}
+    facts = timed(names, {"device": device, "overwrite": True, **settings}, place)
     found = {}
     for item in unlabeled_items(folder / "cases"):
         path = folder / "maps" / f"{item['case']}.nii.gz"

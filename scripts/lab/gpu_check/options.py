@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The options that steps of the GPU check share."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Take two training steps in a group of one process, with the normalization and the wrapper of several."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path

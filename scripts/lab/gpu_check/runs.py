@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a small network as users do: with validation, resumed, in float16 and from the cache; then evaluate it."""
 
-from __future__ import annotations
-
 import csv
 import tempfile
 import time

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write a cohort of synthetic patients in the layout of BraTS 2020: `python -m scripts.lab.phantoms OUT`."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

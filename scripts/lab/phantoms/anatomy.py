@@ -7,8 +7,6 @@ brain. The fields are interpolated to 1 mm and only then cut into tissues, which
 Coordinates are millimeters from the center of the box: x to the left, y to the front, z up.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 from collections.abc import Sequence
@@ -196,10 +194,7 @@ def shape_head(rng: np.random.Generator) -> Head:
     for face in range(3):  # everything beyond the grid is outside
         np.moveaxis(wide, face, 0)[[0, -1]] = False
     closed = ndimage.distance_transform_edt(wide, sampling=STEP) > 5
-    signed = ndimage.distance_transform_edt(closed, sampling=STEP) - ndimage.distance_transform_edt(
-        ~closed, sampling=STEP
-    )
-    brain = ndimage.gaussian_filter(signed.astype(np.float32), 0.8)
+    brain = ndimage.gaussian_filter(signed_distance(closed, STEP), 0.8)
     return Head(point, brain, cerebrum, lobe, cerebellum, stem)
 
 
@@ -397,13 +392,11 @@ def smallest(score: Float, allowed: Mask, count: float) -> Mask:
     return chosen
 
 
-def largest(region: Mask) -> Mask:
-    """The largest 26-connected part of a region."""
-    parts, _ = ndimage.label(region, np.ones((3, 3, 3)))
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    result: Mask = (parts == sizes.argmax()) & region
-    return result
+def signed_distance(mask: Mask, step: float) -> Float:
+    """Distance from the surface of a mask, mm, positive inside."""
+    inside = ndimage.distance_transform_edt(mask, sampling=step)
+    distance: Float = (inside - ndimage.distance_transform_edt(~mask, sampling=step)).astype(np.float32)
+    return distance
 
 
 # ------------------------------------------------------------------------------- normal tissue that looks like tumor

@@ -7,13 +7,9 @@ The phantoms stand in for the real cohort when no data are at hand. Every patien
 of workers.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -42,7 +38,6 @@ from scripts.lab.phantoms.anatomy import (
     draw_vessels,
     grid_points,
     grow_tissue,
-    largest,
     lay_ventricles,
     log_uniform,
     only_largest,
@@ -54,17 +49,17 @@ from scripts.lab.phantoms.anatomy import (
 )
 from scripts.lab.phantoms.template import load_template
 from scripts.lab.phantoms.variety import make_varied_patient
+from scripts.preparation.pose import AFFINE
+from scripts.preparation.pose import SHAPE as GRID
+from scripts.scores.volumetry import connected_lesions
 from scripts.utils.errors import InputError
+from scripts.utils.files import replacing, save_json
 
 Int16 = npt.NDArray[np.int16]
 Images = dict[str, Int16]  # the keys are modalities
 
 # The random numbers of the modalities are drawn in this order, which is part of the generator's version.
 MODALITIES = ("t1", "t1ce", "t2", "flair")
-GRID = (240, 240, 155)
-AFFINE: npt.NDArray[np.float64] = np.array(
-    [[-1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 239.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]]
-)
 COHORT_FOLDER = "MICCAI_BraTS2020_TrainingData"
 MANIFEST = "phantoms.json"
 
@@ -90,7 +85,7 @@ LEVELS = {
     "demo": Difficulty("demo", (15.0, 150.0), 1.0, 0.035, 0.09, 0.7, 0.9, 3, 0.45),
     "hard": Difficulty("hard", (10.0, 90.0), 0.8, 0.07, 0.14, 1.1, 1.3, 2, 0.45),
 }
-# The images of varied phantoms are drawn in another way, see phantom_variety.py.
+# The images of varied phantoms are drawn in another way, see variety.py.
 VARIED = "varied"
 VARIED_TEMPLATE = "varied_template"
 DIFFICULTIES = (*LEVELS, VARIED, VARIED_TEMPLATE)
@@ -157,13 +152,13 @@ def grow_lesions(
             tissue.cerebrum[window] > 0.5
         )
         core = smallest(core_score + 14 * other, solid, lesion.volume * lesion.core)
-        core = largest(ndimage.binary_opening(core))
+        core = connected_lesions(ndimage.binary_opening(core)) == 1
         barrier = radius * (0.28 * tissue.gray[window] + 1.2 * hard)
         free: Mask = solid & (tissue.csf[window] < 0.5) | core
         for strength in (1.0, 0.4, 0.0):  # edema that cortex confines breaks through at a lower strength
             score = np.where(core, -1, spread + np.float32(strength) * barrier + 25 * other).astype(np.float32)
             spill = ndimage.gaussian_filter(smallest(score, free, lesion.volume).astype(np.float32), 1.2) > 0.5
-            whole = largest(spill & free | core)
+            whole = connected_lesions(spill & free | core) == 1
             if whole.sum() > 0.8 * lesion.volume:
                 break
         inner = core_score * np.exp(0.35 * medium[window] + 0.12 * fine[window])
@@ -387,7 +382,7 @@ def write_case(parent: Path, seed: int, index: int, difficulty: str, size: Seque
     """Make one patient and put its folder into `parent`. The folder appears only when it is complete.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: a file cannot be written; a WriteError where the folder cannot be made or its disk is full.
         ValueError: as in `make_patient`.
     """
     final = parent / phantom_name(index)
@@ -395,16 +390,12 @@ def write_case(parent: Path, seed: int, index: int, difficulty: str, size: Seque
     if tuple(size) != GRID:
         images = {name: resized(image, size, order=1) for name, image in images.items()}
         labels = resized(labels, size, order=0)
-    partial = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=".partial", dir=parent))
-    try:
-        partial.chmod(0o755)  # mkdtemp makes a folder that only its owner can read
+    with replacing(final) as folder:
+        folder.mkdir()
         for path, volume in zip(_case_files(final).values(), (*images.values(), labels), strict=True):
-            write_volume(partial / path.name, volume)
+            write_volume(folder / path.name, volume)
         if final.exists():  # this is an incomplete case from before
             shutil.rmtree(final)
-        os.replace(partial, final)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return final
 
 
@@ -412,10 +403,7 @@ def _write_manifest(out: Path, seed: int, difficulty: str, size: Sequence[int]) 
     parent = out / COHORT_FOLDER
     cases = sorted(p.name for p in parent.glob("BraTS20_Training_*") if _is_complete(p))
     kind = {"version": GENERATOR_VERSIONS[difficulty], "seed": seed, "difficulty": difficulty, "size": list(size)}
-    content = {**kind, "cases": cases}
-    partial = out / f".{MANIFEST}.{os.getpid()}.partial"
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, out / MANIFEST)
+    save_json({**kind, "cases": cases}, out / MANIFEST)
 
 
 def check_cohort(out: Path, seed: int, difficulty: str, size: Sequence[int] = GRID) -> None:
@@ -472,7 +460,7 @@ def write_cohort(
     out.mkdir(parents=True, exist_ok=True)
     _write_manifest(out, seed, difficulty, size)
     parent.mkdir(exist_ok=True)
-    for leftover in parent.glob(".BraTS20_Training_*.partial"):  # a run that was killed left them
+    for leftover in parent.glob(".BraTS20_Training_*"):  # a run that was killed left them
         shutil.rmtree(leftover)
     todo = missing_cases(out, cases)
     try:

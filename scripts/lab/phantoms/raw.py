@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Phantoms as a scanner would give them: a head around the brain, and a grid and a place for each sequence."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

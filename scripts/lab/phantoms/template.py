@@ -13,8 +13,6 @@ imported, and none of it comes with this bundle. The template has terms of its o
     without express or implied warranty.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 from dataclasses import dataclass
@@ -36,6 +34,7 @@ from scripts.lab.phantoms.anatomy import (
     grid_points,
     push_aside,
     ramp,
+    signed_distance,
     smooth_noise,
     upsample,
 )
@@ -88,13 +87,6 @@ def load_template() -> Template:
         affine = image.affine
     brain = np.asarray(ndimage.binary_fill_holes(volumes[2] > 0), dtype=np.float32)
     return Template(volumes[0], volumes[1], brain, affine)
-
-
-def signed_distance(mask: Mask, step: float) -> Float:
-    """Distance from the surface of a mask, mm, positive inside."""
-    inside = ndimage.distance_transform_edt(mask, sampling=step)
-    distance: Float = (inside - ndimage.distance_transform_edt(~mask, sampling=step)).astype(np.float32)
-    return distance
 
 
 def shape_template(rng: np.random.Generator, template: Template) -> Head:

@@ -16,8 +16,6 @@ The anatomy is that of the other phantoms, or a template's. Tumors and images ar
 - The skull-stripping leaves bright rests, or takes away a part of the brain.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,7 +36,6 @@ from scripts.lab.phantoms.anatomy import (
     draw_place,
     draw_vessels,
     grow_tissue,
-    largest,
     lay_ventricles,
     log_uniform,
     only_largest,
@@ -50,6 +47,7 @@ from scripts.lab.phantoms.anatomy import (
     window_around,
 )
 from scripts.lab.phantoms.template import Template, shape_template, template_tissue
+from scripts.scores.volumetry import connected_lesions
 
 Range = tuple[float, float]
 Labels = npt.NDArray[np.uint8]
@@ -151,14 +149,14 @@ def grow_tumor(rng: np.random.Generator, tissue: Tissue, tumor: Tumor) -> Labels
         other = np.maximum(-np.sign(lesion.center[0]) * tissue.across[window], 0)
         solid: Mask = tissue.brain[window] & (tissue.ventricle[window] < 0) & (tissue.depth[window] > 0.5)
         core_score = far * np.exp(rough * ripple + 0.06 * rough * fine[window]) + 14 * other
-        core = largest(ndimage.binary_opening(smallest(core_score, solid, lesion.volume * lesion.core)))
+        core = connected_lesions(ndimage.binary_opening(smallest(core_score, solid, lesion.volume * lesion.core))) == 1
         hard = np.maximum(tissue.csf[window], np.where(tissue.ventricle[window] > -0.5, 1, 0))
         barrier = radius * np.float32(stopped) * (0.7 * tissue.gray[window] + 2.5 * hard)
         spread = far * np.exp(frayed * ripple) + radius * (0.08 * fine[window]) + barrier + 25 * other
         score = np.where(core, -1, spread).astype(np.float32)
         free: Mask = (solid & (tissue.csf[window] < 0.6)) | core
         spill = ndimage.gaussian_filter(smallest(score, free, lesion.volume).astype(np.float32), 1.0) > 0.5
-        whole = largest((spill & free) | core)
+        whole = connected_lesions((spill & free) | core) == 1
         enhancing = _enhancing(rng, tumor.kind, lesion, core, medium[window], fine[window])
         part = labels[window]
         part[whole & (part == 0)] = EDEMA_LABEL

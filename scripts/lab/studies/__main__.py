@@ -6,8 +6,6 @@ Each run is a training and an evaluation by the bundle's own workflows. The comm
 finished runs are kept, and a training that was stopped goes on from its last whole epoch.
 """
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

@@ -6,8 +6,6 @@ The folder of a study holds, for each run, the folder ``runs/<run>`` of its trai
 what its processes print, ``runs/<run>.log``.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -23,6 +21,7 @@ from scripts.training.training_state import STATE_FILES
 from scripts.utils.errors import InputError
 from scripts.utils.files import file_checksum, read_json, save_json
 from scripts.utils.machine import processors
+from scripts.utils.progress import duration
 
 UNSEEN = "evaluation_unseen"
 # Seconds between two looks at the running processes.
@@ -202,7 +201,7 @@ def execute(jobs: Sequence[Job], at_once: int, lock: IO[str]) -> list[Job]:
                         f"{job.seconds('training'):.0f} s of training, {job.seconds('evaluation'):.0f} s of evaluation"
                     )
                     left = seconds_left(jobs, [entry[0] for entry in running], failed, at_once)
-                    say(f"{job.run.name}: finished ({taken}). {done} of {len(jobs)} runs; {minutes(left)} left.")
+                    say(f"{job.run.name}: finished ({taken}). {done} of {len(jobs)} runs; {duration(left)} left.")
                 else:
                     running.append(start(job, environment, lock))
     finally:
@@ -264,19 +263,6 @@ def seconds_left(jobs: Sequence[Job], running: Sequence[Job], failed: Sequence[J
             )
         left += max(expected - done, 0.0)
     return left / at_once
-
-
-def minutes(seconds: float) -> str:
-    """A time for readers.
-
-    Example:
-        >>> minutes(600), minutes(60), minutes(7500)
-        ('about 10 minutes', 'about 1 minute', 'about 2 h 5 min')
-    """
-    total = round(seconds / 60)
-    if total >= 120:
-        return f"about {total // 60} h {total % 60} min"
-    return f"about {total} minute{'s' * (total != 1)}"
 
 
 def say(line: str) -> None:

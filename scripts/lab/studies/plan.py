@@ -16,11 +16,9 @@ A study's file is no overlay of MONAI's configurations. It holds these keys::
       - {name: panet, title: PANet, seeds: [0, 1, 2], overlays: [], settings: {}}
 """
 
-from __future__ import annotations
-
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,17 +55,9 @@ NAME = re.compile(r"[a-z0-9_]+")
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the study's table.
+    """One row of the study's table. Its overlays follow those of the study, and its settings replace the study's."""
 
-    Attributes:
-        name: the name, of small letters, digits and underscores. It is part of the names of folders.
-        title: the name for readers.
-        overlays: names of overlays in ``configs/``, which follow those of the study.
-        settings: settings by their keys. They replace those of the study.
-        seeds: seeds of the runs.
-    """
-
-    name: str
+    name: str  # of small letters, digits and underscores, for names of folders
     title: str
     overlays: tuple[str, ...]
     settings: dict[str, Any]
@@ -76,26 +66,14 @@ class Variant:
 
 @dataclass(frozen=True)
 class Study:
-    """The content of a study's file.
-
-    Attributes:
-        path: the file.
-        phantoms: difficulty, number and seed of the phantoms to make; None if the patients are the user's.
-        training: number of patients to train on; None if there are folds.
-        validation: number of patients for the curves.
-        folds: number of folds; None if there are none.
-        start: folder of the study whose weights the runs start from, or None.
-        overlays: names of overlays of all variants.
-        settings: settings of all variants.
-        variants: the variants. The others are compared with the first one.
-    """
+    """The content of a study's file. The first variant is the one that the others are compared with."""
 
     path: Path
-    phantoms: dict[str, Any] | None
-    training: int | None
-    validation: int
+    phantoms: dict[str, Any] | None  # None if the patients are the user's
+    training: int | None  # number of patients; None if there are folds
+    validation: int  # number of patients for the curves
     folds: int | None
-    start: Path | None
+    start: Path | None  # folder of the study whose weights the runs start from
     overlays: tuple[str, ...]
     settings: dict[str, Any]
     variants: tuple[Variant, ...]
@@ -103,16 +81,9 @@ class Study:
 
 @dataclass(frozen=True)
 class Part:
-    """A division of the patients.
+    """A division of the patients. ``validation`` is for curves and chooses nothing; ``unseen`` is scored."""
 
-    Attributes:
-        name: "" if there is only one division; otherwise the fold, such as "_fold0".
-        training: entries of the patients to train on.
-        validation: entries of the patients for the curves; no run is chosen by them.
-        unseen: entries of the patients that are scored.
-    """
-
-    name: str
+    name: str  # "" if there is only one division; otherwise the fold, such as "_fold0"
     training: Items
     validation: Items
     unseen: Items
@@ -300,12 +271,7 @@ def _settings(content: Any, path: Path, where: str) -> dict[str, Any]:
 
 
 def parts_of(study: Study, items: Items, dataset_dir: str | Path) -> list[Part]:
-    """Divide the patients of a study.
-
-    Args:
-        study: the study.
-        items: datalist entries of all labeled cases.
-        dataset_dir: folder of the cases.
+    """Divide the patients of a study, whose labeled cases are ``items``.
 
     Raises:
         InputError: there are too few cases, or a patient with several cases would be on both sides.
@@ -336,10 +302,7 @@ def runs_of(study: Study, parts: Sequence[Part]) -> list[Run]:
 
     The first seeds of all variants come first. So a study that is stopped early compares as many variants as possible.
     """
-    return list(_runs(study, parts))
-
-
-def _runs(study: Study, parts: Sequence[Part]) -> Iterator[Run]:
+    runs = []
     for number in range(max(len(variant.seeds) for variant in study.variants)):
         for part in parts:
             for variant in study.variants:
@@ -348,4 +311,5 @@ def _runs(study: Study, parts: Sequence[Part]) -> Iterator[Run]:
                     if not part.validation:
                         settings["val_interval"] = 0
                     overlays = (*study.overlays, *variant.overlays)
-                    yield Run(variant, variant.seeds[number], part, overlays, settings)
+                    runs.append(Run(variant, variant.seeds[number], part, overlays, settings))
+    return runs

@@ -2,11 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pictures of a study: validation Dice over samples, and Dice over operations."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scripts.pages.plots import style_axes
 from scripts.pages.runs import Curve
-from scripts.utils.files import replacing
 
 # Ten colors that can be told apart, and as many markers for those who cannot tell them.
 COLORS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9", "#8C564B", "#7F7F7F", "#9467BD",
 )  # fmt: skip
 MARKERS = "os^Dv<>Pph"
+DPI = 130
 # Least distance between two variants, as a share of the largest number of operations.
 STEP = 0.015
 # Least range of the Dice in a picture.
@@ -115,12 +112,6 @@ def beside(places: Sequence[float], step: float) -> list[float]:
     for number in sorted(range(len(places)), key=lambda number: places[number]):
         moved[number] = last = max(places[number], last + step)
     return moved
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG file."""
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
 
 
 def _label(title: str, runs: int) -> str:

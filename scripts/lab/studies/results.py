@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables of a study: one row for each run, and one for each variant."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,8 +14,9 @@ from scripts.brats import REGIONS
 from scripts.lab.complexity import flops, parameters
 from scripts.lab.studies.execution import Job
 from scripts.lab.studies.plan import Study
-from scripts.lab.studies.plots import Line, Point, curves_figure, flops_figure, save_figure
+from scripts.lab.studies.plots import DPI, Line, Point, curves_figure, flops_figure
 from scripts.pages.runs import SCORES_FILE, Curve, read_curves, read_run
+from scripts.pictures.figure import save_figure
 from scripts.scores.paired import UNKNOWN, Scores, paired, read_scores
 from scripts.utils.errors import InputError
 from scripts.utils.files import BUNDLE_ROOT, CONFIGS, save_csv, save_text
@@ -73,12 +72,7 @@ def read_result(job: Job) -> Result:
 
 
 def complexity(overlays: Sequence[str], settings: Mapping[str, Any]) -> tuple[int, int]:
-    """Number of parameters of a variant's network, and of floating-point operations (FLOPs) for one window.
-
-    Args:
-        overlays: names of overlays over ``train.json``.
-        settings: settings by their keys.
-    """
+    """Number of parameters of a variant's network, and of floating-point operations (FLOPs) for one window."""
     parser = ConfigParser()
     parser.read_config([str(CONFIGS / name) for name in ("train.json", *overlays)])
     parser.update({"bundle_root": literal(str(BUNDLE_ROOT)), **settings})
@@ -121,11 +115,6 @@ def differences(seeds: Mapping[int, Scores], others: Mapping[int, Scores]) -> di
 def write_results(study: Study, jobs: Sequence[Job], folder: Path) -> list[Path]:
     """Write the tables and the plots of the finished runs.
 
-    Args:
-        study: the study.
-        jobs: its finished runs.
-        folder: where the files go.
-
     Returns:
         The written files; none if no run is finished.
 
@@ -148,12 +137,12 @@ def write_results(study: Study, jobs: Sequence[Job], folder: Path) -> list[Path]
         Point(titles[name], rows[name]["flops"] / 1e9, [_mean_of(seed, "dice") for seed in by_seed(found).values()])
         for name, found in grouped.items()
     ]
-    save_figure(flops_figure(points), paths[3])
+    save_figure(flops_figure(points), paths[3], DPI)
     # Without validation there is no curve.
     lines = [Line(titles[name], [r.curve for r in found if r.curve[0]]) for name, found in grouped.items()]
     if lines := [line for line in lines if line.curves]:
         paths.append(folder / "curves.png")
-        save_figure(curves_figure(lines), paths[-1])
+        save_figure(curves_figure(lines), paths[-1], DPI)
     return paths
 
 

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmark compares like with like: all ways draw the same samples and differ in the deformation alone."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

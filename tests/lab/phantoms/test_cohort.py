@@ -276,7 +276,7 @@ def test_failed_write_leaves_no_case(tmp_path, monkeypatch):
     monkeypatch.setattr(phantom, "write_volume", real)
     broken = out / COHORT_FOLDER / phantom.phantom_name(1)
     broken.mkdir()
-    (out / COHORT_FOLDER / f".{broken.name}.killed.partial").mkdir()
+    (out / COHORT_FOLDER / f".{broken.name}.killed").mkdir()
     assert make_phantoms.main([str(out), "--cases", "2", "--workers", "1"]) == 0
     assert sorted(path.name for path in broken.parent.iterdir()) == [broken.name, phantom.phantom_name(2)]
     assert len(list(broken.iterdir())) == 5

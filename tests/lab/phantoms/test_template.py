@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Varied phantoms on a deformed template: the anatomy of a brain, and one line where the template is absent."""
 
-from __future__ import annotations
-
 import importlib.util
 
 import numpy as np

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Varied phantoms: valid cases by their seed alone, tumors of every kind, and artifacts that do what they say."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from scipy import ndimage

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The runs of a study: their records, their commands and the time that is left."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The file of a study: what it gives, and what is refused in one line before anything runs."""
 
-from __future__ import annotations
-
 import pytest
 import yaml
 from scripts.lab.studies.plan import parts_of, read_study, runs_of

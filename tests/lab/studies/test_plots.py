@@ -2,11 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pictures of a study show the numbers that they are given."""
 
-from __future__ import annotations
-
 import numpy as np
 from PIL import Image
-from scripts.lab.studies.plots import Line, Point, curves_figure, flops_figure, save_figure
+from scripts.lab.studies.plots import DPI, Line, Point, curves_figure, flops_figure
+from scripts.pictures.figure import save_figure
 
 
 def test_a_curve_is_the_mean_of_its_runs_over_samples():
@@ -28,7 +27,7 @@ def test_a_point_is_the_mean_of_its_runs_over_operations(tmp_path):
     assert list(runs.get_ydata()) == [0.5, 0.75]
     # Two variants of the same number of operations stand beside each other.
     assert list(unet.get_xdata()) == [10.3] and list(more.get_xdata()) == [20.0]
-    save_figure(figure, tmp_path / "picture.png")
+    save_figure(figure, tmp_path / "picture.png", DPI)
     assert Image.open(tmp_path / "picture.png").size[0] > 1000
 
 

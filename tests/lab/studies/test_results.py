@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tables of a study, on scores that are known."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command of a study, on tiny cases: run, stopped and continued, run again, and refused."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os
@@ -52,7 +50,7 @@ def whole(small_cohort, tmp_path_factory) -> Path:
     done = command("scripts.lab.studies", written(folder), *options, "--jobs", "2", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[0] == "24 samples a run: 12 epochs of 2 cases."
-    assert "panet_seed0: finished (" in done.stdout and "2 of 2 runs; about 0 minutes left." in done.stdout
+    assert "panet_seed0: finished (" in done.stdout and "2 of 2 runs; 0 s left." in done.stdout
     return folder / "out"
 
 
