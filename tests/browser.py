@@ -29,7 +29,7 @@ OPTIONS = (
     "--enable-unsafe-swiftshader",
     "--remote-debugging-pipe",
 )
-WAIT_S = 60
+WAIT_S = 300
 
 
 class Browser:

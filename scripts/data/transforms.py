@@ -24,6 +24,8 @@ from scripts.utils.errors import InputError
 
 # Key in the metadata of a map that was cut: the number of voxels of the grid from which it was cut.
 GRID_VOXELS = "grid_voxels"
+# Key of the volume in ml of the doubtful tumors that the post-processing has removed.
+REMOVED_ML = "removed_ml"
 
 
 class BrainSpacingd(Spacingd):
@@ -179,7 +181,7 @@ class RequireFinited(MapTransform):
 class ProbabilitiesToLabelMapd(MapTransform):
     """Turn probabilities, (4, *size), into a BraTS label map, uint8 of shape (1, *size): the post-processing.
 
-    The label map is on the CPU, wherever the probabilities are.
+    The label map is on the CPU, wherever the probabilities are. ``REMOVED_ML`` is set if a doubtful tumor was removed.
 
     Args:
         keys: keys of probabilities. Their affines give the volume of a voxel; without an affine it is 1 mm^3.
@@ -217,8 +219,10 @@ class ProbabilitiesToLabelMapd(MapTransform):
             # tumor is judged.
             regions = probabilities_to_regions(item[key], self.exclusive).cpu()
             regions = without_small_components(regions, limits["min_component_mm3"] / voxel)
-            regions = without_doubtful_tumors(regions, item[key], limits["min_tumor_probability"], self.exclusive)
-            regions = without_small_et(regions, limits["min_et_mm3"] / voxel, limits["et_per_component"])
+            sure = without_doubtful_tumors(regions, item[key], limits["min_tumor_probability"], self.exclusive)
+            if removed := int((sure[ET_CHANNEL:] != regions[ET_CHANNEL:]).any(0).sum()):
+                item[REMOVED_ML] = removed * voxel_mm3(item[key]) / 1000
+            regions = without_small_et(sure, limits["min_et_mm3"] / voxel, limits["et_per_component"])
             item[key] = regions_to_labels(regions, self.et_label, self.edema_last)
         return item
 

@@ -15,7 +15,6 @@ from ignite.engine import Events
 from monai.engines.workflow import Workflow
 from monai.transforms import Compose
 from scripts.inference.failures import CASE_ERRORS, CaseFailures, case_of
-from scripts.scores.certainty import SIGNS
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +83,7 @@ class BackgroundCompose(Compose):
             try:
                 with self.on_own_stream(case, ready):
                     done = super().__call__(case)
-                self.failures.end(case_of(case), None, done.get(SIGNS, {}) if isinstance(done, dict) else {})
+                self.failures.end(case_of(case), None, done if isinstance(done, dict) else {})
             except CASE_ERRORS as error:
                 memory_was_short = self.failures.add(case_of(case), error)
             if memory_was_short:

@@ -3,7 +3,7 @@
 """Cases that fail in the middle of a run. The others are done, and the run says at its end which cases failed."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,9 +15,10 @@ from monai.engines import SupervisedEvaluator
 from monai.engines.workflow import Workflow
 from monai.handlers import IgniteMetricHandler, from_engine
 from scripts.data.cases import image_name
-from scripts.data.findings import warnings_by_case
+from scripts.data.findings import Finding, warnings_by_case
 from scripts.data.images import READ
 from scripts.data.inspection import CheckedCase, seen_before
+from scripts.data.transforms import REMOVED_ML
 from scripts.scores.certainty import SIGNS, Signs
 from scripts.utils.distributed import gathered, rank, world_size
 from scripts.utils.errors import InputError, WriteError, input_error_behind, one_line
@@ -37,6 +38,12 @@ REASON = "reason"
 CHECKED = "checked"
 # The key of its files with their checksums.
 INPUTS = "inputs"
+# From this volume on, removed tumors are told; there are many specks.
+TOLD_ML = 1.0
+REMOVED = (
+    "{case}: {ml:.1f} ml of tumor beside the largest one were removed, because the network is not sure of them "
+    "(thresholds#min_tumor_probability); maps of probabilities show where they were (panet: --probabilities)."
+)
 
 
 def case_of(item: Mapping[str, Any]) -> str:
@@ -93,8 +100,8 @@ class CaseFailures:
     and the evaluator goes on. At the end an error names the failed cases, and ``failed`` in ``run.json`` holds them
     with their reasons. The run ends at once if a file cannot be written, or an evaluation if every case has failed.
 
-    What was found in a case's files is told when its turn comes, and ``warnings`` in ``run.json`` holds it. A case with
-    the same image as an earlier one fails.
+    What was found in a case's files is told when its turn comes, and what an inference has removed as a doubtful tumor
+    when it is done; ``warnings`` in ``run.json`` holds both. A case with the same image as an earlier one fails.
 
     Args:
         output_dir: folder of the run.
@@ -157,7 +164,7 @@ class CaseFailures:
                 if self.records is None or self.records.begin(case, inputs):
                     output = engine._iteration(engine, batch)
                     if not self.in_background:
-                        self.end(case, read, output[0].get(SIGNS, {}))
+                        self.end(case, read, output[0])
                     return output
             except CASE_ERRORS as error:
                 memory_was_short = self.add(case, error)
@@ -166,10 +173,12 @@ class CaseFailures:
             torch.cuda.empty_cache()
         return []
 
-    def end(self, case: str, read: Any, signs: Signs) -> None:
-        """Note that a case is segmented; ``read`` has read its files, and ``signs`` say how certain its result is."""
+    def end(self, case: str, read: Any, output: Mapping[str, Any]) -> None:
+        """Note that a case is segmented; ``read`` has read its files, and ``output`` is that of the post-processing."""
         if self.records is not None:
-            self.records.end(case, read, signs)
+            if (removed := output.get(REMOVED_ML, 0)) >= TOLD_ML:
+                self._warn([Finding("doubtful tumor removed", case, REMOVED.format(case=case, ml=removed))])
+            self.records.end(case, read, output.get(SIGNS, {}))
         if self.finish is None:
             self._leave(case)
             return
@@ -204,15 +213,18 @@ class CaseFailures:
             finishing.result()
 
     def _tell(self, checked: CheckedCase) -> None:
-        for finding in dict.fromkeys(checked.findings):
+        self._warn(checked.findings)
+        if (twin := seen_before(checked, self.seen)) is not None:
+            raise InputError(twin.message, twin.kind)
+
+    def _warn(self, findings: Sequence[Finding]) -> None:
+        for finding in dict.fromkeys(findings):
             logger.warning("%s", finding.message)
-        if checked.findings:
-            for case, found in warnings_by_case(checked.findings).items():
+        if findings:
+            for case, found in warnings_by_case(findings).items():
                 known = self.warnings.setdefault(case, [])
                 known += [one for one in found if one not in known]
             self._record(warnings=self.warnings)
-        if (twin := seen_before(checked, self.seen)) is not None:
-            raise InputError(twin.message, twin.kind)
 
     def add(self, case: str, error: Exception) -> bool:
         """Note that ``case`` failed. The error of a file that cannot be written is raised.

@@ -34,6 +34,7 @@ from scripts.data.regions import (
     uncertainty,
 )
 from scripts.data.transforms import (
+    REMOVED_ML,
     BrainSpacingd,
     CropToLesiond,
     LabelsToRegionsd,
@@ -471,6 +472,15 @@ def test_the_probability_of_exclusive_classes_is_their_sum():
     thresholds = {**NONE, "min_tumor_probability": 0.8}
     found = ProbabilitiesToLabelMapd("x", thresholds, exclusive=True)({"x": probabilities})["x"]
     assert found.flatten().tolist() == [2, 2, 2, 0, 2, 2, 0, 0, 0]
+
+
+def test_the_volume_of_doubtful_tumors_is_told():
+    """3 of 5 voxels stay. The other two go as too small or as doubtful; only the latter is told, in ml."""
+    probabilities = torch.tensor([0.9, 0.9, 0.9, 0, 0.7, 0.7, 0, 0.6]).expand(4, 1, 1, 8)
+    item = {"x": MetaTensor(probabilities, affine=np.diag([10.0, 10, 20, 1]))}
+    limits = {**NONE, "min_component_mm3": 2001, "min_tumor_probability": 0.8}
+    assert ProbabilitiesToLabelMapd("x", limits)(item)[REMOVED_ML] == pytest.approx(4)
+    assert REMOVED_ML not in ProbabilitiesToLabelMapd("x", {**limits, "min_tumor_probability": 0.69})(item)
 
 
 # Small enhancing tumors.

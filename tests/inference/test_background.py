@@ -104,7 +104,7 @@ def test_the_next_case_begins_before_the_one_before_is_saved():
     def save(case):
         # Saving case 0 waits until case 1 has begun. Without overlap, it would wait forever.
         if case["case"] == 0:
-            assert second.wait(timeout=30)
+            assert second.wait(timeout=300)
         saved.append(case["case"])
 
     background = BackgroundCompose([save], CaseFailures("out"), waiting=2)
@@ -125,7 +125,7 @@ def test_the_next_case_begins_before_the_one_before_is_saved():
 @pytest.mark.parametrize("waiting", [1, 2, 3])
 def test_no_more_cases_wait_than_allowed(waiting):
     go_on = threading.Event()
-    engine, cases, forwards = pipeline(lambda case: go_on.wait(timeout=30), waiting, 20)
+    engine, cases, forwards = pipeline(lambda case: go_on.wait(timeout=300), waiting, 20)
     run = threading.Thread(target=engine.run, args=(cases,))
     run.start()
     while len(forwards) <= waiting and run.is_alive():
@@ -134,7 +134,7 @@ def test_no_more_cases_wait_than_allowed(waiting):
     time.sleep(0.2)
     assert forwards == list(range(waiting + 1))
     go_on.set()
-    run.join(timeout=30)
+    run.join(timeout=300)
     assert not run.is_alive() and len(forwards) == 20
 
 

@@ -365,7 +365,7 @@ def test_a_case_is_finished_while_the_next_is_segmented_and_no_more_than_one_wai
     failures, going, done = CaseFailures(tmp_path), threading.Event(), []
 
     def finish(case, read):
-        assert going.wait(10)
+        assert going.wait(300)
         done.append((case, read, threading.current_thread() is threading.main_thread()))
 
     failures.finish = finish
@@ -376,6 +376,27 @@ def test_a_case_is_finished_while_the_next_is_segmented_and_no_more_than_one_wai
     assert done[0] == ("p1", "files", False)
     failures.wait()
     assert ([case for case, *_ in done], failures.unfinished()) == (["p1", "p2"], 0)
+
+
+@pytest.mark.parametrize(
+    ("overlays", "edge", "told"), [([], 3, True), (["inference_pipelined.yaml"], 3, True), ([], 2, False)]
+)
+def test_removed_tumors_are_told_from_one_milliliter_on(overlays, edge, told, run, tmp_path, monkeypatch, caplog):
+    """The second tumor is a cube of 3 voxels of 4 mm: 1.728 ml; or of 2: 0.512 ml. Its probability is 0.73."""
+
+    def two_tumors(self, inputs, network, *args, **kwargs):
+        logits = torch.full((1, 4, *inputs.shape[2:]), -9.0)
+        logits[..., 2:8, 2:8, 2:8] = 3
+        logits[..., 12 : 12 + edge, 12 : 12 + edge, 12 : 12 + edge] = 1
+        return logits
+
+    monkeypatch.setattr(BrainWindowInferer, "__call__", two_tumors)
+    assert run(*overlays, num_workers=len(overlays), **{"thresholds#min_tumor_probability": 0.74}) is None
+    for case in CASES:
+        assert np.count_nonzero(voxels(tmp_path / "maps" / f"{case}.nii.gz")) == 6**3
+        warnings = [warning["text"] for warning in record(tmp_path / "maps")["warnings"][case]]
+        found = [text for text in warnings if text.startswith(f"{case}: 1.7 ml of tumor beside the largest one were ")]
+        assert len(found) == told and all(text in caplog.text for text in found)
 
 
 def test_an_error_in_finishing_fails_the_case_and_a_full_disk_ends_the_run(tmp_path):

@@ -116,7 +116,7 @@ def test_the_server_holds_the_weighted_mean_of_what_two_sites_trained(bundle, sm
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert {path.name for path in (tmp_path / "seen").iterdir()} == {"server", "site-1", "site-2"}

@@ -236,7 +236,7 @@ def test_two_processes_fill_one_cache(items, tmp_path):
     processes = [context.Process(target=fill, args=(items, tmp_path / "cache", start, results)) for _ in range(2)]
     for process in processes:
         process.start()
-    sums = [results.get(timeout=60) for _ in processes]
+    sums = [results.get(timeout=600) for _ in processes]
     for process in processes:
         process.join()
     plain = chain()

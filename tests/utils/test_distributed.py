@@ -107,7 +107,7 @@ def test_a_failure_on_one_rank_ends_all_with_its_message(small_cohort, tmp_path)
     done = torchrun([*files("train.json", "multi_gpu_train.json"), str(overlay)], tmp_path, **place, **TRAINING)
     assert done.returncode != 0
     assert "error: rank 1 has had enough; try again." in done.stderr
-    assert time.monotonic() - start < 120, "the other rank went on waiting"
+    assert time.monotonic() - start < 900, "the other rank went on waiting"
 
 
 def test_a_bad_loss_on_another_rank_keeps_rank_zero_from_writing(small_cohort, tmp_path):
