@@ -77,6 +77,8 @@ def check_kills(
     assert changes > number and whole
     for moment in np.linspace(1, changes, number).round().astype(int).tolist():
         clear()
-        assert ended(run(moment))[0] == -signal.SIGKILL
+        status, errors = ended(run(moment))
+        # Threads that wait for each other's locks may open them once more or less often.
+        assert status == -signal.SIGKILL or (status, moment) == (0, changes), errors
         assert ended(run(0)) == (0, "")
         assert found() == whole, f"change {moment} of {changes}"

@@ -96,10 +96,11 @@ def test_a_phantom_of_thin_slices_is_segmented_as_its_prepared_form(tmp_path):
 
 @pytest.mark.lab
 @pytest.mark.parametrize(
-    ("case", "bounds"), [("TCGA-FG-6692", {"WT": 0.855, "TC": 0.85, "ET": 0.82}), ("TCGA-DU-7294", {"WT": 0.887})]
+    ("case", "prepared_form"),
+    [("TCGA-FG-6692", {"WT": 0.875, "TC": 0.868, "ET": 0.92}), ("TCGA-DU-7294", {"WT": 0.926})],
 )
-def test_real_scans_as_acquired_are_segmented_as_well_as_their_prepared_form(case, bounds, tmp_path, monkeypatch):
-    """The prepared forms have WT 0.875 and 0.926, TC 0.868. The reference is the silver label, brought to T1ce."""
+def test_real_scans_as_acquired_are_segmented_as_well_as_their_prepared_form(case, prepared_form, tmp_path):
+    """The reference is the silver label, brought to T1ce. Processors differ by 0.01."""
     pytest.importorskip("picsl_greedy")
     folder = shared_data() / "raw" / case
     if not folder.is_dir():
@@ -122,9 +123,10 @@ def test_real_scans_as_acquired_are_segmented_as_well_as_their_prepared_form(cas
     silver, found = voxels(official / f"{case}_seg.nii.gz"), voxels(Path(result["label_map"]))
     regions = {"WT": (1, 2, 4), "TC": (1, 4), "ET": (4,)}
     reached = {
-        region: dice(np.isin(found, regions[region]), brought(np.isin(silver, regions[region]))) for region in bounds
+        region: dice(np.isin(found, regions[region]), brought(np.isin(silver, regions[region])))
+        for region in prepared_form
     }
-    assert all(reached[region] >= bound for region, bound in bounds.items()), reached
+    assert all(reached[region] >= score - 0.06 for region, score in prepared_form.items()), reached
     expected = result["expected_dice"]["WT"]
     assert expected["low"] <= reached["WT"] <= expected["high"]
     assert dice(inside, brought(own.voxels != 0)) >= 0.96
