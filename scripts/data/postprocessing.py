@@ -76,15 +76,16 @@ def without_small_components(regions: torch.Tensor, min_voxels: float) -> torch.
 
 def without_doubtful_tumors(
     regions: torch.Tensor, probabilities: torch.Tensor, min_mean: float, exclusive: bool = False
-) -> torch.Tensor:
-    """Regions without tumors beside a larger one whose mean probability is below ``min_mean``.
+) -> tuple[torch.Tensor, int]:
+    """Regions without doubtful tumors, and the number of voxels that these had.
 
-    A tumor is a connected component of all regions together, and its probability in a voxel is the highest of ET, TC
-    and WT, from ``probabilities`` as in ``probabilities_to_regions``. The largest tumor always stays. A network that
-    has seen few patients often takes bright spots far from the tumor for edema, large ones too, but is not sure of them
+    A tumor beside a larger one is doubtful if its mean probability is below ``min_mean``. A tumor is a connected
+    component of all regions together, and its probability in a voxel is the highest of ET, TC and WT, from
+    ``probabilities`` as in ``probabilities_to_regions``. The largest tumor always stays. A network that has
+    seen few patients often takes bright spots far from the tumor for edema, large ones too, but is not sure of them
     (docs/benchmarks/starter.md).
     """
-    regions = regions.clone()
+    regions, removed = regions.clone(), 0
     if min_mean > 0:
         box = lesion_box(regions[ET_CHANNEL:])
         inside = regions[(slice(ET_CHANNEL, None), *box)]
@@ -94,8 +95,10 @@ def without_doubtful_tumors(
             doubtful = ndimage.mean(np.asarray(highest), tumors, range(number + 1)) < min_mean
             largest = 1 + np.bincount(tumors.ravel())[1:].argmax()
             doubtful[[0, largest]] = False
-            inside[:, torch.as_tensor(doubtful[tumors], device=inside.device)] = 0
-    return regions
+            there = doubtful[tumors]
+            inside[:, torch.as_tensor(there, device=inside.device)] = 0
+            removed = int(there.sum())
+    return regions, removed
 
 
 def without_small_et(regions: torch.Tensor, min_voxels: float, per_component: bool = False) -> torch.Tensor:

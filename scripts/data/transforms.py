@@ -214,15 +214,17 @@ class ProbabilitiesToLabelMapd(MapTransform):
         """Convert the probabilities of one case."""
         item = dict(data)
         for key in self.key_iterator(item):
-            limits, voxel = self.thresholds, voxel_mm3(item[key]) / (1 - 1e-4)
+            limits, mm3 = self.thresholds, voxel_mm3(item[key])
+            voxel = mm3 / (1 - 1e-4)
             # All that follows is done on the host. A GPU gives it the regions, and probabilities only where a second
             # tumor is judged.
             regions = probabilities_to_regions(item[key], self.exclusive).cpu()
             regions = without_small_components(regions, limits["min_component_mm3"] / voxel)
-            sure = without_doubtful_tumors(regions, item[key], limits["min_tumor_probability"], self.exclusive)
-            if removed := int((sure[ET_CHANNEL:] != regions[ET_CHANNEL:]).any(0).sum()):
-                item[REMOVED_ML] = removed * voxel_mm3(item[key]) / 1000
-            regions = without_small_et(sure, limits["min_et_mm3"] / voxel, limits["et_per_component"])
+            least = limits["min_tumor_probability"]
+            regions, removed = without_doubtful_tumors(regions, item[key], least, self.exclusive)
+            if removed:
+                item[REMOVED_ML] = removed * mm3 / 1000
+            regions = without_small_et(regions, limits["min_et_mm3"] / voxel, limits["et_per_component"])
             item[key] = regions_to_labels(regions, self.et_label, self.edema_last)
         return item
 

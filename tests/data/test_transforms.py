@@ -443,21 +443,22 @@ def test_a_doubtful_tumor_goes_with_its_core_and_the_largest_stays_however_doubt
     # The highest of the three is 1 in 2 of the far tumor's 27 voxels and 0.73 in the others: 0.75 on average.
     probabilities = torch.as_tensor(np.stack([np.ones_like(far), far_core, far_core * 0.9, np.where(far, 0.73, 0.6)]))
     before = regions.clone()
-    out = without_doubtful_tumors(regions, probabilities, 0.7501)
+    out, removed = without_doubtful_tumors(regions, probabilities, 0.7501)
+    assert removed == far.sum()
     for channel, wanted in ((ET, core), (TC, core), (WT, tumor)):
         np.testing.assert_array_equal(np.asarray(out[channel], bool), wanted)
     assert torch.equal(regions, before)
     assert torch.equal(out.affine, before.affine)
     for least in (0, 0.6, 0.7499):
-        assert torch.equal(without_doubtful_tumors(regions, probabilities, least), regions)
-    assert torch.equal(without_doubtful_tumors(regions, probabilities, 1), out)
+        assert torch.equal(without_doubtful_tumors(regions, probabilities, least)[0], regions)
+    assert torch.equal(without_doubtful_tumors(regions, probabilities, 1)[0], out)
 
 
 def test_a_core_outside_the_whole_tumor_counts_as_a_part_of_it():
     wt, tc = box((4, 4, 4), (2, 2, 2)), box((4, 4, 4), (6, 2, 2))
     lone = box((2, 2, 2), (14, 14, 14))
     regions = regions_of(np.zeros_like(wt), tc | lone, wt)
-    out = without_doubtful_tumors(regions, torch.full((4, *wt.shape), 0.5), 0.9)
+    out, _ = without_doubtful_tumors(regions, torch.full((4, *wt.shape), 0.5), 0.9)
     np.testing.assert_array_equal(np.asarray(out[TC], bool), tc)
     np.testing.assert_array_equal(np.asarray(out[WT], bool), wt)
 
@@ -682,7 +683,7 @@ TRANSFORMS = {
 STEPS = {
     "regions to labels": regions_to_labels,
     "small components": lambda regions: without_small_components(regions, 1000),
-    "doubtful tumors": lambda regions: without_doubtful_tumors(regions, torch.zeros(regions.shape), 1),
+    "doubtful tumors": lambda regions: without_doubtful_tumors(regions, torch.zeros(regions.shape), 1)[0],
     "small ET": lambda regions: without_small_et(regions, 1000),
     "small ET by component": lambda regions: without_small_et(regions, 1000, per_component=True),
 }
